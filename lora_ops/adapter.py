@@ -1,0 +1,28 @@
+"""Adapter: one adapter file, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .layers import Layer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """The layers of a file by target, and everything else that stood in it.
+
+    Attributes:
+        layers: By target: a parameter's name without ``.weight``. Full differences of other
+            parameters keep the whole name (``….norm.bias``). The mapping may read lazily.
+        extras: Tensors that belong to no layer, by their key, as they are.
+        metadata: The file's string map.
+        format: How the file was named: kohya, comfy, peft or diffusers.
+    """
+
+    layers: Mapping[str, Layer]
+    extras: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    format: str

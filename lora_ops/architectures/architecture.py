@@ -1,0 +1,124 @@
+"""What an architecture is: how to know it, and what the tools of the trade call it. Data only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from .parameter import Parameter
+
+UNET = "diffusion_model."
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One axis of a parameter has one size; any parameter that fits the pattern will do."""
+
+    pattern: str
+    axis: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a model's parameters must be called and how large they must be.
+
+    Names are relative to ``root`` and may hold shell wildcards.
+    """
+
+    has_all: tuple[str, ...] = ()
+    has_any: tuple[str, ...] = ()
+    has_none: tuple[str, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    root: str = UNET
+
+    def holds(self, parameters: Mapping[str, Parameter]) -> bool:
+        """Whether all of it is true of these parameters, given by canonical name."""
+        return (
+            all(self._present(name, parameters) for name in self.has_all)
+            and (not self.has_any or any(self._present(name, parameters) for name in self.has_any))
+            and not any(self._present(name, parameters) for name in self.has_none)
+            and all(self._sized(size, parameters) for size in self.sizes)
+        )
+
+    def _present(self, pattern: str, parameters: Mapping[str, Parameter]) -> bool:
+        return any(True for _ in self._matching(pattern, parameters))
+
+    def _sized(self, size: Size, parameters: Mapping[str, Parameter]) -> bool:
+        return any(
+            len(parameter.shape) > size.axis and parameter.shape[size.axis] == size.size
+            for parameter in self._matching(size.pattern, parameters)
+        )
+
+    def _matching(self, pattern: str, parameters: Mapping[str, Parameter]) -> Iterable[Parameter]:
+        full = self.root + pattern
+        if "*" not in pattern:
+            return [parameters[full]] if full in parameters else []
+        return (value for name, value in parameters.items() if fnmatchcase(name, full))
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRule:
+    """How an adapter's module names tell the model: they are all an adapter has.
+
+    Attributes:
+        pattern: Regular expression, looked for in the module names without their prefix and with
+            underscores for dots, as all formats then agree.
+        width: Input features of the cross-attention's keys that must be known and equal; None
+            where the names alone decide.
+        shared: Another architecture has such names too and is likelier; this one is possible.
+    """
+
+    pattern: str
+    width: int | None = None
+    shared: bool = False
+
+    def holds(self, names: Iterable[str], width: int | None) -> bool:
+        """Whether one of the flattened ``names`` fits and the width is right."""
+        if self.width is not None and self.width != width:
+            return False
+        found = re.compile(self.pattern)
+        return any(found.search(name) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Kohya:
+    """How kohya's scripts name the targets of an architecture.
+
+    Attributes:
+        unet: Whose block names stand behind ``lora_unet_``.
+        encoders: Prefix by text encoder.
+    """
+
+    unet: Literal["native", "diffusers"]
+    encoders: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A family of models whose parameters have the same names.
+
+    Attributes:
+        name: Short name, stable.
+        title: Name for people.
+        recognise: Conditions on a checkpoint; one that holds is enough.
+        targets: Rules for an adapter; one that holds is enough.
+        modelspec: ``modelspec.architecture`` without ``/lora``; None where none is established.
+        base_model_version: ``ss_base_model_version``; None where none is established.
+        network_module: ``ss_network_module`` of the trainer for this family.
+        v2: ``ss_v2``: Stable Diffusion 2.
+        kohya: How kohya names its targets; None where lorakit does not write them.
+    """
+
+    name: str
+    title: str
+    recognise: tuple[Condition, ...]
+    targets: tuple[TargetRule, ...] = ()
+    modelspec: str | None = None
+    base_model_version: str | None = None
+    network_module: str = "networks.lora"
+    v2: bool = False
+    kohya: Kohya | None = None

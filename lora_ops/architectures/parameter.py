@@ -1,0 +1,48 @@
+"""Parameter: one parameter of a model, under the name that every file's spelling leads to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Component: TypeAlias = Literal["unet", "te", "vae", "other"]
+
+# `transformer.` and `unet.` are what stays of a diffusers model whose names are not translated.
+COMPONENTS: dict[str, Component] = {
+    "diffusion_model": "unet",
+    "transformer": "unet",
+    "transformer_2": "unet",
+    "unet": "unet",
+    "text_encoders": "te",
+    "vae": "vae",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Where a parameter lies in its file.
+
+    Attributes:
+        name: The canonical name, as ComfyUI calls the parameter of the loaded model:
+            ``diffusion_model.….weight``, ``text_encoders.clip_l.transformer.….weight``,
+            ``vae.….weight``, and ``other.<key>`` for what belongs to no model.
+        key: The tensor's key in the file.
+        shape: Shape of this parameter; of its rows where ``rows`` is given.
+        rows: Half-open range on axis 0 of the stored tensor, where the file stores projections
+            fused that the model loads split; None for the whole tensor.
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def target(self) -> str:
+        """The name without ``.weight``: what an adapter calls it."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def component(self) -> Component:
+        """The part of the pipeline that it belongs to."""
+        return COMPONENTS.get(self.name.partition(".")[0], "other")

@@ -1,0 +1,92 @@
+"""The true change of a weight, formed once and measured: what extraction and verification share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .architectures import Parameter
+from .errors import NonFiniteError
+from .linalg import frobenius
+from .pairs import Pair
+from .source import TensorSource
+
+_PART = 1 << 22  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The two checkpoints that are compared.
+
+    Attributes:
+        base: The one that was started from.
+        tuned: The one that came of it.
+    """
+
+    base: TensorSource
+    tuned: TensorSource
+
+    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Read one parameter from both, as stored."""
+        return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+
+
+def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
+    """Read a parameter; where several are stored fused, its rows."""
+    tensor = source.tensor(parameter.key)
+    return tensor if parameter.rows is None else tensor[slice(*parameter.rows)]
+
+
+def difference(base: Tensor, tuned: Tensor) -> Tensor:
+    """Return `tuned - base` in fresh float32 memory, from the numbers as stored.
+
+    Float64 weights are subtracted in float64: their change may be below float32's spacing.
+    """
+    wide = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
+    delta = tuned.to(wide, copy=True).sub_(base.to(wide))
+    return delta.to(torch.float32)
+
+
+def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
+    """Raise a NonFiniteError that says which file holds how many NaN or infinite values, and where.
+
+    To be called when the norm of the difference is not finite.
+    """
+    for source, tensor, key in (
+        (sides.base, base, pair.base.key),
+        (sides.tuned, tuned, pair.tuned.key),
+    ):
+        wide = tensor.float()
+        nan, infinite = int(wide.isnan().sum()), int(wide.isinf().sum())
+        if nan or infinite:
+            raise NonFiniteError(
+                f"`{key}` holds {nan} NaN and {infinite} infinite values out of {wide.numel()}; "
+                "the file is damaged, or its training diverged: leave the layer out with "
+                f"--exclude '{pair.target}', or use another file",
+                target=pair.target,
+                path=source.name,
+            )
+    raise NonFiniteError(
+        f"the change of `{pair.target}` is too large for float32; are these two of one family?",
+        target=pair.target,
+    )
+
+
+def change_norm(sides: Sides, pair: Pair) -> float:
+    """Frobenius norm of the change of a parameter of any shape; 0 for what is not a float.
+
+    Raises:
+        NonFiniteError: A side holds NaN or infinity.
+    """
+    base, tuned = sides.read(pair)
+    if not (base.dtype.is_floating_point and tuned.dtype.is_floating_point):
+        return 0.0
+    # In parts: a table of a hundred thousand rows would need a gigabyte in float32.
+    parts = zip(base.reshape(-1).split(_PART), tuned.reshape(-1).split(_PART), strict=True)
+    norm = math.hypot(*(float(frobenius(difference(*part).unsqueeze(0))) for part in parts))
+    if not math.isfinite(norm):
+        check_finite(sides, pair, base, tuned)
+    return norm

@@ -1,0 +1,369 @@
+"""Extraction: from two checkpoints to the low-rank change that turns one into the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapter import Adapter
+from .deltas import Sides, change_norm, check_finite, difference
+from .devices import Placement, place, upload
+from .errors import MismatchError, NonFiniteError
+from .layers import FullLayer, Layer, LoraLayer
+from .linalg import Svd, frobenius, residual_, spectrum, truncated_svd
+from .pairs import Pair, Pairing, pair
+from .parallel import ordered_map
+from .ranks import RankRule, parse_rank
+from .report import LayerReport, Report, Skip
+from .rounding import is_rounding
+from .source import TensorSource
+
+# Called with elements done, elements in all, and the target that was finished.
+Progress = Callable[[int, int, str], None]
+
+# Of the factors, by the name that users give it.
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+UNCHANGED = "unchanged"
+ROUNDING = "only storage rounding differs"
+NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+EXCLUDED = "excluded"
+RANK_ZERO = "rank 0 by the rule"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an extraction will do, known from headers alone.
+
+    Attributes:
+        sides: The two checkpoints.
+        pairing: What they have in common.
+        rule: How many directions a layer gets.
+        dtype: Of the factors.
+        full_differences: Whether parameters without a low-rank form are kept whole.
+    """
+
+    sides: Sides
+    pairing: Pairing
+    rule: RankRule
+    dtype: torch.dtype
+    full_differences: bool = False
+
+    def rule_for(self, pair: Pair) -> RankRule:
+        """The rule for one layer: kernels may have their own."""
+        return self.rule.for_kernel(pair.shape[2:])
+
+    def is_left_out(self, pair: Pair) -> bool:
+        """Whether the rule gives this layer no rank at all."""
+        rule = self.rule_for(pair)
+        return rule.kind == "rank" and rule.value == 0
+
+    def most_ranks(self, pair: Pair) -> int:
+        """The largest rank that a layer can get."""
+        rule, full = self.rule_for(pair), min(pair.matrix)
+        fixed = int(rule.value) if rule.kind == "rank" else full
+        return min(full, fixed, rule.most or full)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of one parameter.
+
+    Attributes:
+        pair: Which one.
+        layer: What is to be written; None for a skip.
+        report: Its numbers, or the reason of the skip.
+    """
+
+    pair: Pair
+    layer: Layer | None
+    report: LayerReport | Skip
+
+
+def plan_extraction(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule,
+    *,
+    dtype: torch.dtype | None = None,
+    components: Sequence[str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    full_differences: bool = False,
+    allow_partial: bool = False,
+) -> Plan:
+    """Pair two checkpoints and settle what is to be done, from headers alone.
+
+    Args:
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets; see `ranks`.
+        dtype: Of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, where
+            it is one of these; float32 for float64, float16 for float8.
+        components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
+        include: Shell patterns: only such targets.
+        exclude: Shell patterns: no such targets.
+        full_differences: Keep biases, norms, embeddings and tables as they are, too.
+        allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+
+    Raises:
+        ArgumentError, MismatchError: As `pair` and `parse_rank` do.
+    """
+    pairing = pair(
+        base,
+        tuned,
+        components=components,
+        include=include,
+        exclude=exclude,
+        allow_partial=allow_partial,
+    )
+    dtype = dtype or _usual_dtype(tuned, pairing.candidates)
+    return Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, full_differences)
+
+
+def extract(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule,
+    *,
+    exact: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: object,
+) -> tuple[Adapter, Report]:
+    """Return the adapter that takes `base` closest to `tuned`, all in memory, and its report.
+
+    Args:
+        base: The checkpoint that was started from; a dict of tensors as `DictSource(tensors)`.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets; see `ranks`.
+        exact: Compute the exact truncation instead of one within 1e-3 of its error.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        seed: Of the random start.
+        progress: Called after each parameter.
+        **options: As for `plan_extraction`.
+
+    Raises:
+        MismatchError: The two do not belong together, or no layer differs.
+        NonFiniteError: NaN or infinity in a weight, or out of the range of the factors' dtype.
+    """
+    started = time.perf_counter()
+    plan = plan_extraction(base, tuned, rule, **options)  # pyright: ignore[reportArgumentType]
+    outcomes = list(run(plan, exact=exact, placement=place(device), seed=seed, progress=progress))
+    layers = {outcome.pair.target: outcome.layer for outcome in outcomes if outcome.layer}
+    report = summarise(plan, (outcome.report for outcome in outcomes))
+    return (
+        Adapter(layers, {}, {}, "comfy"),
+        Report(report.layers, report.skips, report.notes, time.perf_counter() - started),
+    )
+
+
+def run(
+    plan: Plan,
+    *,
+    exact: bool = False,
+    placement: Placement | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Yield what becomes of each parameter, in the order of the tuned file; one batch in memory.
+
+    Args:
+        plan: From `plan_extraction`.
+        exact: Compute the exact truncation.
+        placement: Where to compute and with how much memory; None: the CPU.
+        seed: Of the random start. A layer's result depends on the seed and the layer only.
+        progress: Called after each parameter.
+    """
+    placement = placement or place("cpu")
+    pairing = plan.pairing
+
+    def factors(batch: Sequence[Pair]) -> list[Outcome]:
+        with placement.scope():
+            return _factor_batch(plan, batch, placement, exact, seed)
+
+    def whole(batch: Sequence[Pair]) -> list[Outcome]:
+        return [_keep_whole(plan, both) for both in batch]
+
+    def nothing(reason: str) -> Callable[[Sequence[Pair]], list[Outcome]]:
+        return lambda batch: [_leave_out(plan, both, reason) for both in batch]
+
+    wanted = [both for both in pairing.candidates if not plan.is_left_out(both)]
+    unranked = [both for both in pairing.candidates if plan.is_left_out(both)]
+    others = whole if plan.full_differences else nothing(NO_FACTORS)
+    jobs = [
+        *((factors, batch) for batch in placement.batches(wanted, plan.most_ranks)),
+        *((others, [both]) for both in pairing.rest),
+        *((nothing(RANK_ZERO), [both]) for both in unranked),
+        *((nothing(EXCLUDED), [both]) for both in pairing.excluded),
+    ]
+    total = sum(math.prod(both.shape) for _, batch in jobs for both in batch)
+    done = 0
+    for outcomes in ordered_map(lambda job: job[0](job[1]), jobs, placement.workers):
+        for outcome in outcomes:
+            done += math.prod(outcome.pair.shape)
+            if progress is not None:
+                progress(done, total, outcome.pair.target)
+            yield outcome
+
+
+def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
+    """Sort outcomes into a report, with notes on what the pairing and the ranks came to.
+
+    Raises:
+        MismatchError: No layer differs.
+    """
+    known = list(reports)
+    layers = tuple(one for one in known if isinstance(one, LayerReport))
+    skips = tuple(one for one in known if isinstance(one, Skip))
+    if not layers:
+        reasons = Counter(skip.reason for skip in skips)
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise MismatchError(
+            f"no layer differs between {plan.sides.base.name} and {plan.sides.tuned.name} "
+            f"({told}); nothing was written: check that the second is the tuned checkpoint"
+        )
+    return Report(layers, skips, tuple(_notes(plan, layers)))
+
+
+def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
+    pairing = plan.pairing
+    yield from pairing.absent
+    for names, where in ((pairing.only_base, "base"), (pairing.only_tuned, "tuned")):
+        if names:
+            yield f"{len(names)} weights only in {where}, the first `{names[0]}`"
+    if pairing.reshaped:
+        name, old, new = pairing.reshaped[0]
+        yield f"{len(pairing.reshaped)} weights of two shapes, the first `{name}`: {old} and {new}"
+    for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
+        if rule is None or rule.kind != "rank":
+            continue
+        lowered = sum(
+            layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
+            for layer in layers
+        )
+        if lowered:
+            conv = "conv " if kernel else ""
+            yield f"{conv}rank {rule.value:g} lowered in {lowered} layers: their change has no more"
+
+
+def _factor_batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome]:
+    """Extract layers of one shape together."""
+    outcomes: list[Outcome] = []
+    changed: list[Pair] = []
+    deltas: list[Tensor] = []
+    for both in pairs:
+        base, tuned = plan.sides.read(both)
+        delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
+        norm = float(frobenius(delta))
+        if not math.isfinite(norm):
+            check_finite(plan.sides, both, base, tuned)
+        if norm == 0 or is_rounding(base, tuned):
+            outcomes.append(_skip(both, ROUNDING if norm else UNCHANGED, norm))
+            continue
+        changed.append(both)
+        deltas.append(delta)
+    if not changed:
+        return outcomes
+    stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
+    deltas.clear()
+    norms = frobenius(stack)
+    svds = _decompose(stack, norms.square(), plan.rule_for(changed[0]), exact, seed)
+    for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
+        layer = _lora_layer(both, svd, plan.dtype)
+        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+        error = residual_(stack[index], upload(up, placement), upload(down, placement))
+        report = _report(both, layer.rank, float(norms[index]), float(error))
+        outcomes.append(Outcome(both, layer, report))
+    return outcomes
+
+
+def _decompose(stack: Tensor, totals: Tensor, rule: RankRule, exact: bool, seed: int) -> list[Svd]:
+    """Decompose a batch (b, out, in) as far as the rule asks, each matrix at its own rank."""
+    full = min(stack.shape[-2:])
+    count = len(stack)
+
+    def leading(rank: int) -> Svd:
+        generator = torch.Generator().manual_seed(seed)
+        return truncated_svd(stack, rank, totals, generator, exact=exact)
+
+    if rule.needs_spectrum:
+        known = spectrum(stack)
+        ranks = [rule.choose(known[i], float(totals[i]), full) or 1 for i in range(count)]
+        svd = leading(max(ranks))
+    else:
+        looked_at = rule.first_guess(full)
+        while True:
+            svd = leading(looked_at)
+            chosen = [rule.choose(svd.s[i], float(totals[i]), full) for i in range(count)]
+            ranks = [rank for rank in chosen if rank is not None]
+            if len(ranks) == count:
+                break
+            looked_at = min(full, 2 * looked_at)
+    # Directions at rounding level are zero in `s`: no rank is spent on them.
+    held = [max(1, min(ranks[i], int((svd.s[i] > 0).sum()))) for i in range(count)]
+    return [svd[i].truncate(held[i]) for i in range(count)]
+
+
+def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
+    """Factors in the weight's own form: the kernel stays with down, alpha is the rank."""
+    up, down = svd.factors()
+    rank, kernel = up.shape[1], both.shape[2:]
+    up = _rounded(up.reshape(both.shape[0], rank, *(1 for _ in kernel)), dtype, both)
+    down = _rounded(down.reshape(rank, both.shape[1], *kernel), dtype, both)
+    return LoraLayer(up, down, alpha=float(rank))
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, both: Pair) -> Tensor:
+    rounded = tensor.to(dtype).cpu().contiguous()
+    if not bool(rounded.isfinite().all()):
+        raise NonFiniteError(
+            f"layer `{both.target}`: values up to {float(tensor.abs().max()):.3g} do not fit "
+            f"{str(dtype).removeprefix('torch.')}, which ends at {torch.finfo(dtype).max:.5g}; "
+            "use --dtype bf16 or fp32",
+            target=both.target,
+        )
+    return rounded
+
+
+def _keep_whole(plan: Plan, both: Pair) -> Outcome:
+    """A parameter without factors, as a full difference."""
+    norm = change_norm(plan.sides, both)
+    if norm == 0:
+        return _skip(both, UNCHANGED, norm)
+    delta = difference(*plan.sides.read(both))
+    layer = FullLayer(_rounded(delta, plan.dtype, both))
+    error = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
+    return Outcome(both, layer, _report(both, layer.rank, norm, error))
+
+
+def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
+    """A parameter that is not in the result, with the size of what is lost."""
+    norm = change_norm(plan.sides, both)
+    return _skip(both, reason if norm else UNCHANGED, norm)
+
+
+def _skip(both: Pair, reason: str, norm: float) -> Outcome:
+    return Outcome(both, None, Skip(both.target, both.component, both.kind, reason, norm))
+
+
+def _report(both: Pair, rank: int, norm: float, error: float) -> LayerReport:
+    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, error / norm)
+
+
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+    """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
+    counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
+    usual = counts.most_common(1)[0][0] if counts else torch.float16
+    if usual == torch.float64:
+        return torch.float32
+    return usual if usual in (torch.float32, torch.bfloat16) else torch.float16

@@ -1,0 +1,198 @@
+"""Extraction from file to file: streamed in, streamed out, complete under its name or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .devices import Placement
+from .errors import ArgumentError, MismatchError, UnsupportedLayerError
+from .extract import Outcome, Plan, Progress, plan_extraction, run, summarise
+from .files import FileSource, SafetensorsWriter, check_output, file_sha256, refuse_quantised
+from .formats import Format, Namer, encode_layer, module_namer, writable
+from .metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from .ranks import RankRule
+from .report import LayerReport, Report, Skip
+
+NO_NAME = "no name in this format"
+
+
+def plan_file(
+    base: FileSource,
+    tuned: FileSource,
+    rule: str | int | RankRule,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    dtype: torch.dtype | None = None,
+    components: Sequence[str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    full_differences: bool = False,
+    allow_partial: bool = False,
+) -> Plan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets.
+        output: Where the result is to go; None: nowhere yet.
+        force: Whether the output may replace a file.
+        dtype: As for `plan_extraction`, like all that follow.
+        components: Which parts of the pipeline.
+        include: Shell patterns on targets.
+        exclude: Shell patterns on targets.
+        full_differences: Keep what has no low-rank form whole.
+        allow_partial: Go on where too few weights match.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written; the rule or a pattern is wrong.
+        QuantisedError: A checkpoint's numbers are stored with scales.
+        MismatchError: The checkpoints do not belong together, or are one file.
+    """
+    if output is not None:
+        check_output(output, [*base.paths, *tuned.paths], force=force)
+    if [path.resolve() for path in base.paths] == [path.resolve() for path in tuned.paths]:
+        raise MismatchError(f"{base.name} and {tuned.name} are one file: no layer differs")
+    for source in (base, tuned):
+        refuse_quantised(source)
+    return plan_extraction(
+        base,
+        tuned,
+        rule,
+        dtype=dtype,
+        components=components,
+        include=include,
+        exclude=exclude,
+        full_differences=full_differences,
+        allow_partial=allow_partial,
+    )
+
+
+def extract_file(
+    plan: Plan,
+    base: FileSource,
+    tuned: FileSource,
+    output: Path,
+    *,
+    format: str = "comfy",
+    exact: bool = False,
+    placement: Placement | None = None,
+    seed: int = 0,
+    version: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Run a plan into a file, and return its report.
+
+    Args:
+        plan: From `plan_file`, of these two.
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        output: The LoRA file; replaced if it exists.
+        format: comfy or kohya.
+        exact: Compute the exact truncation.
+        placement: Where to compute; None: the CPU.
+        seed: Of the random start.
+        version: Of lorakit, for the record.
+        progress: Called after each parameter.
+
+    Raises:
+        ArgumentError: The format is not offered for this architecture, or cannot hold full
+            differences.
+        MismatchError: No layer differs; no file is written.
+        NonFiniteError: NaN or infinity in, or out of the factors' dtype.
+        WriteError: The disk is full, or the like.
+    """
+    started = time.perf_counter()
+    scheme = writable(format)
+    if plan.full_differences and not scheme.holds_full:
+        raise ArgumentError(
+            f"format `{format}` has no place for full differences; use format `comfy`, or leave "
+            "--full-differences out"
+        )
+    namer = module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
+    reports: list[LayerReport | Skip] = []
+    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        SafetensorsWriter(output, header_room=_header_room(plan, scheme, namer)) as writer,
+    ):
+        hashes = [hashing.submit(_hashed, source) for source in (base, tuned)]
+        try:
+            outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
+            for outcome in outcomes:
+                tensors = _named(outcome, scheme, namer)
+                for key, tensor in tensors.items():
+                    writer.write(key, tensor)
+                reports.append(outcome.report if tensors else _unnamed(outcome))
+            report = summarise(plan, reports)
+            metadata = extraction_metadata(
+                report,
+                title=output.stem,
+                rule=str(plan.rule),
+                exact=exact,
+                seed=seed,
+                dtype=plan.dtype,
+                format=scheme,
+                architecture=plan.pairing.architecture,
+                base=hashes[0].result(),
+                tuned=hashes[1].result(),
+                tuned_metadata=tuned.metadata,
+                version=version,
+            )
+            written = writer.finish(metadata, hash_keys=HASH_KEYS)
+        finally:
+            hashing.shutdown(wait=False, cancel_futures=True)
+    return replace(report, seconds=time.perf_counter() - started, size=written.size)
+
+
+def _named(outcome: Outcome, scheme: Format, namer: Namer) -> dict[str, Tensor]:
+    """The tensors of an outcome under their keys; none for a skip, or where there is no name."""
+    if outcome.layer is None:
+        return {}
+    try:
+        return encode_layer(scheme, namer, outcome.pair.target, outcome.layer)
+    except (ArgumentError, UnsupportedLayerError):
+        return {}
+
+
+def _unnamed(outcome: Outcome) -> Skip:
+    report = outcome.report
+    if isinstance(report, Skip):
+        return report
+    return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)
+
+
+def _header_room(plan: Plan, scheme: Format, namer: Namer) -> int:
+    """An upper bound of the header's size, from the largest shapes that the rule allows."""
+    pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
+    longest = max(len(both.target.encode()) for both in pairs)
+    names = 0
+    for both in pairs:
+        entry = {"dtype": "BF16", "shape": [*both.shape, 10**6], "data_offsets": [10**13, 10**13]}
+        names += 3 * (len(json.dumps(entry)) + longest + len(scheme.down) + 24)
+    return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
+
+
+def _hashed(source: FileSource) -> Input:
+    """SHA-256 of a file; of a list of hashes and names where the checkpoint is several files."""
+    digests = [file_sha256(path) for path in source.paths]
+    if len(digests) > 1:
+        lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, source.paths, strict=True))
+        digests = [hashlib.sha256(lines.encode()).hexdigest()]
+    return Input(Path(source.name).name, digests[0])
+
+
+def largest_size(plan: Plan) -> int:
+    """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
+    numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
+    return numbers * plan.dtype.itemsize

@@ -1,0 +1,35 @@
+"""Reading and writing files of tensors; knows nothing of what the tensors mean."""
+
+from __future__ import annotations
+
+from .base import FileSource
+from .dtypes import dtype_name
+from .folder import open_folder
+from .hashes import data_sha256, file_sha256
+from .joined import JoinedSource
+from .opening import open_source
+from .outputs import check_output
+from .pickled import PickledFile
+from .quantised import quantisation, refuse_quantised
+from .safetensors_file import SafetensorsFile
+from .sharded import open_sharded
+from .writer import SafetensorsWriter, Written, save
+
+__all__ = [
+    "FileSource",
+    "JoinedSource",
+    "PickledFile",
+    "SafetensorsFile",
+    "SafetensorsWriter",
+    "Written",
+    "check_output",
+    "data_sha256",
+    "dtype_name",
+    "file_sha256",
+    "open_folder",
+    "open_sharded",
+    "open_source",
+    "quantisation",
+    "refuse_quantised",
+    "save",
+]

@@ -1,0 +1,124 @@
+"""What every opened file has in common, and how a path becomes an open file."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .dtypes import DTYPE_NAMES
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FileSource(ABC):
+    """A `TensorSource` that reads files: close it, or use it in a `with` statement.
+
+    Attributes:
+        name: The path as the user gave it.
+        metadata: The file's own string map; empty where it has none.
+        paths: The files that are read.
+    """
+
+    name: str
+    metadata: Mapping[str, str]
+    paths: tuple[Path, ...]
+
+    @abstractmethod
+    def keys(self) -> Sequence[str]:
+        """All tensor names, in the order in which they lie in the file."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the header."""
+
+    @abstractmethod
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of one tensor as stored; `torch.uint8` for elements that torch does not have."""
+
+    @abstractmethod
+    def tensor(self, key: str) -> Tensor:
+        """Read one tensor into fresh CPU memory, in its stored dtype. Safe from several threads."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files. Closing twice is harmless."""
+
+    def dtype_name(self, key: str) -> str:
+        """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
+        dtype = self.dtype(key)
+        return DTYPE_NAMES.get(dtype, str(dtype))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def is_folder(path: Path) -> bool:
+    """Like `Path.is_dir`, but False for a name that the system refuses."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_file(path: Path) -> bool:
+    """Like `Path.is_file`, but False for a name that the system refuses."""
+    return stat.S_ISREG(_mode(path))
+
+
+def missing(path: Path) -> ArgumentError:
+    """The error for a path at which there is nothing: it names the nearest that exists."""
+    if not is_folder(path.parent):
+        return ArgumentError(f"no such file: the folder `{path.parent}` does not exist", path=path)
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.name != path.name)
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return ArgumentError(f"no such file{hint}", path=path)
+
+
+def open_binary(path: Path) -> io.FileIO:
+    """Open a regular file for unbuffered reading.
+
+    Raises:
+        ArgumentError: nothing is there, it is no regular file, or it may not be read.
+    """
+    try:
+        # A pipe would block for ever, a device has no size.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArgumentError("not a regular file", path=path)
+        return io.FileIO(path, "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(path) from None
+    except OSError as error:
+        raise ArgumentError(f"cannot be opened: {error.strerror}", path=path) from error
+
+
+def quote(name: str) -> str:
+    """A name out of a file, fit for one line of a message: short, printable, in backticks."""
+    short = name if len(name) <= 100 else f"{name[:80]}…{name[-19:]}"
+    return "`" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short) + "`"
+
+
+def _mode(path: Path) -> int:
+    # Names come from strangers: too long, half a surrogate pair, in a folder closed to us.
+    with contextlib.suppress(OSError, ValueError):
+        return path.stat().st_mode
+    return 0

@@ -1,0 +1,127 @@
+"""A folder as diffusers writes it: one subfolder a component, or the folder of one component."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import cast
+
+from ..errors import FormatError
+from .base import FileSource
+from .joined import JoinedSource
+from .sharded import open_sharded
+from .single import open_file
+
+#: Subfolders of a pipeline that are opened, which are also the prefixes of their keys.
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "text_encoder_4",
+    "vae",
+)
+
+# Class named in a component's config.json -> component.
+_CLASSES = (
+    ("UNet2DConditionModel", "unet"),
+    ("*Transformer2DModel", "transformer"),
+    ("*Transformer3DModel", "transformer"),
+    ("CLIPTextModel*", "text_encoder"),
+    ("T5EncoderModel", "text_encoder"),
+    ("UMT5EncoderModel", "text_encoder"),
+    ("AutoencoderKL*", "vae"),
+)
+
+# Names of the weights, best first: full precision before half, one file before many.
+_STEMS = ("diffusion_pytorch_model", "model", "adapter_model", "pytorch_lora_weights")
+_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bf16.safetensors",
+    ".safetensors.index.bf16.json",
+    ".bf16.safetensors.index.json",
+    ".fp16.safetensors",
+    ".safetensors.index.fp16.json",
+    ".fp16.safetensors.index.json",
+)
+_PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "adapter_model.bin")
+_WEIGHTS = (*(stem + ending for ending in _ENDINGS for stem in _STEMS), *_PICKLED)
+
+
+def open_folder(path: str | Path) -> JoinedSource:
+    """Open a diffusers pipeline, one component of it, or any folder with one file of weights.
+
+    A component's keys get its name in front (`unet.down_blocks…`, `text_encoder_2.text_model…`);
+    a folder that is no known component gives its keys as they are.
+
+    Raises:
+        FormatError: there are no weights in it, or it is not clear which are meant.
+    """
+    folder = Path(path)
+    parts = [(name, folder / name) for name in COMPONENTS]
+    found = [(name, file) for name, part in parts if (file := _weights(part)) is not None]
+    if (folder / "model_index.json").is_file() or found:
+        if not found:
+            raise FormatError(
+                f"none of its components has weights ({', '.join(COMPONENTS)}); "
+                "the download was probably not finished",
+                path=folder,
+            )
+        return _join(folder, found)
+    return _join(folder, [(_component(folder), _weights(folder) or _only_file(folder))])
+
+
+def _join(folder: Path, parts: Sequence[tuple[str, Path]]) -> JoinedSource:
+    routes: dict[str, tuple[FileSource, str]] = {}
+    with contextlib.ExitStack() as stack:
+        for name, file in parts:
+            opening = open_sharded if file.suffix == ".json" else open_file
+            source = stack.enter_context(opening(file))
+            prefix, keys = f"{name}." if name else "", source.keys()
+            routes |= {prefix + key: (source, key) for key in keys}
+        stack.pop_all()
+    return JoinedSource(folder, routes)
+
+
+def _weights(folder: Path) -> Path | None:
+    return next((file for name in _WEIGHTS if (file := folder / name).is_file()), None)
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        names = ", ".join(f"`{file.name}`" for file in files[:5])
+        what = f"several files of weights ({names})" if files else "no weights that we know"
+        raise FormatError(f"the folder holds {what}; give the file itself", path=folder)
+    return files[0]
+
+
+def _component(folder: Path) -> str:
+    """The component by the folder's name, else by the class in its config; "" if neither tells."""
+    name = folder.resolve().name
+    if name in COMPONENTS:
+        return name
+    classes = _config_classes(folder / "config.json")
+    pairs = [(cls, pattern, part) for cls in classes for pattern, part in _CLASSES]
+    return next((part for cls, pattern, part in pairs if fnmatchcase(cls, pattern)), "")
+
+
+def _config_classes(path: Path) -> list[str]:
+    """Classes that a config names: diffusers' `_class_name`, transformers' `architectures`."""
+    if not path.is_file():
+        return []
+    try:
+        document: object = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"cannot be read as JSON: {error}", path=path) from error
+    config = cast("dict[str, object]", document) if isinstance(document, dict) else {}
+    architectures = config.get("architectures")
+    named: list[object] = [config.get("_class_name")]
+    named += cast("list[object]", architectures) if isinstance(architectures, list) else []
+    return [name for name in named if isinstance(name, str)]

@@ -1,0 +1,44 @@
+"""SHA-256 of files, in chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .base import open_binary
+from .safetensors_file import SafetensorsFile
+
+_CHUNK = 1 << 20  # bytes
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a whole file, lower-case hex: what Civitai looks up (AutoV2 is its beginning).
+
+    Raises:
+        ArgumentError: there is no such file, or it may not be read.
+    """
+    return _sha256(Path(path), 0)
+
+
+def data_sha256(path: str | Path) -> str:
+    """SHA-256 of a safetensors file's data, lower-case hex: kohya's `sshs_model_hash`.
+
+    The first 12 digits are Civitai's AutoV3. Changing the metadata does not change it.
+
+    Raises:
+        ArgumentError: there is no such file, or it may not be read.
+        FormatError: it is not a sound safetensors file.
+    """
+    with SafetensorsFile(path) as file:
+        start = file.data_start
+    return _sha256(Path(path), start)
+
+
+def _sha256(path: Path, start: int) -> str:
+    digest = hashlib.sha256()
+    chunk = memoryview(bytearray(_CHUNK))
+    with open_binary(path) as file:
+        file.seek(start)
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""The header of a safetensors file, read with suspicion and written to the letter.
+
+The format: 8 bytes, little-endian, the length of the header; a JSON object that maps each key to
+`dtype`, `shape` and `data_offsets` (and `__metadata__` to a map of strings); the data, which the
+tensors cover without holes or overlaps. Source: the README of the safetensors library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NoReturn, cast
+
+from .base import quote
+from .dtypes import DTYPE_BITS
+
+#: The longest header that the official library reads, in bytes.
+MAX_HEADER = 100_000_000
+
+METADATA_KEY = "__metadata__"
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_MAX_DIMS = 64  # more than torch's and numpy's operations take
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor in the header.
+
+    Attributes:
+        dtype: Name as in the file, one of `DTYPE_BITS`.
+        shape: Elements along each axis; () for a scalar.
+        begin: First byte, counted from the start of the data.
+        end: One past the last byte.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return self.end - self.begin
+
+
+def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Parse and check a header, trusting nothing in it.
+
+    Args:
+        text: The JSON text, without the 8 bytes of its length.
+
+    Returns:
+        The entries in the order of their data, which cover it from byte 0 without holes; and the
+        metadata. That the data is really so long is left to the caller, who knows the file.
+
+    Raises:
+        ValueError: anything in it is not as the format says, in one line.
+    """
+    try:
+        document: object = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+        )
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError("its JSON is not an object")
+    fields = cast("dict[str, object]", document)
+    metadata = _metadata(fields.pop(METADATA_KEY, None))
+    entries = {_text(key): _entry(key, value) for key, value in fields.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    _check_cover(ordered)
+    return ordered, metadata
+
+
+def render_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
+) -> bytes:
+    """The header's JSON text; equal arguments give equal bytes.
+
+    Args:
+        tensors: (key, dtype name, shape, bytes) of each tensor in the order of the data.
+        metadata: Written with sorted keys; an empty one is left out.
+
+    Raises:
+        TypeError: a metadata key or value is not a string.
+    """
+    rows = list(tensors)
+    document: dict[str, object] = {}
+    if metadata:
+        for pair in metadata.items():
+            if not all(isinstance(part, str) for part in pair):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"metadata maps strings to strings, not {pair!r}")
+        document[METADATA_KEY] = dict(sorted(metadata.items()))
+    ends = accumulate(size for *_, size in rows)
+    for (key, dtype, shape, size), end in zip(rows, ends, strict=True):
+        document[key] = {"dtype": dtype, "shape": shape, "data_offsets": (end - size, end)}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"the name {quote(key)} appears twice")
+        fields[key] = value
+    return fields
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    """An integer; reading a million digits would take the machine's time, not just memory."""
+    if len(text) > 20:
+        raise ValueError(f"a number of {len(text)} digits is no size")
+    return int(text)
+
+
+def _text(value: object) -> str:
+    """A string that can be written again: JSON's escapes can spell half a surrogate pair."""
+    if not isinstance(value, str):
+        raise ValueError(f"`{METADATA_KEY}` must map strings to strings")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"the string {quote(value)} is not valid Unicode") from None
+    return value
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"`{METADATA_KEY}` must map strings to strings")
+    pairs = cast("dict[str, object]", value)
+    return {_text(key): _text(entry) for key, entry in pairs.items()}
+
+
+def _entry(key: str, value: object) -> Entry:
+    if not isinstance(value, dict) or value.keys() != _FIELDS:
+        raise ValueError(f"{quote(key)} must have exactly the fields {', '.join(sorted(_FIELDS))}")
+    fields = cast("dict[str, object]", value)
+    dtype = fields["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        name = quote(dtype) if isinstance(dtype, str) else "not a string"
+        raise ValueError(f"{quote(key)} has an unknown dtype, {name}")
+    shape = _naturals(fields["shape"])
+    # Zeros do not count: an empty tensor of (2**62, 2**62, 0) overflows torch's strides.
+    if shape is None or len(shape) > _MAX_DIMS or math.prod(n or 1 for n in shape) >= 2**63:
+        raise ValueError(f"the shape of {quote(key)} is not a list of sizes")
+    offsets = _naturals(fields["data_offsets"])
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"the data_offsets of {quote(key)} are not a beginning and an end")
+    entry = Entry(dtype, shape, *offsets)
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise ValueError(f"the shape {list(shape)} of {quote(key)} in {dtype} fills no whole bytes")
+    if entry.size * 8 != bits:
+        raise ValueError(
+            f"{quote(key)} has {entry.size} bytes of data, but its shape {list(shape)} "
+            f"in {dtype} needs {bits // 8}"
+        )
+    return entry
+
+
+def _naturals(value: object) -> tuple[int, ...] | None:
+    """A JSON list of integers from 0 to 2**63 - 1, else None; to Python, JSON's true is an int."""
+    if not isinstance(value, list):
+        return None
+    numbers = cast("list[object]", value)
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        return None
+    return tuple(cast("list[int]", numbers))
+
+
+def _check_cover(entries: Mapping[str, Entry]) -> None:
+    end = 0
+    for key, entry in entries.items():
+        if entry.begin < end:
+            raise ValueError(f"the data of {quote(key)} overlaps that of another tensor")
+        if entry.begin > end:
+            raise ValueError(f"no tensor owns the {entry.begin - end} bytes before {quote(key)}")
+        end = entry.end

@@ -1,0 +1,28 @@
+"""From a path to a `TensorSource`, whatever is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .base import FileSource, is_folder
+from .folder import open_folder
+from .sharded import open_sharded
+from .single import open_file
+
+
+def open_source(path: str | Path) -> FileSource:
+    """Open what a path names: a file of tensors, an index of shards, or a folder of them.
+
+    Returns:
+        A source to close, or to use in a `with` statement; its `paths` are the files it reads.
+
+    Raises:
+        ArgumentError: there is nothing, or it may not be read; names the nearest that exists.
+        FormatError: it is damaged, hostile, or of no kind that is read here.
+    """
+    place = Path(path)
+    if is_folder(place):
+        return open_folder(path)
+    if place.suffix.lower() == ".json":
+        return open_sharded(path)
+    return open_file(path)

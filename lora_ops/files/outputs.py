@@ -1,0 +1,54 @@
+"""Checks of an output's name, before hours of work go into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ArgumentError
+
+
+def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse a name under which the result could not, or must not, be written.
+
+    Args:
+        output: Where the result is to go.
+        inputs: The files it is made from.
+        force: Whether a file that is already there may be replaced.
+
+    Raises:
+        ArgumentError: the output is an input (also by another name), exists already, is a folder,
+            does not end in `.safetensors`, or lies where nothing can be written.
+    """
+    try:
+        _check(output, inputs, force)
+    except OSError as error:
+        raise ArgumentError(f"cannot be used: {error.strerror}", path=output) from error
+
+
+def _check(output: Path, inputs: Sequence[Path], force: bool) -> None:
+    if output.is_dir():
+        raise ArgumentError("is a folder; give a file name in it", path=output)
+    if output.suffix.lower() != ".safetensors":
+        raise ArgumentError("the output must end in `.safetensors`", path=output)
+    _check_folder(output)
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise ArgumentError(
+                f"the output is the same file as the input `{path}`; choose another name",
+                path=output,
+            )
+    # A link to nothing is still something under that name.
+    if (output.exists() or output.is_symlink()) and not force:
+        raise ArgumentError("exists already; choose another name or use --force", path=output)
+
+
+def _check_folder(output: Path) -> None:
+    folder = output.parent
+    if not folder.is_dir():
+        nearest = next((parent for parent in folder.parents if parent.is_dir()), None)
+        hint = f"; `{nearest}` does exist" if nearest else ""
+        raise ArgumentError(f"the folder `{folder}` does not exist{hint}", path=output)
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"the folder `{folder}` may not be written to", path=output)

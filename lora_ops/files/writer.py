@@ -1,0 +1,276 @@
+"""Writing safetensors files: streamed, hashed on the way, whole under their name or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import WriteError
+from .dtypes import DTYPE_BITS, dtype_name
+from .header import MAX_HEADER, METADATA_KEY, render_header
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
+
+_WAY_OUT = {
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EFBIG: "the file system or a limit takes no file so large; choose another place",
+    errno.EACCES: "choose a place you may write to, and close programs that use the file",
+    errno.EPERM: "choose a place you may write to",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "create the folder first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file as it was written.
+
+    Attributes:
+        path: Where it is.
+        size: Bytes in all.
+        data_sha256: SHA-256 of its data section, lower-case hex.
+        tensors: How many there are.
+    """
+
+    path: Path
+    size: int
+    data_sha256: str
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int  # bytes
+
+    @property
+    def aligned(self) -> bool:
+        """Whether whatever follows it stays aligned."""
+        return self.size % _ALIGNMENT == 0
+
+
+class SafetensorsWriter:
+    """A safetensors file that takes one tensor at a time; use it in a `with` statement.
+
+    The data goes to a hidden sibling of the output, behind room for the header. `finish` completes
+    and renames it; without `finish` it is removed, and what was under the output's name stays.
+
+        with SafetensorsWriter(path, header_room=1 << 20) as writer:
+            for key in source.keys():
+                writer.write(key, source.tensor(key))
+            written = writer.finish(metadata, hash_keys=("sshs_model_hash",))
+
+    The data is in the order of `write`, but tensors whose size is no multiple of 8 bytes wait in
+    memory and come last, widest elements first: every tensor is aligned, without holes.
+
+    Args:
+        path: The output.
+        header_room: Bytes to keep for the header. Too few cost one copy of the file in `finish`.
+
+    Raises:
+        WriteError: by `with`, `write` and `finish`: the file could not be written.
+    """
+
+    def __init__(self, path: str | Path, *, header_room: int = 1 << 16) -> None:
+        self._path = Path(path)
+        self._room = _rounded(header_room)
+        self._pieces: dict[str, _Piece] = {}
+        self._waiting: dict[str, bytes] = {}
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._temporaries: list[Path] = []
+
+    def __enter__(self) -> Self:
+        with self._explained():
+            self._file = self._open_temporary()
+            self._file.seek(8 + self._room)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        for temporary in self._temporaries:
+            with contextlib.suppress(OSError):  # the last one has its name by now if all went well
+                temporary.unlink()
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Add one tensor, any device, shape and strides. It may change afterwards.
+
+        Raises:
+            ArgumentError: the format cannot hold its dtype.
+            ValueError: the key was written before, or is the metadata's.
+            WriteError: the file could not be written.
+        """
+        if key in self._pieces or key == METADATA_KEY:
+            raise ValueError(f"`{key}` cannot be written a second time")
+        piece = _piece(key, tensor)
+        self._pieces[key] = piece
+        data = _bytes_of(tensor)
+        if piece.aligned:
+            self._append(data)
+        else:
+            self._waiting[key] = bytes(data)
+
+    def finish(
+        self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
+    ) -> Written:
+        """Write what waited and the header, and give the file its name.
+
+        Args:
+            metadata: Strings by strings.
+            hash_keys: Metadata keys that get the SHA-256 of the data section.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        pieces = _file_order(self._pieces.values())
+        for piece in pieces[len(pieces) - len(self._waiting) :]:
+            self._append(memoryview(self._waiting.pop(piece.key)))
+        digest = self._hash.hexdigest()
+        text = _header(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
+        if len(text) > MAX_HEADER:
+            raise WriteError(
+                f"a header of {len(text)} bytes is more than loaders read ({MAX_HEADER}); "
+                "shorten the metadata",
+                path=self._path,
+            )
+        with self._explained():
+            if len(text) > self._room:
+                self._enlarge_room(len(text))
+            self._file.seek(0)
+            _write_all(self._file, memoryview(_framed(text, self._room)))
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporaries[-1].replace(self._path)
+        _sync_folder(self._path.parent)
+        return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
+
+    def _append(self, data: memoryview) -> None:
+        with self._explained():
+            _write_all(self._file, data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def _enlarge_room(self, room: int) -> None:
+        old, data_start = self._file, 8 + self._room
+        self._room = _rounded(room)
+        self._file = self._open_temporary()
+        with old:
+            old.seek(data_start)
+            self._file.seek(8 + self._room)
+            shutil.copyfileobj(old, self._file, 1 << 20)
+
+    def _open_temporary(self) -> io.FileIO:
+        # The name is new even where a killed process of the same number left its own behind.
+        token = f"{os.getpid()}.{secrets.token_hex(4)}"
+        temporary = self._path.with_name(f".{self._path.name[:40]}.{token}.partial")
+        self._temporaries.append(temporary)
+        return io.FileIO(temporary, "x+")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except OSError as error:
+            way_out = _WAY_OUT.get(error.errno or 0, "choose another place")
+            raise WriteError(
+                f"could not be written: {error.strerror}; {way_out}", path=self._path
+            ) from error
+
+
+def save(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    hash_keys: Sequence[str] = (),
+) -> Written:
+    """Write tensors that are all in memory, with no room to spare in the header.
+
+    Args:
+        path: The output; what is there is replaced.
+        tensors: By key, in the order in which they are written.
+        metadata: Strings by strings.
+        hash_keys: Metadata keys that get the SHA-256 of the data section.
+
+    Raises:
+        ArgumentError: the format cannot hold a dtype.
+        WriteError: the file could not be written.
+    """
+    pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
+    blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
+    room = len(_header(pieces, {**(metadata or {}), **blank}))
+    with SafetensorsWriter(path, header_room=room) as writer:
+        for key, tensor in tensors.items():
+            writer.write(key, tensor)
+        return writer.finish(metadata, hash_keys=hash_keys)
+
+
+def _piece(key: str, tensor: Tensor) -> _Piece:
+    size = tensor.numel() * tensor.element_size()
+    return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's elements as bytes, in C order; shares its memory where it can."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _file_order(pieces: Iterable[_Piece]) -> list[_Piece]:
+    """As they come; then those of odd sizes, so that each begins at a multiple of its element."""
+    known = list(pieces)
+    odd = [piece for piece in known if not piece.aligned]
+    odd.sort(key=lambda piece: (-DTYPE_BITS[piece.dtype], piece.key))
+    return [piece for piece in known if piece.aligned] + odd
+
+
+def _header(pieces: Iterable[_Piece], metadata: Mapping[str, str]) -> bytes:
+    return render_header(((p.key, p.dtype, p.shape, p.size) for p in pieces), metadata)
+
+
+def _framed(text: bytes, room: int) -> bytes:
+    return room.to_bytes(8, "little") + text.ljust(room)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _write_all(file: io.FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where folders can be synced (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,170 @@
+"""From the tensors of a file to layers, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..errors import LayerShapeError, QuantisedError, UnknownFormatError, UnsupportedLayerError
+from ..layers import FullLayer, Layer, LoraLayer
+from ..source import TensorSource
+from .names import resolve
+from .suffixes import Module, modules
+from .table import FORMATS, PEFT
+
+_KINDS = {"loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT", "ia3": "IA3"}
+
+
+def detect(keys: Iterable[str], name: str = "the file") -> str:
+    """Return the name of the format that most modules of an adapter file have.
+
+    Args:
+        keys: All keys of the file.
+        name: What messages call the file.
+
+    Raises:
+        UnknownFormatError: No key belongs to an adapter.
+    """
+    listed = list(keys)
+    found = Counter(_format(module) for module in modules(listed).modules)
+    if found:
+        return found.most_common(1)[0][0]
+    formats = ", ".join(known.name for known in FORMATS)
+    first = f"; the first is `{listed[0]}`" if listed else ""
+    raise UnknownFormatError(
+        f"{name}: none of {len(listed)} keys belongs to a known adapter format ({formats}){first}"
+    )
+
+
+def read_layer(source: TensorSource, name: str, module: Module) -> Layer:
+    """Read the layer of one module.
+
+    Args:
+        source: The adapter file.
+        name: The module's name, for messages.
+        module: Its keys.
+
+    Raises:
+        UnsupportedLayerError: It is of a kind that is not read yet, or of two kinds.
+        LayerShapeError: A factor is missing, or they do not fit together.
+        QuantisedError: The factors are integers, so they stand for other numbers.
+    """
+    keys = module.keys
+    if module.kind == "full" and set(keys) == {"diff"}:
+        return FullLayer(source.tensor(keys["diff"]))
+    odd = sorted(keys.keys() - {"up", "down", "mid", "alpha", "dora_scale"})
+    if module.kind != "lora" or odd:
+        kind = _KINDS.get(module.kind, module.kind)
+        holds = f" with {', '.join(f'`{keys[role]}`' for role in odd)}" if odd else ""
+        raise UnsupportedLayerError(
+            f"layer `{name}` is of kind {kind}{holds}, which cannot be read as a LoRA layer; "
+            "leave the file out, or bake it with a program that knows the kind",
+            target=name,
+            path=source.name,
+        )
+    for role in ("up", "down"):
+        if role not in keys:
+            there = ", ".join(f"`{key}`" for key in keys.values())
+            raise LayerShapeError(
+                f"layer `{name}` has no {role} factor, only {there}; the file is incomplete",
+                target=name,
+                path=source.name,
+            )
+        if not source.dtype(keys[role]).is_floating_point:
+            raise QuantisedError(
+                f"layer `{name}`: `{keys[role]}` is stored as {source.dtype(keys[role])}, not as "
+                "plain numbers; use the file it was quantised from",
+                target=name,
+                path=source.name,
+            )
+    try:
+        return LoraLayer(
+            up=source.tensor(keys["up"]),
+            down=source.tensor(keys["down"]),
+            alpha=read_alpha(source, keys["alpha"]) if "alpha" in keys else None,
+            mid=source.tensor(keys["mid"]) if "mid" in keys else None,
+            dora_scale=source.tensor(keys["dora_scale"]) if "dora_scale" in keys else None,
+        )
+    except LayerShapeError as error:
+        message = f"layer `{name}`: {error}"
+        raise LayerShapeError(message, target=name, path=source.name) from None
+
+
+def read_alpha(source: TensorSource, key: str) -> float:
+    """Read an alpha: one number, of any dtype, with or without an axis.
+
+    Raises:
+        LayerShapeError: It is not one number.
+    """
+    shape = source.shape(key)
+    if any(size != 1 for size in shape):
+        raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
+    return float(source.tensor(key).item())
+
+
+def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
+    """Return an adapter file as layers by target. A layer is read each time it is asked for.
+
+    Args:
+        source: The file.
+        targets: All canonical targets of the checkpoint it is for, to find its modules by. A module
+            that none of them is called stays under the name it has in the file.
+
+    Raises:
+        UnknownFormatError: It is no adapter file.
+    """
+    keys = source.keys()
+    format = detect(keys, source.name)
+    grouped = modules(keys)
+    targets_of = resolve(grouped.modules, targets)
+    names = _distinct({name: targets_of.get(name, name) for name in grouped.modules})
+    layers = {target: (name, grouped.modules[name]) for name, target in names.items()}
+    extras = _Tensors(source, grouped.extras)
+    return Adapter(_Layers(source, layers), extras, source.metadata, format)
+
+
+def _distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """Two modules that mean one target both keep the file's names: neither is dropped."""
+    often = Counter(names.values())
+    return {module: name if often[name] == 1 else module for module, name in names.items()}
+
+
+def _format(module: str) -> str:
+    return next((known.name for known in FORMATS if module.startswith(known.prefixes)), PEFT.name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layers(Mapping[str, Layer]):
+    source: TensorSource
+    modules: Mapping[str, tuple[str, Module]]
+
+    def __getitem__(self, target: str) -> Layer:
+        name, module = self.modules[target]
+        return read_layer(self.source, name, module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tensors(Mapping[str, Tensor]):
+    source: TensorSource
+    names: tuple[str, ...]
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self.names:
+            raise KeyError(key)
+        return self.source.tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -1,0 +1,189 @@
+"""What a file is: its kind, format, architecture, ranks, alphas and contents, from its header."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .architectures import ARCHITECTURES, Architecture, Parameter, detect_targets, parameters
+from .architectures import detect as detect_architecture
+from .architectures import naming as naming_of
+from .formats import Module, component, flattened, modules, read_alpha
+from .formats import detect as detect_format
+from .source import TensorSource
+
+_KINDS = {
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "glora": "GLoRA",
+    "oft": "OFT",
+    "ia3": "IA3",
+    "full": "full difference",
+    "mixed": "mixed",
+}
+_COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
+# Textual inversions: the vectors for one encoder, or one key for each of several.
+_EMBEDDING_KEYS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+_CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component of a file: the number of tensors it has there, and of values in them."""
+
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a file is.
+
+    Attributes:
+        name: The file, as the source calls it.
+        kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, …, unknown.
+        format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
+        architecture: Title of the model family; None where nothing tells.
+        naming: Of a diffusion model: native or diffusers; None for anything else.
+        components: By component.
+        targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
+        ranks: Number of LoRA layers by rank.
+        alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none.
+        dtypes: Number of tensors by dtype.
+        bytes: Size of the tensors, without the header.
+        metadata: The file's string map.
+    """
+
+    name: str
+    kind: str
+    format: str | None
+    architecture: str | None
+    naming: str | None
+    components: Mapping[str, Part]
+    targets: Mapping[str, int]
+    ranks: Mapping[int, int]
+    alphas: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    bytes: int
+    metadata: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as dicts, strings and numbers: what JSON can hold."""
+        return asdict(self)
+
+
+def describe(source: TensorSource) -> Info:
+    """Return what a file is. Only the header is read, and the alphas of an adapter.
+
+    Raises:
+        LayerShapeError: An alpha is not one number.
+    """
+    keys = source.keys()
+    found = modules(keys).modules
+    # A checkpoint may have a name or two that end like an adapter's; an adapter has little else.
+    adapter = 2 * sum(len(module.keys) for module in found.values()) > len(keys)
+    named = {} if adapter else parameters(source)
+    architecture = _architecture(source, found) if adapter else detect_architecture(named)
+    kind = _adapter_kind(found) if adapter else _model_kind(named, architecture)
+    parts = dict.fromkeys(keys, "other")
+    if adapter:
+        for name, module in found.items():
+            parts.update(dict.fromkeys(module.keys.values(), component(name)))
+    elif kind not in ("embedding", "unknown"):
+        parts = {one.key: one.component for one in named.values()}
+    lora = [one for one in found.values() if adapter and _is_lora(source, one)]
+    return Info(
+        name=source.name,
+        kind=kind,
+        format=detect_format(keys, source.name) if adapter else None,
+        architecture=architecture.title if architecture is not None else None,
+        naming=naming_of(named) if not adapter and "unet" in parts.values() else None,
+        components=_components(source, parts),
+        targets=_sorted(_target(source, one) for one in found.values() if adapter),
+        ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora),
+        alphas=_sorted(_alpha(source, one) for one in lora),
+        dtypes=_sorted(str(source.dtype(key)).removeprefix("torch.") for key in keys),
+        bytes=sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys),
+        metadata=dict(source.metadata),
+    )
+
+
+def _adapter_kind(found: Mapping[str, Module]) -> str:
+    kinds = {module.kind for module in found.values()}
+    # Differences of norms and biases accompany factors without making the file another kind.
+    kind = min(kinds - {"full"}) if len(kinds - {"full"}) == 1 else "mixed"
+    if kinds == {"full"}:
+        return "adapter of full differences"
+    if kind == "lora" and any("dora_scale" in module.keys for module in found.values()):
+        return "DoRA adapter"
+    return f"{_KINDS[kind]} adapter"
+
+
+def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | None) -> str:
+    keys = {one.key for one in named.values()}
+    if keys and keys <= _EMBEDDING_KEYS:
+        return "embedding"
+    if architecture is None and all(
+        f"diffusion_model.{one.key}" == one.name for one in named.values()
+    ):
+        return "unknown"  # bare names that no table has: any network at all
+    parts = {one.component for one in named.values()} - {"other"}
+    if not parts:
+        return "unknown"
+    return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
+
+
+def _architecture(source: TensorSource, found: Mapping[str, Module]) -> Architecture | None:
+    """By the names; among those that they leave possible, and where they say nothing, as the file says."""
+    possible = detect_targets(map(flattened, found), _cross_attention(source, found))
+    version = source.metadata.get("ss_base_model_version", "")
+    spec = source.metadata.get("modelspec.architecture", "").removesuffix("/lora")
+    for one in possible or ARCHITECTURES:
+        if version and version == one.base_model_version:
+            return one
+        if spec and spec == one.modelspec:
+            return one
+    return possible[0] if possible else None
+
+
+def _cross_attention(source: TensorSource, found: Mapping[str, Module]) -> int | None:
+    for name, module in found.items():
+        if _is_lora(source, module) and flattened(name).endswith(_CROSS_ATTENTION):
+            return source.shape(module.keys["down"])[1]
+    return None
+
+
+def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Part]:
+    return {
+        title: Part(len(keys), sum(math.prod(source.shape(key)) for key in keys))
+        for part, title in _COMPONENTS.items()
+        if (keys := [key for key, where in parts.items() if where == part])
+    }
+
+
+def _target(source: TensorSource, module: Module) -> str:
+    if not _is_lora(source, module):
+        return "incomplete" if module.kind == "lora" else _KINDS[module.kind]
+    shape = source.shape(module.keys.get("mid", module.keys["down"]))
+    kernel = "x".join(map(str, shape[2:]))
+    return f"conv{'' if len(shape) == 4 else f'{len(shape) - 2}d'} {kernel}" if kernel else "linear"
+
+
+def _is_lora(source: TensorSource, module: Module) -> bool:
+    down = module.keys.get("down")
+    return module.kind == "lora" and down is not None and len(source.shape(down)) >= 2
+
+
+def _alpha(source: TensorSource, module: Module) -> str:
+    if "alpha" not in module.keys:
+        return "absent"
+    return f"{read_alpha(source, module.keys['alpha']):g}"
+
+
+def _sorted(values: Iterable[Any]) -> dict[Any, int]:
+    counts = Counter(values)
+    return {value: counts[value] for value in sorted(counts)}

@@ -1,0 +1,41 @@
+"""A change stored whole, for weights too small or too thin for factors: norms, biases, tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FullLayer:
+    """The difference itself.
+
+    Attributes:
+        diff: Shape of the parameter it changes, any float dtype.
+    """
+
+    diff: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The largest rank a difference of this shape can have; 1 for a vector or a number."""
+        if self.diff.ndim < 2:
+            return 1
+        return min(self.diff.shape[0], math.prod(self.diff.shape[1:]))
+
+    @property
+    def scale(self) -> float:
+        """Always 1: a full difference is applied as it is."""
+        return 1.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the stored difference."""
+        return self.diff.dtype
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the change in ``dtype``, in the shape of the parameter."""
+        return self.diff.to(dtype)

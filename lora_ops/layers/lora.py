@@ -1,0 +1,96 @@
+"""The low-rank change: two thin factors, and for Tucker's form of a convolution a core between them.
+
+Shapes and scale as in Hu et al. (2021), arXiv:2106.09685, in the storage of kohya's scripts; the
+core as in LyCORIS (Yeh et al., 2023, arXiv:2309.14859).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerShapeError, UnsupportedLayerError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraLayer:
+    """delta = scale * up @ mid @ down, with the kernel on the input side.
+
+    Attributes:
+        up: (out, rank, 1...); the trailing ones may be absent.
+        down: (rank, in, *kernel); the kernel is all ones where ``mid`` holds it.
+        alpha: The stored number; None where the file has none.
+        mid: Tucker core (rank of up, rank of down, *kernel), or None.
+        dora_scale: Magnitudes (out, 1...) or (1, in, 1...), or None. A layer that has them is not
+            linear in its factors.
+
+    Raises:
+        LayerShapeError: The factors do not fit together.
+    """
+
+    up: Tensor
+    down: Tensor
+    alpha: float | None = None
+    mid: Tensor | None = None
+    dora_scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        up, down, mid = tuple(self.up.shape), tuple(self.down.shape), self.mid
+        if len(up) < 2 or len(down) < 2:
+            raise LayerShapeError(f"up is {up} and down is {down}: a factor has two axes or more")
+        if 0 in up or 0 in down:
+            raise LayerShapeError(f"up is {up} and down is {down}: an axis is empty")
+        if any(size != 1 for size in up[2:]):
+            raise LayerShapeError(
+                f"up is {up}: the kernel belongs to down, so {up[2:]} must be ones"
+            )
+        if mid is None:
+            if up[1] != down[0]:
+                raise LayerShapeError(
+                    f"up is {up} and down is {down}: their ranks, {up[1]} and {down[0]}, differ"
+                )
+            return
+        core = tuple(mid.shape)
+        if core[:2] != (up[1], down[0]):
+            raise LayerShapeError(
+                f"mid is {core}: between up {up} and down {down} it must begin {(up[1], down[0])}"
+            )
+        if any(size != 1 for size in down[2:]):
+            raise LayerShapeError(f"down is {down} beside mid {core}: only one can hold the kernel")
+
+    @property
+    def rank(self) -> int:
+        """Inner size, the first axis of down: what alpha is divided by."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank, and 1 where the file stores no alpha, as ComfyUI and A1111 read it."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the factors as stored."""
+        return self.down.dtype
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the change (out, in, *kernel), multiplied out in ``dtype``.
+
+        Raises:
+            UnsupportedLayerError: The layer has DoRA magnitudes; its change depends on the base.
+        """
+        if self.dora_scale is not None:
+            raise UnsupportedLayerError(
+                "a DoRA layer has no change of its own: it rescales the base weight; "
+                "give the base checkpoint, or use a LoRA without `dora_scale`"
+            )
+        down = self.down.to(dtype)
+        if self.mid is not None:
+            kernel = self.mid.shape[2:]
+            flat = down.flatten(1)
+            down = torch.einsum("pq...,qi->pi...", self.mid.to(dtype), flat)
+            down = down.reshape(self.up.shape[1], flat.shape[1], *kernel)
+        up = self.up.to(dtype).flatten(1)
+        return (up @ down.flatten(1)).mul_(self.scale).reshape(up.shape[0], *down.shape[1:])

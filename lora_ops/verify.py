@@ -1,0 +1,120 @@
+"""Verification: how far a LoRA file, as it lies on the disk, is from the true change."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+
+from .adapter import Adapter
+from .deltas import Sides, change_norm, check_finite, difference
+from .errors import TargetMismatchError, WeightShapeError
+from .extract import NO_FACTORS, UNCHANGED, Progress
+from .formats import decode
+from .layers import LoraLayer
+from .linalg import frobenius, residual_
+from .pairs import Pair, is_candidate, nearest, pair
+from .parallel import ordered_map
+from .report import LayerReport, Report, Skip
+from .source import TensorSource
+
+MISSING = "not in the LoRA"
+
+
+def verify(
+    base: TensorSource,
+    tuned: TensorSource,
+    lora: TensorSource,
+    *,
+    strength: float = 1.0,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the true error of every layer of an adapter, recomputed from the three files alone.
+
+    Args:
+        base: The checkpoint that the adapter is applied to.
+        tuned: The checkpoint that it is to reach.
+        lora: The adapter, of any naming that the base's targets can be found under.
+        strength: The user's factor.
+        workers: Layers side by side.
+        progress: Called after each parameter.
+
+    Returns:
+        A report whose layers are those of the adapter; changed weights that it does not hold are
+        skips, with the size of what is lost.
+
+    Raises:
+        TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have.
+        WeightShapeError: A layer does not have its weight's shape.
+        UnsupportedLayerError: A layer is of a kind that is not read yet.
+    """
+    started = time.perf_counter()
+    pairing = pair(base, tuned, allow_partial=True)
+    pairs = (*pairing.candidates, *pairing.rest)
+    adapter = decode(lora, pairing.names)
+    _check_targets(adapter, {both.target for both in pairs}, lora.name, base.name)
+    sides = Sides(base, tuned)
+    total, done = sum(math.prod(both.shape) for both in pairs), 0
+    layers: list[LayerReport] = []
+    skips: list[Skip] = []
+
+    def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
+        if both.target in adapter.layers:
+            return both, _measure(sides, adapter, both, strength)
+        norm = change_norm(sides, both)
+        lost = MISSING if is_candidate(both.base) else NO_FACTORS
+        return both, Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
+
+    for both, found in ordered_map(measure, pairs, workers):
+        done += math.prod(both.shape)
+        if progress is not None:
+            progress(done, total, both.target)
+        if isinstance(found, LayerReport):
+            layers.append(found)
+        else:
+            skips.append(found)
+    return Report(
+        tuple(layers), tuple(skips), pairing.absent, seconds=time.perf_counter() - started
+    )
+
+
+def _measure(sides: Sides, adapter: Adapter, both: Pair, strength: float) -> LayerReport:
+    layer = adapter.layers[both.target]
+    base, tuned = sides.read(both)
+    delta = difference(base, tuned)
+    norm = float(frobenius(delta.reshape(1, -1)))
+    if not math.isfinite(norm):
+        check_finite(sides, both, base, tuned)
+    if isinstance(layer, LoraLayer) and layer.mid is None and layer.dora_scale is None:
+        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+        _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
+        error = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
+    else:
+        change = layer.delta()
+        _check_shape(both, tuple(change.shape), both.shape)
+        error = float(frobenius(delta.sub_(change, alpha=strength).reshape(1, -1)))
+    relative = error / norm if norm else (math.inf if error else 0.0)
+    return LayerReport(
+        both.target, both.component, both.kind, both.shape, layer.rank, norm, relative
+    )
+
+
+def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise WeightShapeError(
+            f"layer `{both.target}` changes a weight of shape {found}, the checkpoint's is "
+            f"{wanted}; the LoRA is for another model",
+            target=both.target,
+        )
+
+
+def _check_targets(adapter: Adapter, targets: Collection[str], lora: str, base: str) -> None:
+    lost = [target for target in adapter.layers if target not in targets]
+    if not lost:
+        return
+    listed = "; ".join(f"`{name}`, nearest: {nearest(name, targets)}" for name in lost[:3])
+    raise TargetMismatchError(
+        f"{len(lost)} of {len(adapter.layers)} layers of {lora} are not in {base}: {listed}; "
+        "give the checkpoint that the LoRA was made for"
+    )

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from lorakit.examples.digits import train
+from lorakit.examples.digits.model import DigitModel
+from lorakit.examples.digits.picture import Column, contact_sheet, sheet_size
+from lorakit.examples.digits.sample import load_model, sample_digits, starting_noise
+
+FOLDER = Path(train.__file__).parent
+FILES = (FOLDER / "base.safetensors", FOLDER / "tuned.safetensors")
+UNET = "model.diffusion_model."
+TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    # The network is so small that a second thread mostly waits, for ever on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    base, tuned = (load_file(path) for path in FILES)
+    return base, tuned
+
+
+@pytest.fixture(scope="module")
+def pictures(pair: tuple[dict[str, Tensor], dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    base, tuned = (sample_digits(load_model(tensors), starting_noise()) for tensors in pair)
+    return base, tuned
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_file_holds_the_network_and_nothing_else(path: Path) -> None:
+    expected = DigitModel().state_dict()
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(expected)
+        for key, value in expected.items():
+            stored = file.get_slice(key)
+            assert stored.get_shape() == list(value.shape), key
+            assert stored.get_dtype() == "F16", key
+        assert file.metadata()["modelspec.title"] == f"lorakit digits, {path.stem}"
+
+
+def test_two_files_stay_small() -> None:
+    assert sum(path.stat().st_size for path in FILES) <= 8_000_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "time_embed.0",
+        "time_embed.2",
+        "input_blocks.0.0",
+        "input_blocks.1.0.in_layers.0",
+        "input_blocks.1.0.in_layers.2",
+        "input_blocks.1.0.emb_layers.1",
+        "input_blocks.1.0.out_layers.0",
+        "input_blocks.1.0.out_layers.3",
+        "input_blocks.2.0.op",
+        "input_blocks.3.0.skip_connection",
+        "input_blocks.3.1.norm",
+        "input_blocks.3.1.proj_in",
+        "input_blocks.3.1.transformer_blocks.0.attn1.to_q",
+        "input_blocks.3.1.transformer_blocks.0.attn1.to_out.0",
+        "input_blocks.3.1.transformer_blocks.0.attn2.to_k",
+        "input_blocks.3.1.transformer_blocks.0.attn2.to_v",
+        "input_blocks.3.1.transformer_blocks.0.ff.net.0.proj",
+        "input_blocks.3.1.transformer_blocks.0.ff.net.2",
+        "input_blocks.3.1.transformer_blocks.0.norm3",
+        "input_blocks.3.1.proj_out",
+        "middle_block.0.in_layers.2",
+        "middle_block.1.transformer_blocks.0.attn2.to_q",
+        "middle_block.2.out_layers.3",
+        "output_blocks.0.1.proj_in",
+        "output_blocks.1.2.conv",
+        "output_blocks.2.0.skip_connection",
+        "out.0",
+        "out.2",
+    ],
+)
+def test_names_are_stable_diffusions(
+    name: str, pair: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
+    assert f"{UNET}{name}.weight" in pair[0]
+
+
+def test_fine_tune_moved_every_weight_but_the_tokens(
+    pair: tuple[dict[str, Tensor], dict[str, Tensor]],
+) -> None:
+    base, tuned = pair
+    same = [key for key in base if torch.equal(base[key], tuned[key])]
+    assert same == [TOKENS]
+
+
+def test_fine_tune_needs_more_than_rank_one(
+    pair: tuple[dict[str, Tensor], dict[str, Tensor]],
+) -> None:
+    base, tuned = pair
+    kept = total = 0.0
+    for key in base:
+        if base[key].ndim in (2, 4):
+            delta = (tuned[key].double() - base[key].double()).flatten(1)
+            energies = torch.linalg.svdvals(delta) ** 2
+            kept, total = kept + float(energies[0]), total + float(energies.sum())
+    assert kept / total < 0.6
+
+
+def test_same_noise_gives_the_same_pictures(
+    pair: tuple[dict[str, Tensor], dict[str, Tensor]], pictures: tuple[Tensor, Tensor]
+) -> None:
+    model = load_model(pair[0])
+    assert torch.equal(sample_digits(model, starting_noise()), pictures[0])
+    assert not torch.equal(sample_digits(model, starting_noise(seed=1), steps=4), pictures[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_base_draws_the_digits_it_is_asked_for(
+    seed: int, pair: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
+    fields, digits = train.load_fields()
+    scans = train.plain(fields)[:, 0].flatten(1)
+    judge = KNeighborsClassifier(3).fit(scans.numpy(), digits.numpy())
+    drawn = sample_digits(load_model(pair[0]), starting_noise(seed)).mean(1)
+    right = judge.predict(drawn.flatten(1).numpy()) == range(10)
+    assert right.sum() >= 8
+
+
+def test_tuned_has_colour_where_base_is_grey(pictures: tuple[Tensor, Tensor]) -> None:
+    base, tuned = ((images.amax(1) - images.amin(1)).mean() for images in pictures)
+    assert base < 0.1
+    assert tuned > 0.25
+
+
+def test_contact_sheet_shows_every_image_once_and_enlarged() -> None:
+    rows, size = 10, 16
+    solid = torch.tensor([[[c, r, 0] for r in range(rows)] for c in (1, 2, 3)]) / 255
+    images = solid[..., None, None].expand(-1, -1, -1, size, size)
+    columns = [Column((f"model {i}", "9 kB"), image) for i, image in enumerate(images)]
+    sheet = contact_sheet(columns)
+    assert sheet.mode == "RGB"
+    assert sheet.size == sheet_size(columns)
+    counts = {colour: count for count, colour in sheet.getcolors(maxcolors=1 << 16) or []}
+    cell = (5 * size) ** 2
+    assert all(counts[c, r, 0] > cell for c in (1, 2, 3) for r in range(rows))
+
+
+def test_contact_sheet_writes_the_words() -> None:
+    images = torch.zeros(10, 3, 16, 16)
+    one, other = (contact_sheet([Column((word,), images)]) for word in ("rank 1", "rank 2"))
+    assert one.size == other.size
+    assert one.tobytes() != other.tobytes()
+
+
+def test_training_runs_and_repeats_to_the_byte(tmp_path: Path) -> None:
+    for run in ("first", "second"):
+        train.main(["--steps=2", "--tuned-steps=2", "--threads=1", f"--output={tmp_path / run}"])
+    for path in FILES:
+        first, second = (tmp_path / run / path.name for run in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+        assert set(load_file(first)) == set(load_file(path))
