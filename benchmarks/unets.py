@@ -74,7 +74,9 @@ def unet_shapes(config: UNetConfig) -> Shapes:
     layer("input_blocks.0.0", width, 4, 3, 3)
     skips, now, index = [width], width, 1
     last = len(config.multipliers) - 1
-    for level, (multiplier, depth) in enumerate(zip(config.multipliers, config.depths, strict=True)):
+    for level, (multiplier, depth) in enumerate(
+        zip(config.multipliers, config.depths, strict=True)
+    ):
         for _ in range(config.res_blocks):
             resnet(f"input_blocks.{index}.0", now, multiplier * width)
             now = multiplier * width

@@ -14,7 +14,7 @@ from .linalg import frobenius
 from .pairs import Pair
 from .source import TensorSource
 
-_PART = 1 << 22  # elements
+_PART = 1 << 20  # elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,12 @@ def difference(base: Tensor, tuned: Tensor) -> Tensor:
     Float64 weights are subtracted in float64: their change may be below float32's spacing.
     """
     wide = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
-    delta = tuned.to(wide, copy=True).sub_(base.to(wide))
-    return delta.to(torch.float32)
+    delta = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
+    # In parts, so that the widened copies stay small enough to be used again from cache.
+    for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):
+        part.copy_(new.to(wide) - old.to(wide))
+    return delta
 
 
 def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:

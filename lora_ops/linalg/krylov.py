@@ -47,7 +47,7 @@ def krylov_svd(
     side, block, batch = matrix.shape[-1], block_width(rank), matrix.shape[:-2]
     start = torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
     basis = newest = start.to(matrix.device).expand(*batch, side, block)
-    image = matrix @ newest  # of the whole basis, block by block
+    newest_image = image = matrix @ newest  # `image` is that of the whole basis
     ritz = wide(image.mT @ image)
     captured: list[Tensor] = []
     while True:
@@ -57,10 +57,11 @@ def krylov_svd(
                 break
         if basis.shape[-1] + block > side:
             break
-        newest = orthonormal(matrix.mT @ image[..., -block:], basis)
+        newest = orthonormal(matrix.mT @ newest_image, basis)
+        newest_image = matrix @ newest
         basis = torch.cat([basis, newest], dim=-1)
-        image = torch.cat([image, matrix @ newest], dim=-1)
-        ritz = _bordered(ritz, wide(image.mT @ image[..., -block:]))
+        image = torch.cat([image, newest_image], dim=-1)
+        ritz = _bordered(ritz, wide(image.mT @ newest_image))
     _, vectors = torch.linalg.eigh(ritz)
     leading = vectors[..., -rank:].to(basis.device, basis.dtype)
     return svd_from_right(image @ leading, basis @ leading)

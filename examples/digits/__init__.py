@@ -1,0 +1,1 @@
+"""A diffusion model of handwritten digits, small enough to ship, with Stable Diffusion's names."""

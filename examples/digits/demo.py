@@ -1,0 +1,145 @@
+"""The demo: LoRAs of several ranks from the digits pair, verified, applied, sampled and drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from ...lora_ops import extract_file, open_source, plan_file, verify
+from ...lora_ops.architectures import parameters
+from ...lora_ops.errors import WriteError
+from ...lora_ops.files import FileSource
+from ...lora_ops.formats import decode
+from ...lora_ops.parallel import ordered_map
+from .picture import Column, contact_sheet
+from .sample import load_model, sample_digits, starting_noise
+
+BASE = Path(__file__).parent / "base.safetensors"
+TUNED = Path(__file__).parent / "tuned.safetensors"
+RULES = {
+    "rank 1": "1",
+    "rank 2": "2",
+    "rank 4": "4",
+    "rank 8": "8",
+    "rank 16": "16",
+    "energy 0.9": "energy=0.9",
+}
+PICTURE = "digits.png"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One LoRA of the demo.
+
+    Attributes:
+        title: Its rule, for people.
+        path: Where it is.
+        ranks: Smallest and largest rank of a layer.
+        size: Bytes of the file.
+        error: Relative Frobenius error, from the extraction's report.
+        verified: The same, recomputed from the files.
+        distance: Root mean square difference of its pictures from the tuned model's, as a share
+            of the base's.
+    """
+
+    title: str
+    path: Path
+    ranks: tuple[int, int]
+    size: int
+    error: float
+    verified: float
+    distance: float = math.nan
+
+
+def run_demo(
+    folder: Path,
+    *,
+    version: str = "",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[list[DemoRow], Path]:
+    """Write six LoRAs and a picture into a folder, which is made if need be.
+
+    Args:
+        folder: Files of an earlier demo in it are replaced.
+        version: Of lorakit, for the files' record.
+        progress: Called with models sampled, models in all, and what is being done.
+
+    Returns:
+        A row for each LoRA, and where the picture is.
+
+    Raises:
+        WriteError: The folder or a file in it could not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"could not be made: {error.strerror}", path=folder) from error
+    rows: list[DemoRow] = []
+    with open_source(BASE) as base, open_source(TUNED) as tuned:
+        before = {key: base.tensor(key) for key in base.keys()}  # noqa: SIM118 - not a mapping
+        after = {key: tuned.tensor(key) for key in tuned.keys()}  # noqa: SIM118
+        models = [before]
+        for title, rule in RULES.items():
+            path = folder / f"{title.replace(' ', '_')}.safetensors"
+            plan = plan_file(base, tuned, rule, output=path, force=True)
+            report = extract_file(plan, base, tuned, path, version=version)
+            with open_source(path) as lora:
+                verified = verify(base, tuned, lora).error
+                models.append(apply(base, before, lora))
+            ranks = [layer.rank for layer in report.layers]
+            span = (min(ranks), max(ranks))
+            rows.append(DemoRow(title, path, span, report.size, report.error, verified))
+    samples: list[Tensor] = []
+    # Side by side, a core each: the network is too small for threads inside it.
+    for images in ordered_map(_samples, [*models, after], torch.get_num_threads()):
+        samples.append(images)
+        if progress is not None:
+            progress(len(samples), len(models) + 1, "samples")
+    start, goal = samples[0], samples[-1]
+    span = float((start - goal).norm())
+    rows = [
+        replace(row, distance=float((images - goal).norm()) / span)
+        for row, images in zip(rows, samples[1:], strict=False)
+    ]
+    picture = folder / PICTURE
+    try:
+        _sheet(rows, samples).save(picture)
+    except OSError as error:
+        raise WriteError(f"could not be written: {error.strerror}", path=picture) from error
+    return rows, picture
+
+
+def apply(base: FileSource, tensors: Mapping[str, Tensor], lora: FileSource) -> dict[str, Tensor]:
+    """Return the checkpoint's tensors with an adapter added, in float32.
+
+    Args:
+        base: The checkpoint, for its names.
+        tensors: All of its tensors; not changed.
+        lora: The adapter file.
+    """
+    known = parameters(base)
+    targets = {parameter.target: parameter.key for parameter in known.values()}
+    result = dict(tensors)
+    for target, layer in decode(lora, list(known)).layers.items():
+        key = targets[target]
+        result[key] = tensors[key].float() + layer.delta()
+    return result
+
+
+def _samples(tensors: Mapping[str, Tensor]) -> Tensor:
+    return sample_digits(load_model(tensors), starting_noise())
+
+
+def _sheet(rows: list[DemoRow], samples: list[Tensor]) -> Image:
+    titles = [
+        ("base", f"{BASE.stat().st_size / 1e6:.1f} MB"),
+        *((row.title, f"{row.size / 1e3:.0f} kB", f"error {row.verified:.2f}") for row in rows),
+        ("tuned", f"{TUNED.stat().st_size / 1e6:.1f} MB"),
+    ]
+    return contact_sheet([Column(*column) for column in zip(titles, samples, strict=True)])
