@@ -5,11 +5,12 @@ from __future__ import annotations
 from .adapter import Adapter
 from .devices import Placement, place
 from .errors import LoraOpsError
-from .extract import Plan, extract, plan_extraction
+from .extract import extract
 from .extract_file import extract_file, plan_file
 from .files import open_source
 from .info import describe
 from .layers import FullLayer, LoraLayer
+from .plan import Plan, plan_extraction
 from .ranks import RankRule, parse_rank
 from .report import LayerReport, Report, Skip
 from .source import DictSource, TensorSource

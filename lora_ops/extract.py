@@ -6,69 +6,37 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .deltas import Sides, change_norm, check_finite, difference
+from .deltas import change_norm, check_finite, difference
 from .devices import Placement, place, upload
 from .errors import MismatchError, NonFiniteError
 from .layers import FullLayer, Layer, LoraLayer
 from .linalg import Svd, frobenius, residual_, spectrum, truncated_svd
-from .pairs import Pair, Pairing, pair
+from .pairs import Pair
 from .parallel import ordered_map
-from .ranks import RankRule, parse_rank
+from .plan import Plan, PlanOptions, plan_extraction
+from .ranks import RankRule
 from .report import LayerReport, Report, Skip
 from .rounding import is_rounding
 from .source import TensorSource
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # Called with elements done, elements in all, and the target that was finished.
 Progress = Callable[[int, int, str], None]
-
-# Of the factors, by the name that users give it.
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 NO_FACTORS = "no low-rank form (--full-differences keeps it)"
 EXCLUDED = "excluded"
 RANK_ZERO = "rank 0 by the rule"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an extraction will do, known from headers alone.
-
-    Attributes:
-        sides: The two checkpoints.
-        pairing: What they have in common.
-        rule: How many directions a layer gets.
-        dtype: Of the factors.
-        full_differences: Whether parameters without a low-rank form are kept whole.
-    """
-
-    sides: Sides
-    pairing: Pairing
-    rule: RankRule
-    dtype: torch.dtype
-    full_differences: bool = False
-
-    def rule_for(self, pair: Pair) -> RankRule:
-        """The rule for one layer: kernels may have their own."""
-        return self.rule.for_kernel(pair.shape[2:])
-
-    def is_left_out(self, pair: Pair) -> bool:
-        """Whether the rule gives this layer no rank at all."""
-        rule = self.rule_for(pair)
-        return rule.kind == "rank" and rule.value == 0
-
-    def most_ranks(self, pair: Pair) -> int:
-        """The largest rank that a layer can get."""
-        rule, full = self.rule_for(pair), min(pair.matrix)
-        fixed = int(rule.value) if rule.kind == "rank" else full
-        return min(full, fixed, rule.most or full)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,47 +54,6 @@ class Outcome:
     report: LayerReport | Skip
 
 
-def plan_extraction(
-    base: TensorSource,
-    tuned: TensorSource,
-    rule: str | int | RankRule,
-    *,
-    dtype: torch.dtype | None = None,
-    components: Sequence[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    full_differences: bool = False,
-    allow_partial: bool = False,
-) -> Plan:
-    """Pair two checkpoints and settle what is to be done, from headers alone.
-
-    Args:
-        base: The checkpoint that was started from.
-        tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`.
-        dtype: Of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, where
-            it is one of these; float32 for float64, float16 for float8.
-        components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
-        include: Shell patterns: only such targets.
-        exclude: Shell patterns: no such targets.
-        full_differences: Keep biases, norms, embeddings and tables as they are, too.
-        allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
-
-    Raises:
-        ArgumentError, MismatchError: As `pair` and `parse_rank` do.
-    """
-    pairing = pair(
-        base,
-        tuned,
-        components=components,
-        include=include,
-        exclude=exclude,
-        allow_partial=allow_partial,
-    )
-    dtype = dtype or _usual_dtype(tuned, pairing.candidates)
-    return Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, full_differences)
-
-
 def extract(
     base: TensorSource,
     tuned: TensorSource,
@@ -136,7 +63,7 @@ def extract(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
-    **options: object,
+    **options: Unpack[PlanOptions],
 ) -> tuple[Adapter, Report]:
     """Return the adapter that takes `base` closest to `tuned`, all in memory, and its report.
 
@@ -148,21 +75,18 @@ def extract(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         seed: Of the random start.
         progress: Called after each parameter.
-        **options: As for `plan_extraction`.
+        **options: See `PlanOptions`.
 
     Raises:
         MismatchError: The two do not belong together, or no layer differs.
         NonFiniteError: NaN or infinity in a weight, or out of the range of the factors' dtype.
     """
     started = time.perf_counter()
-    plan = plan_extraction(base, tuned, rule, **options)  # pyright: ignore[reportArgumentType]
+    plan = plan_extraction(base, tuned, rule, **options)
     outcomes = list(run(plan, exact=exact, placement=place(device), seed=seed, progress=progress))
     layers = {outcome.pair.target: outcome.layer for outcome in outcomes if outcome.layer}
     report = summarise(plan, (outcome.report for outcome in outcomes))
-    return (
-        Adapter(layers, {}, {}, "comfy"),
-        Report(report.layers, report.skips, report.notes, time.perf_counter() - started),
-    )
+    return Adapter(layers, {}, {}, "comfy"), replace(report, seconds=time.perf_counter() - started)
 
 
 def run(
@@ -358,12 +282,3 @@ def _skip(both: Pair, reason: str, norm: float) -> Outcome:
 
 def _report(both: Pair, rank: int, norm: float, error: float) -> LayerReport:
     return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, error / norm)
-
-
-def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
-    """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
-    usual = counts.most_common(1)[0][0] if counts else torch.float16
-    if usual == torch.float64:
-        return torch.float32
-    return usual if usual in (torch.float32, torch.bfloat16) else torch.float16

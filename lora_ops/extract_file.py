@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
-from .extract import Outcome, Plan, Progress, plan_extraction, run, summarise
+from .extract import Outcome, Progress, run, summarise
 from .files import FileSource, SafetensorsWriter, check_output, file_sha256, refuse_quantised
 from .formats import Format, Namer, encode_layer, module_namer, writable
 from .metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
 from .report import LayerReport, Report, Skip
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NO_NAME = "no name in this format"
 
@@ -32,12 +36,7 @@ def plan_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: torch.dtype | None = None,
-    components: Sequence[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    full_differences: bool = False,
-    allow_partial: bool = False,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
 
@@ -47,12 +46,7 @@ def plan_file(
         rule: How many directions a layer gets.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
-        dtype: As for `plan_extraction`, like all that follow.
-        components: Which parts of the pipeline.
-        include: Shell patterns on targets.
-        exclude: Shell patterns on targets.
-        full_differences: Keep what has no low-rank form whole.
-        allow_partial: Go on where too few weights match.
+        **options: See `PlanOptions`.
 
     Raises:
         ArgumentError: The output cannot or must not be written; the rule or a pattern is wrong.
@@ -65,17 +59,7 @@ def plan_file(
         raise MismatchError(f"{base.name} and {tuned.name} are one file: no layer differs")
     for source in (base, tuned):
         refuse_quantised(source)
-    return plan_extraction(
-        base,
-        tuned,
-        rule,
-        dtype=dtype,
-        components=components,
-        include=include,
-        exclude=exclude,
-        full_differences=full_differences,
-        allow_partial=allow_partial,
-    )
+    return plan_extraction(base, tuned, rule, **options)
 
 
 def extract_file(
@@ -122,11 +106,12 @@ def extract_file(
     namer = module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
     reports: list[LayerReport | Skip] = []
     # The inputs are hashed beside the work: the record of what they were costs no time of its own.
+    stop = Event()
     with (
         ThreadPoolExecutor(1) as hashing,
-        SafetensorsWriter(output, header_room=_header_room(plan, scheme, namer)) as writer,
+        SafetensorsWriter(output, header_room=_header_room(plan, scheme)) as writer,
     ):
-        hashes = [hashing.submit(_hashed, source) for source in (base, tuned)]
+        hashes = [hashing.submit(_hashed, source, stop) for source in (base, tuned)]
         try:
             outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
             for outcome in outcomes:
@@ -151,7 +136,7 @@ def extract_file(
             )
             written = writer.finish(metadata, hash_keys=HASH_KEYS)
         finally:
-            hashing.shutdown(wait=False, cancel_futures=True)
+            stop.set()
     return replace(report, seconds=time.perf_counter() - started, size=written.size)
 
 
@@ -172,7 +157,7 @@ def _unnamed(outcome: Outcome) -> Skip:
     return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)
 
 
-def _header_room(plan: Plan, scheme: Format, namer: Namer) -> int:
+def _header_room(plan: Plan, scheme: Format) -> int:
     """An upper bound of the header's size, from the largest shapes that the rule allows."""
     pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
     longest = max(len(both.target.encode()) for both in pairs)
@@ -183,9 +168,9 @@ def _header_room(plan: Plan, scheme: Format, namer: Namer) -> int:
     return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
 
 
-def _hashed(source: FileSource) -> Input:
+def _hashed(source: FileSource, stop: Event) -> Input:
     """SHA-256 of a file; of a list of hashes and names where the checkpoint is several files."""
-    digests = [file_sha256(path) for path in source.paths]
+    digests = [file_sha256(path, stop) for path in source.paths]
     if len(digests) > 1:
         lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, source.paths, strict=True))
         digests = [hashlib.sha256(lines.encode()).hexdigest()]

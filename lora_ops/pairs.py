@@ -68,7 +68,7 @@ class Pair:
 
     @property
     def kind(self) -> str:
-        """linear, conv1x1, conv3x3, conv3d3x3x3, embedding, bias, norm or other."""
+        """linear, conv 1x1, conv 3x3, conv3d 1x2x2, embedding, bias, norm or other."""
         return parameter_kind(self.base)
 
 
@@ -110,7 +110,7 @@ def parameter_kind(parameter: Parameter) -> str:
         return "embedding"
     if len(shape) == 2:
         return "linear"
-    return f"conv{'3d' if len(shape) == 5 else ''}{'x'.join(map(str, shape[2:]))}"
+    return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
 
 
 def pair(

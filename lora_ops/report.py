@@ -15,7 +15,7 @@ class LayerReport:
     Attributes:
         target: Its name.
         component: unet, te or vae.
-        kind: linear, conv1x1, conv3x3, ...; or that of a full difference: bias, norm, ...
+        kind: linear, conv 1x1, conv 3x3, ...; or that of a full difference: bias, norm, ...
         shape: Of the weight, (out, in, *kernel).
         rank: Of the layer; 0 where the adapter does not hold it.
         norm: Frobenius norm of the true change.

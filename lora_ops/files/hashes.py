@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from threading import Event
 
 from .base import open_binary
 from .safetensors_file import SafetensorsFile
@@ -11,13 +12,17 @@ from .safetensors_file import SafetensorsFile
 _CHUNK = 1 << 20  # bytes
 
 
-def file_sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path, stop: Event | None = None) -> str:
     """SHA-256 of a whole file, lower-case hex: what Civitai looks up (AutoV2 is its beginning).
+
+    Args:
+        path: The file.
+        stop: Once it is set, by another thread, the rest is not read and the result is empty.
 
     Raises:
         ArgumentError: there is no such file, or it may not be read.
     """
-    return _sha256(Path(path), 0)
+    return _sha256(Path(path), 0, stop)
 
 
 def data_sha256(path: str | Path) -> str:
@@ -34,11 +39,13 @@ def data_sha256(path: str | Path) -> str:
     return _sha256(Path(path), start)
 
 
-def _sha256(path: Path, start: int) -> str:
+def _sha256(path: Path, start: int, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK))
     with open_binary(path) as file:
         file.seek(start)
         while count := file.readinto(chunk):
+            if stop is not None and stop.is_set():
+                return ""
             digest.update(chunk[:count])
     return digest.hexdigest()

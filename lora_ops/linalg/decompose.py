@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gram import gram_svd
+from .gram import SMALL, gram_svd
 from .krylov import block_width, krylov_svd
 from .svd import Svd
-
-# Up to this side an exact eigenproblem costs less than the steps of an iteration.
-SMALL = 256
 
 
 def truncated_svd(
@@ -31,7 +28,8 @@ def truncated_svd(
         exact: Ask for the exact truncation whatever it costs.
     """
     side = min(matrix.shape[-2:])
-    # A Krylov space of about six blocks is needed: no gain once it fills a third of the short side.
-    if exact or side <= SMALL or 6 * block_width(rank) > side:
+    # Up to SMALL an eigenproblem costs less than the steps of an iteration; and an iteration takes
+    # about six blocks, which is no gain once they fill half of the short side.
+    if exact or side <= SMALL or 12 * block_width(rank) > side:
         return gram_svd(matrix, rank)
     return krylov_svd(matrix, rank, total, generator)

@@ -13,12 +13,17 @@ from .._shapes import Float
 from .orthonormal import orthonormal, wide
 from .svd import Svd, svd_from_right
 
+# Up to this side float64 costs nothing to speak of.
+SMALL = 256
+# Below this share of the largest singular value, float32 squares say nothing of a direction.
+RESOLVED = 1e-3
+
 
 def gram_svd(matrix: Float[Tensor, "*batch out in"], rank: int) -> Svd:
     """Return the `rank` leading singular triplets, exactly (to float32 rounding).
 
-    The eigenvectors of a float32 Gram matrix resolve a direction only down to the root of float32
-    precision below the largest one; the final projection, with a few spare directions, heals that.
+    The eigenvectors come from a float32 Gram matrix, and from a float64 one where that cannot
+    resolve the last of them; a final projection, with a few spare directions, polishes them.
 
     Args:
         matrix: (..., out, in), float32.
@@ -26,15 +31,15 @@ def gram_svd(matrix: Float[Tensor, "*batch out in"], rank: int) -> Svd:
 
     Source: Eckart & Young (1936); the projection is one step of orthogonal iteration.
     """
-    out, side = matrix.shape[-2:]
-    if out < side:
+    if matrix.shape[-2] < matrix.shape[-1]:
         flipped = gram_svd(matrix.mT, rank)
         return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
-    _, vectors = torch.linalg.eigh(_gram(matrix))
-    spare = min(side, rank + 8)
-    right = vectors[..., -spare:].to(matrix.device, matrix.dtype)
-    right = orthonormal(matrix.mT @ (matrix @ right))
-    return svd_from_right(matrix @ right, right).truncate(rank)
+    if matrix.shape[-1] <= SMALL:
+        return _polished(matrix, wide(matrix), rank)
+    svd = _polished(matrix, matrix, rank)
+    if bool((svd.s[..., -1] < RESOLVED * svd.s[..., 0]).any()):
+        svd = _polished(matrix, wide(matrix), rank)
+    return svd
 
 
 def spectrum(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch k"]:
@@ -44,13 +49,20 @@ def spectrum(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch k"
     asks for them depends on more.
     """
     tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
-    squares = torch.linalg.eigvalsh(_gram(tall))
+    squares = torch.linalg.eigvalsh(_gram(wide(tall) if tall.shape[-1] <= SMALL else tall))
     return squares.double().clamp(min=0).sqrt().flip(-1)
 
 
+def _polished(tall: Tensor, same: Tensor, rank: int) -> Svd:
+    """The SVD of `tall`, from the Gram matrix of `same`: the same numbers, maybe wider."""
+    _, vectors = torch.linalg.eigh(_gram(same))
+    spare = min(tall.shape[-1], rank + 8)
+    right = vectors[..., -spare:].to(tall.device, tall.dtype)
+    right = orthonormal(tall.mT @ (tall @ right))
+    return svd_from_right(tall @ right, right).truncate(rank)
+
+
 def _gram(tall: Tensor) -> Tensor:
-    """`tall.mT @ tall`; in float64 where that costs nothing to speak of."""
-    if tall.shape[-1] <= 256:
-        tall = wide(tall)
+    """`tall.mT @ tall`, on the CPU where the device has no eigenproblems."""
     gram = tall.mT @ tall
     return gram.cpu() if gram.device.type == "mps" else gram

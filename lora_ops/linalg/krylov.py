@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from .._shapes import Float
+from .gram import gram_svd
 from .orthonormal import orthonormal, wide
 from .svd import Svd, svd_from_right
+
+# Share of the short side that the basis may fill: beyond it the exact way is cheaper, and taken.
+MOST = 0.75
 
 
 def krylov_svd(
@@ -26,6 +30,7 @@ def krylov_svd(
 ) -> Svd:
     """Return `rank` leading singular triplets whose truncation is close to the best possible one.
 
+    A spectrum so flat that this would take a basis of nearly full size is decomposed exactly.
     Stops when one more step is expected to lower the error of the truncation by less than
     `tolerance` of itself, judged from the gains of the last two steps.
 
@@ -47,24 +52,26 @@ def krylov_svd(
     side, block, batch = matrix.shape[-1], block_width(rank), matrix.shape[:-2]
     start = torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
     basis = newest = start.to(matrix.device).expand(*batch, side, block)
-    newest_image = image = matrix @ newest  # `image` is that of the whole basis
-    ritz = wide(image.mT @ image)
+    newest_image = matrix @ newest
+    # Squares of singular values 2^12 apart do not fit in float32: from here on it is float64.
+    image = wide(newest_image)
+    ritz = image.mT @ image
     captured: list[Tensor] = []
     while True:
         if basis.shape[-1] >= rank + block:
             captured.append(torch.linalg.eigvalsh(ritz)[..., -rank:].sum(-1))
             if _converged(captured, total, tolerance):
                 break
-        if basis.shape[-1] + block > side:
-            break
+        if basis.shape[-1] + block > MOST * side:
+            return gram_svd(matrix, rank)
         newest = orthonormal(matrix.mT @ newest_image, basis)
         newest_image = matrix @ newest
         basis = torch.cat([basis, newest], dim=-1)
-        image = torch.cat([image, newest_image], dim=-1)
-        ritz = _bordered(ritz, wide(image.mT @ newest_image))
+        image = torch.cat([image, wide(newest_image)], dim=-1)
+        ritz = _bordered(ritz, image.mT @ image[..., -block:])
     _, vectors = torch.linalg.eigh(ritz)
-    leading = vectors[..., -rank:].to(basis.device, basis.dtype)
-    return svd_from_right(image @ leading, basis @ leading)
+    leading = vectors[..., -rank:]
+    return svd_from_right(image @ leading, basis @ leading.to(basis.device, basis.dtype))
 
 
 def block_width(rank: int) -> int:

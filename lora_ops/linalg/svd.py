@@ -46,23 +46,23 @@ def svd_from_right(image: Tensor, right: Tensor) -> Svd:
     """Return the SVD of a matrix projected on the columns of `right`.
 
     Args:
-        image: (..., m, k), float32: the matrix times `right`.
+        image: (..., m, k), float32 or float64: the matrix times `right`.
         right: (..., n, k), float32, orthonormal columns.
 
     The k x k Gram matrix of the image is formed and solved in float64, so that singular values are
     accurate to float32 rounding of the largest one, not to its square root.
     """
-    exact = wide(image)
-    squares, rotation = torch.linalg.eigh(exact.mT @ exact)
+    image = wide(image)
+    squares, rotation = torch.linalg.eigh(image.mT @ image)
     s = squares.clamp(min=0).sqrt().flip(-1)
     rotation = rotation.flip(-1)
     # Directions at rounding level have no usable left vector: give them none rather than noise.
     floor = 1e-7 * s[..., :1]
     inverse = torch.where(s > floor, 1 / s.clamp(min=torch.finfo(s.dtype).tiny), 0.0)
     s = torch.where(s > floor, s, 0.0)
-    u = image @ (rotation * inverse.unsqueeze(-2)).to(image.device, image.dtype)
+    u = image @ (rotation * inverse.unsqueeze(-2))
     vh = (right @ rotation.to(right.device, right.dtype)).mT
-    return _fix_signs(Svd(u, s, vh))
+    return _fix_signs(Svd(u.to(right.device, right.dtype), s, vh))
 
 
 def _fix_signs(svd: Svd) -> Svd:

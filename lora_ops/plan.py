@@ -1,0 +1,116 @@
+"""The plan of an extraction: what will be done to which layer, known from headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from .deltas import Sides
+from .pairs import Pair, Pairing, pair
+from .ranks import RankRule, parse_rank
+from .source import TensorSource
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Of the factors, by the name that users give it.
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class PlanOptions(TypedDict, total=False):
+    """What an extraction can be told beside its rank rule.
+
+    Attributes:
+        dtype: Of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, where
+            it is one of these; float32 for float64, float16 for float8.
+        components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
+        include: Shell patterns: only such targets.
+        exclude: Shell patterns: no such targets.
+        full_differences: Keep biases, norms, embeddings and tables whole, too.
+        allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+    """
+
+    dtype: torch.dtype | None
+    components: Sequence[str] | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    full_differences: bool
+    allow_partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an extraction will do, known from headers alone.
+
+    Attributes:
+        sides: The two checkpoints.
+        pairing: What they have in common.
+        rule: How many directions a layer gets.
+        dtype: Of the factors.
+        full_differences: Whether parameters without a low-rank form are kept whole.
+    """
+
+    sides: Sides
+    pairing: Pairing
+    rule: RankRule
+    dtype: torch.dtype
+    full_differences: bool = False
+
+    def rule_for(self, pair: Pair) -> RankRule:
+        """The rule for one layer: kernels may have their own."""
+        return self.rule.for_kernel(pair.shape[2:])
+
+    def is_left_out(self, pair: Pair) -> bool:
+        """Whether the rule gives this layer no rank at all."""
+        rule = self.rule_for(pair)
+        return rule.kind == "rank" and rule.value == 0
+
+    def most_ranks(self, pair: Pair) -> int:
+        """The largest rank that a layer can get."""
+        rule, full = self.rule_for(pair), min(pair.matrix)
+        fixed = int(rule.value) if rule.kind == "rank" else full
+        return min(full, fixed, rule.most or full)
+
+
+def plan_extraction(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule,
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """Pair two checkpoints and settle what is to be done, from headers alone.
+
+    Args:
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets; see `ranks`.
+        **options: See `PlanOptions`.
+
+    Raises:
+        ArgumentError: The rule, a pattern or a component is none.
+        MismatchError: The checkpoints do not belong together.
+    """
+    pairing = pair(
+        base,
+        tuned,
+        components=options.get("components"),
+        include=options.get("include", ()),
+        exclude=options.get("exclude", ()),
+        allow_partial=options.get("allow_partial", False),
+    )
+    dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
+    whole = options.get("full_differences", False)
+    return Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, whole)
+
+
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+    """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
+    counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
+    usual = counts.most_common(1)[0][0] if counts else torch.float16
+    if usual == torch.float64:
+        return torch.float32
+    return usual if usual in (torch.float32, torch.bfloat16) else torch.float16
