@@ -16,7 +16,6 @@ import click
 
 if not __package__:  # `python cli.py`: the folder, whatever it is called, is our package
     _root = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _root]
     _spec = importlib.util.spec_from_file_location("lorakit", _root / "__init__.py")
     if _spec and _spec.loader:
         sys.modules["lorakit"] = importlib.util.module_from_spec(_spec)

@@ -160,6 +160,8 @@ def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
 def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
     pairing = plan.pairing
     yield from pairing.absent
+    if any(layer.component == "vae" for layer in layers):
+        yield "no program known to us applies the VAE's part of a LoRA"
     for names, where in ((pairing.only_base, "base"), (pairing.only_tuned, "tuned")):
         if names:
             yield f"{len(names)} weights only in {where}, the first `{names[0]}`"
@@ -174,8 +176,8 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
             for layer in layers
         )
         if lowered:
-            conv = "conv " if kernel else ""
-            yield f"{conv}rank {rule.value:g} lowered in {lowered} layers: their change has no more"
+            conv, plural = "conv " if kernel else "", "" if lowered == 1 else "s"
+            yield f"{conv}rank {rule.value:g} lowered in {lowered} layer{plural}: the change has no more"
 
 
 def _factor_batch(

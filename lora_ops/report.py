@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -73,7 +73,6 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     size: int = 0
-    inputs: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def error(self) -> float:
@@ -115,7 +114,6 @@ class Report:
             "left_out": self.left_out,
             "seconds": self.seconds,
             "size": self.size,
-            "inputs": self.inputs,
             "notes": list(self.notes),
             "layers": [{**asdict(layer), "energy": layer.energy} for layer in self.layers],
             "skips": [asdict(skip) for skip in self.skips],

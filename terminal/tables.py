@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,9 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .text import count, human_error, human_size, plain
+
 if TYPE_CHECKING:
+    from ..examples.digits.demo import DemoRow
     from ..lora_ops import LayerReport, Plan, Report
-    from ..lora_ops.info import Info
+    from ..lora_ops.info import Info, Part
 
 # Rows shown of a long list of layers: the worst ones, which are those one wants to know about.
 _WORST = 12
@@ -26,11 +30,11 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
     table = _table("layer", "kind", "shape", "rank", "error", "energy kept")
     for layer in layers:
         table.add_row(
-            escape(_tail(layer.target)),
+            _safe(_tail(layer.target)),
             layer.kind,
             "x".join(map(str, layer.shape)),
             str(layer.rank),
-            f"{layer.error:.4f}",
+            human_error(layer.error),
             f"{layer.energy:.2%}",
         )
     hidden = len(report.layers) - len(layers)
@@ -41,12 +45,12 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
     if report.skips:
         console.print(_skip_table(report))
     for note in report.notes:
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+        console.print(f"[yellow]note[/] {_safe(note)}", soft_wrap=True)
     for line in _totals(report):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def show_plan(plan: Plan, output: str, size: int) -> None:
+def show_plan(plan: Plan, output: Path, size: int) -> None:
     """Print what an extraction would do."""
     console = _console()
     pairing = plan.pairing
@@ -65,60 +69,68 @@ def show_plan(plan: Plan, output: str, size: int) -> None:
         )
     console.print(table)
     architecture = pairing.architecture.title if pairing.architecture else "unknown architecture"
+    dtype = str(plan.dtype).removeprefix("torch.")
+    console.print(f"{architecture}, rank rule {plan.rule}, {dtype}", highlight=False)
+    name = _safe(str(output))
     console.print(
-        f"{architecture}, rank rule {plan.rule}, {str(plan.dtype).removeprefix('torch.')}"
-    )
-    console.print(
-        f"{output} would take at most {human_size(size)}; nothing was written", soft_wrap=True
+        f"{name} would take at most {human_size(size)}; nothing was written",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
 def show_info(info: Info) -> None:
     """Print what a file is."""
     console = _console()
-    table = _table("", "")
-    table.show_header = False
+    table = Table.grid("", "", padding=(0, 3, 0, 0))
     rows = [
         ("kind", info.kind),
         ("format", info.format or ""),
         ("architecture", info.architecture or "unknown"),
         ("naming", info.naming or ""),
-        (
-            "components",
-            _listed(
-                {
-                    n: f"{p.tensors} tensors, {_count(p.parameters)}"
-                    for n, p in info.components.items()
-                }
-            ),
-        ),
+        ("components", _listed({name: _part(part) for name, part in info.components.items()})),
         ("targets", _listed(info.targets)),
-        ("ranks", _listed({f"{rank}": f"{count} layers" for rank, count in info.ranks.items()})),
-        ("alphas", _listed({alpha: f"{count} layers" for alpha, count in info.alphas.items()})),
+        ("ranks", _layers(info.ranks)),
+        ("alphas", _layers(info.alphas)),
         ("dtypes", _listed(info.dtypes)),
         ("size", human_size(info.bytes)),
     ]
     for name, value in rows:
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, _safe(value))
+    if info.metadata:
+        table.add_row()
     for key, value in sorted(info.metadata.items()):
-        shown = value if len(value) <= 100 else f"{value[:90]}… ({len(value)} characters)"
-        table.add_row(f"[dim]{escape(key)}", escape(shown))
+        shown = value if len(value) <= 100 else f"{value[:60]}… ({len(value)} characters)"
+        table.add_row(f"[dim]{_safe(key)}[/]", _safe(shown))
     console.print(table)
 
 
-def human_size(size: float) -> str:
-    """Bytes for people: 1.4 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
+def show_demo(rows: Sequence[DemoRow]) -> None:
+    """Print what each LoRA of the demo is and does."""
+    table = _table("LoRA", "file", "ranks", "size", "error", "verified", "distance of pictures")
+    for row in rows:
+        low, high = row.ranks
+        table.add_row(
+            row.title,
+            _safe(row.path.name),
+            str(high) if low == high else f"{low} - {high}",
+            human_size(row.size),
+            human_error(row.error),
+            human_error(row.verified),
+            f"{row.distance:.2f}",
+        )
+    _console().print(table)
 
 
 def _console() -> Console:
     """As wide as the terminal; wide enough for a table where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=112)
+
+
+def _safe(text: str) -> str:
+    """Text that is shown as it is, whatever it holds."""
+    return escape(plain(text))
 
 
 def _tail(target: str, length: int = 50) -> str:
@@ -141,15 +153,15 @@ def _worst(layers: Sequence[LayerReport]) -> Sequence[LayerReport]:
 
 def _skip_table(report: Report) -> Table:
     table = _table("left out", "because", "tensors", "share of the change")
-    for (reason, kind), (count, share) in report.reasons().items():
-        table.add_row(kind, reason, str(count), f"{share:.2%}")
+    for (reason, kind), (tensors, share) in report.reasons().items():
+        table.add_row(kind, reason, str(tensors), f"{share:.2%}")
     return table
 
 
 def _totals(report: Report) -> list[str]:
-    parts = ", ".join(f"{name} {error:.4f}" for name, error in report.components().items())
+    parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     lines = [
-        f"[bold]{len(report.layers)} layers, relative error {report.error:.4f}[/] "
+        f"[bold]{count(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
         f"({parts}), energy kept {report.energy:.2%}; "
         f"outside the LoRA: {report.left_out:.2%} of the change"
     ]
@@ -158,9 +170,15 @@ def _totals(report: Report) -> list[str]:
     return [*lines, ", ".join(ending)] if ending else lines
 
 
-def _listed(values: Mapping[str, object] | Mapping[int, object]) -> str:
+def _listed(values: Mapping[str, object]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _count(number: int) -> str:
-    return f"{number / 1e6:.1f} M values" if number >= 1e6 else f"{number} values"
+def _layers(counts: Mapping[int, int] | Mapping[str, int]) -> str:
+    return _listed({str(value): count(number, "layer") for value, number in counts.items()})
+
+
+def _part(part: Part) -> str:
+    values = part.parameters
+    shown = f"{values / 1e6:.1f} M values" if values >= 1e6 else count(values, "value")
+    return f"{count(part.tensors, 'tensor')}, {shown}"

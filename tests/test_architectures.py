@@ -225,6 +225,15 @@ def test_a_lone_clip_is_told_by_its_width(build, width, clip):
     assert canonical(build(width))[layer].shape == (4 * width, width)
 
 
+def test_openclip_and_clip_are_one_model():
+    ours = canonical(checkpoints.openclip(1280))
+    own = {f"text_encoders.clip_g.{name}" for name in ("text_projection", "logit_scale")}
+    theirs = canonical(checkpoints.clip(1280))
+    assert {name: one.shape for name, one in ours.items() if name not in own} == {
+        name: one.shape for name, one in theirs.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("shapes", "name"),
     [

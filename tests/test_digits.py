@@ -123,10 +123,10 @@ def test_same_noise_gives_the_same_pictures(
 ) -> None:
     model = load_model(pair[0])
     assert torch.equal(sample_digits(model, starting_noise()), pictures[0])
-    assert not torch.equal(sample_digits(model, starting_noise(seed=1), steps=4), pictures[0])
+    assert not torch.equal(sample_digits(model, starting_noise(seed=0), steps=4), pictures[0])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 11])
 def test_base_draws_the_digits_it_is_asked_for(
     seed: int, pair: tuple[dict[str, Tensor], dict[str, Tensor]]
 ) -> None:

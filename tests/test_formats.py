@@ -137,9 +137,10 @@ def test_kohya_has_no_name_for_what_its_loaders_do_not_know(target):
     assert caught.value.target == target
 
 
-def test_comfy_refuses_what_takes_no_adapter():
-    with pytest.raises(UnsupportedLayerError, match=r"no place for `vae\.quant_conv`"):
-        formats.module_namer(COMFY)("vae.quant_conv")
+def test_comfy_refuses_what_belongs_to_no_part_of_a_model():
+    with pytest.raises(UnsupportedLayerError, match=r"no place for `other\.betas`"):
+        formats.module_namer(COMFY)("other.betas")
+    assert formats.module_namer(COMFY)("vae.quant_conv") == "vae.quant_conv"
 
 
 def test_only_some_formats_are_written():
@@ -330,6 +331,12 @@ SD1_TARGETS = [one.target for one in adapted(MODELS["sd1"])]
 def test_a_target_is_found_under_each_of_its_names(name):
     assert formats.resolve([name], SD1_TARGETS) == {name: QUERY}
     assert formats.resolve([f"{name}.bias"], SD1_TARGETS) == {f"{name}.bias": f"{QUERY}.bias"}
+
+
+def test_processors_of_old_diffusers_have_no_number_behind_to_out():
+    target = QUERY.replace("to_q", "to_out.0")
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out"
+    assert formats.resolve([name], SD1_TARGETS) == {name: target}
 
 
 def test_double_underscores_and_second_encoders():

@@ -141,11 +141,11 @@ def _inside_unet(names: Iterable[str]) -> list[str]:
 
 
 def _comfy_name(target: str) -> str:
-    if target.startswith((UNET, TE, "transformer.", "unet.")):
+    if target.startswith((UNET, TE, "transformer.", "unet.", "vae.")):
         return target
     raise UnsupportedLayerError(
-        f"format `comfy` has no place for `{target}`: only diffusion models and text encoders "
-        "take adapters; leave it out",
+        f"format `comfy` has no place for `{target}`, which belongs to no known part of a model; "
+        "leave it out",
         target=target,
     )
 

@@ -1,0 +1,95 @@
+"""Reports for machines: one JSON document, in a file or alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from ..lora_ops.errors import ArgumentError, WriteError
+
+if TYPE_CHECKING:
+    from ..lora_ops import Plan
+
+STDOUT = "-"
+
+
+def check_json(json_to: str | None, inputs: Iterable[Path]) -> None:
+    """Refuse, before the work, a name under which the report could not, or must not, be written.
+
+    Args:
+        json_to: A file, `-` for stdout, None for no JSON.
+        inputs: Files that are read, an index of shards among them.
+
+    Raises:
+        ArgumentError: It does not end in `.json`, is one of the inputs, or has no place.
+    """
+    if json_to is None or json_to == STDOUT:
+        return
+    path = Path(json_to)
+    # A checkpoint must never be lost to a report because two arguments were swapped.
+    if path.suffix.lower() != ".json":
+        raise ArgumentError("a report must end in `.json`; `-` is stdout", path=path)
+    if path.is_dir():
+        raise ArgumentError("is a folder; give a file name in it", path=path)
+    if not path.parent.is_dir():
+        raise ArgumentError(f"the folder `{path.parent}` does not exist; make it first", path=path)
+    if path.exists() and any(one.exists() and path.samefile(one) for one in inputs):
+        raise ArgumentError(
+            "the report is the same file as an input; choose another name", path=path
+        )
+
+
+def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
+    """Write JSON where it was asked for; True if that is stdout, which then holds nothing else.
+
+    Raises:
+        WriteError: The file could not be written.
+    """
+    if json_to is None:
+        return False
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if json_to == STDOUT:
+        sys.stdout.write(text)
+        return True
+    try:
+        Path(json_to).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"could not be written: {error.strerror}", path=json_to) from error
+    return False
+
+
+def plan_dict(plan: Plan, output: Path, size: int) -> dict[str, object]:
+    """An extraction's plan as plain data; `size` in bytes, at most."""
+    architecture = plan.pairing.architecture
+    return {
+        "output": str(output),
+        "size_at_most": size,
+        "architecture": architecture.title if architecture else None,
+        "rank": str(plan.rule),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "layers": [
+            {
+                "target": both.target,
+                "component": both.component,
+                "kind": both.kind,
+                "shape": list(both.shape),
+                "rank_at_most": plan.most_ranks(both),
+            }
+            for both in plan.pairing.candidates
+        ],
+    }
+
+
+def _finite(value: object) -> object:
+    """The same with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast("list[object]", value)]
+    return value

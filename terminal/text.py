@@ -1,0 +1,52 @@
+"""Text for and from a terminal: names out of files made harmless, sizes, shares."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ..lora_ops.errors import ArgumentError
+
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def plain(text: str | Path) -> str:
+    """One line without control characters: a file's names and metadata are a stranger's words."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes: 8GB, 512MiB, 1000000.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    letters = text.strip().upper().removesuffix("B")
+    number = letters.rstrip("KMGI")
+    factor = _SIZES.get(letters[len(number) :])
+    try:
+        size = float(number) * factor if factor else math.nan
+    except ValueError:
+        size = math.nan
+    if not math.isfinite(size):
+        raise ArgumentError(f"`{text}` is not a size; write 8GB, 512MiB or a number of bytes")
+    return int(size)
+
+
+def human_size(size: float) -> str:
+    """Bytes for people: 1.4 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def human_error(error: float) -> str:
+    """A relative error: 0.1234; 2.1e-05 where four places would show nothing of it."""
+    return f"{error:.1e}" if 0 < abs(error) < 0.001 else f"{error:.4f}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2 layers."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,74 @@
+"""The real ComfyUI, in a process of its own under its own Python: where it is, and how to ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).with_name("comfy_scripts")
+_VENVS = (".venv/bin/python", ".venv/Scripts/python.exe", "venv/bin/python")
+
+
+def find_tree():
+    """ComfyUI's folder; the test skips where there is none."""
+    tree = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
+    if not (tree / "comfy" / "lora.py").is_file():
+        pytest.skip(f"ComfyUI not found at {tree}: set COMFYUI_PATH to its folder")
+    return tree
+
+
+def find_python(tree):
+    """The Python of ComfyUI's own environment, else this one."""
+    return next((tree / name for name in _VENVS if (tree / name).is_file()), Path(sys.executable))
+
+
+@contextlib.contextmanager
+def started():
+    """ComfyUI on the CPU, as a Host: one for many questions, for importing it takes seconds."""
+    tree = find_tree()
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [find_python(tree), SCRIPTS / "serve.py", tree],
+            cwd=tree,
+            # Most of what it does is copying: on busy cores threads wait for each other.
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        ) as process,
+    ):
+        yield Host(process, log)
+
+
+class Host:
+    """Runs the scripts of comfy_scripts inside ComfyUI."""
+
+    def __init__(self, process, log):
+        self._process = process
+        self._log = log
+
+    def ask(self, script, question, timeout=300):
+        """What the script's `answer(question)` returns there; both are JSON."""
+        overdue = threading.Timer(timeout, self._process.kill)
+        overdue.start()
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), json.dumps([script, question]).encode() + b"\n")
+        line = self._process.stdout.readline()
+        overdue.cancel()
+        reply = json.loads(line) if line else {"failure": self._last_words()}
+        assert "failure" not in reply, f"ComfyUI failed on `{script}`:\n{reply['failure']}"
+        return reply["answer"]
+
+    def _last_words(self):
+        """Of a process that ended without an answer, or was ended because it took too long."""
+        self._log.seek(0)
+        return self._log.read()[-4000:]

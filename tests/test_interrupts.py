@@ -1,0 +1,93 @@
+"""Ctrl-C and kill -9 in the middle of an extraction: no half file, and what was there stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import PLAIN, SCRIPT
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+LAYERS, SIDE = 12, 1024
+
+
+@pytest.fixture(scope="module")
+def slow_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints whose exact extraction takes seconds."""
+    folder = tmp_path_factory.mktemp("slow")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"model.diffusion_model.middle_block.1.transformer_blocks.{i}.attn1.to_q.weight": torch.randn(
+            SIDE, SIDE, generator=generator
+        ).half()
+        for i in range(LAYERS)
+    }
+    save_file(tensors, folder / "base.safetensors")
+    # Turned by a row, the same numbers are another model, and quickly made.
+    save_file({k: v.roll(1, 0) for k, v in tensors.items()}, folder / "tuned.safetensors")
+    return folder / "base.safetensors", folder / "tuned.safetensors"
+
+
+def interrupted(pair: tuple[Path, Path], output: Path, how: signal.Signals) -> tuple[int, str, str]:
+    """Extract, and send a signal once data is on its way to the disk: status, stdout, stderr."""
+    process = subprocess.Popen(
+        [SCRIPT, "extract", *pair, "-o", output, "--force", "--exact", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=PLAIN,
+        # Python ignores Ctrl-C where its parent did: started in the background by a script.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    limit = time.monotonic() + 120
+    while not any(path.stat().st_size > 0 for path in output.parent.glob(".*.partial")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no data after two minutes"
+        time.sleep(0.005)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("how", "there"), [(signal.SIGINT, b"what was there"), (signal.SIGKILL, None)]
+)
+def test_there_is_no_half_file(
+    how: signal.Signals, there: bytes | None, slow_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "lora.safetensors"
+    if there is not None:
+        output.write_bytes(there)
+    before = [path.read_bytes() for path in slow_pair]
+    status, out, err = interrupted(slow_pair, output, how)
+    assert out == ""
+    left = [path.name for path in tmp_path.iterdir() if path != output]
+    if how is signal.SIGINT:
+        assert status in (1, 130)
+        assert err.split() == ["Aborted!"]
+        assert left == []
+    else:
+        assert status == -how
+        assert err == ""
+        assert [name.endswith(".partial") and name.startswith(".lora.") for name in left] == [True]
+    assert (output.read_bytes() if output.exists() else None) == there
+    assert [path.read_bytes() for path in slow_pair] == before
+
+
+def test_without_a_signal_it_is_done(slow_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The twin: what was interrupted would have written the file."""
+    output = tmp_path / "lora.safetensors"
+    status, out, err = interrupted(slow_pair, output, signal.SIGCONT)
+    assert (status, err) == (0, "")
+    assert out.endswith(f"wrote {output}\n")
+    assert list(tmp_path.iterdir()) == [output]
+    with safe_open(output, "pt") as file:
+        assert len(file.keys()) == 3 * LAYERS
