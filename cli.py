@@ -183,6 +183,7 @@ def extract(
                 rule,
                 output=output,
                 force=force,
+                format=format_,
                 dtype=DTYPES[dtype] if dtype else None,
                 components=_words(components),
                 include=include,

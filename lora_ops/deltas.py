@@ -45,7 +45,7 @@ def difference(base: Tensor, tuned: Tensor) -> Tensor:
 
     Float64 weights are subtracted in float64: their change may be below float32's spacing.
     """
-    wide = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
+    wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
     delta = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
     flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
     # In parts, so that the widened copies stay small enough to be used again from cache.

@@ -55,8 +55,8 @@ class Placement:
             need = self.workers * working_set(both, most_ranks(both))
             if need > self.memory:
                 raise ArgumentError(
-                    f"`{both.target}` needs {need / 2**20:.0f} MiB on {self.device}, the cap is "
-                    f"{self.memory / 2**20:.0f} MiB; raise --vram or use --device cpu",
+                    f"`{both.target}` needs {need / 1e6:.3g} MB on {self.device}, the cap is "
+                    f"{self.memory / 1e6:.3g} MB; raise --vram or use --device cpu",
                     target=both.target,
                 )
             most = min(_MOST, self.memory // need)

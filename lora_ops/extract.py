@@ -207,8 +207,8 @@ def _factor_batch(
     for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
         layer = _lora_layer(both, svd, plan.dtype)
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-        error = residual_(stack[index], upload(up, placement), upload(down, placement))
-        report = _report(both, layer.rank, float(norms[index]), float(error))
+        residual = residual_(stack[index], upload(up, placement), upload(down, placement))
+        report = _report(both, layer.rank, float(norms[index]), float(residual))
         outcomes.append(Outcome(both, layer, report))
     return outcomes
 
@@ -268,8 +268,8 @@ def _keep_whole(plan: Plan, both: Pair) -> Outcome:
         return _skip(both, UNCHANGED, norm)
     delta = difference(*plan.sides.read(both))
     layer = FullLayer(_rounded(delta, plan.dtype, both))
-    error = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
-    return Outcome(both, layer, _report(both, layer.rank, norm, error))
+    residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
+    return Outcome(both, layer, _report(both, layer.rank, norm, residual))
 
 
 def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
@@ -282,5 +282,5 @@ def _skip(both: Pair, reason: str, norm: float) -> Outcome:
     return Outcome(both, None, Skip(both.target, both.component, both.kind, reason, norm))
 
 
-def _report(both: Pair, rank: int, norm: float, error: float) -> LayerReport:
-    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, error / norm)
+def _report(both: Pair, rank: int, norm: float, residual: float) -> LayerReport:
+    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)

@@ -36,6 +36,7 @@ def plan_file(
     *,
     output: Path | None = None,
     force: bool = False,
+    format: str = "comfy",
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -46,6 +47,7 @@ def plan_file(
         rule: How many directions a layer gets.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
+        format: comfy or kohya; that it can hold this model is checked.
         **options: See `PlanOptions`.
 
     Raises:
@@ -55,11 +57,17 @@ def plan_file(
     """
     if output is not None:
         check_output(output, [*base.paths, *tuned.paths], force=force)
-    if [path.resolve() for path in base.paths] == [path.resolve() for path in tuned.paths]:
-        raise MismatchError(f"{base.name} and {tuned.name} are one file: no layer differs")
+    same = [one.samefile(other) for one, other in zip(base.paths, tuned.paths, strict=False)]
+    if all(same) and len(base.paths) == len(tuned.paths):
+        raise MismatchError(
+            f"{base.name} and {tuned.name} are one file: no layer differs; "
+            "give the tuned checkpoint second"
+        )
     for source in (base, tuned):
         refuse_quantised(source)
-    return plan_extraction(base, tuned, rule, **options)
+    plan = plan_extraction(base, tuned, rule, **options)
+    _naming(plan, format)
+    return plan
 
 
 def extract_file(
@@ -97,13 +105,7 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
-    scheme = writable(format)
-    if plan.full_differences and not scheme.holds_full:
-        raise ArgumentError(
-            f"format `{format}` has no place for full differences; use format `comfy`, or leave "
-            "--full-differences out"
-        )
-    namer = module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
+    scheme, namer = _naming(plan, format)
     reports: list[LayerReport | Skip] = []
     # The inputs are hashed beside the work: the record of what they were costs no time of its own.
     stop = Event()
@@ -138,6 +140,17 @@ def extract_file(
         finally:
             stop.set()
     return replace(report, seconds=time.perf_counter() - started, size=written.size)
+
+
+def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:
+    """The format and how it names targets, once it is sure that it can hold what is planned."""
+    scheme = writable(format)
+    if plan.full_differences and not scheme.holds_full:
+        raise ArgumentError(
+            f"format `{format}` has no place for full differences; use format `comfy`, or leave "
+            "--full-differences out"
+        )
+    return scheme, module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
 
 
 def _named(outcome: Outcome, scheme: Format, namer: Namer) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .architectures import Architecture, Parameter, detect, naming, parameters
-from .errors import ArgumentError, MismatchError, TargetMismatchError
+from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
+from .formats import modules
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -135,8 +136,11 @@ def pair(
     Raises:
         TargetMismatchError: Too few weights match; the message lists some, with the nearest names.
         MismatchError: A component that was asked for is missing on a side.
-        ArgumentError: An unknown component, or a pattern that fits nothing.
+        FormatError: A weight is not stored as floating point numbers.
+        ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
+    for source in (base, tuned):
+        _refuse_adapter(source)
     ours, theirs = parameters(base), parameters(tuned)
     wanted, absent = _components(components, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
@@ -144,6 +148,9 @@ def pair(
     shared = [Pair(left[name], right[name]) for name in right if name in left]
     same = [both for both in shared if both.base.shape == both.tuned.shape]
     weights = [both for both in same if is_candidate(both.base)]
+    for both in weights:
+        for source, parameter in ((base, both.base), (tuned, both.tuned)):
+            _check_float(source, parameter)
     kept = {both.name for both in _selected(weights, include, exclude)}
     pairing = Pairing(
         candidates=tuple(both for both in weights if both.name in kept),
@@ -154,7 +161,7 @@ def pair(
         reshaped=tuple(
             (both.name, both.base.shape, both.tuned.shape)
             for both in shared
-            if both.base.shape != both.tuned.shape
+            if both.base.shape != both.tuned.shape and is_candidate(both.tuned)
         ),
         absent=absent,
         architecture=detect(theirs),
@@ -212,17 +219,43 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
     known = list(pairs)
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(both.target, pattern) for both in known):
-            plain = pattern.strip("*")
+            parts = {part for both in known for part in (both.target, *both.target.split("."))}
             raise ArgumentError(
                 f"pattern `{pattern}` fits none of {len(known)} targets; "
-                f"nearest: {nearest(plain, [both.target for both in known])}"
+                f"nearest: {nearest(pattern.strip('*.'), parts)}"
             )
-    return [
+    kept = [
         both
         for both in known
         if (not include or any(fnmatchcase(both.target, pattern) for pattern in include))
         and not any(fnmatchcase(both.target, pattern) for pattern in exclude)
     ]
+    if known and not kept:
+        raise ArgumentError(
+            f"include and exclude patterns leave none of {len(known)} layers; exclude fewer"
+        )
+    return kept
+
+
+def _refuse_adapter(source: TensorSource) -> None:
+    keys = source.keys()
+    held = sum(len(module.keys) for module in modules(keys).modules.values())
+    if held > len(keys) / 2:
+        raise MismatchError(
+            f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
+            "give the checkpoint itself, or see what it is with `lorakit info`"
+        )
+
+
+def _check_float(source: TensorSource, parameter: Parameter) -> None:
+    dtype = source.dtype(parameter.key)
+    if not dtype.is_floating_point:
+        raise FormatError(
+            f"`{parameter.key}` is stored as {str(dtype).removeprefix('torch.')}, which are no "
+            "weights to subtract; give the checkpoint as it was before that was done to it",
+            target=parameter.target,
+            path=source.name,
+        )
 
 
 def _alone(side: Mapping[str, Parameter], other: Mapping[str, Parameter]) -> tuple[str, ...]:

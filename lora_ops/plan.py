@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from .deltas import Sides
+from .errors import ArgumentError
 from .pairs import Pair, Pairing, pair
 from .ranks import RankRule, parse_rank
 from .source import TensorSource
@@ -104,7 +105,10 @@ def plan_extraction(
     )
     dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
-    return Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, whole)
+    plan = Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, whole)
+    if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
+        raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
+    return plan
 
 
 def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:

@@ -174,7 +174,7 @@ def parse_rank(text: str | int | RankRule) -> RankRule:
     least, most, conv = 1, None, None
     for part in str(text).split(","):
         name, equals, number = part.strip().partition("=")
-        if not equals and name.replace("_", "").isdigit():
+        if not equals and name.isascii() and name.isdecimal():
             name, number = "rank", name
         if name == "min":
             least = _count(part, number)
@@ -215,7 +215,7 @@ def _value(name: str, number: str) -> float:
 
 
 def _count(part: str, number: str) -> int:
-    if not number.isdigit() or int(number) < 1:
+    if not (number.isascii() and number.isdecimal()) or int(number) < 1:
         raise ArgumentError(f"`{part.strip()}`: give a whole number from 1")
     return int(number)
 

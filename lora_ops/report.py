@@ -19,8 +19,8 @@ class LayerReport:
         shape: Of the weight, (out, in, *kernel).
         rank: Of the layer; 0 where the adapter does not hold it.
         norm: Frobenius norm of the true change.
-        error: Frobenius norm of what is missing from it, as a share of `norm`; of the numbers as
-            written, after rounding. 1 where the layer is missing.
+        residual: Frobenius norm of the true change less that of the layer, whose numbers are
+            those that are written, after rounding.
     """
 
     target: str
@@ -29,7 +29,12 @@ class LayerReport:
     shape: tuple[int, ...]
     rank: int
     norm: float
-    error: float
+    residual: float
+
+    @property
+    def error(self) -> float:
+        """Relative error, `residual` / `norm`; infinite where a weight changes that should not."""
+        return _share(self.residual, self.norm)
 
     @property
     def energy(self) -> float:
@@ -115,14 +120,24 @@ class Report:
             "seconds": self.seconds,
             "size": self.size,
             "notes": list(self.notes),
-            "layers": [{**asdict(layer), "energy": layer.energy} for layer in self.layers],
+            "layers": [
+                {**asdict(layer), "error": layer.error, "energy": layer.energy}
+                for layer in self.layers
+            ],
             "skips": [asdict(skip) for skip in self.skips],
         }
 
 
 def total_error(layers: Iterable[LayerReport]) -> float:
-    """Root of the summed squared errors over the root of the summed squared norms; 0 for nothing."""
+    """Root of the summed squared residuals over the root of the summed squared norms."""
     known = list(layers)
-    whole = math.fsum(layer.norm**2 for layer in known)
-    lost = math.fsum((layer.error * layer.norm) ** 2 for layer in known)
-    return math.sqrt(lost / whole) if whole else 0.0
+    return _share(
+        math.hypot(*(layer.residual for layer in known)),
+        math.hypot(*(layer.norm for layer in known)),
+    )
+
+
+def _share(residual: float, norm: float) -> float:
+    if norm == 0:
+        return math.inf if residual else 0.0
+    return residual / norm

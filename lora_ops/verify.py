@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from .adapter import Adapter
 from .deltas import Sides, change_norm, check_finite, difference
-from .errors import TargetMismatchError, WeightShapeError
+from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED, Progress
 from .formats import decode
 from .layers import LoraLayer
@@ -45,15 +45,26 @@ def verify(
         skips, with the size of what is lost.
 
     Raises:
+        ArgumentError: The strength is not finite.
+        MismatchError: Base and tuned do not differ.
         TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have.
         WeightShapeError: A layer does not have its weight's shape.
         UnsupportedLayerError: A layer is of a kind that is not read yet.
     """
     started = time.perf_counter()
+    if not math.isfinite(strength):
+        raise ArgumentError(f"strength {strength}: give a finite number, such as 0.8 or -1")
     pairing = pair(base, tuned, allow_partial=True)
     pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora, pairing.names)
-    _check_targets(adapter, {both.target for both in pairs}, lora.name, base.name)
+    for name, old, new in pairing.reshaped:
+        if name.removesuffix(".weight") in adapter.layers:
+            raise WeightShapeError(
+                f"`{name}` is {old} in {base.name} and {new} in {tuned.name}: its layer has no "
+                "true change to compare with; give the pair that the LoRA was made from",
+                target=name,
+            )
+    _check_targets(adapter, {both.target for both in pairs}, lora.name, base.name, tuned.name)
     sides = Sides(base, tuned)
     total, done = sum(math.prod(both.shape) for both in pairs), 0
     layers: list[LayerReport] = []
@@ -74,6 +85,11 @@ def verify(
             layers.append(found)
         else:
             skips.append(found)
+    if not any(one.norm for one in (*layers, *skips)):
+        raise MismatchError(
+            f"no layer differs between {base.name} and {tuned.name}: there is no change to compare "
+            f"{lora.name} with; give the tuned checkpoint second"
+        )
     return Report(
         tuple(layers), tuple(skips), pairing.absent, seconds=time.perf_counter() - started
     )
@@ -89,14 +105,13 @@ def _measure(sides: Sides, adapter: Adapter, both: Pair, strength: float) -> Lay
     if isinstance(layer, LoraLayer) and layer.mid is None and layer.dora_scale is None:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
-        error = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
+        residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
     else:
         change = layer.delta()
         _check_shape(both, tuple(change.shape), both.shape)
-        error = float(frobenius(delta.sub_(change, alpha=strength).reshape(1, -1)))
-    relative = error / norm if norm else (math.inf if error else 0.0)
+        residual = float(frobenius(delta.sub_(change, alpha=strength).reshape(1, -1)))
     return LayerReport(
-        both.target, both.component, both.kind, both.shape, layer.rank, norm, relative
+        both.target, both.component, both.kind, both.shape, layer.rank, norm, residual
     )
 
 
@@ -109,12 +124,15 @@ def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) ->
         )
 
 
-def _check_targets(adapter: Adapter, targets: Collection[str], lora: str, base: str) -> None:
+def _check_targets(
+    adapter: Adapter, targets: Collection[str], lora: str, base: str, tuned: str
+) -> None:
     lost = [target for target in adapter.layers if target not in targets]
     if not lost:
         return
     listed = "; ".join(f"`{name}`, nearest: {nearest(name, targets)}" for name in lost[:3])
     raise TargetMismatchError(
-        f"{len(lost)} of {len(adapter.layers)} layers of {lora} are not in {base}: {listed}; "
-        "give the checkpoint that the LoRA was made for"
+        f"{len(lost)} of {len(adapter.layers)} layers of {lora} are not in both {base} and "
+        f"{tuned}: {listed}; "
+        "give the checkpoints that the LoRA was made for"
     )

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -17,7 +19,7 @@ SCRIPTS = Path(__file__).with_name("comfy_scripts")
 _VENVS = (".venv/bin/python", ".venv/Scripts/python.exe", "venv/bin/python")
 
 
-def find_tree():
+def find_tree() -> Path:
     """ComfyUI's folder; the test skips where there is none."""
     tree = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
     if not (tree / "comfy" / "lora.py").is_file():
@@ -25,13 +27,13 @@ def find_tree():
     return tree
 
 
-def find_python(tree):
+def find_python(tree: Path) -> Path:
     """The Python of ComfyUI's own environment, else this one."""
     return next((tree / name for name in _VENVS if (tree / name).is_file()), Path(sys.executable))
 
 
 @contextlib.contextmanager
-def started():
+def started() -> Iterator[Host]:
     """ComfyUI on the CPU, as a Host: one for many questions, for importing it takes seconds."""
     tree = find_tree()
     with (
@@ -52,11 +54,11 @@ def started():
 class Host:
     """Runs the scripts of comfy_scripts inside ComfyUI."""
 
-    def __init__(self, process, log):
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[str]) -> None:
         self._process = process
         self._log = log
 
-    def ask(self, script, question, timeout=300):
+    def ask(self, script: str, question: Any, timeout: float = 300) -> Any:
         """What the script's `answer(question)` returns there; both are JSON."""
         overdue = threading.Timer(timeout, self._process.kill)
         overdue.start()
@@ -68,7 +70,7 @@ class Host:
         assert "failure" not in reply, f"ComfyUI failed on `{script}`:\n{reply['failure']}"
         return reply["answer"]
 
-    def _last_words(self):
+    def _last_words(self) -> str:
         """Of a process that ended without an answer, or was ended because it took too long."""
         self._log.seek(0)
         return self._log.read()[-4000:]

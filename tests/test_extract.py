@@ -231,7 +231,7 @@ def test_a_rank_above_the_matrix_is_lowered_and_said():
 def big():
     """Two layers so large that the default is an iteration, and a small one."""
     generator = torch.Generator().manual_seed(5)
-    shapes = {"a": (400, 320), "b": (400, 320), "c": (30, 20)}
+    shapes = {"a": (600, 512), "b": (600, 512), "c": (50, 40)}
     base = {
         f"blocks.0.{key}.weight": torch.randn(s, generator=generator) for key, s in shapes.items()
     }
@@ -246,12 +246,12 @@ def big():
 
 def test_the_default_is_within_its_tolerance_of_the_exact_and_the_exact_is_numpys():
     base, tuned = big()
-    plain = extract(source(base), source(tuned), 12)[1]
-    exact = extract(source(base), source(tuned), 12, exact=True)[1]
+    plain = extract(source(base), source(tuned), 32)[1]
+    exact = extract(source(base), source(tuned), 32, exact=True)[1]
     for ours, best in zip(plain.layers, exact.layers, strict=True):
         true = delta(base, tuned, ours.target.removeprefix("diffusion_model.") + ".weight")
-        known = oracles.best_error(true, 12) / float(true.norm())
-        assert best.error == pytest.approx(known, rel=1e-5)
+        known = oracles.best_error(true, 32) / float(true.norm())
+        assert best.error == pytest.approx(known, rel=1e-5, abs=1e-6)
         assert best.error * (1 - 1e-5) <= ours.error <= best.error * (1 + 1e-3)
 
 
@@ -259,7 +259,7 @@ def same(first: LoraLayer, second: LoraLayer, tolerance: float) -> bool:
     return torch.allclose(first.delta(), second.delta(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("rule", ["12", "energy=0.5"])
+@pytest.mark.parametrize("rule", ["32", "energy=0.5"])
 def test_a_layer_does_not_depend_on_the_others(rule):
     base, tuned = big()
     together, _ = extract(source(base), source(tuned), rule)
@@ -270,7 +270,7 @@ def test_a_layer_does_not_depend_on_the_others(rule):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("rule", ["12", "energy=0.5"])
+@pytest.mark.parametrize("rule", ["32", "energy=0.5"])
 def test_batches_change_nothing(rule, exact):
     """A cap on memory turns batches on: the two large layers are then one stack."""
     base, tuned = big()
@@ -549,8 +549,8 @@ def test_ranks_that_differ_are_dynamic(tmp_path):
 
 def test_an_oracle_in_memory_and_a_file_agree(tmp_path):
     base, tuned = big()
-    to_file(tmp_path, base, tuned, "12")
-    adapter, _ = extract(source(base), source(tuned), "12")
+    to_file(tmp_path, base, tuned, "32")
+    adapter, _ = extract(source(base), source(tuned), "32")
     written: dict[str, Tensor] = load_file(tmp_path / "out.safetensors")
     for name, layer in adapter.layers.items():
         assert torch.equal(written[f"{name}.lora_B.weight"], layer.up)

@@ -50,6 +50,11 @@ def adapted(shapes):
     ]
 
 
+def loaded(shapes):
+    """The names that ComfyUI gives to the parameters of a file that it has loaded."""
+    return {name.replace("_norm.scale", "_norm.weight"): shape for name, shape in shapes.items()}
+
+
 def encoded(format, model, full=False):
     """Shapes of an adapter for all factorisable weights of a model; with full, for all else too."""
     everything = parameters(checkpoints.source(MODELS[model]))
@@ -80,7 +85,7 @@ ADAPTERS = [
 def comfy():
     """What ComfyUI would patch with each adapter: starting it takes seconds."""
     asked = {
-        f"{format.name} {name}": (MODELS[name], encoded(format, name, full)[0])
+        f"{format.name} {name}": (loaded(MODELS[name]), encoded(format, name, full)[0])
         for format, name, full in ADAPTERS
     }
     return comfyui.ask(adapters=asked)["adapters"]

@@ -88,10 +88,10 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def equal_layers(folder: Path, layers: int) -> None:
-    """Two checkpoints of fp16 layers of 8 MiB each; the change is of rank one."""
+    """Two checkpoints of fp16 layers of 2 MiB each; the change is of rank one."""
     folder.mkdir()
-    base = torch.randint(-8, 9, (64, 65536)).half() / 64
-    tuned = base + torch.randint(-1, 2, (1, 65536)).half() / 64
+    base = torch.randint(-8, 9, (16, 1 << 16)).half() / 64
+    tuned = base + torch.randint(-1, 2, (1, 1 << 16)).half() / 64
     for name, weight in (("base", base), ("tuned", tuned)):
         with SafetensorsWriter(folder / f"{name}.safetensors") as writer:
             for index in range(layers):
@@ -104,7 +104,7 @@ def equal_layers(folder: Path, layers: int) -> None:
 )
 def test_promise_4_memory_does_not_grow_with_the_checkpoint(tmp_path):
     peaks = []
-    for layers in (18, 72):  # 150 and 600 MB a side: 300 MB and 1.2 GB
+    for layers in (72, 288):  # 150 and 600 MB a side: 300 MB and 1.2 GB
         folder = tmp_path / str(layers)
         equal_layers(folder, layers)
         command = [sys.executable, "-c", _MEASURE, str(folder)]
@@ -113,7 +113,7 @@ def test_promise_4_memory_does_not_grow_with_the_checkpoint(tmp_path):
         for path in folder.iterdir():
             path.unlink()
     assert peaks[1] <= 1.1 * peaks[0], peaks
-    assert peaks[1] < 900 * 1024, peaks  # a pair of layers and torch itself, not 1.2 GB
+    assert peaks[1] < 600 * 1024, peaks  # a pair of layers and torch itself, not 1.2 GB
 
 
 def test_promise_5_an_architecture_that_no_table_knows():

@@ -79,7 +79,8 @@ def run_demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"could not be made: {error.strerror}", path=folder) from error
+        message = f"the folder could not be made: {error.strerror}; choose another with --output"
+        raise WriteError(message, path=folder) from error
     rows: list[DemoRow] = []
     with open_source(BASE) as base, open_source(TUNED) as tuned:
         before = {key: base.tensor(key) for key in base.keys()}  # noqa: SIM118 - not a mapping

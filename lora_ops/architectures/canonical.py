@@ -48,6 +48,8 @@ _VAE_MARKS = (
     "post_quant_conv.",
 )
 _FUSED = re.compile(r"^(text_encoders\..*\.self_attn\.)in_proj_(weight|bias)$")
+# Flux and its kin call the weight of their query and key norms a scale; ComfyUI no longer does.
+_OLD_NORM = re.compile(r"^(diffusion_model\..*_norm)\.scale$")
 _SPLIT = ("q_proj", "k_proj", "v_proj")
 
 
@@ -78,7 +80,7 @@ def parameters(source: TensorSource) -> dict[str, Parameter]:
     renames = {prefix: _rename(prefix, names, groups) for prefix, names in groups.items()}
     found: dict[str, Parameter] = {}
     for key, prefix in prefixes.items():
-        name = renames[prefix](key[len(prefix) :])
+        name = _OLD_NORM.sub(r"\1.weight", renames[prefix](key[len(prefix) :]))
         parts = list(_parts(name, key, source.shape(key)))
         if any(part.name in found for part in parts):  # two keys for one parameter: keep both
             parts = [Parameter(OTHER + key, key, source.shape(key))]

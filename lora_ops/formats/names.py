@@ -37,6 +37,10 @@ _TE_PREFIXES = (
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
 )
 
+_PARTS = (UNET, TE, "transformer.", "unet.", "vae.")
+# OpenCLIP stores its projection transposed, and ComfyUI maps no plain number of a text encoder.
+_UNREACHABLE = ("clip_g.text_projection", "clip_h.text_projection", ".logit_scale")
+
 Namer = Callable[[str], str]
 
 
@@ -141,10 +145,10 @@ def _inside_unet(names: Iterable[str]) -> list[str]:
 
 
 def _comfy_name(target: str) -> str:
-    if target.startswith((UNET, TE, "transformer.", "unet.", "vae.")):
+    if target.startswith(_PARTS) and not target.endswith(_UNREACHABLE):
         return target
     raise UnsupportedLayerError(
-        f"format `comfy` has no place for `{target}`, which belongs to no known part of a model; "
+        f"format `comfy` has no place for `{target}`, which no key of an adapter can reach; "
         "leave it out",
         target=target,
     )
