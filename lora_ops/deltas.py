@@ -11,7 +11,7 @@ from torch import Tensor
 from .architectures import Parameter
 from .errors import NonFiniteError
 from .linalg import frobenius
-from .pairs import Pair
+from .pairs import Pair, is_candidate
 from .source import TensorSource
 
 _PART = 1 << 20  # elements
@@ -35,9 +35,11 @@ class Sides:
 
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
-    """Read a parameter; where several are stored fused, its rows."""
+    """Read a parameter as the model has it: its rows of a fused tensor, the right way round."""
     tensor = source.tensor(parameter.key)
-    return tensor if parameter.rows is None else tensor[slice(*parameter.rows)]
+    if parameter.rows is not None:
+        tensor = tensor[slice(*parameter.rows)]
+    return tensor.mT.contiguous() if parameter.transposed else tensor
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor:
@@ -59,6 +61,7 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
 
     To be called when the norm of the difference is not finite.
     """
+    way_out = f"--exclude '{pair.target}' or " if is_candidate(pair.base) else ""
     for source, tensor, key in (
         (sides.base, base, pair.base.key),
         (sides.tuned, tuned, pair.tuned.key),
@@ -68,8 +71,7 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
         if nan or infinite:
             raise NonFiniteError(
                 f"`{key}` holds {nan} NaN and {infinite} infinite values out of {wide.numel()}; "
-                "the file is damaged, or its training diverged: leave the layer out with "
-                f"--exclude '{pair.target}', or use another file",
+                f"the file is damaged, or its training diverged: {way_out}use another file",
                 target=pair.target,
                 path=source.name,
             )
@@ -79,15 +81,21 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
     )
 
 
+def are_floats(sides: Sides, pair: Pair) -> bool:
+    """Whether both sides store floating point numbers: what can be subtracted and measured."""
+    dtypes = (sides.base.dtype(pair.base.key), sides.tuned.dtype(pair.tuned.key))
+    return all(dtype.is_floating_point for dtype in dtypes)
+
+
 def change_norm(sides: Sides, pair: Pair) -> float:
     """Frobenius norm of the change of a parameter of any shape; 0 for what is not a float.
 
     Raises:
         NonFiniteError: A side holds NaN or infinity.
     """
-    base, tuned = sides.read(pair)
-    if not (base.dtype.is_floating_point and tuned.dtype.is_floating_point):
+    if not are_floats(sides, pair):
         return 0.0
+    base, tuned = sides.read(pair)
     # In parts: a table of a hundred thousand rows would need a gigabyte in float32.
     parts = zip(base.reshape(-1).split(_PART), tuned.reshape(-1).split(_PART), strict=True)
     norm = math.hypot(*(float(frobenius(difference(*part).unsqueeze(0))) for part in parts))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .deltas import change_norm, check_finite, difference
+from .deltas import are_floats, change_norm, check_finite, difference
 from .devices import Placement, place, upload
 from .errors import MismatchError, NonFiniteError
 from .layers import FullLayer, Layer, LoraLayer
@@ -35,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 RANK_ZERO = "rank 0 by the rule"
 
@@ -164,10 +165,15 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
         yield "no program known to us applies the VAE's part of a LoRA"
     for names, where in ((pairing.only_base, "base"), (pairing.only_tuned, "tuned")):
         if names:
-            yield f"{len(names)} weights only in {where}, the first `{names[0]}`"
+            yield f"{_count(len(names), 'weight')} only in {where}, the first `{names[0]}`"
+    if pairing.others:
+        yield (
+            f"{_count(len(pairing.others), 'parameter')} that no LoRA holds on one side only or of "
+            f"two shapes, the first `{pairing.others[0]}`"
+        )
     if pairing.reshaped:
         name, old, new = pairing.reshaped[0]
-        yield f"{len(pairing.reshaped)} weights of two shapes, the first `{name}`: {old} and {new}"
+        yield f"{_count(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":
             continue
@@ -176,8 +182,13 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
             for layer in layers
         )
         if lowered:
-            conv, plural = "conv " if kernel else "", "" if lowered == 1 else "s"
-            yield f"{conv}rank {rule.value:g} lowered in {lowered} layer{plural}: the change has no more"
+            conv = "conv " if kernel else ""
+            layers_ = _count(lowered, "layer")
+            yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _factor_batch(
@@ -265,7 +276,7 @@ def _keep_whole(plan: Plan, both: Pair) -> Outcome:
     """A parameter without factors, as a full difference."""
     norm = change_norm(plan.sides, both)
     if norm == 0:
-        return _skip(both, UNCHANGED, norm)
+        return _leave_out(plan, both, NO_FACTORS)
     delta = difference(*plan.sides.read(both))
     layer = FullLayer(_rounded(delta, plan.dtype, both))
     residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
@@ -274,7 +285,15 @@ def _keep_whole(plan: Plan, both: Pair) -> Outcome:
 
 def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
     """A parameter that is not in the result, with the size of what is lost."""
-    norm = change_norm(plan.sides, both)
+    if not are_floats(plan.sides, both):
+        same = torch.equal(*plan.sides.read(both))
+        return _skip(both, UNCHANGED if same else NO_FLOATS, 0.0)
+    try:
+        norm = change_norm(plan.sides, both)
+    except NonFiniteError:
+        if reason != EXCLUDED:
+            raise
+        return _skip(both, reason, 0.0)  # damaged, and left out for that
     return _skip(both, reason if norm else UNCHANGED, norm)
 
 

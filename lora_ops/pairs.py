@@ -84,6 +84,7 @@ class Pairing:
         only_base: Names of candidates that only the base has, in components that both have.
         only_tuned: The same for the tuned checkpoint.
         reshaped: Names of candidates with two shapes, and both.
+        others: Names of other parameters that only one side has, or that have two shapes.
         absent: Components asked for by default that a side does not hold at all.
         architecture: Of the tuned checkpoint, if known.
         names: All canonical names of the tuned checkpoint.
@@ -95,6 +96,7 @@ class Pairing:
     only_base: tuple[str, ...]
     only_tuned: tuple[str, ...]
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    others: tuple[str, ...]
     absent: tuple[str, ...]
     architecture: Architecture | None
     names: tuple[str, ...]
@@ -119,6 +121,7 @@ def pair(
     tuned: TensorSource,
     *,
     components: Sequence[str] | None = None,
+    usual: Sequence[str] = ("unet", "te"),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_partial: bool = False,
@@ -128,7 +131,8 @@ def pair(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        components: Of `unet`, `te`, `vae`; None: the unet and text encoders that both sides hold.
+        components: Of `unet`, `te`, `vae`: these, and both sides must hold them; None: the usual.
+        usual: Those that are taken, as far as both sides hold them, if none are asked for.
         include: Shell patterns on targets; a candidate must fit one, if there are any.
         exclude: Shell patterns on targets; a candidate must fit none.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
@@ -142,7 +146,7 @@ def pair(
     for source in (base, tuned):
         _refuse_adapter(source)
     ours, theirs = parameters(base), parameters(tuned)
-    wanted, absent = _components(components, (base.name, ours), (tuned.name, theirs))
+    wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
     right = {name: p for name, p in theirs.items() if p.component in wanted}
     shared = [Pair(left[name], right[name]) for name in right if name in left]
@@ -162,6 +166,16 @@ def pair(
             (both.name, both.base.shape, both.tuned.shape)
             for both in shared
             if both.base.shape != both.tuned.shape and is_candidate(both.tuned)
+        ),
+        others=tuple(
+            name
+            for name, p in {**left, **right}.items()
+            if not is_candidate(p) and (name not in left or name not in right)
+        )
+        + tuple(
+            both.name
+            for both in shared
+            if both.base.shape != both.tuned.shape and not is_candidate(both.tuned)
         ),
         absent=absent,
         architecture=detect(theirs),
@@ -187,7 +201,7 @@ _Side = tuple[str, Mapping[str, Parameter]]
 
 
 def _components(
-    asked: Sequence[str] | None, base: _Side, tuned: _Side
+    asked: Sequence[str] | None, usual: Sequence[str], base: _Side, tuned: _Side
 ) -> tuple[set[str], tuple[str, ...]]:
     """The components to take, and a word for each that a side lacks."""
     for component in asked or ():
@@ -196,7 +210,7 @@ def _components(
                 f"unknown component `{component}`; choose among {', '.join(COMPONENTS)}"
             )
     held = [{p.component for p in side.values() if is_candidate(p)} for _, side in (base, tuned)]
-    wanted, absent = set(asked or ("unet", "te")), list[str]()
+    wanted, absent = set(asked or usual), list[str]()
     for component in COMPONENTS:
         lacking = [
             name for (name, _), has in zip((base, tuned), held, strict=True) if component not in has

@@ -73,8 +73,7 @@ class Plan:
     def most_ranks(self, pair: Pair) -> int:
         """The largest rank that a layer can get."""
         rule, full = self.rule_for(pair), min(pair.matrix)
-        fixed = int(rule.value) if rule.kind == "rank" else full
-        return min(full, fixed, rule.most or full)
+        return rule.first_guess(full) if rule.kind == "rank" else min(full, rule.most or full)
 
 
 def plan_extraction(

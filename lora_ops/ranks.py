@@ -130,10 +130,8 @@ class RankRule:
 
     def first_guess(self, full: int) -> int:
         """How many leading singular values to look at first; at most `full`."""
-        if self.kind == "rank":
-            return min(full, int(self.value))
-        guess = 64 if self.most is None else min(self.most, 64)
-        return min(full, max(guess, self.least))
+        guess = int(self.value) if self.kind == "rank" else 64
+        return min(full, max(guess, self.least), self.most or full)
 
     def choose(self, s: Tensor, total: float, full: int) -> int | None:
         """Return the rank, or None where more singular values are needed to tell.
@@ -152,11 +150,14 @@ class RankRule:
             if len(s) < most:
                 return None
             chosen = most  # more is wanted than the layer has, or than `max` allows
-        return max(least, min(chosen, most))
+        rank = max(least, min(chosen, most))
+        return rank if rank <= len(s) else None
 
     def __str__(self) -> str:
         """The text form that `parse_rank` reads."""
-        text = self.kind if self.kind == "knee" else f"{self.kind}={self.value:g}"
+        text = "" if self.kind == "rank" else f"{self.kind}="
+        value = int(self.value) if self.value == int(self.value) else self.value
+        text = "knee" if self.kind == "knee" else f"{text}{value!r}"
         text += f",min={self.least}" if self.least > 1 else ""
         text += f",max={self.most}" if self.most is not None else ""
         return text + (f",conv={self.conv}" if self.conv is not None else "")

@@ -54,9 +54,10 @@ def verify(
     started = time.perf_counter()
     if not math.isfinite(strength):
         raise ArgumentError(f"strength {strength}: give a finite number, such as 0.8 or -1")
-    pairing = pair(base, tuned, allow_partial=True)
+    vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
+    pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
     pairs = (*pairing.candidates, *pairing.rest)
-    adapter = decode(lora, pairing.names)
+    adapter = decode(lora, [name.removesuffix(".weight") for name in pairing.names])
     for name, old, new in pairing.reshaped:
         if name.removesuffix(".weight") in adapter.layers:
             raise WeightShapeError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from oracles import power, with_spectrum
 from torch import Tensor
 
 from lorakit.lora_ops import DictSource
@@ -165,6 +166,20 @@ def trained(base: Mapping[str, Tensor], size: float = 0.02, seed: int = 1) -> Te
             )
         tuned[key] = (weight.float() + size * noise).to(weight.dtype)
     return tuned
+
+
+def large() -> tuple[Tensors, Tensors]:
+    """Two layers so large that the default is an iteration, and a small one."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"a": (600, 512), "b": (600, 512), "c": (50, 40)}
+    base = {
+        f"blocks.0.{key}.weight": torch.randn(s, generator=generator) for key, s in shapes.items()
+    }
+    tuned = dict(base)
+    for (key, weight), exponent in zip(base.items(), (0.8, 0.3, 0.5), strict=True):
+        spectrum = power(min(weight.shape), exponent)
+        tuned[key] = weight + with_spectrum(*weight.shape, spectrum, seed=len(tuned)).float()
+    return base, tuned
 
 
 def source(tensors: Mapping[str, Tensor], name: str = "model.safetensors") -> DictSource:

@@ -288,8 +288,8 @@ class TestOutputs:
             ("no/where/out.safetensors", "the folder `no/where` does not exist"),
             (".", "is a folder"),
             ("folder.safetensors", "is a folder"),
-            ("out", "ends in `.safetensors`"),
-            ("out.ckpt", "ends in `.safetensors`"),
+            ("out", "must end in `.safetensors`"),
+            ("out.ckpt", "must end in `.safetensors`"),
             (f"{'n' * 300}.safetensors", "File name too long"),
         ],
     )

@@ -62,9 +62,11 @@ def encoded(format, model, full=False):
     namer = formats.module_namer(format, architecture, everything)
     shapes, targets = {}, []
     for one in adapted(MODELS[model]):
+        if format is KOHYA and one.transposed:
+            continue  # kohya's networks leave the projection alone, so it has no name for it
         if len(one.shape) >= 2 and one.name.endswith(".weight"):
             new = layer(*one.shape[:2], kernel=one.shape[2:])
-        elif full and not one.name.endswith(("logit_scale", "text_projection")):
+        elif full and not one.name.endswith("logit_scale"):
             new = FullLayer(torch.empty(one.shape, device="meta"))
         else:
             continue

@@ -104,10 +104,10 @@ def test_a_lora_for_another_model_names_the_nearest(extracted):
     renamed = {key.replace("img_in", "img_inn"): value for key, value in lora.items()}
     with pytest.raises(TargetMismatchError) as error:
         verify(base, tuned, source(renamed, "lora"))
-    assert "1 of 8 layers of lora are not in base" in str(error.value)
+    assert "1 of 8 layers of lora are not in both base and tuned" in str(error.value)
     assert "`diffusion_model.img_inn`, nearest: `diffusion_model.img_in`" in str(error.value)
     other = grid(WAN, torch.float32)
-    with pytest.raises(TargetMismatchError, match="8 of 8 layers of lora are not in wan"):
+    with pytest.raises(TargetMismatchError, match="8 of 8 layers of lora are not in both wan"):
         verify(source(other, "wan"), source(trained(other)), source(lora, "lora"))
 
 

@@ -127,7 +127,7 @@ def apply(base: FileSource, tensors: Mapping[str, Tensor], lora: FileSource) -> 
     known = parameters(base)
     targets = {parameter.target: parameter.key for parameter in known.values()}
     result = dict(tensors)
-    for target, layer in decode(lora, list(known)).layers.items():
+    for target, layer in decode(lora, targets).layers.items():
         key = targets[target]
         result[key] = tensors[key].float() + layer.delta()
     return result

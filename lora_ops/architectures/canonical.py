@@ -50,6 +50,8 @@ _VAE_MARKS = (
 _FUSED = re.compile(r"^(text_encoders\..*\.self_attn\.)in_proj_(weight|bias)$")
 # Flux and its kin call the weight of their query and key norms a scale; ComfyUI no longer does.
 _OLD_NORM = re.compile(r"^(diffusion_model\..*_norm)\.scale$")
+# OpenCLIP's last linear is a bare parameter, and the other way round.
+_PROJECTION = re.compile(r"^(text_encoders\.clip_[gh]\.)text_projection$")
 _SPLIT = ("q_proj", "k_proj", "v_proj")
 
 
@@ -89,6 +91,11 @@ def parameters(source: TensorSource) -> dict[str, Parameter]:
 
 
 def _parts(name: str, key: str, shape: tuple[int, ...]) -> Iterator[Parameter]:
+    projection = _PROJECTION.match(name)
+    if projection is not None and len(shape) == 2:
+        loaded = f"{projection[1]}transformer.text_projection.weight"
+        yield Parameter(loaded, key, shape[::-1], transposed=True)
+        return
     fused = _FUSED.match(name)
     if fused is None or not shape or shape[0] % len(_SPLIT):
         yield Parameter(name, key, shape)

@@ -19,7 +19,6 @@ CLIP_MARKS = ("text_model.", "encoder.layers.0.self_attn.", "embeddings.token_em
 T5_MARK = "encoder.block.0."
 LLM_MARKS = ("model.layers.0.", "model.language_model.", "layers.0.self_attn.", "language_model.")
 
-# `text_projection` stays as it is: OpenCLIP stores it transposed, so it is no `….weight` of CLIP.
 _OPENCLIP = tuple(
     (re.compile(pattern), to)
     for pattern, to in (

@@ -30,12 +30,14 @@ class Parameter:
         shape: Shape of this parameter; of its rows where ``rows`` is given.
         rows: Half-open range on axis 0 of the stored tensor, where the file stores projections
             fused that the model loads split; None for the whole tensor.
+        transposed: Whether the file stores it (in, out), where the model has (out, in).
     """
 
     name: str
     key: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
+    transposed: bool = False
 
     @property
     def target(self) -> str:

@@ -31,7 +31,7 @@ def _check(output: Path, inputs: Sequence[Path], force: bool) -> None:
     if output.is_dir():
         raise ArgumentError("is a folder; give a file name in it", path=output)
     if output.suffix.lower() != ".safetensors":
-        raise ArgumentError("the output must be a name that ends in `.safetensors`", path=output)
+        raise ArgumentError("the output must end in `.safetensors`", path=output)
     _check_folder(output)
     for path in inputs:
         if output.exists() and path.exists() and output.samefile(path):

@@ -38,8 +38,8 @@ _TE_PREFIXES = (
 )
 
 _PARTS = (UNET, TE, "transformer.", "unet.", "vae.")
-# OpenCLIP stores its projection transposed, and ComfyUI maps no plain number of a text encoder.
-_UNREACHABLE = ("clip_g.text_projection", "clip_h.text_projection", ".logit_scale")
+# ComfyUI maps no plain number of a text encoder.
+_UNREACHABLE = (".logit_scale",)
 
 Namer = Callable[[str], str]
 

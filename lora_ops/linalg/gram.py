@@ -57,7 +57,8 @@ def _polished(tall: Tensor, same: Tensor, rank: int) -> Svd:
     """The SVD of `tall`, from the Gram matrix of `same`: the same numbers, maybe wider."""
     _, vectors = torch.linalg.eigh(_gram(same))
     spare = min(tall.shape[-1], rank + 8)
-    right = vectors[..., -spare:].to(tall.device, tall.dtype)
+    # Leading ones first: what follows them, maybe only rounding, then cannot disturb them.
+    right = vectors[..., -spare:].flip(-1).to(tall.device, tall.dtype)
     right = orthonormal(tall.mT @ (tall @ right))
     return svd_from_right(tall @ right, right).truncate(rank)
 

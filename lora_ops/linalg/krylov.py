@@ -46,32 +46,51 @@ def krylov_svd(
     Source: Musco & Musco (2015), Randomized block Krylov methods; one-sided reorthogonalisation,
         Simon & Zha (2000).
     """
+    if matrix.ndim > 2:  # each stops at its own step: a result does not depend on its neighbours
+        return _stacked(matrix, rank, total, generator, tolerance)
+    return _stacked(matrix[None], rank, total[None], generator, tolerance)[0]
+
+
+def _stacked(
+    matrix: Tensor, rank: int, total: Tensor, generator: torch.Generator, tolerance: float
+) -> Svd:
     if matrix.shape[-2] < matrix.shape[-1]:
-        flipped = krylov_svd(matrix.mT, rank, total, generator, tolerance=tolerance)
+        flipped = _stacked(matrix.mT, rank, total, generator, tolerance)
         return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
-    side, block, batch = matrix.shape[-1], block_width(rank), matrix.shape[:-2]
+    (count, _, side), block = matrix.shape, block_width(rank)
     start = torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
-    basis = newest = start.to(matrix.device).expand(*batch, side, block)
+    basis = newest = start.to(matrix.device).expand(count, side, block)
     newest_image = matrix @ newest
     # Squares of singular values 2^12 apart do not fit in float32: from here on it is float64.
     image = wide(newest_image)
     ritz = image.mT @ image
     captured: list[Tensor] = []
+    found: dict[int, Svd] = {}
     while True:
         if basis.shape[-1] >= rank + block:
             captured.append(torch.linalg.eigvalsh(ritz)[..., -rank:].sum(-1))
-            if _converged(captured, total, tolerance):
-                break
+            for index in _converged(captured, total, tolerance):
+                if index not in found:
+                    found[index] = _leading(image[index], basis[index], ritz[index], rank)
+        if len(found) == count:
+            break
         if basis.shape[-1] + block > MOST * side:
-            return gram_svd(matrix, rank)
+            found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
+            break
         newest = orthonormal(matrix.mT @ newest_image, basis)
         newest_image = matrix @ newest
         basis = torch.cat([basis, newest], dim=-1)
         image = torch.cat([image, wide(newest_image)], dim=-1)
         ritz = _bordered(ritz, image.mT @ image[..., -block:])
-    _, vectors = torch.linalg.eigh(ritz)
-    leading = vectors[..., -rank:]
-    return svd_from_right(image @ leading, basis @ leading.to(basis.device, basis.dtype))
+    parts = [found[index] for index in range(count)]
+    return Svd(
+        *(torch.stack(factor) for factor in zip(*((p.u, p.s, p.vh) for p in parts), strict=True))
+    )
+
+
+def _leading(image: Tensor, basis: Tensor, ritz: Tensor, rank: int) -> Svd:
+    vectors = torch.linalg.eigh(ritz)[1][:, -rank:]
+    return svd_from_right(image @ vectors, basis @ vectors.to(basis.device, basis.dtype))
 
 
 def block_width(rank: int) -> int:
@@ -79,10 +98,10 @@ def block_width(rank: int) -> int:
     return max(16, -(-rank // 32) * 16)
 
 
-def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> bool:
-    """Whether the energy still to be gained is below what `tolerance` allows, for every matrix."""
+def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[int]:
+    """The matrices whose energy still to be gained is below what `tolerance` allows."""
     if len(captured) < 3:
-        return False
+        return []
     before, last, now = captured[-3:]
     gain, earlier = (now - last).clamp(min=0), (last - before).clamp(min=0)
     # Gains shrink geometrically once the basis exceeds the rank; never believe in a ratio above 1/2.
@@ -90,7 +109,8 @@ def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> bool:
     ahead = gain * ratio / (1 - ratio)
     tail = (total - now).clamp(min=0)
     # d(error)/error is half of d(error squared)/(error squared); the second term is float32's floor.
-    return bool((ahead <= 2 * tolerance * tail + 1e-12 * total).all())
+    done = ahead <= 2 * tolerance * tail + 1e-12 * total
+    return done.nonzero()[:, 0].tolist()
 
 
 def _bordered(ritz: Tensor, coefficients: Tensor) -> Tensor:
