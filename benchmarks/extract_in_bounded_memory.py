@@ -76,6 +76,7 @@ def run(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Write, run and measure each model."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--rank", default="64")

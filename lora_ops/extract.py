@@ -230,8 +230,7 @@ def _decompose(stack: Tensor, totals: Tensor, rule: RankRule, exact: bool, seed:
     count = len(stack)
 
     def leading(rank: int) -> Svd:
-        generator = torch.Generator().manual_seed(seed)
-        return truncated_svd(stack, rank, totals, generator, exact=exact)
+        return truncated_svd(stack, rank, totals, seed, exact=exact)
 
     if rule.needs_spectrum:
         known = spectrum(stack)

@@ -38,8 +38,8 @@ def decompose(method: str, matrix: Tensor, rank: int, seed: int = 0) -> Svd:
     if method == "gram":
         return gram_svd(matrix, rank)
     if method == "krylov":
-        return krylov_svd(matrix, rank, total, seeded(seed))
-    return truncated_svd(matrix, rank, total, seeded(seed))
+        return krylov_svd(matrix, rank, total, seed)
+    return truncated_svd(matrix, rank, total, seed)
 
 
 def product(svd: Svd) -> Tensor:
@@ -123,9 +123,9 @@ def test_twins_a_loose_tolerance_and_a_wrong_total_are_not_good_enough():
     values = power(640, 0.5)
     matrix = matrix_of(640, 768, values)
     total = frobenius(matrix).square()
-    assert excess(matrix, values, krylov_svd(matrix, 32, total, seeded())) <= EXCESS
-    loose = krylov_svd(matrix, 32, total, seeded(), tolerance=1e6)
-    wrong = krylov_svd(matrix, 32, 1e6 * total, seeded())
+    assert excess(matrix, values, krylov_svd(matrix, 32, total)) <= EXCESS
+    loose = krylov_svd(matrix, 32, total, tolerance=1e6)
+    wrong = krylov_svd(matrix, 32, 1e6 * total)
     assert excess(matrix, values, loose) > EXCESS
     assert excess(matrix, values, wrong) > EXCESS
 

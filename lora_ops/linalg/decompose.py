@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .gram import SMALL, gram_svd
@@ -14,7 +13,7 @@ def truncated_svd(
     matrix: Tensor,
     rank: int,
     total: Tensor,
-    generator: torch.Generator,
+    seed: int = 0,
     *,
     exact: bool = False,
 ) -> Svd:
@@ -24,7 +23,7 @@ def truncated_svd(
         matrix: (..., out, in), float32.
         rank: 1 to min(out, in).
         total: (...), float64: squared Frobenius norms, known to the caller anyway.
-        generator: Source of the random start, on the CPU.
+        seed: Of the random start.
         exact: Ask for the exact truncation whatever it costs.
     """
     side = min(matrix.shape[-2:])
@@ -32,4 +31,4 @@ def truncated_svd(
     # about six blocks, which is no gain once they fill half of the short side.
     if exact or side <= SMALL or 12 * block_width(rank) > side:
         return gram_svd(matrix, rank)
-    return krylov_svd(matrix, rank, total, generator)
+    return krylov_svd(matrix, rank, total, seed)

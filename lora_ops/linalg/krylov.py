@@ -8,13 +8,15 @@ its error falls with the square of the exponent.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .._shapes import Float
 from .gram import gram_svd
 from .orthonormal import orthonormal, wide
-from .svd import Svd, svd_from_right
+from .svd import Svd, svd_from_squares
 
 # Share of the short side that the basis may fill: beyond it the exact way is cheaper, and taken.
 MOST = 0.75
@@ -24,73 +26,30 @@ def krylov_svd(
     matrix: Float[Tensor, "*batch out in"],
     rank: int,
     total: Tensor,
-    generator: torch.Generator,
+    seed: int = 0,
     *,
-    tolerance: float = 5e-4,
+    tolerance: float = 8e-4,
 ) -> Svd:
     """Return `rank` leading singular triplets whose truncation is close to the best possible one.
 
-    A spectrum so flat that this would take a basis of nearly full size is decomposed exactly.
-    Stops when one more step is expected to lower the error of the truncation by less than
-    `tolerance` of itself, judged from the gains of the last two steps.
+    Stops when all further steps together are expected to lower the error of the truncation by less
+    than `tolerance` of itself, judged from the gains of the last two. A spectrum so flat that a
+    basis of nearly full size would be needed is decomposed exactly.
 
     Args:
         matrix: (..., out, in), float32.
         rank: 1 to min(out, in).
         total: (...), float64: the squared Frobenius norm of each matrix.
-        generator: Where the random start comes from: on the CPU whatever the device, and the same
-            for all matrices of a batch, so that a result does not depend on its neighbours.
-        tolerance: Excess error accepted, as a share of the best error. The Eckart-Young error is a
-            lower bound; measured excess stays under twice this value.
+        seed: Of the random start, which is the same for all matrices of a batch, so that a result
+            does not depend on its neighbours.
+        tolerance: Excess error accepted, as a share of the best error.
 
     Source: Musco & Musco (2015), Randomized block Krylov methods; one-sided reorthogonalisation,
         Simon & Zha (2000).
     """
-    if matrix.ndim > 2:  # each stops at its own step: a result does not depend on its neighbours
-        return _stacked(matrix, rank, total, generator, tolerance)
-    return _stacked(matrix[None], rank, total[None], generator, tolerance)[0]
-
-
-def _stacked(
-    matrix: Tensor, rank: int, total: Tensor, generator: torch.Generator, tolerance: float
-) -> Svd:
-    if matrix.shape[-2] < matrix.shape[-1]:
-        flipped = _stacked(matrix.mT, rank, total, generator, tolerance)
-        return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
-    (count, _, side), block = matrix.shape, block_width(rank)
-    start = torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
-    basis = newest = start.to(matrix.device).expand(count, side, block)
-    newest_image = matrix @ newest
-    # Squares of singular values 2^12 apart do not fit in float32: from here on it is float64.
-    image = wide(newest_image)
-    ritz = image.mT @ image
-    captured: list[Tensor] = []
-    found: dict[int, Svd] = {}
-    while True:
-        if basis.shape[-1] >= rank + block:
-            captured.append(torch.linalg.eigvalsh(ritz)[..., -rank:].sum(-1))
-            for index in _converged(captured, total, tolerance):
-                if index not in found:
-                    found[index] = _leading(image[index], basis[index], ritz[index], rank)
-        if len(found) == count:
-            break
-        if basis.shape[-1] + block > MOST * side:
-            found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
-            break
-        newest = orthonormal(matrix.mT @ newest_image, basis)
-        newest_image = matrix @ newest
-        basis = torch.cat([basis, newest], dim=-1)
-        image = torch.cat([image, wide(newest_image)], dim=-1)
-        ritz = _bordered(ritz, image.mT @ image[..., -block:])
-    parts = [found[index] for index in range(count)]
-    return Svd(
-        *(torch.stack(factor) for factor in zip(*((p.u, p.s, p.vh) for p in parts), strict=True))
-    )
-
-
-def _leading(image: Tensor, basis: Tensor, ritz: Tensor, rank: int) -> Svd:
-    vectors = torch.linalg.eigh(ritz)[1][:, -rank:]
-    return svd_from_right(image @ vectors, basis @ vectors.to(basis.device, basis.dtype))
+    if matrix.ndim > 2:
+        return _stacked(matrix, rank, total, seed, tolerance)
+    return _stacked(matrix[None], rank, total[None], seed, tolerance)[0]
 
 
 def block_width(rank: int) -> int:
@@ -98,28 +57,105 @@ def block_width(rank: int) -> int:
     return max(16, -(-rank // 32) * 16)
 
 
+def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: float) -> Svd:
+    if matrix.shape[-2] < matrix.shape[-1]:
+        flipped = _stacked(matrix.mT, rank, total, seed, tolerance)
+        return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
+    count, _, side = matrix.shape
+    block = min(block_width(rank), side)
+    newest = _start(side, block, seed).to(matrix.device).expand(count, side, block)
+    spaces = _Spaces(matrix, newest)
+    captured: list[Tensor] = []
+    found: dict[int, Svd] = {}
+    while len(found) < count:
+        if spaces.size >= rank + block:
+            # The vectors cost twice the values: not asked for where nothing can have converged yet.
+            if len(captured) < 2:
+                squares, vectors = torch.linalg.eigvalsh(spaces.ritz), None
+            else:
+                squares, vectors = torch.linalg.eigh(spaces.ritz)
+            captured.append(squares[..., -rank:].sum(-1))
+            if vectors is not None:
+                for index in _converged(captured, total, tolerance):
+                    if index not in found:
+                        found[index] = spaces.triplets(index, squares[index], vectors[index], rank)
+        if spaces.size + block > MOST * side:
+            found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
+        elif len(found) < count:
+            spaces.extend()
+    parts = [found[index] for index in range(count)]
+    return Svd(
+        torch.stack([part.u for part in parts]),
+        torch.stack([part.s for part in parts]),
+        torch.stack([part.vh for part in parts]),
+    )
+
+
+class _Spaces:
+    """The Krylov basis (rows), its image under the matrix (rows, float64), and the latter's Gram matrix.
+
+    Rows, so that what is known so far is one piece of memory; with room for more.
+    """
+
+    def __init__(self, matrix: Tensor, start: Tensor) -> None:
+        self.matrix = matrix
+        self.block = start.shape[-1]
+        self.size = 0
+        count, out, side = matrix.shape
+        room = min(8 * self.block, side)
+        self._basis = matrix.new_empty((count, room, side))
+        # Squares of singular values 2^12 apart do not fit in float32: the image is kept wider.
+        self._image = wide(matrix.new_empty(0)).new_empty((count, room, out))
+        self.ritz = self._image.new_empty((count, 0, 0))
+        self._append(start)
+
+    def extend(self) -> None:
+        """Add one block: the newest one, sent through the matrix and back."""
+        back = self.matrix.mT @ self._newest_image
+        self._append(orthonormal(back, self._basis[:, : self.size].mT))
+
+    def triplets(self, index: int, squares: Tensor, vectors: Tensor, rank: int) -> Svd:
+        """The leading singular triplets of one matrix, from the eigenvectors of its Gram matrix."""
+        basis, image = self._basis[index, : self.size], self._image[index, : self.size]
+        leading = vectors[:, -rank:].flip(-1).to(basis.device, basis.dtype)
+        image = image.to(basis.device, basis.dtype)
+        return svd_from_squares(squares[-rank:].flip(-1), image.mT @ leading, basis.mT @ leading)
+
+    def _append(self, newest: Tensor) -> None:
+        start, end = self.size, self.size + self.block
+        if end > self._basis.shape[1]:
+            self._basis = torch.cat([self._basis, torch.empty_like(self._basis)], dim=1)
+            self._image = torch.cat([self._image, torch.empty_like(self._image)], dim=1)
+        self._newest_image = self.matrix @ newest
+        self._basis[:, start:end] = newest.mT
+        self._image[:, start:end] = self._newest_image.mT
+        self.ritz = _bordered(self.ritz, self._image[:, :end] @ self._image[:, start:end].mT)
+        self.size = end
+
+
+@functools.lru_cache(maxsize=32)
+def _start(side: int, block: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
+
+
 def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[int]:
     """The matrices whose energy still to be gained is below what `tolerance` allows."""
-    if len(captured) < 3:
-        return []
     before, last, now = captured[-3:]
     gain, earlier = (now - last).clamp(min=0), (last - before).clamp(min=0)
-    # Gains shrink geometrically once the basis exceeds the rank; never believe in a ratio above 1/2.
+    # Gains shrink geometrically: by 0.1 to 0.5 a step on spectra from i^-0.8 to i^-0.02.
     ratio = (gain / earlier.clamp(min=torch.finfo(gain.dtype).tiny)).clamp(max=0.5)
     ahead = gain * ratio / (1 - ratio)
-    tail = (total - now).clamp(min=0)
     # d(error)/error is half of d(error squared)/(error squared); the second term is float32's floor.
-    done = ahead <= 2 * tolerance * tail + 1e-12 * total
-    return done.nonzero()[:, 0].tolist()
+    allowed = 2 * tolerance * (total - now).clamp(min=0) + 1e-12 * total
+    return (ahead <= allowed).nonzero()[:, 0].tolist()
 
 
 def _bordered(ritz: Tensor, coefficients: Tensor) -> Tensor:
-    """Extend the symmetric projection `basis.mT @ A.mT @ A @ basis` by its newest block column."""
+    """Extend a symmetric matrix by its newest block column."""
     size, block = coefficients.shape[-2:]
     extended = ritz.new_empty((*ritz.shape[:-2], size, size))
     extended[..., : size - block, : size - block] = ritz
     extended[..., :, size - block :] = coefficients
     extended[..., size - block :, :] = coefficients.mT
-    corner = coefficients[..., size - block :, :]
-    extended[..., size - block :, size - block :] = (corner + corner.mT) / 2
     return extended

@@ -10,9 +10,9 @@ def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
     """Return orthonormal columns that span what `block` adds to `basis`.
 
     Projection, twice, and Cholesky QR with a float64 Gram matrix, which copes with condition numbers
-    up to 1e7. One projection is not enough: on a flat spectrum little is left of the block, and
-    what the basis lacks in orthogonality grows tenfold with each block. All of it again where some
-    direction lost nearly everything, for then what is left is mostly rounding.
+    up to 1e7. One projection is not enough: where little is left of the block, what the basis lacks
+    in orthogonality grows tenfold with each block. All of it again where some direction lost nearly
+    everything, for then what is left is mostly rounding.
 
     Args:
         block: (..., n, k), float32.

@@ -54,15 +54,26 @@ def svd_from_right(image: Tensor, right: Tensor) -> Svd:
     """
     image = wide(image)
     squares, rotation = torch.linalg.eigh(image.mT @ image)
-    s = squares.clamp(min=0).sqrt().flip(-1)
-    rotation = rotation.flip(-1)
+    squares, rotation = squares.flip(-1), rotation.flip(-1)
+    turned = right @ rotation.to(right.device, right.dtype)
+    return svd_from_squares(squares, image @ rotation, turned)
+
+
+def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
+    """Return the SVD whose right vectors are known.
+
+    Args:
+        squares: (..., k), float64, descending: the squares of the singular values.
+        image: (..., m, k), float32 or float64: the matrix times `right`; orthogonal columns.
+        right: (..., n, k), float32: the right vectors as columns.
+    """
+    s = squares.clamp(min=0).sqrt()
     # Directions at rounding level have no usable left vector: give them none rather than noise.
     floor = 1e-7 * s[..., :1]
     inverse = torch.where(s > floor, 1 / s.clamp(min=torch.finfo(s.dtype).tiny), 0.0)
+    u = image * inverse.unsqueeze(-2).to(image.device, image.dtype)
     s = torch.where(s > floor, s, 0.0)
-    u = image @ (rotation * inverse.unsqueeze(-2))
-    vh = (right @ rotation.to(right.device, right.dtype)).mT
-    return _fix_signs(Svd(u.to(right.device, right.dtype), s, vh))
+    return _fix_signs(Svd(u.to(right.device, right.dtype), s, right.mT))
 
 
 def _fix_signs(svd: Svd) -> Svd:
