@@ -81,6 +81,20 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
     )
 
 
+def measured_difference(sides: Sides, pair: Pair) -> tuple[Tensor, float]:
+    """Read a parameter from both sides, once, and return its change and the Frobenius norm of that.
+
+    Raises:
+        NonFiniteError: A side holds NaN or infinity.
+    """
+    base, tuned = sides.read(pair)
+    delta = difference(base, tuned)
+    norm = float(frobenius(delta.reshape(1, -1)))
+    if not math.isfinite(norm):
+        check_finite(sides, pair, base, tuned)
+    return delta, norm
+
+
 def are_floats(sides: Sides, pair: Pair) -> bool:
     """Whether both sides store floating point numbers: what can be subtracted and measured."""
     dtypes = (sides.base.dtype(pair.base.key), sides.tuned.dtype(pair.tuned.key))

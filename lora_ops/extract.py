@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .deltas import are_floats, change_norm, check_finite, difference
+from .deltas import are_floats, change_norm, check_finite, difference, measured_difference
 from .devices import Placement, place, upload
 from .errors import MismatchError, NonFiniteError
 from .layers import FullLayer, Layer, LoraLayer
@@ -22,7 +22,7 @@ from .pairs import Pair
 from .parallel import ordered_map
 from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
-from .report import LayerReport, Report, Skip
+from .report import LayerReport, Report, Skip, counted
 from .rounding import is_rounding
 from .source import TensorSource
 
@@ -165,15 +165,15 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
         yield "no program known to us applies the VAE's part of a LoRA"
     for names, where in ((pairing.only_base, "base"), (pairing.only_tuned, "tuned")):
         if names:
-            yield f"{_count(len(names), 'weight')} only in {where}, the first `{names[0]}`"
+            yield f"{counted(len(names), 'weight')} only in {where}, the first `{names[0]}`"
     if pairing.others:
         yield (
-            f"{_count(len(pairing.others), 'parameter')} that no LoRA holds on one side only or of "
+            f"{counted(len(pairing.others), 'parameter')} that no LoRA holds on one side only or of "
             f"two shapes, the first `{pairing.others[0]}`"
         )
     if pairing.reshaped:
         name, old, new = pairing.reshaped[0]
-        yield f"{_count(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
+        yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":
             continue
@@ -183,12 +183,8 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
         )
         if lowered:
             conv = "conv " if kernel else ""
-            layers_ = _count(lowered, "layer")
+            layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _factor_batch(
@@ -198,10 +194,12 @@ def _factor_batch(
     outcomes: list[Outcome] = []
     changed: list[Pair] = []
     deltas: list[Tensor] = []
+    measured: list[Tensor] = []
     for both in pairs:
         base, tuned = plan.sides.read(both)
         delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
-        norm = float(frobenius(delta))
+        norm_of_delta = frobenius(delta)
+        norm = float(norm_of_delta)
         if not math.isfinite(norm):
             check_finite(plan.sides, both, base, tuned)
         if norm == 0 or is_rounding(base, tuned):
@@ -209,11 +207,12 @@ def _factor_batch(
             continue
         changed.append(both)
         deltas.append(delta)
+        measured.append(norm_of_delta)
     if not changed:
         return outcomes
     stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
     deltas.clear()
-    norms = frobenius(stack)
+    norms = torch.stack(measured)
     svds = _decompose(stack, norms.square(), plan.rule_for(changed[0]), exact, seed)
     for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
         layer = _lora_layer(both, svd, plan.dtype)
@@ -273,10 +272,11 @@ def _rounded(tensor: Tensor, dtype: torch.dtype, both: Pair) -> Tensor:
 
 def _keep_whole(plan: Plan, both: Pair) -> Outcome:
     """A parameter without factors, as a full difference."""
-    norm = change_norm(plan.sides, both)
-    if norm == 0:
+    if not are_floats(plan.sides, both):
         return _leave_out(plan, both, NO_FACTORS)
-    delta = difference(*plan.sides.read(both))
+    delta, norm = measured_difference(plan.sides, both)
+    if norm == 0:
+        return _skip(both, UNCHANGED, norm)
     layer = FullLayer(_rounded(delta, plan.dtype, both))
     residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
     return Outcome(both, layer, _report(both, layer.rank, norm, residual))

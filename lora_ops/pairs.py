@@ -151,6 +151,7 @@ def pair(
     right = {name: p for name, p in theirs.items() if p.component in wanted}
     shared = [Pair(left[name], right[name]) for name in right if name in left]
     same = [both for both in shared if both.base.shape == both.tuned.shape]
+    reshaped = [both for both in shared if both.base.shape != both.tuned.shape]
     weights = [both for both in same if is_candidate(both.base)]
     for both in weights:
         for source, parameter in ((base, both.base), (tuned, both.tuned)):
@@ -164,19 +165,15 @@ def pair(
         only_tuned=_alone(right, left),
         reshaped=tuple(
             (both.name, both.base.shape, both.tuned.shape)
-            for both in shared
-            if both.base.shape != both.tuned.shape and is_candidate(both.tuned)
+            for both in reshaped
+            if is_candidate(both.tuned)
         ),
         others=tuple(
             name
             for name, p in {**left, **right}.items()
             if not is_candidate(p) and (name not in left or name not in right)
         )
-        + tuple(
-            both.name
-            for both in shared
-            if both.base.shape != both.tuned.shape and not is_candidate(both.tuned)
-        ),
+        + tuple(both.name for both in reshaped if not is_candidate(both.tuned)),
         absent=absent,
         architecture=detect(theirs),
         names=tuple(theirs),

@@ -128,6 +128,11 @@ class Report:
         }
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2 layers."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def total_error(layers: Iterable[LayerReport]) -> float:
     """Root of the summed squared residuals over the root of the summed squared norms."""
     known = list(layers)

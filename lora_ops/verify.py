@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection
 
 from .adapter import Adapter
-from .deltas import Sides, change_norm, check_finite, difference
+from .deltas import Sides, change_norm, measured_difference
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED, Progress
 from .formats import decode
@@ -98,11 +98,7 @@ def verify(
 
 def _measure(sides: Sides, adapter: Adapter, both: Pair, strength: float) -> LayerReport:
     layer = adapter.layers[both.target]
-    base, tuned = sides.read(both)
-    delta = difference(base, tuned)
-    norm = float(frobenius(delta.reshape(1, -1)))
-    if not math.isfinite(norm):
-        check_finite(sides, both, base, tuned)
+    delta, norm = measured_difference(sides, both)
     if isinstance(layer, LoraLayer) and layer.mid is None and layer.dora_scale is None:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)

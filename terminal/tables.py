@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .text import count, human_error, human_size, plain
+from ..lora_ops.report import counted
+from .text import human_error, human_size, plain
 
 if TYPE_CHECKING:
     from ..examples.digits.demo import DemoRow
@@ -161,7 +162,7 @@ def _skip_table(report: Report) -> Table:
 def _totals(report: Report) -> list[str]:
     parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     lines = [
-        f"[bold]{count(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
+        f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
         f"({parts}), energy kept {report.energy:.2%}; "
         f"outside the LoRA: {report.left_out:.2%} of the change"
     ]
@@ -175,10 +176,10 @@ def _listed(values: Mapping[str, object]) -> str:
 
 
 def _layers(counts: Mapping[int, int] | Mapping[str, int]) -> str:
-    return _listed({str(value): count(number, "layer") for value, number in counts.items()})
+    return _listed({str(value): counted(number, "layer") for value, number in counts.items()})
 
 
 def _part(part: Part) -> str:
     values = part.parameters
-    shown = f"{values / 1e6:.1f} M values" if values >= 1e6 else count(values, "value")
-    return f"{count(part.tensors, 'tensor')}, {shown}"
+    shown = f"{values / 1e6:.1f} M values" if values >= 1e6 else counted(values, "value")
+    return f"{counted(part.tensors, 'tensor')}, {shown}"

@@ -45,8 +45,3 @@ def human_size(size: float) -> str:
 def human_error(error: float) -> str:
     """A relative error: 0.1234; 2.1e-05 where four places would show nothing of it."""
     return f"{error:.1e}" if 0 < abs(error) < 0.001 else f"{error:.4f}"
-
-
-def count(number: int, noun: str) -> str:
-    """A number and its noun: 1 layer, 2 layers."""
-    return f"{number} {noun}{'s' * (number != 1)}"
