@@ -58,9 +58,9 @@ def _polished(tall: Tensor, same: Tensor, rank: int) -> Svd:
     _, vectors = torch.linalg.eigh(_gram(same))
     spare = min(tall.shape[-1], rank + 8)
     # Leading ones first: what follows them, maybe only rounding, then cannot disturb them.
-    right = vectors[..., -spare:].flip(-1).to(tall.device, tall.dtype)
-    right = orthonormal(tall.mT @ (tall @ right))
-    return svd_from_right(tall @ right, right).truncate(rank)
+    right = vectors[..., -spare:].flip(-1).mT.to(tall.device, tall.dtype)
+    right = orthonormal((right @ tall.mT) @ tall)
+    return svd_from_right(right @ tall.mT, right).truncate(rank)
 
 
 def _gram(tall: Tensor) -> Tensor:

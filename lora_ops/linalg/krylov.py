@@ -28,7 +28,7 @@ def krylov_svd(
     total: Tensor,
     seed: int = 0,
     *,
-    tolerance: float = 8e-4,
+    tolerance: float = 9.4e-4,
 ) -> Svd:
     """Return `rank` leading singular triplets whose truncation is close to the best possible one.
 
@@ -42,7 +42,8 @@ def krylov_svd(
         total: (...), float64: the squared Frobenius norm of each matrix.
         seed: Of the random start, which is the same for all matrices of a batch, so that a result
             does not depend on its neighbours.
-        tolerance: Excess error accepted, as a share of the best error.
+        tolerance: Excess error accepted, as a share of the best error: on nearly flat spectra, where
+            gains shrink slowest, the estimate is up to 6 % low; elsewhere it is high.
 
     Source: Musco & Musco (2015), Randomized block Krylov methods; one-sided reorthogonalisation,
         Simon & Zha (2000).
@@ -63,22 +64,19 @@ def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: flo
         return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
     count, _, side = matrix.shape
     block = min(block_width(rank), side)
-    newest = _start(side, block, seed).to(matrix.device).expand(count, side, block)
+    newest = _start(side, block, seed).to(matrix.device).expand(count, block, side)
     spaces = _Spaces(matrix, newest)
     captured: list[Tensor] = []
     found: dict[int, Svd] = {}
     while len(found) < count:
         if spaces.size >= rank + block:
-            # The vectors cost twice the values: not asked for where nothing can have converged yet.
-            if len(captured) < 2:
-                squares, vectors = torch.linalg.eigvalsh(spaces.ritz), None
-            else:
-                squares, vectors = torch.linalg.eigh(spaces.ritz)
+            # The vectors cost twice the values: asked for where convergence is likely, not before.
+            squares, vectors = _eigen(spaces.ritz, vectors=len(captured) > 2)
             captured.append(squares[..., -rank:].sum(-1))
-            if vectors is not None:
-                for index in _converged(captured, total, tolerance):
-                    if index not in found:
-                        found[index] = spaces.triplets(index, squares[index], vectors[index], rank)
+            for index in _converged(captured, total, tolerance):
+                if index not in found:
+                    vectors = _eigen(spaces.ritz)[1] if vectors is None else vectors
+                    found[index] = spaces.triplets(index, squares[index], vectors[index], rank)
         if spaces.size + block > MOST * side:
             found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
         elif len(found) < count:
@@ -92,17 +90,13 @@ def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: flo
 
 
 class _Spaces:
-    """The Krylov basis (rows), its image under the matrix (rows, float64), and the latter's Gram matrix.
-
-    Rows, so that what is known so far is one piece of memory; with room for more.
-    """
+    """The Krylov basis (rows), its image under the matrix (rows, float64), and the latter's Gram matrix."""
 
     def __init__(self, matrix: Tensor, start: Tensor) -> None:
         self.matrix = matrix
-        self.block = start.shape[-1]
         self.size = 0
         count, out, side = matrix.shape
-        room = min(8 * self.block, side)
+        room = min(8 * start.shape[-2], side)
         self._basis = matrix.new_empty((count, room, side))
         # Squares of singular values 2^12 apart do not fit in float32: the image is kept wider.
         self._image = wide(matrix.new_empty(0)).new_empty((count, room, out))
@@ -111,36 +105,45 @@ class _Spaces:
 
     def extend(self) -> None:
         """Add one block: the newest one, sent through the matrix and back."""
-        back = self.matrix.mT @ self._newest_image
-        self._append(orthonormal(back, self._basis[:, : self.size].mT))
+        back = self._newest_image @ self.matrix
+        self._append(orthonormal(back, self._basis[:, : self.size]))
 
     def triplets(self, index: int, squares: Tensor, vectors: Tensor, rank: int) -> Svd:
         """The leading singular triplets of one matrix, from the eigenvectors of its Gram matrix."""
         basis, image = self._basis[index, : self.size], self._image[index, : self.size]
-        leading = vectors[:, -rank:].flip(-1).to(basis.device, basis.dtype)
+        leading = vectors[:, -rank:].flip(-1).mT.to(basis.device, basis.dtype)
         image = image.to(basis.device, basis.dtype)
-        return svd_from_squares(squares[-rank:].flip(-1), image.mT @ leading, basis.mT @ leading)
+        return svd_from_squares(squares[-rank:].flip(-1), leading @ image, leading @ basis)
 
     def _append(self, newest: Tensor) -> None:
-        start, end = self.size, self.size + self.block
+        start, end = self.size, self.size + newest.shape[-2]
         if end > self._basis.shape[1]:
             self._basis = torch.cat([self._basis, torch.empty_like(self._basis)], dim=1)
             self._image = torch.cat([self._image, torch.empty_like(self._image)], dim=1)
-        self._newest_image = self.matrix @ newest
-        self._basis[:, start:end] = newest.mT
-        self._image[:, start:end] = self._newest_image.mT
-        self.ritz = _bordered(self.ritz, self._image[:, :end] @ self._image[:, start:end].mT)
+        self._newest_image = newest @ self.matrix.mT
+        self._basis[:, start:end] = newest
+        self._image[:, start:end] = self._newest_image
+        self.ritz = _bordered(self.ritz, self._image[:, start:end] @ self._image[:, :end].mT)
         self.size = end
 
 
 @functools.lru_cache(maxsize=32)
 def _start(side: int, block: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn((side, block), generator=generator))[0]
+    return torch.linalg.qr(torch.randn((side, block), generator=generator))[0].mT
+
+
+def _eigen(gram: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues, ascending, with their vectors where they are wanted."""
+    if vectors:
+        return torch.linalg.eigh(gram)
+    return torch.linalg.eigvalsh(gram), None
 
 
 def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[int]:
     """The matrices whose energy still to be gained is below what `tolerance` allows."""
+    if len(captured) < 3:
+        return []
     before, last, now = captured[-3:]
     gain, earlier = (now - last).clamp(min=0), (last - before).clamp(min=0)
     # Gains shrink geometrically: by 0.1 to 0.5 a step on spectra from i^-0.8 to i^-0.02.
@@ -152,10 +155,10 @@ def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[
 
 
 def _bordered(ritz: Tensor, coefficients: Tensor) -> Tensor:
-    """Extend a symmetric matrix by its newest block column."""
-    size, block = coefficients.shape[-2:]
+    """Extend a symmetric matrix by its newest block of rows."""
+    block, size = coefficients.shape[-2:]
     extended = ritz.new_empty((*ritz.shape[:-2], size, size))
     extended[..., : size - block, : size - block] = ritz
-    extended[..., :, size - block :] = coefficients
-    extended[..., size - block :, :] = coefficients.mT
+    extended[..., size - block :, :] = coefficients
+    extended[..., :, size - block :] = coefficients.mT
     return extended

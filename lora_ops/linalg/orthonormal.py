@@ -1,4 +1,8 @@
-"""Orthonormal columns, by products where possible: Householder QR is slow on thin blocks."""
+"""Orthonormal rows, by products where possible: Householder QR is slow on thin blocks.
+
+Rows, because a thin block of rows is one piece of memory and multiplies up to half again as fast
+from the left as a thin block of columns does from the right.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from torch import Tensor
 
 
 def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
-    """Return orthonormal columns that span what `block` adds to `basis`.
+    """Return orthonormal rows that span what `block` adds to `basis`.
 
     Projection, twice, and Cholesky QR with a float64 Gram matrix, which copes with condition numbers
     up to 1e7. One projection is not enough: where little is left of the block, what the basis lacks
@@ -15,24 +19,24 @@ def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
     everything, for then what is left is mostly rounding.
 
     Args:
-        block: (..., n, k), float32.
-        basis: (..., n, j), float32, orthonormal columns; None for an empty one.
+        block: (..., k, n), float32.
+        basis: (..., j, n), float32, orthonormal rows; None for an empty one.
 
     Source: Giraud et al. (2005) for "twice is enough"; Yamamoto et al. (2015) for CholeskyQR2.
     """
     for _ in range(3):
-        length = wide(torch.linalg.vector_norm(block, dim=-2).amax(-1))
+        length = wide(torch.linalg.vector_norm(block, dim=-1).amax(-1))
         if basis is not None:
-            block = block - basis @ (basis.mT @ block)
-            block = block - basis @ (basis.mT @ block)
+            block = block - (block @ basis.mT) @ basis
+            block = block - (block @ basis.mT) @ basis
         gram = wide(block)
-        lower, info = torch.linalg.cholesky_ex(gram.mT @ gram)
-        if bool(info.any()):  # dependent columns: the matrix is of lower rank than the basis
-            block = torch.linalg.qr(block.cpu())[0].to(block.device)
+        lower, info = torch.linalg.cholesky_ex(gram @ gram.mT)
+        if bool(info.any()):  # dependent rows: the matrix is of lower rank than the basis
+            block = torch.linalg.qr(block.mT.cpu())[0].mT.to(block.device)
             continue
-        eye = torch.eye(block.shape[-1], dtype=lower.dtype, device=lower.device)
-        inverse = torch.linalg.solve_triangular(lower.mT, eye.expand_as(lower), upper=True)
-        block = block @ inverse.to(block.device, block.dtype)
+        eye = torch.eye(block.shape[-2], dtype=lower.dtype, device=lower.device)
+        inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+        block = inverse.to(block.device, block.dtype) @ block
         if bool((lower.diagonal(dim1=-2, dim2=-1).amin(-1) > 1e-3 * length).all()):
             break
     return block

@@ -43,20 +43,20 @@ class Svd:
 
 
 def svd_from_right(image: Tensor, right: Tensor) -> Svd:
-    """Return the SVD of a matrix projected on the columns of `right`.
+    """Return the SVD of a matrix projected on the rows of `right`.
 
     Args:
-        image: (..., m, k), float32 or float64: the matrix times `right`.
-        right: (..., n, k), float32, orthonormal columns.
+        image: (..., k, m), float32 or float64: `right` times the transposed matrix.
+        right: (..., k, n), float32, orthonormal rows.
 
     The k x k Gram matrix of the image is formed and solved in float64, so that singular values are
     accurate to float32 rounding of the largest one, not to its square root.
     """
     image = wide(image)
-    squares, rotation = torch.linalg.eigh(image.mT @ image)
-    squares, rotation = squares.flip(-1), rotation.flip(-1)
-    turned = right @ rotation.to(right.device, right.dtype)
-    return svd_from_squares(squares, image @ rotation, turned)
+    squares, rotation = torch.linalg.eigh(image @ image.mT)
+    squares, rotation = squares.flip(-1), rotation.flip(-1).mT
+    turned = rotation.to(right.device, right.dtype) @ right
+    return svd_from_squares(squares, rotation @ image, turned)
 
 
 def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
@@ -64,20 +64,19 @@ def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
 
     Args:
         squares: (..., k), float64, descending: the squares of the singular values.
-        image: (..., m, k), float32 or float64: the matrix times `right`; orthogonal columns.
-        right: (..., n, k), float32: the right vectors as columns.
+        image: (..., k, m), float32 or float64: `right` times the transposed matrix; orthogonal rows.
+        right: (..., k, n), float32: the right vectors as rows.
     """
     s = squares.clamp(min=0).sqrt()
     # Directions at rounding level have no usable left vector: give them none rather than noise.
     floor = 1e-7 * s[..., :1]
     inverse = torch.where(s > floor, 1 / s.clamp(min=torch.finfo(s.dtype).tiny), 0.0)
-    u = image * inverse.unsqueeze(-2).to(image.device, image.dtype)
-    s = torch.where(s > floor, s, 0.0)
-    return _fix_signs(Svd(u.to(right.device, right.dtype), s, right.mT))
+    left = (image * inverse.unsqueeze(-1).to(image.device, image.dtype)).to(right)
+    signs = _signs(left)
+    return Svd((left * signs).mT, torch.where(s > floor, s, 0.0), right * signs)
 
 
-def _fix_signs(svd: Svd) -> Svd:
-    """Make the largest entry of each left vector positive, so that a sign is not an accident."""
-    largest = svd.u.abs().argmax(dim=-2, keepdim=True)
-    signs = torch.where(torch.take_along_dim(svd.u, largest, dim=-2) < 0, -1.0, 1.0)
-    return Svd(svd.u * signs, svd.s, svd.vh * signs.mT)
+def _signs(left: Tensor) -> Tensor:
+    """What makes the largest entry of each left vector positive, so that a sign is not an accident."""
+    largest = left.abs().argmax(dim=-1, keepdim=True)
+    return torch.where(torch.take_along_dim(left, largest, dim=-1) < 0, -1.0, 1.0)
