@@ -71,11 +71,15 @@ def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: flo
     while len(found) < count:
         if spaces.size >= rank + block:
             # The vectors cost twice the values: asked for where convergence is likely, not before.
-            squares, vectors = _eigen(spaces.ritz, vectors=len(captured) > 2)
+            if len(captured) < 3:
+                squares, vectors = torch.linalg.eigvalsh(spaces.ritz), None
+            else:
+                squares, vectors = torch.linalg.eigh(spaces.ritz)
             captured.append(squares[..., -rank:].sum(-1))
             for index in _converged(captured, total, tolerance):
                 if index not in found:
-                    vectors = _eigen(spaces.ritz)[1] if vectors is None else vectors
+                    if vectors is None:
+                        squares, vectors = torch.linalg.eigh(spaces.ritz)
                     found[index] = spaces.triplets(index, squares[index], vectors[index], rank)
         if spaces.size + block > MOST * side:
             found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
@@ -131,13 +135,6 @@ class _Spaces:
 def _start(side: int, block: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn((side, block), generator=generator))[0].mT
-
-
-def _eigen(gram: Tensor, *, vectors: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues, ascending, with their vectors where they are wanted."""
-    if vectors:
-        return torch.linalg.eigh(gram)
-    return torch.linalg.eigvalsh(gram), None
 
 
 def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[int]:
