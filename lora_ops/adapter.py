@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,9 +20,12 @@ class Adapter:
         extras: Tensors that belong to no layer, by their key, as they are.
         metadata: The file's string map.
         format: How the file was named: kohya, comfy, peft or diffusers.
+        keys: By target, the key of each role (up, down, alpha, ...) in the file, also of an alpha
+            that it does not have; empty for an adapter that came from no file.
     """
 
     layers: Mapping[str, Layer]
     extras: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     format: str
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])

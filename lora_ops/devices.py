@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentError
-from .pairs import Pair
 
 # Share of a GPU's free memory that is used unless a cap is given.
 _SHARE = 0.7
 # Layers in a batch, whatever the memory: more no longer fill a GPU better.
 _MOST = 32
+
+
+class _Named(Protocol):
+    @property
+    def target(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=_Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +49,41 @@ class Placement:
         with torch.cuda.stream(torch.cuda.Stream(self.device)):
             yield
 
-    def batches(self, pairs: Sequence[Pair], most_ranks: Callable[[Pair], int]) -> list[list[Pair]]:
-        """Group layers of one shape, as many as the memory holds, in the order of their first.
+    def batches(
+        self,
+        items: Iterable[Item],
+        *,
+        alike: Callable[[Item], Hashable],
+        need: Callable[[Item], int],
+    ) -> list[list[Item]]:
+        """Group layers that are alike, as many as the memory holds, in the order of their first.
+
+        Args:
+            items: The layers.
+            alike: What those of one batch have in common.
+            need: Bytes on the device while one of them is worked on.
 
         Raises:
             ArgumentError: The memory does not hold even one of the layers.
         """
         if self.memory is None:
-            return [[both] for both in pairs]
-        groups: dict[tuple[int, ...], list[list[Pair]]] = {}
-        order: list[list[Pair]] = []
-        for both in pairs:
-            need = self.workers * working_set(both, most_ranks(both))
-            if need > self.memory:
+            return [[item] for item in items]
+        groups: dict[Hashable, list[list[Item]]] = {}
+        order: list[list[Item]] = []
+        for item in items:
+            size = self.workers * need(item)
+            if size > self.memory:
                 raise ArgumentError(
-                    f"`{both.target}` needs {need / 1e6:.3g} MB on {self.device}, the cap is "
+                    f"`{item.target}` needs {size / 1e6:.3g} MB on {self.device}, the cap is "
                     f"{self.memory / 1e6:.3g} MB; raise --vram or use --device cpu",
-                    target=both.target,
+                    target=item.target,
                 )
-            most = min(_MOST, self.memory // need)
-            # Kernels may have a rank rule of their own: the whole shape is the key.
-            batches = groups.setdefault(both.shape, [])
+            most = min(_MOST, self.memory // size)
+            batches = groups.setdefault(alike(item), [])
             if not batches or len(batches[-1]) >= most:
                 batches.append([])
                 order.append(batches[-1])
-            batches[-1].append(both)
+            batches[-1].append(item)
         return order
 
 
@@ -99,15 +117,6 @@ def place(name: str = "auto", *, memory: int | None = None) -> Placement:
         free = memory or int(_SHARE * torch.mps.recommended_max_memory())
         return Placement(device, 2, free)
     raise ArgumentError(_no_device(name))
-
-
-def working_set(both: Pair, rank: int) -> int:
-    """Bytes on the device while one layer is worked on; an upper estimate.
-
-    Two stored sides, the difference and two float32 copies of it, and the Krylov spaces.
-    """
-    out, width = both.matrix
-    return out * width * (2 * 4 + 3 * 4) + 4 * (out + width) * min(min(out, width), 8 * rank + 256)
 
 
 def upload(tensor: Tensor, placement: Placement) -> Tensor:

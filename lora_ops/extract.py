@@ -15,8 +15,9 @@ from torch import Tensor
 from .adapter import Adapter
 from .deltas import are_floats, change_norm, check_finite, difference, measured_difference
 from .devices import Placement, place, upload
+from .dtypes import rounded
 from .errors import MismatchError, NonFiniteError
-from .layers import FullLayer, Layer, LoraLayer
+from .layers import FullLayer, Layer, LoraLayer, low_rank
 from .linalg import Svd, frobenius, residual_, spectrum, truncated_svd
 from .pairs import Pair
 from .parallel import ordered_map
@@ -123,8 +124,10 @@ def run(
     wanted = [both for both in pairing.candidates if not plan.is_left_out(both)]
     unranked = [both for both in pairing.candidates if plan.is_left_out(both)]
     others = whole if plan.full_differences else nothing(NO_FACTORS)
+    # Kernels may have a rank rule of their own: alike are layers of one whole shape.
+    batches = placement.batches(wanted, alike=lambda both: both.shape, need=plan.working_set)
     jobs = [
-        *((factors, batch) for batch in placement.batches(wanted, plan.most_ranks)),
+        *((factors, batch) for batch in batches),
         *((others, [both]) for both in pairing.rest),
         *((nothing(RANK_ZERO), [both]) for both in unranked),
         *((nothing(EXCLUDED), [both]) for both in pairing.excluded),
@@ -250,24 +253,9 @@ def _decompose(stack: Tensor, totals: Tensor, rule: RankRule, exact: bool, seed:
 
 
 def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
-    """Factors in the weight's own form: the kernel stays with down, alpha is the rank."""
-    up, down = svd.factors()
-    rank, kernel = up.shape[1], both.shape[2:]
-    up = _rounded(up.reshape(both.shape[0], rank, *(1 for _ in kernel)), dtype, both)
-    down = _rounded(down.reshape(rank, both.shape[1], *kernel), dtype, both)
-    return LoraLayer(up, down, alpha=float(rank))
-
-
-def _rounded(tensor: Tensor, dtype: torch.dtype, both: Pair) -> Tensor:
-    rounded = tensor.to(dtype).cpu().contiguous()
-    if not bool(rounded.isfinite().all()):
-        raise NonFiniteError(
-            f"layer `{both.target}`: values up to {float(tensor.abs().max()):.3g} do not fit "
-            f"{str(dtype).removeprefix('torch.')}, which ends at {torch.finfo(dtype).max:.5g}; "
-            "use --dtype bf16 or fp32",
-            target=both.target,
-        )
-    return rounded
+    """Rounded factors in the weight's own form; alpha is the rank."""
+    up, down = (rounded(factor, dtype, both.target) for factor in svd.factors())
+    return low_rank(up, down, both.shape, alpha=float(down.shape[0]))
 
 
 def _keep_whole(plan: Plan, both: Pair) -> Outcome:
@@ -277,7 +265,7 @@ def _keep_whole(plan: Plan, both: Pair) -> Outcome:
     delta, norm = measured_difference(plan.sides, both)
     if norm == 0:
         return _skip(both, UNCHANGED, norm)
-    layer = FullLayer(_rounded(delta, plan.dtype, both))
+    layer = FullLayer(rounded(delta, plan.dtype, both.target))
     residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
     return Outcome(both, layer, _report(both, layer.rank, norm, residual))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from torch import Tensor
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
 from .extract import Outcome, Progress, run, summarise
-from .files import FileSource, SafetensorsWriter, check_output, file_sha256, refuse_quantised
+from .files import FileSource, SafetensorsWriter, check_output, input_sha256, refuse_quantised
 from .formats import Format, Namer, encode_layer, module_namer, writable
 from .metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from .plan import Plan, PlanOptions, plan_extraction
@@ -113,7 +112,7 @@ def extract_file(
         ThreadPoolExecutor(1) as hashing,
         SafetensorsWriter(output, header_room=_header_room(plan, scheme)) as writer,
     ):
-        hashes = [hashing.submit(_hashed, source, stop) for source in (base, tuned)]
+        hashes = [hashing.submit(_input, source, stop) for source in (base, tuned)]
         try:
             outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
             for outcome in outcomes:
@@ -181,13 +180,8 @@ def _header_room(plan: Plan, scheme: Format) -> int:
     return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
 
 
-def _hashed(source: FileSource, stop: Event) -> Input:
-    """SHA-256 of a file; of a list of hashes and names where the checkpoint is several files."""
-    digests = [file_sha256(path, stop) for path in source.paths]
-    if len(digests) > 1:
-        lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, source.paths, strict=True))
-        digests = [hashlib.sha256(lines.encode()).hexdigest()]
-    return Input(Path(source.name).name, digests[0])
+def _input(source: FileSource, stop: Event) -> Input:
+    return Input(Path(source.name).name, input_sha256(source, stop))
 
 
 def largest_size(plan: Plan) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from .architectures import ARCHITECTURES, Architecture, Parameter, detect_targets, parameters
 from .architectures import detect as detect_architecture
 from .architectures import naming as naming_of
+from .dtypes import spelled
 from .formats import Module, component, flattened, modules, read_alpha
 from .formats import detect as detect_format
 from .source import TensorSource
@@ -106,7 +107,7 @@ def describe(source: TensorSource) -> Info:
         targets=_sorted(_target(source, one) for one in found.values() if adapter),
         ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora),
         alphas=_sorted(_alpha(source, one) for one in lora),
-        dtypes=_sorted(str(source.dtype(key)).removeprefix("torch.") for key in keys),
+        dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
         bytes=sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys),
         metadata=dict(source.metadata),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .architectures import Architecture, Parameter, detect, naming, parameters
+from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
 from .formats import modules
 from .source import TensorSource
@@ -262,7 +263,7 @@ def _check_float(source: TensorSource, parameter: Parameter) -> None:
     dtype = source.dtype(parameter.key)
     if not dtype.is_floating_point:
         raise FormatError(
-            f"`{parameter.key}` is stored as {str(dtype).removeprefix('torch.')}, which are no "
+            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
             "weights to subtract; give the checkpoint as it was before that was done to it",
             target=parameter.target,
             path=source.name,

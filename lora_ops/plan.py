@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from .deltas import Sides
+from .dtypes import loadable
 from .errors import ArgumentError
 from .pairs import Pair, Pairing, pair
 from .ranks import RankRule, parse_rank
@@ -17,9 +18,6 @@ from .source import TensorSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-# Of the factors, by the name that users give it.
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class PlanOptions(TypedDict, total=False):
@@ -75,6 +73,15 @@ class Plan:
         rule, full = self.rule_for(pair), min(pair.matrix)
         return rule.first_guess(full) if rule.kind == "rank" else min(full, rule.most or full)
 
+    def working_set(self, pair: Pair) -> int:
+        """Bytes on the device while a layer is worked on; an upper estimate.
+
+        Two stored sides, the difference and two float32 copies of it, and the Krylov spaces.
+        """
+        out, width = pair.matrix
+        spaces = min(out, width, 8 * self.most_ranks(pair) + 256)
+        return out * width * (2 * 4 + 3 * 4) + 4 * (out + width) * spaces
+
 
 def plan_extraction(
     base: TensorSource,
@@ -113,7 +120,4 @@ def plan_extraction(
 def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
     counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
-    usual = counts.most_common(1)[0][0] if counts else torch.float16
-    if usual == torch.float64:
-        return torch.float32
-    return usual if usual in (torch.float32, torch.bfloat16) else torch.float16
+    return loadable(counts.most_common(1)[0][0]) if counts else torch.float16

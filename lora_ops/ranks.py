@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,10 @@ _KINDS = {
     "knee": _Kind(_knee, 0, 0, "no value", spectrum=True),
 }
 
+#: The names of the rules here, and of those that share ranks out across layers (`budgets`).
+RULES = tuple(_KINDS)
+BUDGETS = ("size", "mean", "total_error")
+
 
 @dataclass(frozen=True, slots=True)
 class RankRule:
@@ -163,6 +167,17 @@ class RankRule:
         return text + (f",conv={self.conv}" if self.conv is not None else "")
 
 
+@dataclass(frozen=True, slots=True)
+class RuleParts:
+    """A rule's text taken apart: its name, the text of its number, and its limits where given."""
+
+    kind: str
+    number: str
+    least: int | None
+    most: int | None
+    conv: RankRule | None
+
+
 def parse_rank(text: str | int | RankRule) -> RankRule:
     """Read a rank rule from its text form; see the module's head for the forms.
 
@@ -171,9 +186,20 @@ def parse_rank(text: str | int | RankRule) -> RankRule:
     """
     if isinstance(text, RankRule):
         return text
-    kind, value = "", 0.0
-    least, most, conv = 1, None, None
-    for part in str(text).split(","):
+    parts = split_rule(str(text), RULES)
+    value = _value(parts.kind, parts.number)
+    return RankRule(parts.kind, value, parts.least or 1, parts.most, parts.conv)
+
+
+def split_rule(text: str, names: Collection[str]) -> RuleParts:
+    """Take a rule's text apart; `names` are the rules that may stand in it.
+
+    Raises:
+        ArgumentError: Unknown name, no rule or two, or limits that are none.
+    """
+    kind, value = "", ""
+    least, most, conv = None, None, None
+    for part in text.split(","):
         name, equals, number = part.strip().partition("=")
         if not equals and name.isascii() and name.isdecimal():
             name, number = "rank", name
@@ -183,22 +209,22 @@ def parse_rank(text: str | int | RankRule) -> RankRule:
             most = _count(part, number)
         elif name == "conv":
             conv = parse_rank(number)
-        elif name not in _KINDS:
-            raise ArgumentError(_unknown(name, str(text)))
+        elif name not in names:
+            raise ArgumentError(_unknown(name, text, names))
         elif kind:
             raise ArgumentError(
                 f"rank rule `{text}` holds two rules, `{kind}` and `{name}`; "
                 "give one, with min= and max= as limits"
             )
         else:
-            kind, value = name, _value(name, number)
+            kind, value = name, number
     if not kind:
         raise ArgumentError(
             f"rank rule `{text}` has limits but no rule; start it with a rank: `32,{text}`"
         )
-    if most is not None and least > most:
+    if least is not None and most is not None and least > most:
         raise ArgumentError(f"rank rule `{text}`: min={least} is above max={most}")
-    return RankRule(kind, value, least, most, conv)
+    return RuleParts(kind, value, least, most, conv)
 
 
 def _value(name: str, number: str) -> float:
@@ -221,12 +247,10 @@ def _count(part: str, number: str) -> int:
     return int(number)
 
 
-def _unknown(name: str, text: str) -> str:
-    budgets = ("size", "mean", "total_error")
-    if name in budgets:
-        return f"`{name}=` is a budget across layers, which this operation does not take; use one of {', '.join(_KINDS)}"
-    near = difflib.get_close_matches(name, [*_KINDS, "min", "max", "conv"], n=1)
-    hint = (
-        f"; did you mean `{near[0]}`?" if near else f"; use a number or one of {', '.join(_KINDS)}"
-    )
+def _unknown(name: str, text: str, names: Collection[str]) -> str:
+    known = ", ".join(names)
+    if name in BUDGETS:
+        return f"`{name}=` is a budget across layers, which this operation does not take; use one of {known}"
+    near = difflib.get_close_matches(name, [*names, "min", "max", "conv"], n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; use a number or one of {known}"
     return f"unknown rank rule `{name}` in `{text}`{hint}"

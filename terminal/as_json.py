@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ..lora_ops.dtypes import spelled
 from ..lora_ops.errors import ArgumentError, WriteError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def plan_dict(plan: Plan, output: Path, size: int) -> dict[str, object]:
         "size_at_most": size,
         "architecture": architecture.title if architecture else None,
         "rank": str(plan.rule),
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": spelled(plan.dtype),
         "layers": [
             {
                 "target": both.target,

@@ -10,13 +10,20 @@ Progress = Callable[[int, int, str], None]
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Generator[Progress | None, None, None]:
-    """Give a callback (done, total, name) that draws; None where nobody watches."""
+def progress_bar(title: str, *, unit: str = "weights") -> Generator[Progress | None, None, None]:
+    """Give a callback (done, total, name) that draws; None where nobody watches.
+
+    Args:
+        title: What is being done.
+        unit: What is counted: weights, shown in millions, or layers.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    scale, prefix = (1e6, "M ") if unit == "weights" else (1, "")
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -32,7 +39,7 @@ def progress_bar(title: str) -> Generator[Progress | None, None, None]:
 
         def show(done: int, total: int, name: str) -> None:
             speed = bar.tasks[0].speed
-            rate = f"{speed / 1e6:.0f} M weights/s" if speed else ""
+            rate = f"{speed / scale:.0f} {prefix}{unit}/s" if speed else ""
             bar.update(task, completed=done, total=total, rate=rate, name=name[-44:])
 
         yield show

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from ..lora_ops.errors import ArgumentError
-
-_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+from ..lora_ops.sizes import parse_size as parse_size
 
 
 def plain(text: str | Path) -> str:
     """One line without control characters: a file's names and metadata are a stranger's words."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes: 8GB, 512MiB, 1000000.
-
-    Raises:
-        ArgumentError: It is none.
-    """
-    letters = text.strip().upper().removesuffix("B")
-    number = letters.rstrip("KMGI")
-    factor = _SIZES.get(letters[len(number) :])
-    try:
-        size = float(number) * factor if factor else math.nan
-    except ValueError:
-        size = math.nan
-    if not math.isfinite(size):
-        raise ArgumentError(f"`{text}` is not a size; write 8GB, 512MiB or a number of bytes")
-    return int(size)
 
 
 def human_size(size: float) -> str:

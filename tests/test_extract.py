@@ -222,10 +222,9 @@ def test_batches_change_nothing(rule, exact):
     base, tuned = large()
     plan = plan_extraction(source(base), source(tuned), rule)
     batched = place("cpu", memory=1 << 30)
-    assert [len(batch) for batch in batched.batches(plan.pairing.candidates, plan.most_ranks)] == [
-        2,
-        1,
-    ]
+    candidates = plan.pairing.candidates
+    batches = batched.batches(candidates, alike=lambda both: both.shape, need=plan.working_set)
+    assert [len(batch) for batch in batches] == [2, 1]
     single = {one.pair.target: one for one in run(plan, exact=exact)}
     stacked = {one.pair.target: one for one in run(plan, exact=exact, placement=batched)}
     assert single.keys() == stacked.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import FileSource
 from .dtypes import dtype_name
 from .folder import open_folder
-from .hashes import data_sha256, file_sha256
+from .hashes import data_sha256, file_sha256, input_sha256
 from .joined import JoinedSource
 from .opening import open_source
 from .outputs import check_output
@@ -13,23 +13,29 @@ from .pickled import PickledFile
 from .quantised import quantisation, refuse_quantised
 from .safetensors_file import SafetensorsFile
 from .sharded import open_sharded
+from .shards import INDEX, ShardsWriter, partition, shard_paths
 from .writer import SafetensorsWriter, Written, save
 
 __all__ = [
+    "INDEX",
     "FileSource",
     "JoinedSource",
     "PickledFile",
     "SafetensorsFile",
     "SafetensorsWriter",
+    "ShardsWriter",
     "Written",
     "check_output",
     "data_sha256",
     "dtype_name",
     "file_sha256",
+    "input_sha256",
     "open_folder",
     "open_sharded",
     "open_source",
+    "partition",
     "quantisation",
     "refuse_quantised",
     "save",
+    "shard_paths",
 ]

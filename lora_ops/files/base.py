@@ -55,6 +55,10 @@ class FileSource(ABC):
     def close(self) -> None:
         """Let go of the files. Closing twice is harmless."""
 
+    def parts(self) -> list[list[str]]:
+        """All tensor names, file by file."""
+        return [list(self.keys())]
+
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
         dtype = self.dtype(key)

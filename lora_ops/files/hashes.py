@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
-from .base import open_binary
+from .base import FileSource, open_binary
 from .safetensors_file import SafetensorsFile
 
 _CHUNK = 1 << 20  # bytes
@@ -23,6 +23,24 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
         ArgumentError: there is no such file, or it may not be read.
     """
     return _sha256(Path(path), 0, stop)
+
+
+def input_sha256(source: FileSource, stop: Event | None = None) -> str:
+    """SHA-256 of an opened file; of a list of hashes and names where it is several files.
+
+    Args:
+        source: The file or files.
+        stop: Once it is set, by another thread, the rest is not read and the result is no hash.
+
+    Raises:
+        ArgumentError: a file is gone, or may not be read.
+    """
+    digests = [file_sha256(path, stop) for path in source.paths]
+    if len(digests) == 1:
+        return digests[0]
+    pairs = zip(digests, source.paths, strict=True)
+    lines = "".join(f"{digest}  {path.name}\n" for digest, path in pairs)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def data_sha256(path: str | Path) -> str:

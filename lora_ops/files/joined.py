@@ -36,6 +36,13 @@ class JoinedSource(FileSource):
         """All tensor names, source by source."""
         return list(self._routes)
 
+    def parts(self) -> list[list[str]]:
+        """All tensor names, source by source."""
+        parts: dict[FileSource, list[str]] = {source: [] for source in self._sources}
+        for key, (source, _) in self._routes.items():
+            parts[source].append(key)
+        return list(parts.values())
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor, from its header."""
         source, inner = self._routes[key]

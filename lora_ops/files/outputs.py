@@ -9,29 +9,32 @@ from pathlib import Path
 from ..errors import ArgumentError
 
 
-def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
+def check_output(
+    output: Path, inputs: Sequence[Path], *, force: bool, suffix: str = ".safetensors"
+) -> None:
     """Refuse a name under which the result could not, or must not, be written.
 
     Args:
         output: Where the result is to go.
         inputs: The files it is made from.
         force: Whether a file that is already there may be replaced.
+        suffix: What the name must end in.
 
     Raises:
         ArgumentError: the output is an input (also by another name), exists already, is a folder,
-            does not end in `.safetensors`, or lies where nothing can be written.
+            does not end in the suffix, or lies where nothing can be written.
     """
     try:
-        _check(output, inputs, force)
+        _check(output, inputs, force, suffix)
     except OSError as error:
         raise ArgumentError(f"cannot be used: {error.strerror}", path=output) from error
 
 
-def _check(output: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check(output: Path, inputs: Sequence[Path], force: bool, suffix: str) -> None:
     if output.is_dir():
         raise ArgumentError("is a folder; give a file name in it", path=output)
-    if output.suffix.lower() != ".safetensors":
-        raise ArgumentError("the output must end in `.safetensors`", path=output)
+    if not output.name.lower().endswith(suffix):
+        raise ArgumentError(f"the output must end in `{suffix}`", path=output)
     _check_folder(output)
     for path in inputs:
         if output.exists() and path.exists() and output.samefile(path):

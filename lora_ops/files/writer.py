@@ -45,7 +45,7 @@ class Written:
     Attributes:
         path: Where it is.
         size: Bytes in all.
-        data_sha256: SHA-256 of its data section, lower-case hex.
+        data_sha256: SHA-256 of its data section, lower-case hex; empty where it was not taken.
         tensors: How many there are.
     """
 
@@ -85,17 +85,21 @@ class SafetensorsWriter:
     Args:
         path: The output.
         header_room: Bytes to keep for the header. Too few cost one copy of the file in `finish`.
+        hashed: Whether the data is hashed, which takes as long as writing it; `finish` can then
+            fill in `hash_keys`, and `Written.data_sha256` is not empty.
 
     Raises:
         WriteError: by `with`, `write` and `finish`: the file could not be written.
     """
 
-    def __init__(self, path: str | Path, *, header_room: int = 1 << 16) -> None:
+    def __init__(
+        self, path: str | Path, *, header_room: int = 1 << 16, hashed: bool = True
+    ) -> None:
         self._path = Path(path)
         self._room = _rounded(header_room)
         self._pieces: dict[str, _Piece] = {}
         self._waiting: dict[str, bytes] = {}
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256() if hashed else None
         self._size = 0
         self._temporaries: list[Path] = []
 
@@ -150,7 +154,7 @@ class SafetensorsWriter:
         pieces = _file_order(self._pieces.values())
         for piece in pieces[len(pieces) - len(self._waiting) :]:
             self._append(memoryview(self._waiting.pop(piece.key)))
-        digest = self._hash.hexdigest()
+        digest = self._hash.hexdigest() if self._hash else ""
         text = _header(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
         if len(text) > MAX_HEADER:
             raise WriteError(
@@ -172,7 +176,8 @@ class SafetensorsWriter:
     def _append(self, data: memoryview) -> None:
         with self._explained():
             _write_all(self._file, data)
-        self._hash.update(data)
+        if self._hash:
+            self._hash.update(data)
         self._size += len(data)
 
     def _enlarge_room(self, room: int) -> None:

@@ -13,6 +13,7 @@ from ..errors import LayerShapeError, QuantisedError, UnknownFormatError, Unsupp
 from ..layers import FullLayer, Layer, LoraLayer
 from ..source import TensorSource
 from .names import resolve
+from .peft_config import PEFT_METADATA, peft_scales
 from .suffixes import Module, modules
 from .table import FORMATS, PEFT
 
@@ -40,13 +41,16 @@ def detect(keys: Iterable[str], name: str = "the file") -> str:
     )
 
 
-def read_layer(source: TensorSource, name: str, module: Module) -> Layer:
+def read_layer(
+    source: TensorSource, name: str, module: Module, scale: float | None = None
+) -> Layer:
     """Read the layer of one module.
 
     Args:
         source: The adapter file.
         name: The module's name, for messages.
         module: Its keys.
+        scale: What the file's configuration gives a layer without an alpha of its own.
 
     Raises:
         UnsupportedLayerError: It is of a kind that is not read yet, or of two kinds.
@@ -81,11 +85,14 @@ def read_layer(source: TensorSource, name: str, module: Module) -> Layer:
                 target=name,
                 path=source.name,
             )
+    alpha = read_alpha(source, keys["alpha"]) if "alpha" in keys else None
+    if alpha is None and scale is not None:
+        alpha = scale * source.shape(keys["down"])[0]
     try:
         return LoraLayer(
             up=source.tensor(keys["up"]),
             down=source.tensor(keys["down"]),
-            alpha=read_alpha(source, keys["alpha"]) if "alpha" in keys else None,
+            alpha=alpha,
             mid=source.tensor(keys["mid"]) if "mid" in keys else None,
             dora_scale=source.tensor(keys["dora_scale"]) if "dora_scale" in keys else None,
         )
@@ -123,8 +130,14 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
     targets_of = resolve(grouped.modules, targets)
     names = _distinct({name: targets_of.get(name, name) for name in grouped.modules})
     layers = {target: (name, grouped.modules[name]) for name, target in names.items()}
+    spelled = {
+        target: {"alpha": f"{name}.alpha", **module.keys}
+        for target, (name, module) in layers.items()
+    }
+    configured = PEFT_METADATA in source.metadata
+    scales = peft_scales(source.metadata, grouped.modules) if configured else {}
     extras = _Tensors(source, grouped.extras)
-    return Adapter(_Layers(source, layers), extras, source.metadata, format)
+    return Adapter(_Layers(source, layers, scales), extras, source.metadata, format, spelled)
 
 
 def _distinct(names: Mapping[str, str]) -> dict[str, str]:
@@ -141,10 +154,11 @@ def _format(module: str) -> str:
 class _Layers(Mapping[str, Layer]):
     source: TensorSource
     modules: Mapping[str, tuple[str, Module]]
+    scales: Mapping[str, float]
 
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
-        return read_layer(self.source, name, module)
+        return read_layer(self.source, name, module, self.scales.get(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

@@ -45,6 +45,18 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dic
     return tensors
 
 
+def module_keys(format: Format, module: str) -> dict[str, str]:
+    """Return the key of each role in a file of this format, for a module of this name."""
+    if module.endswith(BIAS):
+        return {"diff": module.removesuffix(BIAS) + ".diff_b"}
+    return {
+        "up": module + format.up,
+        "down": module + format.down,
+        "alpha": f"{module}.alpha",
+        "diff": f"{module}.diff",
+    }
+
+
 def encode_full(format: Format, namer: Namer, target: str, diff: Tensor) -> dict[str, Tensor]:
     """Return a full difference under its key: ``.diff``, and ``.diff_b`` for a bias.
 

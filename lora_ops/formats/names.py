@@ -17,7 +17,7 @@ INSIDE = ".transformer."
 
 # What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling.
 _DOTTED = ("", "transformer.", "unet.", "base_model.model.", "unet.base_model.model.")
-_NATIVE = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
+NATIVE_PREFIXES = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
 _FLAT = ("lora_unet_", "lora_unet__", "lycoris_", "lora_transformer_")
 # By encoder: kohya's prefixes, then dotted ones.
 _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -76,7 +76,7 @@ def module_namer(
         for root, prefix in encoders.items():
             inner = target.removeprefix(root)
             if inner != target and inner.startswith(_KOHYA_TE):
-                return prefix + _flat(inner)
+                return prefix + underscored(inner)
         inner = target.removeprefix(UNET) if target.startswith(UNET) else None
         if inner is not None and table is not None:
             inner = table.to_diffusers(inner)
@@ -86,7 +86,7 @@ def module_namer(
                 "use format `comfy`, or leave it out",
                 target=target,
             )
-        return "lora_unet_" + _flat(inner)
+        return "lora_unet_" + underscored(inner)
 
     return kohya_name
 
@@ -129,14 +129,15 @@ def flattened(module: str) -> str:
     for number, prefixes in _TE_PREFIXES:
         for prefix in prefixes:
             if module.startswith(prefix):
-                return number + _flat(module.removeprefix(prefix))
-    for prefix in sorted((*_FLAT, *_NATIVE), key=len, reverse=True):
+                return number + underscored(module.removeprefix(prefix))
+    for prefix in sorted((*_FLAT, *NATIVE_PREFIXES), key=len, reverse=True):
         if module.startswith(prefix):
-            return _flat(module.removeprefix(prefix))
-    return _flat(module)
+            return underscored(module.removeprefix(prefix))
+    return underscored(module)
 
 
-def _flat(name: str) -> str:
+def underscored(name: str) -> str:
+    """Return a dotted name as kohya's scripts spell it, without prefix."""
     return name.replace(".", "_")
 
 
@@ -171,7 +172,9 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
             flat, dotted = encoders.get(encoder, other)
             if inner and not encoder.startswith("clip_"):
                 yield TE + INSIDE.removeprefix(".") + inner
-            yield from (prefix + _flat(inner.removeprefix("model.")) for prefix in flat if inner)
+            yield from (
+                prefix + underscored(inner.removeprefix("model.")) for prefix in flat if inner
+            )
             yield from (prefix + inner for prefix in dotted if inner)
         else:
             for root in (UNET, "transformer.", "unet."):
@@ -182,13 +185,13 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
 
 
 def _of_unet(name: str, table: UnetNames | None) -> Iterator[str]:
-    yield from (prefix + name for prefix in _NATIVE)
-    yield from (prefix + _flat(name) for prefix in _FLAT)
+    yield from (prefix + name for prefix in NATIVE_PREFIXES)
+    yield from (prefix + underscored(name) for prefix in _FLAT)
     diffusers = table.to_diffusers(name) if table is not None else None
     if diffusers is None:
         return
     yield from (prefix + diffusers for prefix in _DOTTED)
-    yield from (prefix + _flat(diffusers) for prefix in _FLAT)
+    yield from (prefix + underscored(diffusers) for prefix in _FLAT)
     # The attention processors of diffusers before 0.22 had the layers under themselves.
     processor = diffusers.replace(".to_", ".processor.to_").removesuffix(".0")
     if processor != diffusers:

@@ -19,6 +19,7 @@ class Format:
         writable: Whether lorakit writes it.
         holds_full: Whether it has a place for full differences of norms, biases and tables.
         needs_alpha: Whether its tools fail without an alpha; rank is then written, which is scale 1.
+        keeps_alpha: Whether its loaders read an alpha.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Format:
     writable: bool = False
     holds_full: bool = False
     needs_alpha: bool = False
+    keeps_alpha: bool = False
 
 
 KOHYA = Format(
@@ -38,6 +40,7 @@ KOHYA = Format(
     down=".lora_down.weight",
     writable=True,
     needs_alpha=True,
+    keeps_alpha=True,
 )
 COMFY = Format(
     name="comfy",
@@ -46,6 +49,7 @@ COMFY = Format(
     down=".lora_A.weight",
     writable=True,
     holds_full=True,
+    keeps_alpha=True,
 )
 DIFFUSERS = Format(
     name="diffusers",
@@ -81,6 +85,19 @@ def writable(name: str) -> Format:
             return known
     names = ", ".join(known.name for known in offered)
     raise ArgumentError(f"format `{name}` cannot be written; choose one of {names}")
+
+
+def format_named(name: str) -> Format:
+    """Return the format of that name, of those that are read.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    names = ", ".join(known.name for known in FORMATS)
+    raise ArgumentError(f"unknown format `{name}`; it is one of {names}")
 
 
 def can_hold_full(format: Format) -> bool:

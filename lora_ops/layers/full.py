@@ -36,6 +36,15 @@ class FullLayer:
         """Dtype of the stored difference."""
         return self.diff.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter it changes."""
+        return tuple(self.diff.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The one tensor, by its role."""
+        return {"diff": self.diff}
+
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change in ``dtype``, in the shape of the parameter."""
         return self.diff.to(dtype)

@@ -6,6 +6,7 @@ core as in LyCORIS (Yeh et al., 2023, arXiv:2309.14859).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,17 +76,53 @@ class LoraLayer:
         """Dtype of the factors as stored."""
         return self.down.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes, (out, in, *kernel)."""
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return (self.up.shape[0], self.down.shape[1], *kernel)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the change is the product of the factors alone; false for DoRA."""
+        return self.dora_scale is None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the layer by role, as a file holds them; alpha as a float32 scalar."""
+        alpha = None if self.alpha is None else torch.tensor(self.alpha, dtype=torch.float32)
+        roles = {
+            "up": self.up,
+            "down": self.down,
+            "mid": self.mid,
+            "alpha": alpha,
+            "dora_scale": self.dora_scale,
+        }
+        return {role: tensor for role, tensor in roles.items() if tensor is not None}
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return up (out, r) and down (r, in * kernel), float32, whose product is the change.
+
+        Scale and `strength` are in up, Tucker's core in down. Fresh memory, except where nothing
+        is to be done.
+
+        Raises:
+            UnsupportedLayerError: The layer has DoRA magnitudes; its change depends on the base.
+        """
+        self._check_linear()
+        up, down = self.up.flatten(1).float(), self.down.flatten(1).float()
+        if self.mid is not None:
+            core = torch.einsum("pq...,qi->pi...", self.mid.float(), down)
+            down = core.flatten(1)
+        factor = self.scale * strength
+        return (up if factor == 1 else up * factor), down
+
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change (out, in, *kernel), multiplied out in ``dtype``.
 
         Raises:
             UnsupportedLayerError: The layer has DoRA magnitudes; its change depends on the base.
         """
-        if self.dora_scale is not None:
-            raise UnsupportedLayerError(
-                "a DoRA layer has no change of its own: it rescales the base weight; "
-                "give the base checkpoint, or use a LoRA without `dora_scale`"
-            )
+        self._check_linear()
         down = self.down.to(dtype)
         if self.mid is not None:
             kernel = self.mid.shape[2:]
@@ -94,3 +131,29 @@ class LoraLayer:
             down = down.reshape(self.up.shape[1], flat.shape[1], *kernel)
         up = self.up.to(dtype).flatten(1)
         return (up @ down.flatten(1)).mul_(self.scale).reshape(up.shape[0], *down.shape[1:])
+
+    def _check_linear(self) -> None:
+        if not self.is_linear:
+            raise UnsupportedLayerError(
+                "a DoRA layer has no change of its own: it rescales the base weight; "
+                "give the base checkpoint, or use a LoRA without `dora_scale`"
+            )
+
+
+def low_rank(
+    up: Tensor, down: Tensor, shape: Sequence[int], alpha: float | None = None
+) -> LoraLayer:
+    """Return the layer with these factors in the form of the weight it changes.
+
+    Args:
+        up: (out, rank).
+        down: (rank, in * kernel).
+        shape: Of the weight, (out, in, *kernel): the kernel stays with down.
+        alpha: The number to store; None: none, which is scale 1.
+    """
+    rank, kernel = down.shape[0], tuple(shape[2:])
+    return LoraLayer(
+        up.reshape(shape[0], rank, *(1 for _ in kernel)),
+        down.reshape(rank, shape[1], *kernel),
+        alpha,
+    )

@@ -7,17 +7,25 @@ written into, except where a name ends in an underscore.
 from __future__ import annotations
 
 from .decompose import truncated_svd
+from .factored import FactoredSvd, distance, factored_svd, gram, inner, thinned
 from .gram import gram_svd, spectrum
 from .krylov import krylov_svd
-from .norms import frobenius, residual_
+from .norms import frobenius, residual_, spectral_norm
 from .svd import Svd
 
 __all__ = [
+    "FactoredSvd",
     "Svd",
+    "distance",
+    "factored_svd",
     "frobenius",
+    "gram",
     "gram_svd",
+    "inner",
     "krylov_svd",
     "residual_",
+    "spectral_norm",
     "spectrum",
+    "thinned",
     "truncated_svd",
 ]

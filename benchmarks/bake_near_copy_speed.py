@@ -1,0 +1,131 @@
+"""Claim: baking a LoRA into an SDXL-sized checkpoint takes at most 2.5 times as long as a copy of it.
+
+Writes an fp16 UNet and a LoRA on each of its linears and convolutions to a temporary folder. Prints
+the seconds for a copy of the checkpoint, as a program copies (read, write, fsync, in pieces of
+1 MiB) and as the system does (`shutil.copyfile`, which leaves the data in memory), for a bake in a
+process of its own (torch's import included), and its peak resident memory. The best of a few
+rounds of each, in turns, since both wait for the disk.
+
+    python benchmarks/bake_near_copy_speed.py [--model sd1|sdxl] [--rank 32] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import machine
+from unets import SD1, SDXL, UNetConfig, targets, unet_shapes
+
+from lorakit.lora_ops.files import SafetensorsWriter
+
+MODELS: dict[str, UNetConfig] = {"sd1": SD1, "sdxl": SDXL}
+ROOT = "model.diffusion_model."
+
+BAKE = """
+import sys
+from pathlib import Path
+from lorakit.lora_ops import open_source
+from lorakit.lora_ops.bake_file import bake_file, plan_bake_file
+from lorakit.lora_ops.bake_shares import Ingredient
+
+checkpoint, lora, output = sys.argv[1:]
+with open_source(checkpoint) as source, open_source(lora) as adapter:
+    plan = plan_bake_file(source, [Ingredient(adapter, 0.8)], output=Path(output), force=True)
+    bake_file(plan, source, Path(output))
+"""
+
+
+def write_files(folder: Path, config: UNetConfig, rank: int) -> tuple[Path, Path]:
+    """Write a checkpoint and a LoRA of random numbers, of the sizes that trained ones have."""
+    checkpoint, lora = folder / "checkpoint.safetensors", folder / "lora.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1 << 25, generator=generator).half()
+
+    def random(*shape: int, size: float) -> torch.Tensor:
+        start = int(torch.randint(1 << 20, (1,), generator=generator))
+        return size * noise[start : start + torch.Size(shape).numel()].reshape(shape)
+
+    shapes = unet_shapes(config)
+    with SafetensorsWriter(checkpoint, header_room=1 << 20) as writer:
+        for name, shape in shapes.items():
+            writer.write(ROOT + name, random(*shape, size=0.02))
+        writer.finish()
+    with SafetensorsWriter(lora, header_room=1 << 20) as writer:
+        for name, shape in targets(shapes).items():
+            key = f"diffusion_model.{name}"
+            ones = [1 for _ in shape[2:]]
+            writer.write(f"{key}.lora_A.weight", random(rank, *shape[1:], size=0.02))
+            writer.write(f"{key}.lora_B.weight", random(shape[0], rank, *ones, size=0.02))
+            writer.write(f"{key}.alpha", torch.tensor(float(rank)))
+        writer.finish()
+    return checkpoint, lora
+
+
+def copy(source: Path, output: Path) -> None:
+    """Copy as a program does that wants the data on the disk when it says that it is done."""
+    with source.open("rb", buffering=0) as read, output.open("wb", buffering=0) as write:
+        while data := read.read(1 << 20):
+            write.write(data)
+        os.fsync(write.fileno())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak_memory(command: list[str]) -> float:
+    """Run a process to its end: its peak resident memory in GB."""
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    return usage.ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    """Write, copy and bake each model."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print(machine())
+    print("| checkpoint | file | copy, fsync | copyfile | bake | ratio to copy | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.model or MODELS:
+        with tempfile.TemporaryDirectory() as directory:
+            folder = Path(directory)
+            checkpoint, lora = write_files(folder, MODELS[name], arguments.rank)
+            output = folder / "output.safetensors"
+            command = [sys.executable, "-c", BAKE, *map(str, (checkpoint, lora, output))]
+            copies, system, bakes, peaks = [], [], [], []
+            for _ in range(arguments.rounds):
+                copies.append(seconds(lambda: copy(checkpoint, output)))
+                output.unlink()
+                system.append(seconds(lambda: shutil.copyfile(checkpoint, output)))
+                output.unlink()
+                bakes.append(seconds(lambda: peaks.append(peak_memory(command))))
+                output.unlink()
+            size = checkpoint.stat().st_size / 1e9
+            print(
+                f"| {name} UNet, rank {arguments.rank} | {size:.1f} GB | {min(copies):.1f} s | "
+                f"{min(system):.1f} s | {min(bakes):.1f} s | {min(bakes) / min(copies):.1f} | "
+                f"{max(peaks):.2f} GB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""lorakit add."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from .options import (
+    PATH,
+    RULES_HELP,
+    clear_errors,
+    device_option,
+    dtype_option,
+    force_option,
+    json_option,
+    output_option,
+    parse_dtype,
+    parse_placement,
+    verbose_option,
+    vram_option,
+    where_option,
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]...")
+@output_option
+@click.option(
+    *("-r", "--rank", "rule"), help=RULES_HELP + "  [default: the exact sum, all ranks together]"
+)
+@click.option(
+    *("-m", "--method"),
+    metavar="NAME[,PARAMETER=VALUE]",
+    default="sum",
+    help="sum; average (over the sum of strengths); slerp,t=0.5 (two inputs); karcher; geometric_median; "
+    "model_stock; orthogonalise (the last without its part along the others); energy (at equal norms).",
+)
+@where_option
+@click.option(
+    *("--format", "format_"),
+    type=click.Choice(["comfy", "kohya", "peft", "diffusers"]),
+    help="Names in the file.  [default: as the first LoRA has them]",
+)
+@click.option(
+    "--reference",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="The model they are for: gives names with underscores their dots back.",
+)
+@dtype_option("the widest of the inputs")
+@device_option
+@vram_option
+@force_option
+@verbose_option
+@json_option
+def add(
+    loras: tuple[str, ...],
+    output: Path,
+    rule: str | None,
+    method: str,
+    where: tuple[str, ...],
+    format_: str | None,
+    reference: Path | None,
+    dtype: str | None,
+    device: str,
+    vram: str | None,
+    force: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Write the sum of LORAs, each times its strength S, by block if wanted.
+
+    Without --rank the sum is exact; with it, each layer is the best approximation of the sum.
+    Ranks, alphas, dtypes, formats and layers may differ. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
+    """
+    with clear_errors(), contextlib.ExitStack() as stack:
+        from ..lora_ops import open_source
+        from ..lora_ops.edit_file import Ingredient, add_files
+        from ..terminal.as_json import check_json, write_json
+        from ..terminal.edits import show_sum
+        from ..terminal.progress import progress_bar
+        from ..terminal.terms import parse_method, parse_term
+        from ..terminal.text import plain
+
+        placement = parse_placement(device, vram)
+        name, parameters = parse_method(method)
+        terms = [parse_term(text) for text in loras]
+        opened = [stack.enter_context(open_source(term.path)) for term in terms]
+        model = stack.enter_context(open_source(reference)) if reference is not None else None
+        check_json(json_to, [path for source in opened for path in source.paths])
+        with progress_bar("adding", unit="layers") as progress:
+            report = add_files(
+                [
+                    Ingredient(source, term.strength, term.blocks, where)
+                    for source, term in zip(opened, terms, strict=True)
+                ],
+                output,
+                rule,
+                method=name,
+                options=parameters,
+                dtype=parse_dtype(dtype),
+                format=format_,
+                reference=model,
+                placement=placement,
+                force=force,
+                version=__version__,
+                progress=progress,
+            )
+        if not write_json(report.to_dict(), json_to):
+            show_sum(report, verbose=verbose)
+            click.echo(f"wrote {plain(output)}")

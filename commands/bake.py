@@ -1,0 +1,114 @@
+"""lorakit bake and lorakit unbake: one the reverse of the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from .options import (
+    PATH,
+    clear_errors,
+    dtype_option,
+    force_option,
+    json_option,
+    parse_dtype,
+    verbose_option,
+    where_option,
+)
+
+
+def _arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """What both take."""
+    for option in (
+        json_option,
+        verbose_option,
+        force_option,
+        click.option(
+            "--allow-partial",
+            is_flag=True,
+            help="Leave out layers that the checkpoint has no weight for.",
+        ),
+        dtype_option("as the checkpoint stores them", "weights"),
+        where_option,
+        click.option(
+            *("-o", "--output"),
+            type=PATH,
+            required=True,
+            help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
+        ),
+        click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]..."),
+        click.argument("checkpoint", type=PATH),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_arguments
+def bake(**arguments: object) -> None:
+    """Write CHECKPOINT with LORAS in it, each times its strength S.
+
+    Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. The
+    report says how much of each change survived the rounding.
+    """
+    _bake(1, **arguments)  # pyright: ignore[reportArgumentType]
+
+
+@click.command()
+@_arguments
+def unbake(**arguments: object) -> None:
+    """Write CHECKPOINT with LORAS taken out of it again.
+
+    What rounding took when they were baked in does not come back.
+    """
+    _bake(-1, **arguments)  # pyright: ignore[reportArgumentType]
+
+
+def _bake(
+    sign: int,
+    *,
+    checkpoint: Path,
+    loras: tuple[str, ...],
+    output: Path,
+    where: tuple[str, ...],
+    dtype: str | None,
+    allow_partial: bool,
+    force: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    with clear_errors(), contextlib.ExitStack() as stack:
+        from ..lora_ops import open_source
+        from ..lora_ops.bake_file import bake_file, plan_bake_file
+        from ..lora_ops.edit_file import Ingredient
+        from ..terminal.as_json import check_json, write_json
+        from ..terminal.edits import show_baked
+        from ..terminal.progress import progress_bar
+        from ..terminal.terms import parse_term
+        from ..terminal.text import plain
+
+        terms = [parse_term(text) for text in loras]
+        model = stack.enter_context(open_source(checkpoint))
+        opened = [stack.enter_context(open_source(term.path)) for term in terms]
+        check_json(json_to, [path for source in (model, *opened) for path in source.paths])
+        plan = plan_bake_file(
+            model,
+            [
+                Ingredient(source, term.strength, term.blocks, where)
+                for source, term in zip(opened, terms, strict=True)
+            ],
+            output=output,
+            force=force,
+            dtype=parse_dtype(dtype),
+            allow_partial=allow_partial,
+            sign=sign,
+        )
+        with progress_bar("baking" if sign > 0 else "unbaking") as progress:
+            report = bake_file(plan, model, output, version=__version__, progress=progress)
+        if not write_json(report.to_dict(), json_to):
+            show_baked(report, verbose=verbose)
+            click.echo(f"wrote {plain(output)}")

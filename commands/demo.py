@@ -1,0 +1,35 @@
+"""lorakit demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from .options import PATH, clear_errors
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    default=Path("lorakit_demo"),
+    help="Folder for the LoRAs and the picture.",
+)
+def demo(output: Path) -> None:
+    """Extract LoRAs from a small sample, draw what they do.
+
+    Six LoRAs from two small diffusion models, verified, applied and sampled: ten seconds on two cores.
+    """
+    with clear_errors():
+        from ..examples.digits.demo import run_demo
+        from ..terminal.progress import progress_bar
+        from ..terminal.tables import show_demo
+        from ..terminal.text import plain
+
+        with progress_bar("demo") as progress:
+            columns, picture = run_demo(output, version=__version__, progress=progress)
+        show_demo(columns)
+        click.echo(f"wrote {plain(picture)}")

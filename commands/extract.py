@@ -1,0 +1,154 @@
+"""lorakit extract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from .options import (
+    PATH,
+    RULES_HELP,
+    clear_errors,
+    device_option,
+    dtype_option,
+    force_option,
+    json_option,
+    output_option,
+    parse_dtype,
+    parse_placement,
+    verbose_option,
+    vram_option,
+)
+
+
+@click.command()
+@click.argument("base", type=PATH)
+@click.argument("tuned", type=PATH)
+@output_option
+@click.option(
+    *("-r", "--rank", "rule"),
+    default="32",
+    help=RULES_HELP,
+)
+@click.option(
+    *("--format", "format_"),
+    type=click.Choice(["comfy", "kohya"]),
+    default="comfy",
+    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux.",
+)
+@dtype_option("the tuned file's")
+@click.option(
+    "--components",
+    metavar="LIST",
+    help="Which of unet, te, vae, joined by commas.  [default: unet,te as far as both files hold them]",
+)
+@click.option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    help="Only targets that fit, e.g. '*attn*'. May be repeated.",
+)
+@click.option(
+    "--exclude", metavar="PATTERN", multiple=True, help="No targets that fit. May be repeated."
+)
+@click.option(
+    "--full-differences",
+    is_flag=True,
+    help="Keep biases, norms and embeddings too, whole (comfy format only).",
+)
+@click.option(
+    "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
+)
+@device_option
+@vram_option
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Starts the random numbers."
+)
+@force_option
+@click.option("--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing.")
+@verbose_option
+@json_option
+def extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    rule: str,
+    format_: str,
+    dtype: str | None,
+    components: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    full_differences: bool,
+    allow_partial: bool,
+    exact: bool,
+    device: str,
+    vram: str | None,
+    seed: int,
+    force: bool,
+    dry_run: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Write the LoRA that takes BASE closest to TUNED.
+
+    Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
+    checkpoints or diffusion models alone. The error that is reported is that of the file as
+    written.
+    """
+    with clear_errors():
+        from ..lora_ops import extract_file, open_source, plan_file
+        from ..lora_ops.extract_file import largest_size
+        from ..terminal.as_json import check_json, plan_dict, write_json
+        from ..terminal.progress import progress_bar
+        from ..terminal.tables import show_plan, show_report
+        from ..terminal.text import plain
+
+        placement = parse_placement(device, vram)
+        with open_source(base) as base_source, open_source(tuned) as tuned_source:
+            check_json(json_to, [*base_source.paths, *tuned_source.paths])
+            plan = plan_file(
+                base_source,
+                tuned_source,
+                rule,
+                output=output,
+                force=force,
+                format=format_,
+                dtype=parse_dtype(dtype),
+                components=_words(components),
+                include=include,
+                exclude=exclude,
+                full_differences=full_differences,
+                allow_partial=allow_partial,
+            )
+            if dry_run:
+                size = largest_size(plan)
+                if not write_json(plan_dict(plan, output, size), json_to):
+                    show_plan(plan, output, size)
+                return
+            with progress_bar("extracting") as progress:
+                report = extract_file(
+                    plan,
+                    base_source,
+                    tuned_source,
+                    output,
+                    format=format_,
+                    exact=exact,
+                    placement=placement,
+                    seed=seed,
+                    version=__version__,
+                    progress=progress,
+                )
+        if not write_json(report.to_dict(), json_to):
+            show_report(report, verbose=verbose)
+            click.echo(f"wrote {plain(output)}")
+
+
+def _words(listed: str | None) -> list[str] | None:
+    return None if listed is None else [word.strip() for word in listed.split(",")]

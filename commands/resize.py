@@ -1,0 +1,145 @@
+"""lorakit resize."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .. import __version__
+from .options import (
+    PATH,
+    RULES_HELP,
+    clear_errors,
+    device_option,
+    dtype_option,
+    force_option,
+    json_option,
+    parse_dtype,
+    parse_placement,
+    verbose_option,
+    vram_option,
+)
+
+if TYPE_CHECKING:
+    from ..lora_ops import Report
+    from ..lora_ops.edit_folder import Edit
+    from ..lora_ops.files import FileSource
+
+
+@click.command()
+@click.argument("lora", type=PATH)
+@click.option(
+    *("-o", "--output"),
+    type=PATH,
+    required=True,
+    help="LoRA file to write (.safetensors); a folder if LORA is one.",
+)
+@click.option(
+    *("-r", "--rank", "rule"),
+    required=True,
+    help=RULES_HELP + " Or a budget over all layers, spent where it buys most: size=50MB (of the "
+    "file), mean=16 (rank), total_error=0.1 (relative error of the whole).",
+)
+@click.option(
+    "--alpha", type=float, help="Number to store, above 0; the strength stays.  [default: the rank]"
+)
+@dtype_option("each layer's own")
+@click.option(
+    "--relative-to",
+    "base",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="Under a budget, compare changes as shares of the weights that they change.",
+)
+@click.option(
+    "--norm",
+    type=click.Choice(["spectral", "frobenius"]),
+    default="spectral",
+    help="Of those weights: the largest singular value, or the root of the sum of squares.",
+)
+@device_option
+@vram_option
+@force_option
+@verbose_option
+@json_option
+def resize(
+    lora: Path,
+    output: Path,
+    rule: str,
+    alpha: float | None,
+    dtype: str | None,
+    base: Path | None,
+    norm: str,
+    device: str,
+    vram: str | None,
+    force: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Write LORA at other ranks, its strength unchanged.
+
+    Every layer becomes the best approximation of its rank. LORA may be a folder: then every
+    .safetensors in it is resized into the output folder, one line each; a file that cannot be
+    does not stop the others, and the exit status is then 1.
+    """
+    with clear_errors():
+        from ..lora_ops import open_source
+        from ..lora_ops.edit_file import resize_file
+        from ..terminal.as_json import check_json, write_json
+        from ..terminal.edits import show_edit
+        from ..terminal.progress import progress_bar
+        from ..terminal.text import plain
+
+        placement = parse_placement(device, vram)
+        with contextlib.ExitStack() as stack:
+            checkpoint = stack.enter_context(open_source(base)) if base is not None else None
+            check_json(json_to, [lora, *(checkpoint.paths if checkpoint else ())])
+
+            def edit(source: FileSource, to: Path) -> Report:
+                with progress_bar("resizing", unit="layers") as progress:
+                    return resize_file(
+                        source,
+                        to,
+                        rule,
+                        alpha=alpha,
+                        dtype=parse_dtype(dtype),
+                        relative_to=checkpoint,
+                        norm=norm,
+                        placement=placement,
+                        force=force,
+                        version=__version__,
+                        progress=progress,
+                    )
+
+            if lora.is_dir():
+                _resize_folder(lora, output, edit, json_to)
+                return
+            source = stack.enter_context(open_source(lora))
+            report = edit(source, output)
+        if not write_json(report.to_dict(), json_to):
+            show_edit(report, verbose=verbose)
+            click.echo(f"wrote {plain(output)}")
+
+
+def _resize_folder(folder: Path, output: Path, edit: Edit, json_to: str | None) -> None:
+    """A line for each file, and status 1 if one could not be resized."""
+    from ..lora_ops.edit_folder import edit_folder
+    from ..lora_ops.errors import LoraOpsError
+    from ..terminal.as_json import STDOUT, write_json
+    from ..terminal.edits import file_line
+
+    found: dict[str, object] = {}
+    failed = 0
+    for name, result in edit_folder(folder, output, edit):
+        failed += isinstance(result, LoraOpsError)
+        if json_to != STDOUT:
+            click.echo(file_line(name, result), err=isinstance(result, LoraOpsError))
+        found[name.as_posix()] = (
+            {"error": str(result)} if isinstance(result, LoraOpsError) else result.to_dict()
+        )
+    write_json({"files": found}, json_to)
+    if failed:
+        raise click.ClickException(f"{failed} of {len(found)} files could not be resized")

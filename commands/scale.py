@@ -1,0 +1,72 @@
+"""lorakit scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from .options import (
+    PATH,
+    blocks_option,
+    clear_errors,
+    force_option,
+    json_option,
+    output_option,
+    verbose_option,
+    where_option,
+)
+
+
+@click.command()
+@click.argument("lora", type=PATH)
+@output_option
+@click.option(
+    "-s",
+    "--strength",
+    type=float,
+    default=1.0,
+    help="Factor on the whole LoRA; negative turns it around.",
+)
+@blocks_option
+@where_option
+@force_option
+@verbose_option
+@json_option
+def scale(
+    lora: Path,
+    output: Path,
+    strength: float,
+    blocks: str | None,
+    where: tuple[str, ...],
+    force: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Write LORA at other strengths: as a whole, by block, by name.
+
+    The strength goes into alpha, so no number of the factors changes. Layers of strength 0 are
+    left out.
+    """
+    with clear_errors():
+        from ..lora_ops import open_source
+        from ..lora_ops.edit_file import Ingredient, scale_file
+        from ..terminal.as_json import check_json, write_json
+        from ..terminal.edits import show_strengths
+        from ..terminal.progress import progress_bar
+        from ..terminal.text import plain
+
+        with open_source(lora) as source:
+            check_json(json_to, source.paths)
+            with progress_bar("scaling", unit="layers") as progress:
+                report = scale_file(
+                    Ingredient(source, strength, blocks, where),
+                    output,
+                    force=force,
+                    version=__version__,
+                    progress=progress,
+                )
+        if not write_json(report.to_dict(), json_to):
+            show_strengths(report, verbose=verbose)
+            click.echo(f"wrote {plain(output)}")

@@ -1,0 +1,192 @@
+"""Add: several adapters as one, exactly by concatenation, or the best of a rank from the factors.
+
+The sum of products is a product: `[c1 up1 | c2 up2] @ [down1; down2]`. Averaging or adding the
+factors themselves is another thing, and wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .adapter import Adapter
+from .combine import Combination, concatenated, factors_of, gram_of, recompressed, summed
+from .devices import Placement, place
+from .edit import ZERO, Edited, Progress, check_not_empty, collect, edited, finite, skipped
+from .formats import format_named
+from .layers import Layer
+from .methods import check_method, coefficients
+from .parallel import ordered_map
+from .ranks import RankRule, parse_rank
+from .report import Report, counted
+from .terms import Group, Term, common_shape, grouped
+
+STRENGTH_ZERO = "strength 0"
+CANCELS = "the inputs cancel"
+RANK_ZERO = "rank 0 by the rule"
+# Below this share of the inputs' norms, a sum is their rounding.
+_NOTHING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Adding:
+    """What an addition is told.
+
+    Attributes:
+        rule: How many directions a layer of the sum gets; None: all, exactly.
+        method: A name in `methods.METHODS`.
+        parameters: The method's own.
+        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        has_alpha: Whether the result's format has a place for alpha.
+    """
+
+    rule: RankRule | None = None
+    method: str = "sum"
+    parameters: Mapping[str, float] = field(default_factory=dict[str, float])
+    dtype: torch.dtype | None = None
+    has_alpha: bool = True
+
+
+def add(
+    terms: Sequence[Term],
+    rule: str | int | RankRule | None = None,
+    *,
+    method: str = "sum",
+    parameters: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+    format: str | None = None,
+    reference: Sequence[str] = (),
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Adapter, Report]:
+    """Return the sum of adapters, all in memory, and its report.
+
+    Ranks, alphas, dtypes, naming schemes and sets of layers may differ; a layer that one input
+    alone holds is carried, times its strength.
+
+    Args:
+        terms: The adapters and their strengths.
+        rule: How many directions a layer of the sum gets; None: all, exactly.
+        method: How coefficients are found; see `methods`. They are in the report.
+        parameters: The method's own.
+        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        format: How the result is named; None: as the first input is.
+        reference: Canonical targets of a checkpoint, to find dotted names by.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        progress: Called after each layer.
+
+    Raises:
+        ArgumentError: The method, or a layer without a name in the format.
+        MismatchError: The inputs are for different models, or nothing is left.
+        UnsupportedLayerError: A layer is not linear in its factors.
+        NonFiniteError: NaN or infinity in, or out of the range of the dtype.
+    """
+    scheme = format_named(format or terms[0].adapter.format)
+    chosen = None if rule is None else parse_rank(rule)
+    adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
+    groups = grouped(terms, scheme.name, reference)
+    results = run(terms, groups, adding, placement=place(device), progress=progress)
+    keys = {group.target: group.keys for group in groups}
+    adapter, report = collect(terms[0].adapter, results, format=scheme.name, keys=keys)
+    return adapter, replace(report, notes=tuple(notes(terms, groups)))
+
+
+def run(
+    terms: Sequence[Term],
+    groups: Sequence[Group],
+    adding: Adding,
+    *,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Edited]:
+    """Yield what becomes of each weight, in the order of the groups.
+
+    Args:
+        terms: The adapters and their strengths.
+        groups: From `grouped`, of these.
+        adding: What is to be done.
+        placement: Where to compute; None: the CPU.
+        progress: Called after each layer.
+    """
+    where = placement or place("cpu")
+    for term in terms:
+        check_not_empty(term.adapter, term.name)
+    check_method(adding.method, len(terms), **adding.parameters)
+
+    def job(group: Group) -> Edited:
+        with where.scope():
+            return _added(terms, group, adding, where)
+
+    for done, result in enumerate(ordered_map(job, groups, where.workers), start=1):
+        if progress is not None:
+            progress(done, len(groups), result.target)
+        yield result
+
+
+def notes(terms: Sequence[Term], groups: Sequence[Group]) -> Iterator[str]:
+    """What is worth a sentence: layers that not all inputs have."""
+    if len(terms) < 2:
+        return
+    for index, term in enumerate(terms):
+        alone = sum(len(group.members) == 1 and group.members[0][0] == index for group in groups)
+        if alone == len(term.adapter.layers):
+            yield f"{term.name} shares no layer with another input"
+        elif alone:
+            yield f"{counted(alone, 'layer')} in {term.name} alone"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Input:
+    """One input's layer of a group."""
+
+    index: int
+    target: str
+    layer: Layer
+    strength: float
+
+
+def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement) -> Edited:
+    inputs = [
+        _Input(index, target, terms[index].adapter.layers[target], terms[index].strength(target))
+        for index, target in group.members
+    ]
+    first = inputs[0].layer
+    shape = common_shape([one.layer for one in inputs], group.members, terms)
+    live = [one for one in inputs if one.strength != 0]
+    if not live:
+        return skipped(group.target, first, STRENGTH_ZERO, 0.0)
+    factors = [factors_of(one.layer, where) for one in live]
+    gram = gram_of(factors)
+    for one, square in zip(live, gram.diagonal(), strict=True):
+        finite(square, one.target, one.layer, terms[one.index].name)
+    strengths = torch.tensor([one.strength for one in live], dtype=torch.float64)
+    found = coefficients(adding.method, gram, strengths, **adding.parameters)
+    norm = float((found @ gram @ found).clamp(min=0).sqrt())
+    if norm <= _NOTHING * float(found.abs() @ gram.diagonal().clamp(min=0).sqrt()):
+        return skipped(group.target, first, CANCELS if len(live) > 1 else ZERO, norm)
+    sum_ = Combination(group.target, shape, [one.layer for one in live], found.tolist(), factors)
+    result = _layer(sum_, adding)
+    if result is None:
+        return skipped(group.target, first, RANK_ZERO, norm)
+    ranks = {one.index: one.layer.rank for one in inputs}
+    used = dict(zip([one.index for one in live], found.tolist(), strict=True))
+    return edited(
+        group.target,
+        result,
+        norm=norm,
+        residual=sum_.missed(result),
+        was=tuple(ranks.get(index, 0) for index in range(len(terms))),
+        coefficients=tuple(used.get(index, 0.0) for index in range(len(terms))),
+    )
+
+
+def _layer(sum_: Combination, adding: Adding) -> Layer | None:
+    """The sum in the form that is asked for; None for rank 0."""
+    whole = summed(sum_, adding.dtype)
+    if whole is None and adding.rule is None:
+        whole = concatenated(sum_, adding.dtype, has_alpha=adding.has_alpha)
+    if whole is None:
+        whole = recompressed(sum_, adding.rule, adding.dtype, has_alpha=adding.has_alpha)
+    return whole

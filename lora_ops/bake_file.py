@@ -1,0 +1,190 @@
+"""Bake from file to file: streamed in, streamed out, complete under its name or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import torch
+
+from .bake import run_bake, summarise_bake
+from .bake_plan import BakePlan, plan_bake
+from .bake_shares import Ingredient
+from .bake_tensor import BakedLayer
+from .devices import place
+from .errors import ArgumentError
+from .extract import Progress
+from .files import (
+    INDEX,
+    FileSource,
+    SafetensorsWriter,
+    ShardsWriter,
+    check_output,
+    dtype_name,
+    input_sha256,
+    partition,
+    refuse_quantised,
+    shard_paths,
+)
+from .files.header import render_header
+from .metadata import Input, Operation, Source, baked_metadata
+from .report import Report, Skip
+from .source import TensorSource
+
+#: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
+SHARD_SIZE = 5 * 10**9
+
+
+def plan_bake_file(
+    checkpoint: FileSource,
+    ingredients: Sequence[Ingredient],
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    dtype: torch.dtype | None = None,
+    allow_partial: bool = False,
+    sign: int = 1,
+    shard_size: int = SHARD_SIZE,
+) -> BakePlan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        checkpoint: What is to be changed: a file, or an index of shards.
+        ingredients: The adapters, each with its strength.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; None:
+            nowhere yet.
+        force: Whether the output may replace files.
+        dtype: Of the result; None: each tensor as it is stored.
+        allow_partial: Leave out layers that the checkpoint has no parameter for.
+        sign: 1 to bake, -1 to unbake.
+        shard_size: See `bake_file`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written, or the checkpoint is a folder.
+        QuantisedError: The checkpoint's numbers are stored with scales.
+        LoraOpsError: See `plan_bake`.
+    """
+    if Path(checkpoint.name).is_dir():
+        raise ArgumentError(
+            "is a folder, whose parts keep to their own files; give the file of the weights in it",
+            path=checkpoint.name,
+        )
+    sources: list[TensorSource] = [checkpoint, *(one.source for one in ingredients)]
+    inputs = [path for one in sources if isinstance(one, FileSource) for path in one.paths]
+    if output is not None:
+        suffix = INDEX if _is_index(output) else ".safetensors"
+        check_output(output, inputs, force=force, suffix=suffix)
+    refuse_quantised(checkpoint)
+    plan = plan_bake(checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign)
+    if output is not None and _is_index(output):
+        shards = partition(checkpoint, plan.dtypes, shard_size)
+        for path in shard_paths(output, len(shards)):
+            check_output(path, inputs, force=force)
+    return plan
+
+
+def bake_file(
+    plan: BakePlan,
+    checkpoint: FileSource,
+    output: Path,
+    *,
+    version: str = "",
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> Report:
+    """Run a plan into a file, or into shards and their index, and return its report.
+
+    Args:
+        plan: From `plan_bake_file`, of this checkpoint.
+        checkpoint: What is changed.
+        output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
+            stem for a name and hold what those of the checkpoint held. Replaced if it exists.
+        version: Of lorakit, for the record.
+        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        progress: Called after each tensor.
+
+    Raises:
+        NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
+        WriteError: The disk is full, or the like; no file is written.
+    """
+    started = time.perf_counter()
+    reports: list[BakedLayer | Skip] = []
+    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
+    stop = Event()
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        _writer(plan, checkpoint, output, shard_size, version) as writer,
+    ):
+        hashes = [hashing.submit(_hashed, source, stop) for source in _sources(plan)]
+        try:
+            workers = place("cpu").workers
+            for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
+                writer.write(baked.key, baked.tensor)
+                reports.extend(baked.reports)
+            report = summarise_bake(plan, reports)
+            inputs = [found.result() for found in hashes]
+            written = writer.finish(_metadata(plan, inputs, _measured(report), version))
+        finally:
+            stop.set()
+    return replace(report, seconds=time.perf_counter() - started, size=written.size)
+
+
+def _is_index(output: Path) -> bool:
+    return output.name.lower().endswith(INDEX)
+
+
+def _writer(
+    plan: BakePlan, checkpoint: FileSource, output: Path, shard_size: int, version: str
+) -> SafetensorsWriter | ShardsWriter:
+    """The writer for this output, with room for the header of what is planned."""
+    blank = [replace(one, sha256="0" * 64) for one in map(_unhashed, _sources(plan))]
+    widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
+    metadata = _metadata(plan, blank, widest, version)
+    rows = [
+        # No offset has more digits than these will.
+        (key, dtype_name(dtype), checkpoint.shape(key), 10**13)
+        for key, dtype in plan.dtypes.items()
+    ]
+    room = len(render_header(rows, metadata))
+    if not _is_index(output):
+        return SafetensorsWriter(output, header_room=room, hashed=False)
+    shards = partition(checkpoint, plan.dtypes, shard_size)
+    return ShardsWriter(output, shards, header_room=room, hashed=False)
+
+
+def _sources(plan: BakePlan) -> list[TensorSource]:
+    return [plan.checkpoint, *(one.source for one in plan.ingredients)]
+
+
+def _unhashed(source: TensorSource) -> Input:
+    return Input(Path(source.name).name)
+
+
+def _hashed(source: TensorSource, stop: Event) -> Input:
+    sha256 = input_sha256(source, stop) if isinstance(source, FileSource) else ""
+    return replace(_unhashed(source), sha256=sha256)
+
+
+def _measured(report: Report) -> dict[str, float]:
+    return {"error": report.error, "left_out": report.left_out}
+
+
+def _metadata(
+    plan: BakePlan, inputs: Sequence[Input], measured: Mapping[str, float], version: str
+) -> dict[str, str]:
+    checkpoint, *adapters = inputs
+    return baked_metadata(
+        checkpoint,
+        plan.checkpoint.metadata,
+        [
+            Source(file, one.source.metadata, one.strength, one.blocks)
+            for file, one in zip(adapters, plan.ingredients, strict=True)
+        ],
+        Operation(plan.operation, version),
+        dtype=plan.dtype,
+        measured=measured,
+    )

@@ -1,0 +1,208 @@
+"""The plan of a bake: which layers of which adapters change which tensor, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .architectures import Parameter, parameters
+from .bake_shares import Change, Ingredient, Share, check_fit
+from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
+from .formats import Modules, component, detect, flattened, modules, resolve
+from .pairs import COMPONENT_TITLES, nearest
+from .report import counted
+from .source import TensorSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BakePlan:
+    """What a bake will do, known from headers alone.
+
+    Attributes:
+        checkpoint: What is changed.
+        ingredients: What it is changed by.
+        sign: 1 to bake, -1 to unbake; the shares' strengths have it already.
+        dtype: What was asked for; None: each tensor as it is stored.
+        changes: By key of the checkpoint, the changes of the parameters that lie there.
+        dtypes: Of every tensor of the result, by key, in the checkpoint's order.
+        lost: Layers without a parameter in the checkpoint, where that was allowed.
+        idle: Layers of strength 0.
+        notes: What is worth a sentence.
+    """
+
+    checkpoint: TensorSource
+    ingredients: tuple[Ingredient, ...]
+    sign: int
+    dtype: torch.dtype | None
+    changes: Mapping[str, tuple[Change, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    lost: tuple[Share, ...]
+    idle: tuple[Share, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def operation(self) -> str:
+        """What it is called: bake or unbake."""
+        return "bake" if self.sign > 0 else "unbake"
+
+
+def plan_bake(
+    checkpoint: TensorSource,
+    ingredients: Sequence[Ingredient],
+    *,
+    dtype: torch.dtype | None = None,
+    allow_partial: bool = False,
+    sign: int = 1,
+) -> BakePlan:
+    """Find every layer's parameter and check that they fit, from headers alone.
+
+    Args:
+        checkpoint: What is to be changed.
+        ingredients: The adapters, of any naming that the checkpoint's targets can be found under.
+        dtype: Of the result's floating point numbers; None: each as it is stored. What belongs to
+            no model (`other.`, such as a noise schedule) always stays as it is stored.
+        allow_partial: Leave out layers that the checkpoint has no parameter for.
+        sign: 1 to bake, -1 to unbake.
+
+    Raises:
+        ArgumentError: There is nothing to bake, or a strength or the dtype is none.
+        MismatchError: The checkpoint is an adapter, or an adapter is none.
+        TargetMismatchError: Layers of an adapter are not in the checkpoint; always where none is.
+        WeightShapeError: A layer does not have its parameter's shape.
+        UnsupportedLayerError: A layer is of a kind that cannot be added to a weight.
+        FormatError: A parameter that is to change is not stored as floating point numbers.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    _refuse_adapter(checkpoint)
+    known = parameters(checkpoint)
+    targets = {parameter.target: parameter for parameter in known.values()}
+    found: dict[str, list[Share]] = {}
+    lost: list[Share] = []
+    idle: list[Share] = []
+    notes = list(_repeated(ingredients))
+    for ingredient in ingredients:
+        grouped = _grouped(ingredient.source)
+        if grouped.extras:
+            notes.append(
+                f"{counted(len(grouped.extras), 'tensor')} of {ingredient.source.name} of no "
+                f"layer, the first `{grouped.extras[0]}`"
+            )
+        target_of = _targets(ingredient.source, grouped, targets, checkpoint.name, allow_partial)
+        for name, module in grouped.modules.items():
+            strength = sign * _finite(ingredient.strength_of(name), name)
+            share = Share(ingredient.source, name, module, strength)
+            if name not in target_of:
+                lost.append(share)
+                continue
+            check_fit(share, targets[target_of[name]], checkpoint)
+            if strength:
+                found.setdefault(target_of[name], []).append(share)
+            else:
+                idle.append(share)
+    if not found:
+        reason = "every strength is 0" if idle else "no adapter is given"
+        raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
+    changes: dict[str, tuple[Change, ...]] = {}
+    for target, shares in found.items():
+        change = Change(targets[target], tuple(shares))
+        key = change.parameter.key
+        changes[key] = (*changes.get(key, ()), change)
+    belongs = {one.key for one in known.values() if one.component != "other"}
+    dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
+    if dtype is not None:
+        dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
+    return BakePlan(
+        checkpoint=checkpoint,
+        ingredients=tuple(ingredients),
+        sign=sign,
+        dtype=dtype,
+        changes=changes,
+        dtypes=dtypes,
+        lost=tuple(lost),
+        idle=tuple(idle),
+        notes=tuple(notes),
+    )
+
+
+def _refuse_adapter(checkpoint: TensorSource) -> None:
+    keys = checkpoint.keys()
+    held = sum(len(module.keys) for module in modules(keys).modules.values())
+    if held > len(keys) / 2:
+        raise MismatchError(
+            f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
+            "checkpoint first, or use `lorakit add` to join adapters"
+        )
+
+
+def _grouped(adapter: TensorSource) -> Modules:
+    keys = adapter.keys()
+    try:
+        detect(keys, adapter.name)
+    except UnknownFormatError as error:
+        raise MismatchError(
+            f"{error}; give one checkpoint, first, and then the adapters for it"
+        ) from None
+    return modules(keys)
+
+
+def _repeated(ingredients: Sequence[Ingredient]) -> Iterator[str]:
+    for name, count in Counter(one.source.name for one in ingredients).items():
+        if count > 1:
+            yield f"{name} is given {count} times: its strengths add up"
+
+
+def _finite(strength: float, name: str) -> float:
+    if not math.isfinite(strength):
+        raise ArgumentError(
+            f"strength {strength} of `{name}`: give a finite number, such as 0.8 or -1"
+        )
+    return strength
+
+
+def _targets(
+    adapter: TensorSource,
+    grouped: Modules,
+    targets: Mapping[str, Parameter],
+    checkpoint: str,
+    allow_partial: bool,
+) -> dict[str, str]:
+    """The target of each module that has a parameter in the checkpoint."""
+    found = {
+        name: target
+        for name, target in resolve(grouped.modules, targets).items()
+        if target in targets
+    }
+    for target, count in Counter(found.values()).items():
+        if count > 1:
+            names = ", ".join(f"`{name}`" for name, other in found.items() if other == target)
+            raise TargetMismatchError(
+                f"{names} of {adapter.name} all mean `{target}`; keep one of them",
+                target=target,
+            )
+    lost = [name for name in grouped.modules if name not in found]
+    if not lost or (allow_partial and found):
+        return found
+    spelled = {flattened(target): target for target in targets}
+    lines = [f"`{name}`, nearest: {_nearest(name, spelled)}" for name in lost[:3]]
+    lacking = [
+        f"it has no {COMPONENT_TITLES[part]}"
+        for part in {component(name): None for name in lost}
+        if not any(parameter.component == part for parameter in targets.values())
+    ]
+    way_out = "; --allow-partial goes on with the others" if found else ""
+    raise TargetMismatchError(
+        f"{len(lost)} of {counted(len(grouped.modules), 'layer')} of {adapter.name} are not in "
+        f"{checkpoint}: {'; '.join([*lines, *lacking])}; give the checkpoint that the LoRA was "
+        f"made for{way_out}"
+    )
+
+
+def _nearest(name: str, spelled: Mapping[str, str]) -> str:
+    """The target that is spelled most like a module, in backticks; names differ in their dots."""
+    found = nearest(flattened(name), spelled).strip("`")
+    return f"`{spelled[found]}`" if found in spelled else "none"

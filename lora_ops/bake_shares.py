@@ -1,0 +1,129 @@
+"""What is baked: adapters with strengths, and their layers, each found to fit its parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .architectures import Parameter
+from .dtypes import spelled
+from .errors import FormatError, UnsupportedLayerError, WeightShapeError
+from .formats import Module, read_layer
+from .layers import Layer
+from .source import TensorSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ingredient:
+    """An adapter and how strongly it is applied.
+
+    Attributes:
+        source: The adapter, opened.
+        strength: The user's factor, of every layer that `strengths` does not name.
+        strengths: The whole factor by module name, as it stands in the file.
+        blocks: What the user asked for by block, as text, for the record.
+    """
+
+    source: TensorSource
+    strength: float = 1.0
+    strengths: Mapping[str, float] | None = None
+    blocks: str = ""
+
+    def strength_of(self, module: str) -> float:
+        """The factor of one module."""
+        return (self.strengths or {}).get(module, self.strength)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """One layer of one adapter, times its strength.
+
+    Attributes:
+        source: The adapter.
+        name: The module's name in it.
+        module: The module's keys.
+        strength: The factor; negative to take the layer out.
+    """
+
+    source: TensorSource
+    name: str
+    module: Module
+    strength: float
+
+    def read(self) -> Layer:
+        """Read the layer."""
+        return read_layer(self.source, self.name, self.module)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """Everything that is added to one parameter.
+
+    Attributes:
+        parameter: Which, and where it lies.
+        shares: The layers, at least one, in the order of the adapters.
+    """
+
+    parameter: Parameter
+    shares: tuple[Share, ...]
+
+
+def check_fit(share: Share, parameter: Parameter, checkpoint: TensorSource) -> None:
+    """Refuse a layer that cannot be added to its parameter; only headers are read.
+
+    Raises:
+        UnsupportedLayerError: It is of a kind that cannot be added.
+        LayerShapeError: Its factors do not fit together.
+        WeightShapeError: It does not have the parameter's shape.
+        FormatError: The parameter is not stored as floating point numbers.
+    """
+    layer = read_layer(_Headers(share.source), share.name, share.module)
+    try:
+        shape = tuple(layer.delta().shape)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(
+            f"layer `{share.name}`: {error}", target=parameter.target, path=share.source.name
+        ) from None
+    if _plain(shape) != _plain(parameter.shape):
+        raise WeightShapeError(
+            f"layer `{share.name}` of {share.source.name} changes a weight of shape {shape}, "
+            f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
+            "another model",
+            target=parameter.target,
+        )
+    dtype = checkpoint.dtype(parameter.key)
+    if not dtype.is_floating_point:
+        raise FormatError(
+            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
+            "weights to add to; give the checkpoint as it was before that was done to it",
+            target=parameter.target,
+            path=checkpoint.name,
+        )
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without trailing ones: a linear and a 1x1 convolution hold the same numbers."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+class _Headers:
+    """A source whose tensors have shapes but no data, so that layers can be checked unread."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self.name = source.name
+        self.metadata = source.metadata
+        self.keys = source.keys
+        self.shape = source.shape
+        self.dtype = source.dtype
+        self._source = source
+
+    def tensor(self, key: str) -> Tensor:
+        """The shape; an alpha is read, for a layer holds it as a number."""
+        if key.endswith(".alpha"):
+            return self._source.tensor(key)
+        return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")

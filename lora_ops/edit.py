@@ -1,0 +1,158 @@
+"""What the operations on adapters have in common: what becomes of one layer, and of all together."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .adapter import Adapter
+from .errors import MismatchError, NonFiniteError, UnknownFormatError
+from .formats import component
+from .layers import FullLayer, Layer
+from .report import LayerReport, Report, Skip, counted
+
+# Called with layers done, layers in all, and the target that was finished.
+Progress = Callable[[int, int, str], None]
+
+ZERO = "changes nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport(LayerReport):
+    """One layer of an edited adapter.
+
+    Attributes:
+        was: Its rank in each input; 0 where an input does not hold it.
+        coefficients: What the change of each input was multiplied by, strength included.
+    """
+
+    was: tuple[int, ...]
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edited:
+    """What became of one layer.
+
+    Attributes:
+        target: Its name.
+        layer: What is to be written; None for a skip.
+        report: Its numbers, or the reason of the skip.
+    """
+
+    target: str
+    layer: Layer | None
+    report: EditReport | Skip
+
+
+def kind_of(target: str, layer: Layer) -> str:
+    """Say what a layer changes, from its shape: linear, conv 3x3, bias, ..."""
+    shape = layer.shape
+    if isinstance(layer, FullLayer):
+        return "bias" if target.endswith(".bias") else "full"
+    if len(shape) == 2:
+        return "linear"
+    return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
+
+
+def skipped(target: str, layer: Layer, reason: str, norm: float) -> Edited:
+    """A layer that is left out."""
+    report = Skip(target, component(target), kind_of(target, layer), reason, norm)
+    return Edited(target, None, report)
+
+
+def edited(
+    target: str,
+    layer: Layer,
+    *,
+    norm: float,
+    residual: float,
+    was: tuple[int, ...],
+    coefficients: tuple[float, ...] = (1.0,),
+) -> Edited:
+    """A layer that is written, with the norm of what it should be and of what it misses."""
+    report = EditReport(
+        target=target,
+        component=component(target),
+        kind=kind_of(target, layer),
+        shape=layer.shape,
+        rank=layer.rank,
+        norm=norm,
+        residual=residual,
+        was=was,
+        coefficients=coefficients,
+    )
+    return Edited(target, layer, report)
+
+
+def finite(norm: Tensor | float, target: str, layer: Layer, name: str = "the adapter") -> float:
+    """Return a norm as a number.
+
+    Raises:
+        NonFiniteError: It is none: says which tensor of the layer holds how many NaN or infinities.
+    """
+    number = float(norm)
+    if math.isfinite(number):
+        return number
+    for role, tensor in layer.tensors().items():
+        wide = tensor.float()
+        nan, infinite = int(wide.isnan().sum()), int(wide.isinf().sum())
+        if nan or infinite:
+            raise NonFiniteError(
+                f"{name}: the {role} of layer `{target}` holds {nan} NaN and {infinite} infinite "
+                f"values out of {wide.numel()}; the file is damaged, or its training diverged: "
+                "use another",
+                target=target,
+            )
+    raise NonFiniteError(
+        f"{name}: the change of layer `{target}` is too large for float32", target=target
+    )
+
+
+def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
+    """Refuse an adapter without layers.
+
+    Raises:
+        UnknownFormatError: It has none.
+    """
+    if not adapter.layers:
+        raise UnknownFormatError(f"{name} holds no layers; see what it is with `lorakit info`")
+
+
+def collect(like: Adapter, results: Iterable[Edited], **changes: object) -> tuple[Adapter, Report]:
+    """Return the edited adapter, all in memory, and its report.
+
+    Args:
+        like: The adapter whose extras, metadata, format and keys go on.
+        results: What became of each layer.
+        **changes: Fields of the adapter that are different.
+    """
+    known = list(results)
+    layers = {one.target: one.layer for one in known if one.layer is not None}
+    adapter = replace(like, layers=layers, **changes)  # pyright: ignore[reportArgumentType]
+    return adapter, summarise(one.report for one in known)
+
+
+def summarise(reports: Iterable[EditReport | Skip], notes: Iterable[str] = ()) -> Report:
+    """Sort what became of the layers into a report.
+
+    Raises:
+        MismatchError: No layer is left.
+    """
+    known = list(reports)
+    layers = tuple(one for one in known if isinstance(one, EditReport))
+    skips = tuple(one for one in known if isinstance(one, Skip))
+    if not layers:
+        reasons = Counter(skip.reason for skip in skips)
+        told = ", ".join(f"{counted(n, 'layer')} {why}" for why, n in reasons.most_common())
+        raise MismatchError(f"no layer is left ({told}); nothing was written")
+    return Report(layers, skips, tuple(notes))
+
+
+def encoded(adapter_keys: Mapping[str, str], layer: Layer) -> dict[str, Tensor]:
+    """Return the tensors of a layer under the keys that a file has for its roles."""
+    return {adapter_keys[role]: tensor for role, tensor in layer.tensors().items()}

@@ -1,0 +1,260 @@
+"""Resize, scale and add from file to file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import add, resize, scale
+from .adapter import Adapter
+from .architectures import parameters
+from .budgets import Budget, parse_rule
+from .devices import Placement
+from .edit import EditReport, Progress
+from .errors import ArgumentError
+from .files import FileSource, check_output
+from .formats import decode, format_named
+from .importance import importance
+from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
+from .methods import check_method
+from .ranks import RankRule, parse_rank
+from .report import Report
+from .rules import strengths
+from .terms import Term, grouped, models_of
+from .writing import Draft, write_adapter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ingredient:
+    """An opened adapter file and how much of it is wanted.
+
+    Attributes:
+        source: The file.
+        strength: Factor on all of it.
+        blocks: Block weights or a preset; see `rules`.
+        where: `PATTERN=S`, in order; see `rules`.
+    """
+
+    source: FileSource
+    strength: float = 1.0
+    blocks: str | None = None
+    where: Sequence[str] = ()
+
+    def term(self) -> Term:
+        """The adapter, with the strength of each of its layers."""
+        adapter = decode(self.source)
+        factors = strengths(
+            adapter.layers, strength=self.strength, blocks=self.blocks, where=self.where
+        )
+        return Term(adapter, factors, self.source.name)
+
+    def record(self, file: Input) -> Source:
+        """What the metadata says of it."""
+        rules = [*([self.blocks] if self.blocks else []), *self.where]
+        return Source(file, self.source.metadata, self.strength, " ".join(rules))
+
+
+def resize_file(
+    source: FileSource,
+    output: Path,
+    rule: str | int | RankRule | Budget,
+    *,
+    alpha: float | None = None,
+    dtype: torch.dtype | None = None,
+    relative_to: FileSource | None = None,
+    norm: str = "spectral",
+    placement: Placement | None = None,
+    force: bool = False,
+    version: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Write an adapter at other ranks; see `resize`.
+
+    Args:
+        source: The adapter file.
+        output: Where to.
+        rule: See `ranks` and `budgets`; a size is that of the file as written.
+        alpha: The number to store; None: the new rank.
+        dtype: Of the factors; None: each layer's own.
+        relative_to: The checkpoint whose weights a budget compares the changes with.
+        norm: Of those weights: spectral or frobenius.
+        placement: Where to compute; None: the CPU.
+        force: Whether the output may replace a file.
+        version: Of lorakit, for the record.
+        progress: Called after each layer.
+
+    Raises:
+        LoraOpsError: As `resize`; or the output cannot, or must not, be written.
+    """
+    check_output(output, source.paths, force=force)
+    chosen = parse_rule(rule)
+    if relative_to is not None and isinstance(chosen, RankRule):
+        raise ArgumentError(
+            f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
+            "nothing; use a budget: size=, mean= or total_error="
+        )
+    adapter = decode(source)
+    draft = _draft(source, adapter, output)
+    resizing = resize.Resizing(
+        chosen,
+        alpha,
+        dtype,
+        importance(adapter.layers, relative_to, norm) if relative_to else {},
+        overhead=draft.overhead,
+        has_alpha=format_named(adapter.format).keeps_alpha,
+    )
+
+    def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
+        told = {"rank": str(chosen)}
+        told |= {} if alpha is None else {"alpha": f"{alpha:g}"}
+        told |= {"relative_to": Path(relative_to.name).name, "norm": norm} if relative_to else {}
+        operation = Operation("resize", version, _resized(result.report), told)
+        return edited_metadata(Source(inputs[0], source.metadata), operation, result)
+
+    results = resize.run(adapter, resizing, placement=placement, progress=progress)
+    return write_adapter(
+        draft, results, describe, notes=lambda report: resize.notes(resizing, report)
+    )
+
+
+def scale_file(
+    ingredient: Ingredient,
+    output: Path,
+    *,
+    force: bool = False,
+    version: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Write an adapter at other strengths; see `scale`.
+
+    Args:
+        ingredient: The adapter file and its strengths.
+        output: Where to.
+        force: Whether the output may replace a file.
+        version: Of lorakit, for the record.
+        progress: Called after each layer.
+
+    Raises:
+        LoraOpsError: As `scale`; or the output cannot, or must not, be written.
+    """
+    source = ingredient.source
+    check_output(output, source.paths, force=force)
+    term = ingredient.term()
+
+    def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
+        record = ingredient.record(inputs[0])
+        told = {"strength": f"{ingredient.strength:g}"}
+        told |= {"blocks": record.blocks} if record.blocks else {}
+        summary = f"scaled by {ingredient.strength:g}" + (
+            f" ({record.blocks})" if record.blocks else ""
+        )
+        operation = Operation("scale", version, summary, told)
+        return edited_metadata(Source(inputs[0], source.metadata), operation, result)
+
+    results = scale.run(term.adapter, term.strengths, progress=progress)
+    return write_adapter(_draft(source, term.adapter, output), results, describe)
+
+
+def add_files(
+    ingredients: Sequence[Ingredient],
+    output: Path,
+    rule: str | int | RankRule | None = None,
+    *,
+    method: str = "sum",
+    options: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+    format: str | None = None,
+    reference: FileSource | None = None,
+    placement: Placement | None = None,
+    force: bool = False,
+    version: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Write the sum of adapters; see `add`.
+
+    Args:
+        ingredients: The adapter files and their strengths.
+        output: Where to.
+        rule: How many directions a layer of the sum gets; None: all, exactly.
+        method: How coefficients are found; see `methods`.
+        options: The method's own parameters.
+        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        format: How the result is named; None: as the first input is.
+        reference: The checkpoint that they are for, to find dotted names by.
+        placement: Where to compute; None: the CPU.
+        force: Whether the output may replace a file.
+        version: Of lorakit, for the record.
+        progress: Called after each layer.
+
+    Raises:
+        LoraOpsError: As `add`; or the output cannot, or must not, be written.
+    """
+    sources = [one.source for one in ingredients]
+    check_output(output, [path for source in sources for path in source.paths], force=force)
+    chosen = None if rule is None else parse_rank(rule)
+    told = check_method(method, len(ingredients), **(options or {}))
+    terms = [one.term() for one in ingredients]
+    scheme = format_named(format or terms[0].adapter.format)
+    known = [one.target for one in parameters(reference).values()] if reference else []
+    groups = grouped(terms, scheme.name, known)
+    adding = add.Adding(chosen, method, told, dtype, scheme.keeps_alpha)
+    extras, notes = _extras(terms)
+    models = models_of(terms[0].adapter)
+    draft = Draft(
+        output,
+        scheme.name,
+        sources,
+        {group.target: group.keys for group in groups},
+        extras,
+        models[0] if models else None,
+    )
+
+    def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
+        record = [one.record(file) for one, file in zip(ingredients, inputs, strict=True)]
+        entries = {"method": method} | {name: f"{value:g}" for name, value in told.items()}
+        entries |= {} if chosen is None else {"rank": str(chosen)}
+        names = " + ".join(f"{Path(one.file.name).stem} ({one.strength:g})" for one in record)
+        operation = Operation("add", version, f"{method} of {names}", entries)
+        return joined_metadata(record, operation, result)
+
+    results = add.run(terms, groups, adding, placement=placement, progress=progress)
+    notes += add.notes(terms, groups)
+    return write_adapter(draft, results, describe, notes=lambda _: notes)
+
+
+def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
+    models = models_of(adapter)
+    return Draft(
+        output,
+        adapter.format,
+        [source],
+        adapter.keys,
+        adapter.extras,
+        models[0] if models else None,
+    )
+
+
+def _extras(terms: Sequence[Term]) -> tuple[dict[str, Tensor], list[str]]:
+    """What belongs to no layer, of all inputs; of two that differ under one key, the first."""
+    found: dict[str, Tensor] = {}
+    notes: list[str] = []
+    for term in terms:
+        for key, tensor in term.adapter.extras.items():
+            if key not in found:
+                found[key] = tensor
+            elif not torch.equal(found[key], tensor):
+                notes.append(f"`{key}` of {term.name} is left out: an earlier input has another")
+    return found, notes
+
+
+def _resized(report: Report) -> str:
+    """For the training comment: resized from 128 to 32."""
+    layers = [one for one in report.layers if isinstance(one, EditReport) and one.kind != "full"]
+    before = {one.was[0] for one in layers}
+    after = {one.rank for one in layers}
+    old, new = (str(*ranks) if len(ranks) == 1 else "dynamic" for ranks in (before, after))
+    return f"resized from {old} to {new}"

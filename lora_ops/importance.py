@@ -1,0 +1,63 @@
+"""How much a layer's change matters: against the size of the weight that it changes.
+
+The idea is elias-gaeros' (resize_lora): a change of one size is much to a small weight and little to
+a large one, so a budget should compare shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from torch import Tensor
+
+from .architectures import parameters
+from .deltas import read_parameter
+from .errors import ArgumentError, TargetMismatchError
+from .formats import resolve
+from .linalg import frobenius, spectral_norm
+from .pairs import nearest
+from .parallel import ordered_map
+from .source import TensorSource
+
+_WORKERS = 2
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"spectral": spectral_norm, "frobenius": frobenius}
+
+
+def importance(
+    modules: Collection[str], checkpoint: TensorSource, norm: str = "spectral"
+) -> dict[str, float]:
+    """Return one over the norm of the weight that each module changes, read one at a time.
+
+    Args:
+        modules: Module names of an adapter, of any naming.
+        checkpoint: The model that it is for.
+        norm: `spectral` or `frobenius`.
+
+    Returns:
+        By module; 1.0 for a weight of zeros, and for what is no matrix.
+
+    Raises:
+        ArgumentError: No such norm.
+        TargetMismatchError: The checkpoint lacks a weight that is changed.
+    """
+    if norm not in NORMS:
+        raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
+    known = {one.target: one for one in parameters(checkpoint).values()}
+    found = resolve(modules, known)
+    lost = [module for module in modules if module not in found]
+    if lost:
+        raise TargetMismatchError(
+            f"{checkpoint.name} lacks {len(lost)} of {len(modules)} weights that are changed, the "
+            f"first `{lost[0]}`, nearest: {nearest(lost[0], known)}; give the model that the LoRA "
+            "is for"
+        )
+
+    def weigh(module: str) -> float:
+        parameter = known.get(found[module])
+        if parameter is None or len(parameter.shape) < 2:
+            return 1.0
+        weight = read_parameter(checkpoint, parameter).float().flatten(1)
+        size = float(NORMS[norm](weight))
+        return 1 / size if size else 1.0
+
+    return dict(zip(modules, ordered_map(weigh, modules, _WORKERS), strict=True))

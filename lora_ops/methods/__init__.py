@@ -1,0 +1,21 @@
+"""Methods of adding LoRAs: one coefficient for each input, found from inner products alone.
+
+Every result here lies in the span of the inputs' deltas, so the T x T Gram matrix of a layer says
+all that is needed, and the sum with these coefficients is exact on the factors.
+
+The strength s of an input is taken in one of two ways:
+
+- `sum`, `slerp`, `orthogonalise` and `energy` work on the scaled deltas s * delta;
+- `average`, `karcher`, `geometric_median` and `model_stock` are means: strengths are relative
+  weights, so that twice all strengths is the same mean. In the last three the weight is |s|, and a
+  negative s turns the delta around.
+
+Whatever the method, a single input is that input times its strength. An input of strength 0 has a
+zero scaled delta, or no weight: it is never mistaken for one whose strength was not given.
+"""
+
+from __future__ import annotations
+
+from .table import METHODS, Method, Parameter, check_method, coefficients
+
+__all__ = ["METHODS", "Method", "Parameter", "check_method", "coefficients"]

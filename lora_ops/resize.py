@@ -1,0 +1,254 @@
+"""Resize: the best approximation of every layer at a smaller rank, from its factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .adapter import Adapter
+from .budgets import Budget, LayerSpectrum, parse_rule, spend
+from .decomposed import Decomposed, map_decomposed
+from .devices import Placement, place
+from .dtypes import loadable, rounded
+from .edit import (
+    ZERO,
+    Edited,
+    EditReport,
+    Progress,
+    check_not_empty,
+    collect,
+    edited,
+    finite,
+    skipped,
+)
+from .errors import ArgumentError, UnsupportedLayerError
+from .formats import format_named
+from .layers import FullLayer, Layer, LoraLayer, low_rank
+from .linalg import FactoredSvd, distance
+from .ranks import RankRule
+from .report import Report, counted
+
+RANK_ZERO = "rank 0 by the rule"
+# What a layer takes in a file beside its factors and its name: alpha.
+_FIXED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Resizing:
+    """What a resize is told.
+
+    Attributes:
+        rule: How many directions a layer gets, or what all of them may take together.
+        alpha: The number to store, with the factors made up for it; None: the new rank, or none
+            where the layer had none.
+        dtype: Of the factors; None: each layer's own.
+        weights: What the singular values of a layer are multiplied by before a budget compares
+            them, by target; 1 where it is not named.
+        overhead: Bytes of the file that are no layer's, for a budget of its size.
+        has_alpha: Whether the file has a place for alpha; else scale is in the factors.
+
+    Raises:
+        ArgumentError: Alpha is not above 0.
+    """
+
+    rule: RankRule | Budget
+    alpha: float | None = None
+    dtype: torch.dtype | None = None
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    overhead: int = 0
+    has_alpha: bool = True
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ArgumentError(f"alpha {self.alpha}: give a number above 0, such as 16")
+        if self.alpha is not None and not self.has_alpha:
+            raise ArgumentError(
+                "files named as PEFT and diffusers name them have no place for an alpha; leave it out"
+            )
+
+
+def resize(
+    adapter: Adapter,
+    rule: str | int | RankRule | Budget,
+    *,
+    alpha: float | None = None,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, float] | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Adapter, Report]:
+    """Return the adapter at other ranks, its strength unchanged, and its report.
+
+    Every layer becomes the best approximation of its rank (Eckart & Young, 1936). A layer whose
+    rank is not lowered keeps its tensors; full differences are kept as they are.
+
+    Args:
+        adapter: Its layers are read one after another.
+        rule: See `ranks` and `budgets`.
+        alpha: The number to store; None: the new rank.
+        dtype: Of the factors; None: each layer's own.
+        weights: Importance of layers under a budget, by target.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        progress: Called after each layer.
+
+    Raises:
+        UnsupportedLayerError: A layer is not linear in its factors, or of a kind that is not read.
+        NonFiniteError: NaN or infinity in a factor, or out of the range of the dtype.
+        MismatchError: No layer is left.
+    """
+    resizing = Resizing(
+        parse_rule(rule),
+        alpha,
+        dtype,
+        weights or {},
+        has_alpha=format_named(adapter.format).keeps_alpha,
+    )
+    results = list(run(adapter, resizing, placement=place(device), progress=progress))
+    smaller, report = collect(adapter, results)
+    return smaller, replace(report, notes=tuple(notes(resizing, report)))
+
+
+def run(
+    adapter: Adapter,
+    resizing: Resizing,
+    *,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Edited]:
+    """Yield what becomes of each layer.
+
+    Args:
+        adapter: Read layer by layer; twice where a budget wants all spectra first.
+        resizing: What is to be done.
+        placement: Where to compute; None: the CPU.
+        progress: Called after each layer.
+    """
+    placement = placement or place("cpu")
+    check_not_empty(adapter)
+    ranks = _spent(adapter, resizing, placement)
+
+    def job(known: Decomposed) -> Edited:
+        return _resized(known, resizing, ranks.get(known.target))
+
+    results = map_decomposed(adapter, job, placement)
+    for done, result in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, len(adapter.layers), result.target)
+        yield result
+
+
+def notes(resizing: Resizing, report: Report) -> Iterator[str]:
+    """What is worth a sentence: layers whose rank was asked to grow."""
+    rule = resizing.rule
+    if not isinstance(rule, RankRule) or rule.kind != "rank":
+        return
+    layers = [one for one in report.layers if isinstance(one, EditReport) and one.kind != "full"]
+    small = [one for one in layers if one.was[0] < rule.for_kernel(one.shape[2:]).value]
+    if small:
+        yield (
+            f"{counted(len(small), 'layer')} had less than the rank asked for: "
+            "a higher one gains nothing, and they are kept as they were"
+        )
+
+
+def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[str, int]:
+    """Ranks by target where a budget decides; empty for a rule, which needs one layer at a time."""
+    if isinstance(resizing.rule, RankRule):
+        return {}
+
+    def spectrum(known: Decomposed) -> tuple[str, LayerSpectrum] | None:
+        layer = known.layer
+        if known.svd is None or not isinstance(layer, LoraLayer):
+            return None
+        dtype = resizing.dtype or loadable(layer.dtype)
+        numbers = layer.shape[0] + math.prod(layer.shape[1:])
+        found = LayerSpectrum(
+            s=known.svd.s.cpu(),
+            cost=numbers * dtype.itemsize,
+            fixed=_FIXED,
+            weight=resizing.weights.get(known.target, 1.0),
+            kernel=layer.shape[2:],
+        )
+        return known.target, found
+
+    found = [one for one in map_decomposed(adapter, spectrum, placement) if one is not None]
+    spectra = [layer for _, layer in found]
+    ranks = spend(resizing.rule, spectra, overhead=resizing.overhead)
+    return {target: rank for (target, _), rank in zip(found, ranks, strict=True)}
+
+
+def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
+    """One layer at its rank; `rank` is a budget's, None where the rule is to choose."""
+    target, layer, svd = known.target, known.layer, known.svd
+    if svd is None or not isinstance(layer, LoraLayer):
+        return _whole(target, layer, resizing)
+    total = svd.s.square().sum()
+    norm = finite(total.sqrt(), target, layer)
+    if norm == 0:
+        return skipped(target, layer, ZERO, norm)
+    if rank is None and isinstance(resizing.rule, RankRule):
+        rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), svd.s, float(total))
+    if not rank:
+        return skipped(target, layer, RANK_ZERO, norm)
+    if rank >= layer.rank and layer.mid is None:
+        result = _kept(target, layer, resizing)
+    else:
+        # Directions at rounding level are zero in `s`: no rank is spent on them.
+        result = _truncated(target, layer, svd, min(rank, int((svd.s > 0).sum())), resizing)
+    residual = 0.0 if result is layer else _missed(svd, result, total)
+    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))
+
+
+def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
+    if (rule.kind, rule.value) == ("rank", 0):
+        return None
+    return rule.choose(s, total, len(s))
+
+
+def _truncated(
+    target: str, layer: LoraLayer, svd: FactoredSvd, rank: int, resizing: Resizing
+) -> LoraLayer:
+    """The best approximation of a rank, with the alpha that is wanted."""
+    alpha = resizing.alpha
+    if alpha is None and layer.alpha is not None and resizing.has_alpha:
+        alpha = float(rank)
+    gain = 1.0 if alpha is None else math.sqrt(rank / alpha)
+    dtype = resizing.dtype or loadable(layer.dtype)
+    up, down = (rounded(factor * gain, dtype, target) for factor in svd.factors(rank))
+    return low_rank(up, down, layer.shape, alpha)
+
+
+def _kept(target: str, layer: LoraLayer, resizing: Resizing) -> LoraLayer:
+    """The layer itself, unless another alpha or dtype is asked for."""
+    dtype = resizing.dtype or layer.dtype
+    alpha = layer.alpha if resizing.alpha is None else resizing.alpha
+    alpha = alpha if resizing.has_alpha else None
+    if dtype == layer.dtype and alpha == layer.alpha:
+        return layer
+    gain = layer.scale * (1.0 if alpha is None else layer.rank / alpha)
+    root = math.sqrt(abs(gain))
+    up = rounded(layer.up.float() * math.copysign(root, gain), dtype, target)
+    down = rounded(layer.down.float() * root, dtype, target)
+    return replace(layer, up=up, down=down, alpha=alpha)
+
+
+def _missed(svd: FactoredSvd, result: LoraLayer, total: Tensor) -> float:
+    """Frobenius norm of the change less what is written."""
+    up, down = (factor.to(svd.up.device) for factor in result.factors())
+    return float(distance(svd.up, svd.down, up, down, square=total))
+
+
+def _whole(target: str, layer: Layer, resizing: Resizing) -> Edited:
+    """A layer that has no rank to lower."""
+    if not isinstance(layer, FullLayer):
+        raise UnsupportedLayerError(f"layer `{target}` has no factors to resize", target=target)
+    exact = layer.diff.double()
+    norm = finite(torch.linalg.vector_norm(exact), target, layer)
+    dtype = resizing.dtype or layer.dtype
+    result = layer if dtype == layer.dtype else FullLayer(rounded(layer.diff, dtype, target))
+    residual = float(torch.linalg.vector_norm(exact - result.diff.double()))
+    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))

@@ -1,0 +1,158 @@
+"""Several adapters side by side: which of their layers change one weight, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .adapter import Adapter
+from .architectures import Architecture, detect_targets
+from .errors import ArgumentError, MismatchError, WeightShapeError
+from .formats import (
+    BIAS,
+    Format,
+    Respell,
+    flattened,
+    format_named,
+    format_of,
+    join_key,
+    join_keys,
+    module_keys,
+    respeller,
+)
+from .layers import Layer
+
+# Flattened names of the keys and values of a cross-attention end so.
+CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """An adapter and how much of it is wanted.
+
+    Attributes:
+        adapter: Its layers.
+        strengths: By target; 1 for a target that is not named.
+        name: What messages call it.
+    """
+
+    adapter: Adapter
+    strengths: Mapping[str, float] = field(default_factory=dict[str, float])
+    name: str = "the adapter"
+
+    def strength(self, target: str) -> float:
+        """The factor on one of its layers."""
+        return self.strengths.get(target, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One weight, and who changes it.
+
+    Attributes:
+        target: Its name in the result.
+        keys: Its keys there, by role.
+        members: Index of the term and the name there, in the order of the terms.
+    """
+
+    target: str
+    keys: Mapping[str, str]
+    members: tuple[tuple[int, str], ...]
+
+
+def grouped(
+    terms: Sequence[Term],
+    format: str | None = None,
+    reference: Sequence[str] = (),
+) -> list[Group]:
+    """Match the layers of all terms, whatever their naming schemes.
+
+    Args:
+        terms: One or more.
+        format: How the result is named; None: as the first term is.
+        reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
+
+    Returns:
+        Groups in the order of the first term, then of the second, and so on.
+
+    Raises:
+        MismatchError: Two terms are for different models.
+        ArgumentError: A layer has no name in that format.
+    """
+    _check_models(terms)
+    scheme = format_named(format or terms[0].adapter.format)
+    members: dict[str, list[tuple[int, str]]] = {}
+    for index, term in enumerate(terms):
+        for target, key in join_keys(term.adapter.layers).items():
+            members.setdefault(key, []).append((index, target))
+    dotted = [*reference, *(t for term in terms for t in term.adapter.layers)]
+    known = {join_key(name): name for name in reversed(dotted) if format_of(name).name != "kohya"}
+    models = [found for term in terms for found in models_of(term.adapter)]
+    respell = respeller(scheme, known, models[0] if models else None)
+    return [_group(terms, scheme, found, respell) for found in members.values()]
+
+
+def models_of(adapter: Adapter) -> tuple[Architecture, ...]:
+    """The architectures that an adapter can be for, the likeliest first; from its names."""
+    return detect_targets(map(flattened, adapter.layers), _width(adapter))
+
+
+def common_shape(
+    layers: Sequence[Layer], members: Sequence[tuple[int, str]], terms: Sequence[Term]
+) -> tuple[int, ...]:
+    """Return the weight's shape, in the longest of the forms that the layers have it in.
+
+    A 1x1 convolution may stand as (out, in) in one file and as (out, in, 1, 1) in another.
+
+    Raises:
+        WeightShapeError: The layers change weights of different shapes.
+    """
+    shapes = [layer.shape for layer in layers]
+    longest = max(shapes, key=len)
+    for shape, (index, target) in zip(shapes, members, strict=True):
+        if (*shape, *(1 for _ in longest[len(shape) :])) != longest:
+            raise WeightShapeError(
+                f"layer `{target}` changes a weight of shape {shape} in {terms[index].name} and one "
+                f"of {longest} in another input: they are for different models",
+                target=target,
+            )
+    return longest
+
+
+def _group(
+    terms: Sequence[Term], scheme: Format, members: Sequence[tuple[int, str]], respell: Respell
+) -> Group:
+    """The weight under the keys of the first file that already has the wanted format."""
+    for index, target in members:
+        keys = terms[index].adapter.keys.get(target)
+        if terms[index].adapter.format == scheme.name and keys:
+            return Group(target, keys, tuple(members))
+    index, target = members[0]
+    bias = BIAS if target.endswith(BIAS) else ""
+    name = respell(target.removesuffix(bias))
+    if name is None:
+        raise ArgumentError(
+            f"layer `{target}` of {terms[index].name} has no name in format `{scheme.name}`; "
+            "choose another --format, or give the model as --reference",
+            target=target,
+        )
+    return Group(name + bias, module_keys(scheme, name + bias), tuple(members))
+
+
+def _check_models(terms: Sequence[Term]) -> None:
+    models = [models_of(term.adapter) for term in terms]
+    for index, found in enumerate(models[1:], start=1):
+        first = models[0]
+        if found and first and not {one.name for one in found} & {one.name for one in first}:
+            raise MismatchError(
+                f"{terms[0].name} is for {first[0].title}, {terms[index].name} for "
+                f"{found[0].title}: their changes do not belong to one model"
+            )
+
+
+def _width(adapter: Adapter) -> int | None:
+    """Input features of a cross-attention's keys: what tells Stable Diffusion 1, 2 and XL apart."""
+    for target in adapter.layers:
+        if flattened(target).endswith(CROSS_ATTENTION):
+            return adapter.layers[target].shape[1]
+    return None

@@ -1,0 +1,126 @@
+"""An adapter file written while it is made: layers as they come, the record of them at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from .architectures import Architecture
+from .edit import Edited, summarise
+from .files import FileSource, SafetensorsWriter, input_sha256
+from .files.header import render_header
+from .layers import LoraLayer
+from .metadata import HASH_KEYS, Input, Result, room_for
+from .report import Report
+
+# Gives the string map of the file, from its inputs with their hashes and what was written.
+Describe = Callable[[Sequence[Input], Result], Mapping[str, str]]
+# More digits than any offset in a file has.
+_ANY_OFFSET = 10**13
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A file that is to be written, as far as it is known before.
+
+    Attributes:
+        output: Where to; replaced if it exists.
+        format: How it is named.
+        sources: What it is made from.
+        keys: Keys by role, by target; as many as there may be.
+        extras: Tensors that are carried.
+        architecture: Of the model it is for; None if unknown.
+    """
+
+    output: Path
+    format: str
+    sources: Sequence[FileSource]
+    keys: Mapping[str, Mapping[str, str]]
+    extras: Mapping[str, Tensor]
+    architecture: Architecture | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that the header may take at most."""
+        longest = max((len(target.encode()) for target in self.keys), default=0)
+        listed = [key for keys in self.keys.values() for key in keys.values()]
+        rows = [(key, "BF16", (10**6,) * 5, _ANY_OFFSET) for key in (*listed, *self.extras)]
+        maps = [source.metadata for source in self.sources]
+        return len(render_header(rows, {})) + sum(
+            room_for(one, layers=len(self.keys), longest=longest) for one in maps
+        )
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of the file that are no layer's, at most."""
+        return 8 + self.room + sum(t.numel() * t.element_size() for t in self.extras.values())
+
+
+def write_adapter(
+    draft: Draft,
+    results: Iterable[Edited],
+    describe: Describe,
+    *,
+    notes: Callable[[Report], Iterable[str]] = lambda _: (),
+) -> Report:
+    """Write layers as they come, and return the report of what was written.
+
+    Args:
+        draft: The file.
+        results: What became of each layer.
+        describe: Gives the metadata.
+        notes: What else is worth saying, from the report.
+
+    Raises:
+        MismatchError: No layer is left; no file is written.
+        WriteError: The disk is full, or the like.
+    """
+    started = time.perf_counter()
+    known: list[Edited] = []
+    alphas: dict[str, float | None] = {}
+    dtypes: Counter[torch.dtype] = Counter()
+    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
+    stop = Event()
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        SafetensorsWriter(draft.output, header_room=draft.room) as writer,
+    ):
+        hashes = [hashing.submit(input_sha256, source, stop) for source in draft.sources]
+        try:
+            for result in results:
+                known.append(replace(result, layer=None))
+                if result.layer is None:
+                    continue
+                for role, tensor in result.layer.tensors().items():
+                    writer.write(draft.keys[result.target][role], tensor)
+                dtypes[result.layer.dtype] += 1
+                if isinstance(result.layer, LoraLayer):
+                    alphas[result.target] = result.layer.alpha
+            report = summarise(one.report for one in known)
+            report = replace(report, notes=tuple(notes(report)))
+            for key, tensor in draft.extras.items():
+                writer.write(key, tensor)
+            inputs = [
+                Input(Path(source.name).name, digest.result())
+                for source, digest in zip(draft.sources, hashes, strict=True)
+            ]
+            result = Result(
+                title=draft.output.stem,
+                report=report,
+                dtype=dtypes.most_common(1)[0][0],
+                format=draft.format,
+                alphas=alphas,
+                architecture=draft.architecture,
+            )
+            written = writer.finish(describe(inputs, result), hash_keys=HASH_KEYS)
+        finally:
+            stop.set()
+    return replace(report, seconds=time.perf_counter() - started, size=written.size)

@@ -1,0 +1,155 @@
+"""What became of adapters and checkpoints that were edited, as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from ..lora_ops.edit import EditReport
+from ..lora_ops.errors import LoraOpsError
+from ..lora_ops.report import counted
+from .layout import fill, new_table, open_console, print_rest, shape_text, tail
+from .text import human_error, human_size, plain
+
+if TYPE_CHECKING:
+    from ..lora_ops import Report
+    from ..lora_ops.bake_tensor import BakedLayer
+    from ..lora_ops.compare import Comparison, LayerComparison
+
+_OUTSIDE = "left out"
+
+
+def show_edit(report: Report, *, verbose: bool = False) -> None:
+    """Print the ranks of a resized adapter, before and after, and its errors."""
+    console = open_console()
+    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept")
+
+    def cells(layer: EditReport) -> tuple[str, ...]:
+        return (
+            tail(layer.target),
+            layer.kind,
+            shape_text(layer.shape),
+            f"{layer.was[0]} → {layer.rank}",
+            human_error(layer.error),
+            f"{layer.energy:.2%}",
+        )
+
+    rows = _layers(report)
+    console.print(fill(table, rows, cells, weigh=lambda one: one.residual, verbose=verbose))
+    print_rest(console, report, outside=_OUTSIDE)
+
+
+def show_strengths(report: Report, *, verbose: bool = False) -> None:
+    """Print the strengths of a scaled adapter: how many layers have each, or all."""
+    console = open_console()
+    if verbose:
+        table = new_table("layer", "kind", "rank", "strength")
+        for layer in _layers(report):
+            strength = f"{layer.coefficients[0]:g}"
+            table.add_row(tail(layer.target), layer.kind, str(layer.rank), strength)
+    else:
+        table = new_table("strength", "layers")
+        counts = Counter(layer.coefficients[0] for layer in _layers(report))
+        for strength, number in sorted(counts.items(), reverse=True):
+            table.add_row(f"{strength:g}", str(number))
+    console.print(table)
+    print_rest(console, report, outside=_OUTSIDE)
+
+
+def show_sum(report: Report, *, verbose: bool = False) -> None:
+    """Print what each input was multiplied by in each layer of a sum, ranks and errors."""
+    console = open_console()
+    table = new_table("layer", "kind", "rank", "times", "norm", "error")
+
+    def cells(layer: EditReport) -> tuple[str, ...]:
+        ranks = " + ".join(str(rank) for rank in layer.was if rank)
+        return (
+            tail(layer.target),
+            layer.kind,
+            f"{ranks} → {layer.rank}",
+            " ".join(f"{number:.4g}" for number in layer.coefficients),
+            f"{layer.norm:.4g}",
+            human_error(layer.error),
+        )
+
+    rows = _layers(report)
+    filled = fill(
+        table, rows, cells, weigh=lambda one: one.norm, verbose=verbose, which="strongest"
+    )
+    console.print(filled)
+    print_rest(console, report, outside=_OUTSIDE)
+
+
+def show_baked(report: Report, *, verbose: bool = False) -> None:
+    """Print how much of each change survived the rounding of the checkpoint."""
+    console = open_console()
+    table = new_table("weight", "kind", "shape", "error", "cosine")
+
+    def cells(layer: BakedLayer) -> tuple[str, ...]:
+        return (
+            tail(layer.target),
+            layer.kind,
+            shape_text(layer.shape),
+            human_error(layer.error),
+            f"{layer.cosine:.6f}",
+        )
+
+    rows = [cast("BakedLayer", layer) for layer in report.layers]
+    console.print(fill(table, rows, cells, weigh=lambda one: one.residual, verbose=verbose))
+    print_rest(console, report, outside=_OUTSIDE)
+
+
+def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
+    """Print how alike two adapters are."""
+    console = open_console()
+    table = new_table("layer", "kind", "ranks", "norms", "cosine", "distance")
+
+    def cells(layer: LayerComparison) -> tuple[str, ...]:
+        return (
+            tail(layer.target),
+            layer.kind,
+            " ".join(map(str, layer.ranks)),
+            " ".join(f"{norm:.4g}" for norm in layer.norms),
+            f"{layer.cosine:.4f}",
+            human_error(layer.distance),
+        )
+
+    filled = fill(
+        table,
+        found.layers,
+        cells,
+        weigh=lambda one: max(one.norms),
+        verbose=verbose,
+        which="strongest",
+    )
+    console.print(filled)
+    first, second = found.norms
+    alone = len(found.layers) - found.shared
+    console.print(
+        f"[bold]{counted(found.shared, 'layer')} in both, {alone} in one alone: "
+        f"cosine {found.cosine:.4f}, distance {human_error(found.distance)}[/] "
+        f"(norms {first:.4g} and {second:.4g})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def file_line(name: Path, result: Report | LoraOpsError) -> str:
+    """One line for one file of a folder."""
+    if isinstance(result, LoraOpsError):
+        return f"{plain(name)}: {plain(str(result))}"
+    before = sorted({layer.was[0] for layer in _layers(result)})
+    after = sorted({layer.rank for layer in _layers(result)})
+    return (
+        f"{plain(name)}: rank {_span(before)} → {_span(after)}, error {human_error(result.error)}, "
+        f"{human_size(result.size)}"
+    )
+
+
+def _span(ranks: list[int]) -> str:
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+
+
+def _layers(report: Report) -> list[EditReport]:
+    return [layer for layer in report.layers if isinstance(layer, EditReport)]

@@ -1,0 +1,111 @@
+"""How every table looks: one style, names made harmless, the worst layers of a long list."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..lora_ops.report import counted
+from .text import human_error, human_size, plain
+
+if TYPE_CHECKING:
+    from ..lora_ops import Report
+
+# Rows shown of a long list of layers: those one wants to know about.
+_MOST = 12
+Row = TypeVar("Row")
+
+
+def open_console() -> Console:
+    """As wide as the terminal; wide enough for a table where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=112)
+
+
+def safe(text: str) -> str:
+    """Text that is shown as it is, whatever it holds."""
+    return escape(plain(text))
+
+
+def tail(target: str, length: int = 50) -> str:
+    """The end of a long name: what tells layers apart stands there."""
+    return safe(target if len(target) <= length else f"…{target[1 - length :]}")
+
+
+def new_table(*columns: str) -> Table:
+    """A table with these heads; numbers, from the third column on, to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    return table
+
+
+def fill(
+    table: Table,
+    rows: Sequence[Row],
+    cells: Callable[[Row], Iterable[str]],
+    *,
+    weigh: Callable[[Row], float],
+    verbose: bool,
+    which: str = "worst",
+) -> Table:
+    """Add rows: all, in their order, or the heaviest, in order of weight, and how many there are.
+
+    Args:
+        table: Where to.
+        rows: What there is.
+        cells: The text of one row's cells.
+        weigh: How much one wants to see a row.
+        verbose: Show all.
+        which: What the heaviest are called.
+    """
+    shown = rows
+    if not verbose and len(rows) > _MOST:
+        shown = sorted(rows, key=weigh, reverse=True)[:_MOST]
+        table.caption = f"the {_MOST} {which} of {len(rows)}; -v shows all"
+    for row in shown:
+        table.add_row(*cells(row))
+    return table
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Sizes of the axes: 320x320x3x3."""
+    return "x".join(map(str, shape))
+
+
+def print_rest(console: Console, report: Report, *, outside: str) -> None:
+    """Print what was left out, notes, and totals.
+
+    Args:
+        console: Where to.
+        report: Whose.
+        outside: What the part of the change is called that is in no layer.
+    """
+    if report.skips:
+        console.print(_skip_table(report))
+    for note in report.notes:
+        console.print(f"[yellow]note[/] {safe(note)}", soft_wrap=True)
+    parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
+    console.print(
+        f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
+        f"({parts}), energy kept {report.energy:.2%}; "
+        f"{outside}: {report.left_out:.2%} of the change",
+        highlight=False,
+        soft_wrap=True,
+    )
+    ending = [human_size(report.size)] if report.size else []
+    ending += [f"{report.seconds:.1f} s"] if report.seconds else []
+    if ending:
+        console.print(", ".join(ending), highlight=False, soft_wrap=True)
+
+
+def _skip_table(report: Report) -> Table:
+    table = new_table("left out", "because", "tensors", "share of the change")
+    for (reason, kind), (tensors, share) in report.reasons().items():
+        table.add_row(kind, reason, str(tensors), f"{share:.2%}")
+    return table

@@ -1,0 +1,79 @@
+"""Terms of a sum on the command line: a file, its strength, its blocks."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..lora_ops.errors import ArgumentError
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One adapter of a sum.
+
+    Attributes:
+        path: Its file.
+        strength: Factor on all of it, any finite number.
+        blocks: Strengths by block, as `--blocks` takes them.
+    """
+
+    path: Path
+    strength: float = 1.0
+    blocks: str | None = None
+
+
+def parse_term(text: str) -> Term:
+    r"""Read `FILE`, `FILE:STRENGTH` or `FILE:STRENGTH:BLOCKS`.
+
+    Colons of a file that exists are its own, and so is that of a drive (`C:\x.safetensors:0.5`).
+
+    Raises:
+        ArgumentError: The strength is not a finite number.
+    """
+    parts = text.split(":")
+    for last in range(len(parts), 0, -1):
+        path = Path(":".join(parts[:last]))
+        if len(parts) - last <= 2 and path.exists():
+            return _term(text, path, parts[last:])
+    drive = _DRIVE.match(text) is not None
+    name, *rest = text[2 * drive :].split(":", 2)
+    return _term(text, Path(text[: 2 * drive] + name), rest)
+
+
+def _term(text: str, path: Path, rest: list[str]) -> Term:
+    if not rest:
+        return Term(path)
+    try:
+        strength = float(rest[0])
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise ArgumentError(
+            f"`{rest[0]}` in `{text}` is not a finite strength; "
+            "write FILE, FILE:STRENGTH or FILE:STRENGTH:BLOCKS, as in `a.safetensors:1:OUTALL`"
+        )
+    return Term(path, strength, rest[1] if len(rest) > 1 else None)
+
+
+def parse_method(text: str) -> tuple[str, dict[str, float]]:
+    """Read `NAME` or `NAME,PARAMETER=VALUE,...`: how adapters are added.
+
+    Raises:
+        ArgumentError: A value is no number.
+    """
+    name, *rest = (part.strip() for part in text.split(","))
+    parameters: dict[str, float] = {}
+    for part in rest:
+        key, _, value = part.partition("=")
+        try:
+            parameters[key.strip()] = float(value)
+        except ValueError:
+            raise ArgumentError(
+                f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
+            ) from None
+    return name, parameters
