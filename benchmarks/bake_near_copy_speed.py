@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from machine import machine
@@ -29,6 +30,7 @@ from lorakit.lora_ops.files import SafetensorsWriter
 
 MODELS: dict[str, UNetConfig] = {"sd1": SD1, "sdxl": SDXL}
 ROOT = "model.diffusion_model."
+T = TypeVar("T")
 
 BAKE = """
 import sys
@@ -78,20 +80,22 @@ def copy(source: Path, output: Path) -> None:
         os.fsync(write.fileno())
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def peak_memory(command: list[str]) -> float:
-    """Run a process to its end: its peak resident memory in GB."""
-    process = subprocess.Popen(command)
+def bake(checkpoint: Path, lora: Path, output: Path) -> float:
+    """Bake in a process of its own: its peak resident memory in GB."""
+    process = subprocess.Popen([sys.executable, "-c", BAKE, checkpoint, lora, output])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{command} failed")
+        sys.exit("the bake failed")
     return usage.ru_maxrss * 1024 / 1e9
+
+
+def timed(work: Callable[..., T], *paths: Path) -> tuple[float, T]:
+    """Wall time, and what the work returned; its output, the last path, is removed."""
+    started = time.perf_counter()
+    result = work(*paths)
+    seconds = time.perf_counter() - started
+    paths[-1].unlink()
+    return seconds, result
 
 
 def main() -> None:
@@ -104,25 +108,25 @@ def main() -> None:
     print(machine())
     print("| checkpoint | file | copy, fsync | copyfile | bake | ratio to copy | peak memory |")
     print("|---|---|---|---|---|---|---|")
-    for name in arguments.model or MODELS:
+    for name in arguments.model or ["sdxl"]:
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory)
             checkpoint, lora = write_files(folder, MODELS[name], arguments.rank)
             output = folder / "output.safetensors"
-            command = [sys.executable, "-c", BAKE, *map(str, (checkpoint, lora, output))]
-            copies, system, bakes, peaks = [], [], [], []
-            for _ in range(arguments.rounds):
-                copies.append(seconds(lambda: copy(checkpoint, output)))
-                output.unlink()
-                system.append(seconds(lambda: shutil.copyfile(checkpoint, output)))
-                output.unlink()
-                bakes.append(seconds(lambda: peaks.append(peak_memory(command))))
-                output.unlink()
-            size = checkpoint.stat().st_size / 1e9
+            rounds = [
+                (
+                    timed(copy, checkpoint, output),
+                    timed(shutil.copyfile, checkpoint, output),
+                    timed(bake, checkpoint, lora, output),
+                )
+                for _ in range(arguments.rounds)
+            ]
+            copied, system, baked = (min(took for took, _ in runs) for runs in zip(*rounds))
+            peak = max(peak for *_, (_, peak) in rounds)
             print(
-                f"| {name} UNet, rank {arguments.rank} | {size:.1f} GB | {min(copies):.1f} s | "
-                f"{min(system):.1f} s | {min(bakes):.1f} s | {min(bakes) / min(copies):.1f} | "
-                f"{max(peaks):.2f} GB |",
+                f"| {name} UNet, rank {arguments.rank} | {checkpoint.stat().st_size / 1e9:.1f} GB | "
+                f"{copied:.1f} s | {system:.1f} s | {baked:.1f} s | {baked / copied:.1f} | "
+                f"{peak:.2f} GB |",
                 flush=True,
             )
 

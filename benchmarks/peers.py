@@ -39,6 +39,18 @@ def lowrank_2(delta: Tensor, rank: int) -> Factors:
     return u * s, v.mT
 
 
+def qr_of_factors(rank: int) -> Callable[[Factors], Factors]:
+    """elias-gaeros/resize_lora: Householder QR of both factors, SVD of the small middle."""
+
+    def resize(pair: Factors) -> Factors:
+        left, inner_left = torch.linalg.qr(pair[0])
+        right, inner_right = torch.linalg.qr(pair[1].mT)
+        u, s, vh = torch.linalg.svd(inner_left @ inner_right.mT)
+        return left @ (u[:, :rank] * s[:rank]), vh[:rank] @ right.mT
+
+    return resize
+
+
 # Name, function, and whether it is too slow to run on every layer.
 PEERS: dict[str, tuple[Callable[[Tensor, int], Factors], bool]] = {
     "full SVD (kohya)": (full_svd, True),

@@ -186,15 +186,15 @@ def _of_scheme(what: str, values: Sequence[float], scheme: Scheme, blocks: Block
 
 
 def _way_out(given: Mapping[str, float], held: Collection[str]) -> str:
-    """The lists that fit; where they have these blocks and more, one with the numbers filled in."""
+    """The lists that fit; with the numbers given filled in, where they are of the same model."""
     fitting = {n: one for n, one in SCHEMES.items() if {*held} <= {*one.labels, *one.spares}}
     if not fitting:
         return "use labels (`D00-D09=0.5`) or a gradient (`depth=0,1`), which fit any model"
     text = f"use {' or '.join(map(str, fitting))} numbers"
-    longest = list(fitting.values())[-1]
     if not {*given} & {*held}:
         return text
-    padded = ",".join(f"{given.get(label, 0):g}" for label in longest.labels)
+    longest = [*fitting.values()][-1]
+    padded = ",".join(f"{given.get(label, 0):.12g}" for label in longest.labels)
     return f"{text}; with 0 for those it is `{padded}`"
 
 
@@ -217,7 +217,7 @@ def _label_rule(part: str, names: Collection[str], blocks: Blocks) -> Rule:
 
 
 def _places(label: str, blocks: Blocks) -> tuple[tuple[int, float], tuple[int, float]]:
-    """Of the first and of the last block that a label (`IN04`, `IN4`) or a section's name means."""
+    """Places of the first and the last block that a label (`IN04`, `IN4`) or a section means."""
     for order, section in enumerate(blocks.layout.sections):
         number = label.removeprefix(section.label)
         if label == section.label:

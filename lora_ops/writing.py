@@ -23,8 +23,9 @@ from .report import Report
 
 # Gives the string map of the file, from its inputs with their hashes and what was written.
 Describe = Callable[[Sequence[Input], Result], Mapping[str, str]]
-# More digits than any offset in a file has.
-_ANY_OFFSET = 10**13
+# More digits than any offset in a file has, and any axis of a layer.
+_ANY_OFFSET = 10**11
+_ANY_SHAPE = (10**5,) * 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +52,12 @@ class Draft:
     def room(self) -> int:
         """Bytes that the header may take at most."""
         longest = max((len(target.encode()) for target in self.keys), default=0)
+        shapes = {key: source.shape(key) for source in self.sources for key in source.keys()}  # noqa: SIM118
         listed = [key for keys in self.keys.values() for key in keys.values()]
-        rows = [(key, "BF16", (10**6,) * 5, _ANY_OFFSET) for key in (*listed, *self.extras)]
+        rows = [
+            (key, "BF16", shapes.get(key, _ANY_SHAPE), _ANY_OFFSET)
+            for key in (*listed, *self.extras)
+        ]
         maps = [source.metadata for source in self.sources]
         return len(render_header(rows, {})) + sum(
             room_for(one, layers=len(self.keys), longest=longest) for one in maps

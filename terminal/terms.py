@@ -38,11 +38,18 @@ def parse_term(text: str) -> Term:
     parts = text.split(":")
     for last in range(len(parts), 0, -1):
         path = Path(":".join(parts[:last]))
-        if len(parts) - last <= 2 and path.exists():
+        if len(parts) - last <= 2 and _exists(path):
             return _term(text, path, parts[last:])
     drive = _DRIVE.match(text) is not None
     name, *rest = text[2 * drive :].split(":", 2)
     return _term(text, Path(text[: 2 * drive] + name), rest)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name: it is a list of blocks
+        return False
 
 
 def _term(text: str, path: Path, rest: list[str]) -> Term:

@@ -281,6 +281,7 @@ def test_the_list_that_is_offered_does_what_it_says():
     """The numbers of the message give what the other program does: 0 where its list says nothing."""
     names = targets(checkpoints.sdxl(), ATTENTION)
     text, values = numbers(17)
+    text, values = text.replace("-1.25", "-1.2512345"), values | {"IN04": -1.2512345}
     with pytest.raises(ArgumentError) as raised:
         strengths(names, blocks=text)
     offered = re.search(r"it is `(.*)`$", str(raised.value))[1]

@@ -50,6 +50,14 @@ def test_the_longest_file_that_exists_wins():
     assert parse_term("a:0.6:2") == Term(Path("a"), 0.6, "2")
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_blocks_may_be_longer_than_a_file_name(exists):
+    if exists:
+        Path("a").touch()
+    blocks = ",".join(["0.12345678"] * 61)
+    assert parse_term(f"a:0.5:{blocks}") == Term(Path("a"), 0.5, blocks)
+
+
 @pytest.mark.parametrize("strength", ["", "x", "OUTALL", "nan", "inf", "-inf", "0,5"])
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_bad_strength_is_refused_with_the_way_out(strength, exists):

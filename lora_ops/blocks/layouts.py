@@ -32,7 +32,8 @@ class Layout:
     Attributes:
         title: Name for people.
         sections: The first whose pattern fits a name has it.
-        known_by: Name of the architecture that the names must show; None: any.
+        known_by: Name of the architecture that the names must show, with no more blocks than
+            ``sections`` count; None: any.
     """
 
     title: str

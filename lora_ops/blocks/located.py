@@ -109,9 +109,9 @@ def _is_possible(layout: Layout, blocks: Iterable[Block], known: Collection[str]
     return within and layout.known_by in known
 
 
-def _block(flat: str, layout: Layout) -> Block | None:
+def _block(plain: str, layout: Layout) -> Block | None:
     for order, section in enumerate(layout.sections):
-        if match := re.match(section.pattern, flat):
+        if match := re.match(section.pattern, plain):
             number = match[1] if match.re.groups else None
             return Block(order, section.rest if number is None else int(number), section)
     return None
@@ -119,7 +119,7 @@ def _block(flat: str, layout: Layout) -> Block | None:
 
 def _lone_stack(flats: Iterable[str]) -> list[Layout]:
     """The layout of an unknown model, if it has a single stack of blocks."""
-    stacks = {match[1] for flat in flats if (match := re.match(ANY_STACK, flat))}
+    stacks = {match[1] for plain in flats if (match := re.match(ANY_STACK, plain))}
     if len(stacks) != 1:
         return []
     return [Layout("a model unknown here", (Section("B", rf"{stacks.pop()}_(\d+)(?:_|$)"),))]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
+_SLACK = 200  # one part in that many of a file may be unused room
 
 _WAY_OUT = {
     errno.ENOSPC: "free some space or choose another place",
@@ -84,7 +85,8 @@ class SafetensorsWriter:
 
     Args:
         path: The output.
-        header_room: Bytes to keep for the header. Too few cost one copy of the file in `finish`.
+        header_room: Bytes to keep for the header. Too few, or more by a share of the data that one
+            would notice, cost one copy of the file in `finish`.
         hashed: Whether the data is hashed, which takes as long as writing it; `finish` can then
             fill in `hash_keys`, and `Written.data_sha256` is not empty.
 
@@ -163,8 +165,9 @@ class SafetensorsWriter:
                 path=self._path,
             )
         with self._explained():
-            if len(text) > self._room:
-                self._enlarge_room(len(text))
+            # Where the file is small, what is left of the room would be much of it.
+            if not 0 <= self._room - len(text) <= self._size // _SLACK + _ALIGNMENT:
+                self._move_data(len(text))
             self._file.seek(0)
             _write_all(self._file, memoryview(_framed(text, self._room)))
             os.fsync(self._file.fileno())
@@ -180,7 +183,8 @@ class SafetensorsWriter:
             self._hash.update(data)
         self._size += len(data)
 
-    def _enlarge_room(self, room: int) -> None:
+    def _move_data(self, room: int) -> None:
+        """Copy the data behind room of another size."""
         old, data_start = self._file, 8 + self._room
         self._room = _rounded(room)
         self._file = self._open_temporary()

@@ -134,8 +134,7 @@ def _matching(patterns: object, name: str, default: object) -> object:
                 "which is not run; save the file with one entry a module, or with alphas",
                 target=name,
             )
-        anchored = plain.startswith("^")
-        if name == plain.removeprefix("^") or (not anchored and name.endswith(f".{plain}")):
+        if name == plain.removeprefix("^") or name.endswith(f".{plain}"):
             return value
     return default
 

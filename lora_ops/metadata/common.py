@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from ..architectures import Architecture
+from ..formats import PEFT_METADATA
 from ..report import LayerReport, Report
 
 # The writer puts the SHA-256 of the data section here: kohya's and A1111's model hash.
@@ -107,17 +108,22 @@ class Result:
 def room_for(metadata: Mapping[str, str], layers: int = 0, longest: int = 0) -> int:
     """Bytes that the metadata of a result may take, for the writer to keep free.
 
-    An estimate from above: too few cost a copy of the file.
+    An estimate from above, and not by much: a budget for the size of a file counts it.
 
     Args:
         metadata: Of the input; of several inputs, call it once each and add up.
         layers: How many there may be.
         longest: Bytes of the longest target.
     """
-    carried = sum(len(json.dumps(text)) for pair in metadata.items() for text in pair)
-    # A record that becomes history is escaped once more, which doubles it at most. A layer stands
-    # in the record, in both patterns of a PEFT configuration, and in its list of targets.
-    return 4096 + 2 * carried + layers * (4 * longest + 96)
+    room = 2048 + layers * (longest + 32)
+    for key, value in metadata.items():
+        if key.removeprefix(_RECORD) in _BULKY[:1]:
+            continue
+        # A record that becomes history is escaped once more, which doubles it at most.
+        times = 2 if key.startswith(_RECORD) else 1
+        room += times * (len(json.dumps(key)) + len(json.dumps(value)) + 8)
+    # A layer then also stands in both patterns of the configuration, and in its list of targets.
+    return room + (3 * layers * (longest + 32) if PEFT_METADATA in metadata else 0)
 
 
 def as_json(value: object) -> str:
