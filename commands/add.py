@@ -25,7 +25,7 @@ from .options import (
 )
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]...")
 @output_option
 @click.option(
@@ -35,20 +35,20 @@ from .options import (
     *("-m", "--method"),
     metavar="NAME[,PARAMETER=VALUE]",
     default="sum",
-    help="sum; average (over the sum of strengths); slerp,t=0.5 (two inputs); karcher; geometric_median; "
+    help="How: sum; average (over the sum of strengths); slerp,t=0.5 (two inputs); karcher; geometric_median; "
     "model_stock; orthogonalise (the last without its part along the others); energy (at equal norms).",
 )
 @where_option
 @click.option(
     *("--format", "format_"),
     type=click.Choice(["comfy", "kohya", "peft", "diffusers"]),
-    help="Names in the file.  [default: as the first LoRA has them]",
+    help="Names in the file.  [default: as in the first LoRA]",
 )
 @click.option(
     "--reference",
     type=PATH,
     metavar="CHECKPOINT",
-    help="The model they are for: gives names with underscores their dots back.",
+    help="The model they are for: gives names with underscores their dots back.  [default: none]",
 )
 @dtype_option("the widest of the inputs")
 @device_option
@@ -71,10 +71,10 @@ def add(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write the sum of LORAs, each times its strength S, by block if wanted.
+    """Write the sum of LORAS, each times its strength S.
 
-    Without --rank the sum is exact; with it, each layer is the best approximation of the sum.
-    Ranks, alphas, dtypes, formats and layers may differ. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
+    A strength may have block weights behind it. The sum is exact, unless a rank is asked for: then
+    each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import open_source
@@ -90,15 +90,17 @@ def add(
         terms = [parse_term(text) for text in loras]
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
         model = stack.enter_context(open_source(reference)) if reference is not None else None
-        check_json(json_to, [path for source in opened for path in source.paths])
+        read = [*opened, *([model] if model else [])]
+        check_json(json_to, [path for source in read for path in source.paths])
         with progress_bar("adding", unit="layers") as progress:
             report = add_files(
                 [
-                    Ingredient(source, term.strength, term.blocks, where)
+                    Ingredient(source, term.strength, term.blocks)
                     for source, term in zip(opened, terms, strict=True)
                 ],
                 output,
                 rule,
+                where=where,
                 method=name,
                 options=parameters,
                 dtype=parse_dtype(dtype),

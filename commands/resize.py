@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     "file), mean=16 (rank), total_error=0.1 (relative error of the whole).",
 )
 @click.option(
-    "--alpha", type=float, help="Number to store, above 0; the strength stays.  [default: the rank]"
+    "--alpha",
+    type=click.FloatRange(0, min_open=True),
+    help="Number to store; the strength stays.  [default: the rank]",
 )
 @dtype_option("each layer's own")
 @click.option(
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
     "base",
     type=PATH,
     metavar="CHECKPOINT",
-    help="Under a budget, compare changes as shares of the weights that they change.",
+    help="Under a budget, compare changes as shares of the weights that they change.  "
+    "[default: as they are]",
 )
 @click.option(
     "--norm",

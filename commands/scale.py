@@ -27,7 +27,7 @@ from .options import (
     "--strength",
     type=float,
     default=1.0,
-    help="Factor on the whole LoRA; negative turns it around.",
+    help="Factor on the whole LoRA; 1 is all of it, negative turns it around.",
 )
 @blocks_option
 @where_option

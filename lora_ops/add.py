@@ -17,7 +17,7 @@ from .devices import Placement, place
 from .edit import ZERO, Edited, Progress, check_not_empty, collect, edited, finite, skipped
 from .formats import format_named
 from .layers import Layer
-from .methods import check_method, coefficients
+from .methods import METHODS, check_method, coefficients
 from .parallel import ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
@@ -25,6 +25,7 @@ from .terms import Group, Term, common_shape, grouped
 
 STRENGTH_ZERO = "strength 0"
 CANCELS = "the inputs cancel"
+NOT_IN_LAST = "not in the last input"
 RANK_ZERO = "rank 0 by the rule"
 # Below this share of the inputs' norms, a sum is their rounding.
 _NOTHING = 1e-6
@@ -149,44 +150,64 @@ class _Input:
 
 def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement) -> Edited:
     inputs = [
-        _Input(index, target, terms[index].adapter.layers[target], terms[index].strength(target))
+        _Input(index, target, terms[index].layer(target), terms[index].strength(target))
         for index, target in group.members
     ]
     first = inputs[0].layer
     shape = common_shape([one.layer for one in inputs], group.members, terms)
-    live = [one for one in inputs if one.strength != 0]
+    live = [at for at, one in enumerate(inputs) if one.strength != 0]
     if not live:
         return skipped(group.target, first, STRENGTH_ZERO, 0.0)
-    factors = [factors_of(one.layer, where) for one in live]
-    gram = gram_of(factors)
-    for one, square in zip(live, gram.diagonal(), strict=True):
+    if METHODS[adding.method].of_last and inputs[-1].index != len(terms) - 1:
+        return skipped(group.target, first, NOT_IN_LAST, 0.0)
+    factors = {at: factors_of(inputs[at].layer, where) for at in live}
+    # Strength 0 is a change of zero, not one input less: a method may tell these apart.
+    gram = torch.zeros((len(inputs), len(inputs)), dtype=torch.float64)
+    gram[torch.tensor(live).unsqueeze(1), live] = gram_of(list(factors.values()))
+    squares = gram.diagonal()
+    for one, square in zip(inputs, squares, strict=True):
         finite(square, one.target, one.layer, terms[one.index].name)
-    strengths = torch.tensor([one.strength for one in live], dtype=torch.float64)
+    strengths = torch.tensor([one.strength for one in inputs], dtype=torch.float64)
     found = coefficients(adding.method, gram, strengths, **adding.parameters)
     norm = float((found @ gram @ found).clamp(min=0).sqrt())
-    if norm <= _NOTHING * float(found.abs() @ gram.diagonal().clamp(min=0).sqrt()):
-        return skipped(group.target, first, CANCELS if len(live) > 1 else ZERO, norm)
-    sum_ = Combination(group.target, shape, [one.layer for one in live], found.tolist(), factors)
+    if norm <= _NOTHING * float(found.abs() @ squares.clamp(min=0).sqrt()):
+        return skipped(group.target, first, CANCELS if bool(squares.any()) else ZERO, norm)
+    used = [at for at in live if found[at] != 0 and squares[at] > 0]
+    sum_ = Combination(
+        group.target,
+        shape,
+        [inputs[at].layer for at in used],
+        found[used].tolist(),
+        [factors[at] for at in used],
+    )
     result = _layer(sum_, adding)
     if result is None:
         return skipped(group.target, first, RANK_ZERO, norm)
-    ranks = {one.index: one.layer.rank for one in inputs}
-    used = dict(zip([one.index for one in live], found.tolist(), strict=True))
+    members = {one.index: at for at, one in enumerate(inputs)}
+    places = [members.get(index) for index in range(len(terms))]
     return edited(
         group.target,
         result,
         norm=norm,
         residual=sum_.missed(result),
-        was=tuple(ranks.get(index, 0) for index in range(len(terms))),
-        coefficients=tuple(used.get(index, 0.0) for index in range(len(terms))),
+        was=tuple(0 if at is None else inputs[at].layer.rank for at in places),
+        coefficients=tuple(0.0 if at is None else float(found[at]) for at in places),
     )
 
 
 def _layer(sum_: Combination, adding: Adding) -> Layer | None:
     """The sum in the form that is asked for; None for rank 0."""
     whole = summed(sum_, adding.dtype)
-    if whole is None and adding.rule is None:
+    if whole is None and _has_room(sum_, adding.rule):
         whole = concatenated(sum_, adding.dtype, has_alpha=adding.has_alpha)
     if whole is None:
         whole = recompressed(sum_, adding.rule, adding.dtype, has_alpha=adding.has_alpha)
     return whole
+
+
+def _has_room(sum_: Combination, rule: RankRule | None) -> bool:
+    """Whether the ranks of all inputs together are no more than is asked for."""
+    if rule is None:
+        return True
+    own = rule.for_kernel(sum_.shape[2:])
+    return own.kind == "rank" and own.value > 0 and own.first_guess(sum_.rank) == sum_.rank

@@ -26,8 +26,8 @@ class Combination:
     Attributes:
         target: The weight, for messages.
         shape: Of the weight, (out, in, *kernel).
-        layers: One or more.
-        coefficients: One a layer.
+        layers: One or more, none of them zero.
+        coefficients: One a layer, not 0.
         factors: Of each layer, float32, where to compute.
     """
 
@@ -36,6 +36,11 @@ class Combination:
     layers: Sequence[Layer]
     coefficients: Sequence[float]
     factors: Sequence[Factors]
+
+    @property
+    def rank(self) -> int:
+        """Of all layers together."""
+        return sum(len(down) for _, down in self.factors)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,7 +102,7 @@ def concatenated(
         has_alpha: Whether the file has a place for alpha.
     """
     thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
-    rank = sum(down.shape[0] for _, down in sum_.factors)
+    rank = sum_.rank
     if len(thin) < len(sum_.layers) or rank > min(sum_.shape[0], math.prod(sum_.shape[1:])):
         return None
     bare = [replace(layer, alpha=None).factors() for layer in thin]

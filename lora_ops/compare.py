@@ -15,6 +15,8 @@ from .parallel import ordered_map
 from .terms import Group, Term, common_shape, grouped
 
 _WORKERS = 2
+# What squares leave of a difference below this share of theirs is their rounding.
+_SEEN = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def compare(
 
 
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
-    found = [terms[index].adapter.layers[target] for index, target in group.members]
+    found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
     gram = gram_of([factors_of(layer) for layer in found])
     ranks, norms = [0, 0], [0.0, 0.0]
@@ -149,7 +151,7 @@ def _cosine(inner: float, first: float, second: float) -> float:
 
 
 def _distance(inner: float, first: float, second: float) -> float:
-    square = max(0.0, first**2 + second**2 - 2 * inner)
-    if first == 0:
-        return math.inf if square else 0.0
-    return math.sqrt(square) / first
+    square = first**2 + second**2 - 2 * inner
+    if square <= _SEEN * (first**2 + second**2):
+        return 0.0
+    return math.sqrt(square) / first if first else math.inf

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,8 +23,8 @@ from .metadata import Input, Operation, Result, Source, edited_metadata, joined_
 from .methods import check_method
 from .ranks import RankRule, parse_rank
 from .report import Report
-from .rules import strengths
-from .terms import Term, grouped, models_of
+from .rules import parse_rules, strengths
+from .terms import Term, common_model, grouped, models_of
 from .writing import Draft, write_adapter
 
 
@@ -90,7 +90,8 @@ def resize_file(
     Raises:
         LoraOpsError: As `resize`; or the output cannot, or must not, be written.
     """
-    check_output(output, source.paths, force=force)
+    checkpoint = relative_to.paths if relative_to else ()
+    check_output(output, [*source.paths, *checkpoint], force=force)
     chosen = parse_rule(rule)
     if relative_to is not None and isinstance(chosen, RankRule):
         raise ArgumentError(
@@ -164,6 +165,7 @@ def add_files(
     output: Path,
     rule: str | int | RankRule | None = None,
     *,
+    where: Sequence[str] = (),
     method: str = "sum",
     options: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
@@ -180,6 +182,7 @@ def add_files(
         ingredients: The adapter files and their strengths.
         output: Where to.
         rule: How many directions a layer of the sum gets; None: all, exactly.
+        where: `PATTERN=S` for all of them, in order: each has to fit a layer of one at least.
         method: How coefficients are found; see `methods`.
         options: The method's own parameters.
         dtype: Of the factors; None: what holds all that a layer's inputs hold.
@@ -193,25 +196,22 @@ def add_files(
     Raises:
         LoraOpsError: As `add`; or the output cannot, or must not, be written.
     """
+    if not ingredients:
+        raise ArgumentError("there is nothing to add; give one adapter or more")
     sources = [one.source for one in ingredients]
-    check_output(output, [path for source in sources for path in source.paths], force=force)
+    read = [*sources, *([reference] if reference else [])]
+    check_output(output, [path for source in read for path in source.paths], force=force)
     chosen = None if rule is None else parse_rank(rule)
     told = check_method(method, len(ingredients), **(options or {}))
+    ingredients = _given(ingredients, where)
     terms = [one.term() for one in ingredients]
     scheme = format_named(format or terms[0].adapter.format)
     known = [one.target for one in parameters(reference).values()] if reference else []
     groups = grouped(terms, scheme.name, known)
     adding = add.Adding(chosen, method, told, dtype, scheme.keeps_alpha)
-    extras, notes = _extras(terms)
-    models = models_of(terms[0].adapter)
-    draft = Draft(
-        output,
-        scheme.name,
-        sources,
-        {group.target: group.keys for group in groups},
-        extras,
-        models[0] if models else None,
-    )
+    keys = {group.target: group.keys for group in groups}
+    extras, notes = _extras(terms, {key for roles in keys.values() for key in roles.values()})
+    draft = Draft(output, scheme.name, sources, keys, extras, common_model(terms))
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
         record = [one.record(file) for one, file in zip(ingredients, inputs, strict=True)]
@@ -238,15 +238,41 @@ def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
     )
 
 
-def _extras(terms: Sequence[Term]) -> tuple[dict[str, Tensor], list[str]]:
-    """What belongs to no layer, of all inputs; of two that differ under one key, the first."""
+def _given(ingredients: Sequence[Ingredient], where: Sequence[str]) -> list[Ingredient]:
+    """The ingredients, each with those patterns that fit it.
+
+    Raises:
+        ArgumentError: A pattern fits none of them.
+    """
+    known = [(one, decode(one.source).layers) for one in ingredients]
+    fitting: list[list[str]] = [[*one.where] for one in ingredients]
+    for entry in where:
+        failures: list[ArgumentError] = []
+        for own, (_, layers) in zip(fitting, known, strict=True):
+            try:
+                parse_rules(layers, where=[entry])
+                own.append(entry)
+            except ArgumentError as error:
+                failures.append(error)
+        if len(failures) == len(known):
+            raise failures[0]
+    return [replace(one, where=own) for one, own in zip(ingredients, fitting, strict=True)]
+
+
+def _extras(terms: Sequence[Term], taken: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """What belongs to no layer, of all inputs; of two that differ under one key, the first.
+
+    Args:
+        terms: The inputs.
+        taken: Keys that layers of the result may have.
+    """
     found: dict[str, Tensor] = {}
     notes: list[str] = []
     for term in terms:
         for key, tensor in term.adapter.extras.items():
-            if key not in found:
-                found[key] = tensor
-            elif not torch.equal(found[key], tensor):
+            if key in taken:
+                notes.append(f"`{key}` of {term.name} is left out: a layer has that key")
+            elif not torch.equal(found.setdefault(key, tensor), tensor):
                 notes.append(f"`{key}` of {term.name} is left out: an earlier input has another")
     return found, notes
 

@@ -65,8 +65,7 @@ class Plan:
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
-        rule = self.rule_for(pair)
-        return rule.kind == "rank" and rule.value == 0
+        return self.rule_for(pair).leaves_out
 
     def most_ranks(self, pair: Pair) -> int:
         """The largest rank that a layer can get."""

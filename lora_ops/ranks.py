@@ -128,6 +128,11 @@ class RankRule:
         """Whether all singular values are needed, not only the leading ones."""
         return _KINDS[self.kind].spectrum
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it gives no rank at all: rank 0."""
+        return self.kind == "rank" and self.value == 0
+
     def for_kernel(self, kernel: tuple[int, ...]) -> RankRule:
         """The rule for a layer with this kernel; `()` for a linear."""
         return self.conv if self.conv is not None and math.prod(kernel) > 1 else self

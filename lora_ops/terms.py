@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .adapter import Adapter
 from .architectures import Architecture, detect_targets
-from .errors import ArgumentError, MismatchError, WeightShapeError
+from .errors import (
+    ArgumentError,
+    MismatchError,
+    TargetMismatchError,
+    UnsupportedLayerError,
+    WeightShapeError,
+)
 from .formats import (
     BIAS,
     Format,
@@ -20,7 +27,7 @@ from .formats import (
     module_keys,
     respeller,
 )
-from .layers import Layer
+from .layers import Layer, LoraLayer
 
 # Flattened names of the keys and values of a cross-attention end so.
 CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
@@ -43,6 +50,21 @@ class Term:
     def strength(self, target: str) -> float:
         """The factor on one of its layers."""
         return self.strengths.get(target, 1.0)
+
+    def layer(self, target: str) -> Layer:
+        """One of its layers.
+
+        Raises:
+            UnsupportedLayerError: It has DoRA magnitudes, or is of a kind that is not read.
+        """
+        layer = self.adapter.layers[target]
+        if isinstance(layer, LoraLayer) and not layer.is_linear:
+            raise UnsupportedLayerError(
+                f"layer `{target}` of {self.name} has DoRA magnitudes: what it changes depends on "
+                "the base weight, so it cannot be added or compared; use a LoRA without `dora_scale`",
+                target=target,
+            )
+        return layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +98,10 @@ def grouped(
         Groups in the order of the first term, then of the second, and so on.
 
     Raises:
-        MismatchError: Two terms are for different models.
+        MismatchError: Two terms are for different models, or one names a weight twice.
         ArgumentError: A layer has no name in that format.
     """
-    _check_models(terms)
+    model = common_model(terms)
     scheme = format_named(format or terms[0].adapter.format)
     members: dict[str, list[tuple[int, str]]] = {}
     for index, term in enumerate(terms):
@@ -87,14 +109,33 @@ def grouped(
             members.setdefault(key, []).append((index, target))
     dotted = [*reference, *(t for term in terms for t in term.adapter.layers)]
     known = {join_key(name): name for name in reversed(dotted) if format_of(name).name != "kohya"}
-    models = [found for term in terms for found in models_of(term.adapter)]
-    respell = respeller(scheme, known, models[0] if models else None)
-    return [_group(terms, scheme, found, respell) for found in members.values()]
+    respell = respeller(scheme, known, model)
+    groups = [_group(terms, scheme, found, respell) for found in members.values()]
+    _check_names(terms, groups)
+    return groups
 
 
 def models_of(adapter: Adapter) -> tuple[Architecture, ...]:
     """The architectures that an adapter can be for, the likeliest first; from its names."""
     return detect_targets(map(flattened, adapter.layers), _width(adapter))
+
+
+def common_model(terms: Sequence[Term]) -> Architecture | None:
+    """Return the likeliest architecture that all terms can be for; None if none is known.
+
+    Raises:
+        MismatchError: Two terms are for different models.
+    """
+    known = [(term, models) for term in terms if (models := models_of(term.adapter))]
+    for (one, models), (other, others) in itertools.combinations(known, 2):
+        if not any(model in others for model in models):
+            raise MismatchError(
+                f"{one.name} is for {models[0].title}, {other.name} for {others[0].title}: "
+                "their changes do not belong to one model"
+            )
+    ranked = [model for _, models in known for model in models]
+    shared = (one for one in ranked if all(one in models for _, models in known))
+    return next(shared, ranked[0] if ranked else None)
 
 
 def common_shape(
@@ -126,7 +167,9 @@ def _group(
     for index, target in members:
         keys = terms[index].adapter.keys.get(target)
         if terms[index].adapter.format == scheme.name and keys:
-            return Group(target, keys, tuple(members))
+            # With those of roles that the sum may have and this layer has not.
+            every = module_keys(scheme, keys["alpha"].removesuffix(".alpha"))
+            return Group(target, {**every, **keys}, tuple(members))
     index, target = members[0]
     bias = BIAS if target.endswith(BIAS) else ""
     name = respell(target.removesuffix(bias))
@@ -139,14 +182,17 @@ def _group(
     return Group(name + bias, module_keys(scheme, name + bias), tuple(members))
 
 
-def _check_models(terms: Sequence[Term]) -> None:
-    models = [models_of(term.adapter) for term in terms]
-    for index, found in enumerate(models[1:], start=1):
-        first = models[0]
-        if found and first and not {one.name for one in found} & {one.name for one in first}:
-            raise MismatchError(
-                f"{terms[0].name} is for {first[0].title}, {terms[index].name} for "
-                f"{found[0].title}: their changes do not belong to one model"
+def _check_names(terms: Sequence[Term], groups: Sequence[Group]) -> None:
+    """Refuse two layers of one name: a file that spells a weight in two ways holds it twice."""
+    seen: dict[str, Group] = {}
+    for group in groups:
+        other = seen.setdefault(group.target, group)
+        if other is not group:
+            index, target = group.members[0]
+            raise TargetMismatchError(
+                f"layer `{target}` of {terms[index].name} would be called `{group.target}`, and so "
+                f"would `{other.members[0][1]}`: rename or remove one of them",
+                target=target,
             )
 
 

@@ -65,7 +65,8 @@ class TestHelp:
         assert run.out.startswith(f"Usage: main {name} [OPTIONS]")
         for argument in main.commands[name].params:
             if isinstance(argument, click.Argument):
-                assert str(argument.name).upper() in run.out.split("Options:")[0]
+                shown = argument.metavar or str(argument.name).upper()
+                assert shown in run.out.split("Options:")[0]
 
     @pytest.mark.parametrize(("command", "option"), OPTIONS)
     def test_every_option_says_what_it_is(self, command: str, option: click.Option) -> None:
@@ -78,19 +79,23 @@ class TestHelp:
         entry = text.split(f" {option.opts[-1]} ")[1].split(" --")[0]
         assert "[default: " in entry
         if isinstance(option.type, NUMBERS):
-            assert re.search(r"x<=|1 is all", entry)
+            assert re.search(r"x[<>]|1 is all", entry)
 
     def test_the_rank_rules_of_the_help_are_those_there_are(self) -> None:
-        from lorakit.lora_ops import parse_rank
+        from lorakit.lora_ops.budgets import parse_rule
 
-        (option,) = (option for command, option in OPTIONS if option.name == "rule")
-        shown = re.findall(r"\b([a-z]+)=(\d[0-9.]*)", option.help or "")
-        assert [name for name, _ in shown] == [
+        rules = [
             *("energy", "fro", "error", "cumulative", "ratio", "threshold"),
             *("min", "max", "conv", "conv"),
         ]
-        for name, value in shown:
-            parse_rank(f"{'8,' * (name in ('min', 'max', 'conv'))}{name}={value}")
+        budgets = {"resize": ["size", "mean", "total_error"]}
+        found = {command: option for command, option in OPTIONS if option.name == "rule"}
+        assert {*found} == {"extract", "resize", "add"}
+        for command, option in found.items():
+            shown = re.findall(r"\b([a-z_]+)=(\d[0-9.]*(?:MB)?)", option.help or "")
+            assert [name for name, _ in shown] == rules + budgets.get(command, [])
+            for name, value in shown:
+                parse_rule(f"{'8,' * (name in ('min', 'max', 'conv'))}{name}={value}")
 
     def test_the_version(self) -> None:
         assert lorakit_here("--version").out == f"lorakit, version {lorakit.__version__}\n"

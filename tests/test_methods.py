@@ -333,10 +333,11 @@ def test_geometric_median_outvotes_an_outlier():
     assert np.linalg.norm(result("average", deltas) - [1, 0]) > 20
 
 
-def test_geometric_median_leaves_an_input_that_it_meets():
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_geometric_median_leaves_an_input_that_it_meets(weight):
     """Twin: to stop at an input rather than divide by 0; the mean, where it all begins, is one."""
     deltas = np.array([[0.0, 0.0], [0.0, 3.0], [2.0, -1.5], [-2.0, -1.5]])
-    weights = np.array([0.1, 1.0, 1.0, 1.0])
+    weights = np.array([weight, 1.0, 1.0, 1.0])
     assert close(weights @ deltas, [0.0, 0.0])
     least = least_distance(deltas, weights)
     assert total_distance(deltas[0], deltas, weights) > least * 1.001

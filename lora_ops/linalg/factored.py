@@ -72,9 +72,9 @@ def factored_svd(
     Source: the product form of Golub & Van Loan, Matrix Computations, 8.6.1, by Gram matrices.
     """
     left, right = gram(up.mT, up.mT), gram(down, down)
-    balance = _balance(left, right)
-    left = left * balance.unsqueeze(-1) * balance.unsqueeze(-2)
-    right = right / balance.unsqueeze(-1) / balance.unsqueeze(-2)
+    grow, shrink = _balance(left, right)
+    left = left * grow.unsqueeze(-1) * grow.unsqueeze(-2)
+    right = right * shrink.unsqueeze(-1) * shrink.unsqueeze(-2)
     root, inverse = _root(left)
     squares, vectors = torch.linalg.eigh(root.mT @ right @ root)
     squares, vectors = squares.flip(-1), vectors.flip(-1)
@@ -85,8 +85,8 @@ def factored_svd(
         up=up,
         down=down,
         s=s,
-        left=balance.unsqueeze(-1) * (inverse.mT @ vectors),
-        right=(vectors.mT @ root.mT) / balance.unsqueeze(-2),
+        left=grow.unsqueeze(-1) * (inverse.mT @ vectors),
+        right=(vectors.mT @ root.mT) * shrink.unsqueeze(-2),
     )
 
 
@@ -154,12 +154,16 @@ def distance(
     return (square - 2 * both + other).clamp(min=0).sqrt()
 
 
-def _balance(left: Tensor, right: Tensor) -> Tensor:
-    """Factors for the columns of up, and one over them for the rows of down; 1 where one is zero."""
+def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors for the columns of up, and one over them for the rows of down.
+
+    Both are 0 where a column or its row is zero: such a pair is nothing, however large the other.
+    """
     columns = left.diagonal(dim1=-2, dim2=-1)
     rows = right.diagonal(dim1=-2, dim2=-1)
     ratio = (rows / columns).sqrt().sqrt()
-    return torch.where((columns > 0) & (rows > 0), ratio, 1.0)
+    there = (columns > 0) & (rows > 0)
+    return torch.where(there, ratio, 0.0), torch.where(there, 1 / ratio, 0.0)
 
 
 def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def geometric_median(
     size = points.norm(dim=1).amax()
 
     def pulls(ways: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight over distance of each input that is elsewhere, and the weight of those that are here."""
+        """Weight over distance of the inputs elsewhere, and the weight of those that are here."""
         distances = ways.norm(dim=1)
         apart = distances > LENGTH * size
         return torch.where(apart, weights / torch.where(apart, distances, 1), 0), weights * ~apart
@@ -93,7 +93,7 @@ def geometric_median(
             break
         step = (1 - held / force.norm()) * force / pull.sum()
         if held == 0:
-            units = ways / ways.norm(dim=1, keepdim=True)
+            units = ways / ways.norm(dim=1, keepdim=True).clamp(min=LENGTH * size)
             curvature = pull.sum() * (1 + 1e-9) * corners - (pull * units.mT) @ units
             newton = torch.linalg.solve(curvature, force)
             steps = torch.cat([step[None], SHORTER[:, None] * newton])

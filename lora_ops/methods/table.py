@@ -40,12 +40,14 @@ class Method:
             coefficients (T,) on the deltas; all float64.
         help: What it does, in one line.
         most: The most inputs that it takes; None for any number.
+        of_last: Whether it gives a part of the last input: nothing where that one is absent.
         parameters: What else `solve` takes, by name.
     """
 
     solve: Callable[..., Tensor]
     help: str
     most: int | None = None
+    of_last: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
 
 
@@ -75,7 +77,9 @@ METHODS: dict[str, Method] = {
         means.model_stock, "the mean, weaker the less they agree; unrelated LoRAs nearly vanish"
     ),
     "orthogonalise": Method(
-        scaled.orthogonalise, "the last, without its parts along the earlier ones"
+        scaled.orthogonalise,
+        "the last, without its parts along the earlier ones",
+        of_last=True,
     ),
     "energy": Method(scaled.energy, "add them at equal norms, whatever their sizes"),
 }
