@@ -121,7 +121,9 @@ def main() -> None:
                 )
                 for _ in range(arguments.rounds)
             ]
-            copied, system, baked = (min(took for took, _ in runs) for runs in zip(*rounds))
+            copied, system, baked = (
+                min(took for took, _ in runs) for runs in zip(*rounds, strict=True)
+            )
             peak = max(peak for *_, (_, peak) in rounds)
             print(
                 f"| {name} UNet, rank {arguments.rank} | {checkpoint.stat().st_size / 1e9:.1f} GB | "

@@ -98,10 +98,10 @@ def summarise_bake(plan: BakePlan, reports: Iterable[BakedLayer | Skip]) -> Repo
     skips = [one for one in known if isinstance(one, Skip)]
     skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
     skips += [_skip(share, NO_STRENGTH, 0.0) for share in plan.idle]
-    return Report(layers, tuple(skips), (*plan.notes, *_notes(plan, layers)))
+    return Report(layers, tuple(skips), (*plan.notes, *_notes(layers)))
 
 
-def _notes(plan: BakePlan, layers: Sequence[BakedLayer]) -> Iterator[str]:
+def _notes(layers: Sequence[BakedLayer]) -> Iterator[str]:
     eaten = [layer for layer in layers if layer.cosine < SURVIVES]
     if not any(layer.cosine for layer in layers):
         yield "no number of the checkpoint changed: the layers are zero, cancel, or were rounded away"

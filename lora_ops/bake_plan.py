@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .architectures import Parameter, parameters
-from .bake_shares import Change, Ingredient, Share, check_fit
+from .bake_shares import Change, Ingredient, Share, check_fit, check_kind
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
 from .formats import Modules, component, detect, flattened, modules, resolve
 from .pairs import COMPONENT_TITLES, nearest
@@ -84,24 +84,12 @@ def plan_bake(
     found: dict[str, list[Share]] = {}
     lost: list[Share] = []
     idle: list[Share] = []
-    notes = list(_repeated(ingredients))
     for ingredient in ingredients:
-        grouped = _grouped(ingredient.source)
-        if grouped.extras:
-            notes.append(
-                f"{counted(len(grouped.extras), 'tensor')} of {ingredient.source.name} of no "
-                f"layer, the first `{grouped.extras[0]}`"
-            )
-        target_of = _targets(ingredient.source, grouped, targets, checkpoint.name, allow_partial)
-        for name, module in grouped.modules.items():
-            strength = sign * _finite(ingredient.strength_of(name), name)
-            share = Share(ingredient.source, name, module, strength)
-            if name not in target_of:
+        for share, target in _shares(ingredient, sign, targets, checkpoint, allow_partial):
+            if target is None:
                 lost.append(share)
-                continue
-            check_fit(share, targets[target_of[name]], checkpoint)
-            if strength:
-                found.setdefault(target_of[name], []).append(share)
+            elif share.strength:
+                found.setdefault(target, []).append(share)
             else:
                 idle.append(share)
     if not found:
@@ -125,7 +113,7 @@ def plan_bake(
         dtypes=dtypes,
         lost=tuple(lost),
         idle=tuple(idle),
-        notes=tuple(notes),
+        notes=tuple(_notes(ingredients)),
     )
 
 
@@ -150,10 +138,33 @@ def _grouped(adapter: TensorSource) -> Modules:
     return modules(keys)
 
 
-def _repeated(ingredients: Sequence[Ingredient]) -> Iterator[str]:
+def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
+    sources = {one.source.name: one.source for one in ingredients}
     for name, count in Counter(one.source.name for one in ingredients).items():
         if count > 1:
             yield f"{name} is given {count} times: its strengths add up"
+        extras = modules(sources[name].keys()).extras
+        if extras:
+            yield f"{counted(len(extras), 'tensor')} of {name} of no layer, the first `{extras[0]}`"
+
+
+def _shares(
+    ingredient: Ingredient,
+    sign: int,
+    targets: Mapping[str, Parameter],
+    checkpoint: TensorSource,
+    allow_partial: bool,
+) -> Iterator[tuple[Share, str | None]]:
+    """The layers of an adapter, checked, each with its target; None where there is none."""
+    grouped = _grouped(ingredient.source)
+    target_of = _targets(ingredient.source, grouped, targets, checkpoint.name, allow_partial)
+    for name, module in grouped.modules.items():
+        strength = sign * _finite(ingredient.strength_of(name), name)
+        share, target = Share(ingredient.source, name, module, strength), target_of.get(name)
+        layer = check_kind(share)
+        if target is not None:
+            check_fit(layer, share, targets[target], checkpoint)
+        yield share, target
 
 
 def _finite(strength: float, name: str) -> float:

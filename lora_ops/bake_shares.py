@@ -12,7 +12,7 @@ from .architectures import Parameter
 from .dtypes import spelled
 from .errors import FormatError, UnsupportedLayerError, WeightShapeError
 from .formats import Module, read_layer
-from .layers import Layer
+from .layers import Layer, LoraLayer
 from .source import TensorSource
 
 
@@ -71,25 +71,34 @@ class Change:
     shares: tuple[Share, ...]
 
 
-def check_fit(share: Share, parameter: Parameter, checkpoint: TensorSource) -> None:
-    """Refuse a layer that cannot be added to its parameter; only headers are read.
+def check_kind(share: Share) -> Layer:
+    """Return a layer that can be added to a weight, without its data; only headers are read.
 
     Raises:
         UnsupportedLayerError: It is of a kind that cannot be added.
         LayerShapeError: Its factors do not fit together.
+    """
+    layer = read_layer(_Headers(share.source), share.name, share.module)
+    if isinstance(layer, LoraLayer) and not layer.is_linear:
+        raise UnsupportedLayerError(
+            f"layer `{share.name}` has DoRA magnitudes, which rescale the weight and cannot be "
+            "added to it; use a LoRA without `dora_scale`, or bake it with a program that knows it",
+            target=share.name,
+            path=share.source.name,
+        )
+    return layer
+
+
+def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: TensorSource) -> None:
+    """Refuse a layer whose shape is not that of its parameter, or which is no parameter of floats.
+
+    Raises:
         WeightShapeError: It does not have the parameter's shape.
         FormatError: The parameter is not stored as floating point numbers.
     """
-    layer = read_layer(_Headers(share.source), share.name, share.module)
-    try:
-        shape = tuple(layer.delta().shape)
-    except UnsupportedLayerError as error:
-        raise UnsupportedLayerError(
-            f"layer `{share.name}`: {error}", target=parameter.target, path=share.source.name
-        ) from None
-    if _plain(shape) != _plain(parameter.shape):
+    if _plain(layer.shape) != _plain(parameter.shape):
         raise WeightShapeError(
-            f"layer `{share.name}` of {share.source.name} changes a weight of shape {shape}, "
+            f"layer `{share.name}` of {share.source.name} changes a weight of shape {layer.shape}, "
             f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
             "another model",
             target=parameter.target,

@@ -160,7 +160,7 @@ def _apply(change: Change, stored: Tensor, result: Tensor) -> BakedLayer | Skip:
         d, w, x = memory[:, : len(old)]
         norm = float(frobenius(delta.rows(slice(start, start + height), d)))
         if norm == 0:
-            continue  # not even minus zero becomes zero
+            continue  # a minus zero plus a zero would be a zero
         w.copy_(old)
         new.copy_(torch.add(w, d, out=x))
         moved = float(frobenius(x.copy_(new).sub_(w)))

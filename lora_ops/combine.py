@@ -93,8 +93,8 @@ def concatenated(
 ) -> LoraLayer | None:
     """Return the exact sum, its rank that of all layers together; None where that is too much.
 
-    The strongest input keeps the bits of its factors where the file has an alpha to hold its
-    strength: the others shrink, none grows out of a 16-bit range.
+    Strengths are in up; every down keeps its bits. So does the strongest up where the file has an
+    alpha to hold its strength: the others shrink, and none grows out of a 16-bit range.
 
     Args:
         sum_: What to add.
@@ -105,18 +105,12 @@ def concatenated(
     rank = sum_.rank
     if len(thin) < len(sum_.layers) or rank > min(sum_.shape[0], math.prod(sum_.shape[1:])):
         return None
-    bare = [replace(layer, alpha=None).factors() for layer in thin]
     gains = [c * layer.scale for c, layer in zip(sum_.coefficients, thin, strict=True)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
-    ups: list[Tensor] = []
-    downs: list[Tensor] = []
-    for (up, down), gain in zip(bare, gains, strict=True):
-        share = gain / scale
-        root = 1.0 if has_alpha else math.sqrt(abs(share))
-        ups.append(up * (share / root))
-        downs.append(down * root)
-    up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
-    down = rounded(torch.cat(downs), dtype or sum_.dtype, sum_.target)
+    bare = [replace(layer, alpha=None).factors() for layer in thin]
+    shares = [up * (gain / scale) for (up, _), gain in zip(bare, gains, strict=True)]
+    up = rounded(torch.cat(shares, dim=1), dtype or sum_.dtype, sum_.target)
+    down = rounded(torch.cat([down for _, down in bare]), dtype or sum_.dtype, sum_.target)
     return low_rank(up, down, sum_.shape, alpha=rank * scale if has_alpha else None)
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .adapter import Adapter
 from .devices import Placement, upload
 from .edit import finite
-from .layers import Layer, LoraLayer
+from .errors import UnsupportedLayerError
+from .layers import FullLayer, Layer, LoraLayer
 from .linalg import FactoredSvd, factored_svd, thinned
 from .parallel import ordered_map
 
@@ -21,22 +23,35 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decomposed:
-    """One layer.
+    """A layer with factors.
 
     Attributes:
         target: Its name.
         layer: As it was read.
-        svd: Of its change; None for a layer without factors.
+        svd: Of its change.
     """
 
     target: str
-    layer: Layer
-    svd: FactoredSvd | None
+    layer: LoraLayer
+    svd: FactoredSvd
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """A layer without factors.
+
+    Attributes:
+        target: Its name.
+        layer: As it was read.
+    """
+
+    target: str
+    layer: FullLayer
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A layer's name and, where layers are stacked, the shapes of its tensors."""
+    """A layer's name and, where layers are stacked, the shapes of what is."""
 
     target: str
     form: tuple[tuple[int, ...], ...] = ()
@@ -44,11 +59,11 @@ class _Item:
     @property
     def need(self) -> int:
         """Bytes on the device: the factors in float32 and float64, and the new ones."""
-        return 32 * sum(math.prod(shape) for shape in self.form)
+        return 32 * sum(math.prod(shape) for shape in self.form) or 1
 
 
 def map_decomposed(
-    adapter: Adapter, function: Callable[[Decomposed], Result], placement: Placement
+    adapter: Adapter, function: Callable[[Decomposed | Whole], Result], placement: Placement
 ) -> Iterator[Result]:
     """Yield `function` of each layer with its decomposition.
 
@@ -57,6 +72,11 @@ def map_decomposed(
         function: Called in a job of its own, several at a time.
         placement: Where to compute. With memory of its own, layers of one form are stacked, and
             come in the order of the first of each stack.
+
+    Raises:
+        UnsupportedLayerError: A layer has DoRA magnitudes.
+        NonFiniteError: NaN or infinity in a factor.
+        ArgumentError: The memory does not hold a layer.
     """
 
     def job(batch: Sequence[_Item]) -> list[Result]:
@@ -70,28 +90,44 @@ def map_decomposed(
 def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
     if placement.memory is None:
         return [[_Item(target)] for target in adapter.layers]
-    items = [
-        _Item(target, tuple(tuple(tensor.shape) for tensor in layer.tensors().values()))
-        for target, layer in adapter.layers.items()
-    ]
+    items = [_Item(target, _form(layer)) for target, layer in adapter.layers.items()]
     return placement.batches(items, alike=lambda item: item.form, need=lambda item: item.need)
+
+
+def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
+    """What layers of one stack have in common; nothing for those that are not stacked."""
+    if isinstance(layer, FullLayer):
+        return ()
+    return tuple(tuple(tensor.shape) for tensor in layer.tensors().values())
 
 
 def _decompose(
     adapter: Adapter, batch: Sequence[_Item], placement: Placement
-) -> Iterator[Decomposed]:
-    layers = {item.target: adapter.layers[item.target] for item in batch}
-    ups, downs, thin = [], [], []
-    for target, layer in layers.items():
-        if isinstance(layer, LoraLayer):
-            up, down = layer.factors()
-            finite(up.norm() * down.norm(), target, layer)
-            ups.append(upload(up, placement))
-            downs.append(upload(down, placement))
-            thin.append(target)
-    svds: dict[str, FactoredSvd] = {}
+) -> Iterator[Decomposed | Whole]:
+    thin: dict[str, LoraLayer] = {}
+    ups: list[Tensor] = []
+    downs: list[Tensor] = []
+    for target in (item.target for item in batch):
+        layer = adapter.layers[target]
+        if isinstance(layer, FullLayer):
+            yield Whole(target, layer)
+            continue
+        _check_linear(target, layer)
+        up, down = layer.factors()
+        finite(up.norm() * down.norm(), target, layer)
+        thin[target] = layer
+        ups.append(upload(up, placement))
+        downs.append(upload(down, placement))
     if thin:
         stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
-        svds = {target: stack[index] for index, target in enumerate(thin)}
-    for target, layer in layers.items():
-        yield Decomposed(target, layer, svds.get(target))
+        for index, (target, layer) in enumerate(thin.items()):
+            yield Decomposed(target, layer, stack[index])
+
+
+def _check_linear(target: str, layer: LoraLayer) -> None:
+    if not layer.is_linear:
+        raise UnsupportedLayerError(
+            f"layer `{target}` has DoRA magnitudes: what it changes depends on the base weight, so "
+            "it has no singular values of its own to choose from; use a LoRA without `dora_scale`",
+            target=target,
+        )

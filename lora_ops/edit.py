@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from .report import LayerReport, Report, Skip, counted
 Progress = Callable[[int, int, str], None]
 
 ZERO = "changes nothing"
+_BIAS, _WHOLE = _FULL = ("bias", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class EditReport(LayerReport):
 
     was: tuple[int, ...]
     coefficients: tuple[float, ...]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is a full difference, whose rank is nobody's choice."""
+        return self.kind in _FULL
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +59,7 @@ def kind_of(target: str, layer: Layer) -> str:
     """Say what a layer changes, from its shape: linear, conv 3x3, bias, ..."""
     shape = layer.shape
     if isinstance(layer, FullLayer):
-        return "bias" if target.endswith(".bias") else "full"
+        return _BIAS if target.endswith(".bias") else _WHOLE
     if len(shape) == 2:
         return "linear"
     return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
@@ -151,8 +157,3 @@ def summarise(reports: Iterable[EditReport | Skip], notes: Iterable[str] = ()) -
         told = ", ".join(f"{counted(n, 'layer')} {why}" for why, n in reasons.most_common())
         raise MismatchError(f"no layer is left ({told}); nothing was written")
     return Report(layers, skips, tuple(notes))
-
-
-def encoded(adapter_keys: Mapping[str, str], layer: Layer) -> dict[str, Tensor]:
-    """Return the tensors of a layer under the keys that a file has for its roles."""
-    return {adapter_keys[role]: tensor for role, tensor in layer.tensors().items()}

@@ -279,7 +279,7 @@ def _extras(terms: Sequence[Term], taken: Collection[str]) -> tuple[dict[str, Te
 
 def _resized(report: Report) -> str:
     """For the training comment: resized from 128 to 32."""
-    layers = [one for one in report.layers if isinstance(one, EditReport) and one.kind != "full"]
+    layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
     before = {one.was[0] for one in layers}
     after = {one.rank for one in layers}
     old, new = (str(*ranks) if len(ranks) == 1 else "dynamic" for ranks in (before, after))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import ArgumentError, LoraOpsError
+from .errors import ArgumentError, LoraOpsError, WriteError
 from .files import FileSource, open_source
 from .report import Report
 
@@ -15,16 +15,20 @@ Edit = Callable[[FileSource, Path], Report]
 def check_folders(folder: Path, output: Path) -> list[Path]:
     """Return the adapter files under a folder, relative to it, in order.
 
+    What lies under the output is none of them: it may be inside the folder.
+
     Raises:
         ArgumentError: There are none, or the output is no folder, or the same.
     """
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors"))
-    if not files:
-        raise ArgumentError("holds no .safetensors file", path=folder)
     if output.exists() and not output.is_dir():
         raise ArgumentError(f"is no folder, but `{folder}` is; give a folder", path=output)
     if output.exists() and output.samefile(folder):
         raise ArgumentError("is the input folder; choose another", path=output)
+    made = output.resolve()
+    found = (path for path in folder.rglob("*.safetensors") if path.is_file())
+    files = sorted(path.relative_to(folder) for path in found if made not in path.resolve().parents)
+    if not files:
+        raise ArgumentError("holds no .safetensors file", path=folder)
     return files
 
 
@@ -40,19 +44,24 @@ def edit_folder(
 
     Raises:
         ArgumentError: As `check_folders`.
-        LoraOpsError: A folder cannot be made.
     """
     for name in check_folders(folder, output):
-        try:
-            _make(output / name.parent)
-            with open_source(folder / name) as source:
-                yield name, edit(source, output / name)
-        except LoraOpsError as error:
-            yield name, error
+        yield name, _edited(folder / name, output / name, edit)
+
+
+def _edited(file: Path, output: Path, edit: Edit) -> Report | LoraOpsError:
+    try:
+        _make(output.parent)
+        with open_source(file) as source:
+            return edit(source, output)
+    except LoraOpsError as error:
+        return error
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArgumentError(f"cannot be made: {error.strerror}", path=folder) from error
+        raise WriteError(
+            f"cannot be made: {error.strerror}; choose another place", path=folder
+        ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .architectures import parameters
 from .deltas import read_parameter
-from .errors import ArgumentError, TargetMismatchError
+from .errors import ArgumentError, NonFiniteError, TargetMismatchError
 from .formats import resolve
 from .linalg import frobenius, spectral_norm
 from .pairs import nearest
@@ -39,6 +39,7 @@ def importance(
     Raises:
         ArgumentError: No such norm.
         TargetMismatchError: The checkpoint lacks a weight that is changed.
+        NonFiniteError: A weight holds NaN or infinity.
     """
     if norm not in NORMS:
         raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
@@ -57,6 +58,12 @@ def importance(
         if parameter is None or len(parameter.shape) < 2:
             return 1.0
         weight = read_parameter(checkpoint, parameter).float().flatten(1)
+        if not bool(weight.isfinite().all()):
+            raise NonFiniteError(
+                f"`{parameter.key}` holds NaN or infinite values; the file is damaged: use another",
+                target=module,
+                path=checkpoint.name,
+            )
         size = float(NORMS[norm](weight))
         return 1 / size if size else 1.0
 

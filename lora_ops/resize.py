@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .budgets import Budget, LayerSpectrum, parse_rule, spend
-from .decomposed import Decomposed, map_decomposed
+from .decomposed import Decomposed, Whole, map_decomposed
 from .devices import Placement, place
 from .dtypes import loadable, rounded
 from .edit import (
@@ -25,9 +25,9 @@ from .edit import (
     finite,
     skipped,
 )
-from .errors import ArgumentError, UnsupportedLayerError
+from .errors import ArgumentError
 from .formats import format_named
-from .layers import FullLayer, Layer, LoraLayer, low_rank
+from .layers import FullLayer, LoraLayer, low_rank
 from .linalg import FactoredSvd, distance
 from .ranks import RankRule
 from .report import Report, counted
@@ -43,9 +43,10 @@ class Resizing:
 
     Attributes:
         rule: How many directions a layer gets, or what all of them may take together.
-        alpha: The number to store, with the factors made up for it; None: the new rank, or none
-            where the layer had none.
-        dtype: Of the factors; None: each layer's own.
+        alpha: The number to store, with the factors made up for it; None: the new rank where one is
+            lowered, and none where the layer had none.
+        dtype: Of the factors; None: each layer's own; where a rank is lowered, one that every loader
+            reads.
         weights: What the singular values of a layer are multiplied by before a budget compares
             them, by target; 1 where it is not named.
         overhead: Bytes of the file that are no layer's, for a budget of its size.
@@ -90,7 +91,7 @@ def resize(
         adapter: Its layers are read one after another.
         rule: See `ranks` and `budgets`.
         alpha: The number to store; None: the new rank.
-        dtype: Of the factors; None: each layer's own.
+        dtype: Of the factors; None: each layer's own, see `Resizing`.
         weights: Importance of layers under a budget, by target.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
@@ -131,7 +132,9 @@ def run(
     check_not_empty(adapter)
     ranks = _spent(adapter, resizing, placement)
 
-    def job(known: Decomposed) -> Edited:
+    def job(known: Decomposed | Whole) -> Edited:
+        if isinstance(known, Whole):
+            return _whole(known.target, known.layer, resizing)
         return _resized(known, resizing, ranks.get(known.target))
 
     results = map_decomposed(adapter, job, placement)
@@ -146,8 +149,9 @@ def notes(resizing: Resizing, report: Report) -> Iterator[str]:
     rule = resizing.rule
     if not isinstance(rule, RankRule) or rule.kind != "rank":
         return
-    layers = [one for one in report.layers if isinstance(one, EditReport) and one.kind != "full"]
-    small = [one for one in layers if one.was[0] < rule.for_kernel(one.shape[2:]).value]
+    layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
+    kept = [one for one in layers if one.rank == one.was[0]]
+    small = [one for one in kept if one.rank < rule.for_kernel(one.shape[2:]).value]
     if small:
         yield (
             f"{counted(len(small), 'layer')} had less than the rank asked for: "
@@ -160,32 +164,38 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
     if isinstance(resizing.rule, RankRule):
         return {}
 
-    def spectrum(known: Decomposed) -> tuple[str, LayerSpectrum] | None:
-        layer = known.layer
-        if known.svd is None or not isinstance(layer, LoraLayer):
-            return None
-        dtype = resizing.dtype or loadable(layer.dtype)
-        numbers = layer.shape[0] + math.prod(layer.shape[1:])
+    def measured(known: Decomposed | Whole) -> tuple[str, LayerSpectrum | int]:
+        if isinstance(known, Whole):
+            diff = known.layer.diff
+            return known.target, diff.numel() * (resizing.dtype or diff.dtype).itemsize
         found = LayerSpectrum(
             s=known.svd.s.cpu(),
-            cost=numbers * dtype.itemsize,
+            cost=_cost(known.layer, resizing.dtype),
             fixed=_FIXED,
             weight=resizing.weights.get(known.target, 1.0),
-            kernel=layer.shape[2:],
+            kernel=known.layer.shape[2:],
         )
         return known.target, found
 
-    found = [one for one in map_decomposed(adapter, spectrum, placement) if one is not None]
-    spectra = [layer for _, layer in found]
-    ranks = spend(resizing.rule, spectra, overhead=resizing.overhead)
-    return {target: rank for (target, _), rank in zip(found, ranks, strict=True)}
+    found = dict(map_decomposed(adapter, measured, placement))
+    spectra = {name: one for name, one in found.items() if isinstance(one, LayerSpectrum)}
+    overhead = resizing.overhead + sum(one for one in found.values() if isinstance(one, int))
+    ranks = spend(resizing.rule, list(spectra.values()), overhead=overhead)
+    return dict(zip(spectra, ranks, strict=True))
+
+
+def _cost(layer: LoraLayer, dtype: torch.dtype | None) -> int:
+    """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
+    numbers = layer.shape[0] + math.prod(layer.shape[1:])
+    if dtype is not None:
+        return numbers * dtype.itemsize
+    stored = layer.up.nbytes + layer.down.nbytes
+    return max(numbers * loadable(layer.dtype).itemsize, stored // layer.rank)
 
 
 def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
     """One layer at its rank; `rank` is a budget's, None where the rule is to choose."""
     target, layer, svd = known.target, known.layer, known.svd
-    if svd is None or not isinstance(layer, LoraLayer):
-        return _whole(target, layer, resizing)
     total = svd.s.square().sum()
     norm = finite(total.sqrt(), target, layer)
     if norm == 0:
@@ -199,7 +209,7 @@ def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
     else:
         # Directions at rounding level are zero in `s`: no rank is spent on them.
         result = _truncated(target, layer, svd, min(rank, int((svd.s > 0).sum())), resizing)
-    residual = 0.0 if result is layer else _missed(svd, result, total)
+    residual = 0.0 if result.up is layer.up else _missed(svd, result, total)
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))
 
 
@@ -224,15 +234,15 @@ def _truncated(
 
 def _kept(target: str, layer: LoraLayer, resizing: Resizing) -> LoraLayer:
     """The layer itself, unless another alpha or dtype is asked for."""
-    dtype = resizing.dtype or layer.dtype
     alpha = layer.alpha if resizing.alpha is None else resizing.alpha
     alpha = alpha if resizing.has_alpha else None
-    if dtype == layer.dtype and alpha == layer.alpha:
-        return layer
-    gain = layer.scale * (1.0 if alpha is None else layer.rank / alpha)
-    root = math.sqrt(abs(gain))
-    up = rounded(layer.up.float() * math.copysign(root, gain), dtype, target)
-    down = rounded(layer.down.float() * root, dtype, target)
+    scale = 1.0 if alpha is None else alpha / layer.rank
+    gain = 1.0 if alpha == layer.alpha else layer.scale / scale
+    if gain == 1 and all(resizing.dtype in (None, one.dtype) for one in (layer.up, layer.down)):
+        return replace(layer, alpha=alpha)
+    root, dtype = math.sqrt(abs(gain)), resizing.dtype or loadable(layer.dtype)
+    up = rounded(layer.up.double() * math.copysign(root, gain), dtype, target)
+    down = rounded(layer.down.double() * root, dtype, target)
     return replace(layer, up=up, down=down, alpha=alpha)
 
 
@@ -242,10 +252,8 @@ def _missed(svd: FactoredSvd, result: LoraLayer, total: Tensor) -> float:
     return float(distance(svd.up, svd.down, up, down, square=total))
 
 
-def _whole(target: str, layer: Layer, resizing: Resizing) -> Edited:
+def _whole(target: str, layer: FullLayer, resizing: Resizing) -> Edited:
     """A layer that has no rank to lower."""
-    if not isinstance(layer, FullLayer):
-        raise UnsupportedLayerError(f"layer `{target}` has no factors to resize", target=target)
     exact = layer.diff.double()
     norm = finite(torch.linalg.vector_norm(exact), target, layer)
     dtype = resizing.dtype or layer.dtype

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .dtypes import rounded
+from .dtypes import loadable, rounded
 from .edit import Edited, Progress, check_not_empty, collect, edited, finite, skipped
-from .errors import UnsupportedLayerError
+from .errors import NonFiniteError, UnsupportedLayerError
 from .formats import format_named
 from .layers import FullLayer, Layer, LoraLayer
 from .linalg import inner
@@ -21,7 +21,6 @@ from .rules import strengths
 
 STRENGTH_ZERO = "strength 0"
 _WORKERS = 2
-_WIDE = torch.float64
 
 
 def scale(
@@ -47,6 +46,7 @@ def scale(
     Raises:
         ArgumentError: A rule that fits nothing.
         UnsupportedLayerError: A DoRA layer: its change is not proportional to its factors.
+        NonFiniteError: NaN or infinity in a layer, or a value that is then out of range.
         MismatchError: No layer is left.
     """
     factors = strengths(adapter.layers, strength=strength, blocks=blocks, where=where)
@@ -64,10 +64,10 @@ def run(
         progress: Called after each layer.
     """
     check_not_empty(adapter)
-    foldable = format_named(adapter.format).keeps_alpha
+    has_alpha = format_named(adapter.format).keeps_alpha
 
     def job(target: str) -> Edited:
-        return _scaled(target, adapter.layers[target], factors[target], foldable)
+        return _scaled(target, adapter.layers[target], factors[target], has_alpha)
 
     results = ordered_map(job, adapter.layers, _WORKERS)
     for done, result in enumerate(results, start=1):
@@ -76,51 +76,16 @@ def run(
         yield result
 
 
-def scaled(target: str, layer: Layer, strength: float, *, has_alpha: bool = True) -> Layer:
-    """Return the layer with its change multiplied.
-
-    Args:
-        target: Its name, for messages.
-        layer: What to multiply.
-        strength: By what; any finite number.
-        has_alpha: Whether its file can hold an alpha; else the strength goes into up.
-
-    Raises:
-        UnsupportedLayerError: A DoRA layer.
-        NonFiniteError: A value is then beyond the range of its dtype.
-    """
-    if isinstance(layer, FullLayer):
-        if strength == 1:
-            return layer
-        return FullLayer(rounded(layer.diff.double() * strength, layer.dtype, target))
-    if not layer.is_linear:
-        raise UnsupportedLayerError(
-            f"layer `{target}` has DoRA magnitudes: its change is not proportional to its factors, "
-            "so no strength can be written into them; set the strength where the file is used",
-            target=target,
-        )
-    factor = layer.scale * strength
-    if has_alpha:
-        return layer if strength == 1 else replace(layer, alpha=factor * layer.rank)
-    if factor == 1:
-        return replace(layer, alpha=None)
-    up = rounded(layer.up.float() * factor, layer.dtype, target)
-    return replace(layer, up=up, alpha=None)
-
-
-def change_norm(layer: Layer) -> Tensor:
-    """Return the Frobenius norm of a layer's change, float64, from its factors."""
-    if isinstance(layer, FullLayer):
-        return torch.linalg.vector_norm(layer.diff.double())
-    up, down = layer.factors()
-    return inner(up, down, up, down).clamp(min=0).sqrt()
-
-
 def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edited:
-    norm = abs(strength) * finite(change_norm(layer), target, layer)
+    norm = abs(strength) * finite(_norm(target, layer), target, layer)
     if strength == 0:
         return skipped(target, layer, STRENGTH_ZERO, norm)
-    result = scaled(target, layer, strength, has_alpha=has_alpha)
+    result = layer
+    if isinstance(layer, LoraLayer):
+        result = _multiplied(target, layer, strength, has_alpha)
+    elif strength != 1:
+        diff = rounded(layer.diff.double() * strength, loadable(layer.dtype), target)
+        result = FullLayer(diff)
     return edited(
         target,
         result,
@@ -131,12 +96,47 @@ def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edit
     )
 
 
+def _multiplied(target: str, layer: LoraLayer, strength: float, has_alpha: bool) -> LoraLayer:
+    """The layer with the strength in its alpha, or, where its file has none, in up."""
+    if has_alpha:
+        if strength == 1:
+            return layer
+        alpha = (layer.rank if layer.alpha is None else layer.alpha) * strength
+        if abs(alpha) > torch.finfo(torch.float32).max:
+            raise NonFiniteError(
+                f"layer `{target}`: an alpha of {alpha:.3g} does not fit float32, in which files "
+                "hold it; give a smaller strength",
+                target=target,
+            )
+        return replace(layer, alpha=alpha)
+    factor, dtype = layer.scale * strength, loadable(layer.dtype)
+    if factor == 1:
+        return replace(layer, alpha=None)
+    up = rounded(layer.up.double() * factor, dtype, target)
+    return replace(layer, up=up, down=layer.down.to(dtype), alpha=None)
+
+
+def _norm(target: str, layer: Layer) -> Tensor:
+    """Frobenius norm of a layer's change, float64, from its factors."""
+    if isinstance(layer, FullLayer):
+        return torch.linalg.vector_norm(layer.diff.double())
+    if not layer.is_linear:
+        raise UnsupportedLayerError(
+            f"layer `{target}` has DoRA magnitudes: its change is not proportional to its factors, "
+            "so no strength can be written into them; set the strength where the file is used",
+            target=target,
+        )
+    up, down = layer.factors()
+    return inner(up, down, up, down).clamp(min=0).sqrt()
+
+
 def _missed(layer: Layer, result: Layer, strength: float) -> float:
     """Frobenius norm of what rounding took; alpha, which is not rounded, takes nothing."""
-    if isinstance(layer, LoraLayer) and isinstance(result, LoraLayer):
-        if result.up is layer.up:
-            return 0.0
-        up, down = layer.factors(strength)
-        lost = up - result.factors()[0]
-        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-    return float(torch.linalg.vector_norm(layer.delta(_WIDE) * strength - result.delta(_WIDE)))
+    if isinstance(layer, FullLayer) or isinstance(result, FullLayer):
+        wide = torch.float64
+        return float(torch.linalg.vector_norm(layer.delta(wide) * strength - result.delta(wide)))
+    if result.up is layer.up:
+        return 0.0
+    up, down = layer.factors(strength)
+    lost = up - result.factors()[0]
+    return float(inner(lost, down, lost, down).clamp(min=0).sqrt())

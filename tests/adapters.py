@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.lora_ops import DictSource
+from lorakit.lora_ops import DictSource, FullLayer, LoraLayer
 from lorakit.lora_ops.adapter import Adapter
 from lorakit.lora_ops.formats import decode
 
@@ -144,7 +144,12 @@ def adapter(
     metadata: Mapping[str, str] | None = None,
 ) -> Adapter:
     """The same as lorakit reads it."""
-    return decode(DictSource(tensors(parts, format), metadata, name="lora.safetensors"))
+    return read(tensors(parts, format), metadata)
+
+
+def read(found: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Adapter:
+    """A file's tensors as lorakit reads them."""
+    return decode(DictSource(found, metadata, name="lora.safetensors"))
 
 
 def written(
@@ -173,6 +178,14 @@ def changes(found: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor
         gain = scale if alpha is None else float(alpha) / down.shape[0]
         meant[module] = gain * product(up, down, core)
     return meant
+
+
+def delta(layer: LoraLayer | FullLayer) -> Tensor:
+    """What a layer means: (out, in, *kernel), float64, from the definition."""
+    if isinstance(layer, FullLayer):
+        return layer.diff.double()
+    scale = 1.0 if layer.alpha is None else layer.alpha / layer.down.shape[0]
+    return scale * product(layer.up, layer.down, layer.mid)
 
 
 def product(up: Tensor, down: Tensor, core: Tensor | None = None) -> Tensor:

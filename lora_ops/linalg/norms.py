@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .._shapes import Float
+from .gram import SMALL, spectrum
 from .orthonormal import orthonormal, wide
 
-_ROWS, _STEPS = 8, 8
+_ROWS, _STEPS = 2, 16
 
 
 def frobenius(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
@@ -22,18 +23,22 @@ def frobenius(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]
 
 
 def spectral_norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
-    """Return the largest singular value, at most 3 % too small, as float64.
+    """Return the largest singular value, exact on small sides, else at most 1 % too small; float64.
 
-    Subspace iteration with a few spare directions: exact on spectra that fall, short on flat ones.
+    The last step of a subspace iteration alone falls short by 3 to 5 % on flat spectra; the Krylov
+    space of all its steps, for the same products, by 0.3 % on random matrices, the hardest there are.
 
-    Source: Halko, Martinsson & Tropp (2011), Finding structure with randomness, 4.4.
+    Source: Musco & Musco (2015), Randomized block Krylov methods.
     """
+    if min(matrix.shape) <= SMALL:
+        return spectrum(matrix)[0]
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn((min(_ROWS, *matrix.shape), matrix.shape[1]), generator=generator)
-    rows = orthonormal(start.to(matrix))
+    start = torch.randn((_ROWS, matrix.shape[1]), generator=generator)
+    basis = rows = orthonormal(start.to(matrix))
     for _ in range(_STEPS):
-        rows = orthonormal((rows @ matrix.mT) @ matrix)
-    image = wide(rows @ matrix.mT)
+        rows = orthonormal((rows @ matrix.mT) @ matrix, basis)
+        basis = torch.cat([basis, rows])
+    image = wide(basis @ matrix.mT)
     return torch.linalg.eigvalsh(image @ image.mT)[-1].clamp(min=0).sqrt()
 
 

@@ -1,0 +1,161 @@
+"""Whole folders: one bad file among good ones, the same places, nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import adapters
+import pytest
+import torch
+from adapters import Part
+from safetensors.torch import load_file
+
+from commands import contents
+from lorakit.lora_ops.edit_file import Ingredient, resize_file, scale_file
+from lorakit.lora_ops.edit_folder import check_folders, edit_folder
+from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, NonFiniteError, WriteError
+from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.report import Report
+
+
+def resized(source, output):
+    return resize_file(source, output, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five files: two good ones, a text, one with NaN, one that is no adapter; and a note."""
+    root = tmp_path / "loras"
+    (root / "people" / "ünï côde").mkdir(parents=True)
+    adapters.written(root / "b.safetensors", adapters.tensors())
+    adapters.written(root / "people" / "ünï côde" / "a b.safetensors", adapters.tensors([Part()]))
+    (root / "a.safetensors").write_text("no safetensors")
+    diverged = adapters.tensors()
+    diverged[next(key for key in diverged if "time_stack" in key)].view(-1)[0] = torch.nan
+    adapters.written(root / "people" / "nan.safetensors", diverged)
+    adapters.written(root / "people" / "model.safetensors", {"model.weight": torch.ones(3)})
+    (root / "people" / "notes.txt").write_text("not one of them")
+    return root
+
+
+GOOD = ["b.safetensors", "people/ünï côde/a b.safetensors"]
+BAD = ["a.safetensors", "people/model.safetensors", "people/nan.safetensors"]
+
+
+def test_a_bad_file_does_not_stop_the_rest(folder, tmp_path):
+    out, before = tmp_path / "out", contents(folder)
+    results = dict(edit_folder(folder, out, resized))
+    assert [name.as_posix() for name in results] == sorted([*GOOD, *BAD])
+    for name in GOOD:
+        assert isinstance(results[Path(name)], Report)
+        found = load_file(out / name)
+        assert {len(t) for key, t in found.items() if "lora_down" in key} == {3}
+        alone = tmp_path / "alone.safetensors"
+        with open_source(folder / name) as source:
+            resize_file(source, alone, 3, force=True)
+        assert adapters.changes(load_file(alone)).keys() == adapters.changes(found).keys()
+    for name in BAD:
+        assert isinstance(results[Path(name)], LoraOpsError)
+    assert isinstance(results[Path("people/nan.safetensors")], NonFiniteError)
+    # Nothing of the bad ones, not even a part of one whose last layer is the bad one.
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == GOOD
+    assert contents(folder) == before
+
+
+def test_results_come_one_by_one(folder, tmp_path):
+    """A file is written when it is asked for: a stop between two leaves whole files."""
+    out = tmp_path / "out"
+    results = edit_folder(folder, out, resized)
+    next(results)
+    assert not list(out.rglob("*.safetensors"))
+    assert next(results)[0] == Path("b.safetensors")
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["b.safetensors"]
+    results.close()
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["b.safetensors"]
+
+
+def test_a_file_that_is_there_is_an_error_of_its_own(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.safetensors").write_text("mine")
+    results = dict(edit_folder(folder, out, resized))
+    assert isinstance(results[Path(GOOD[0])], LoraOpsError)
+    assert isinstance(results[Path(GOOD[1])], Report)
+    assert (out / "b.safetensors").read_text() == "mine"
+
+
+def test_any_edit_will_do(folder, tmp_path):
+    results = dict(
+        edit_folder(
+            folder, tmp_path / "out", lambda source, to: scale_file(Ingredient(source, 0.5), to)
+        )
+    )
+    assert isinstance(results[Path(GOOD[0])], Report)
+    before = adapters.changes(load_file(folder / GOOD[0]))
+    after = adapters.changes(load_file(tmp_path / "out" / GOOD[0]))
+    for module, change in before.items():
+        torch.testing.assert_close(after[module], 0.5 * change)
+
+
+def test_an_interrupt_passes(folder, tmp_path):
+    def stopped(_source, _output):
+        raise KeyboardInterrupt
+
+    results = edit_folder(folder, tmp_path / "out", stopped)
+    assert next(results)[0] == Path("a.safetensors")  # fails before, as it is no adapter
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+
+
+@pytest.mark.parametrize("same", [".", "../loras", "people/.."])
+def test_the_same_folder_is_refused(folder, same):
+    with pytest.raises(ArgumentError, match="is the input folder; choose another"):
+        list(edit_folder(folder, folder / same, resized))
+
+
+def test_a_link_to_the_same_folder_is_refused(folder, tmp_path):
+    link = tmp_path / "link"
+    try:
+        link.symlink_to(folder, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    with pytest.raises(ArgumentError, match="is the input folder"):
+        check_folders(folder, link)
+
+
+def test_an_output_inside_of_the_folder_is_not_read_again(folder):
+    """Twin: the results of a first run as inputs of a second."""
+    out = folder / "small"
+    first = [name for name, _ in edit_folder(folder, out, resized)]
+    second = [name for name, _ in edit_folder(folder, out, resized)]
+    assert first == second == check_folders(folder, out)
+    assert (out / "b.safetensors").exists()
+    assert not (out / "small").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ArgumentError, match=r"is no folder, but .* is; give a folder"):
+        list(edit_folder(folder, tmp_path / "out", resized))
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_without_adapters_is_refused(tmp_path, make):
+    (tmp_path / "empty").mkdir()
+    if make:  # a folder of that name is no file
+        (tmp_path / "empty" / "x.safetensors").mkdir()
+    with pytest.raises(ArgumentError, match=r"holds no \.safetensors file"):
+        list(edit_folder(tmp_path / "empty", tmp_path / "out", resized))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_its_files(folder, tmp_path):
+    """A file stands where a subfolder has to go."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "people").write_text("mine")
+    results = dict(edit_folder(folder, out, resized))
+    assert isinstance(results[Path(GOOD[0])], Report)
+    assert isinstance(results[Path(GOOD[1])], WriteError)
+    assert "cannot be made" in str(results[Path(GOOD[1])])
+    assert sorted(path.name for path in out.iterdir()) == ["b.safetensors", "people"]
