@@ -84,7 +84,7 @@ def _bake(
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import open_source
         from ..lora_ops.bake_file import bake_file, plan_bake_file
-        from ..lora_ops.edit_file import Ingredient
+        from ..lora_ops.ingredients import ingredient
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
@@ -98,7 +98,7 @@ def _bake(
         plan = plan_bake_file(
             model,
             [
-                Ingredient(source, term.strength, term.blocks, where)
+                ingredient(source, term.strength, term.blocks, where)
                 for source, term in zip(opened, terms, strict=True)
             ],
             output=output,

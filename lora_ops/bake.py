@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .bake_plan import BakePlan, plan_bake
-from .bake_shares import Ingredient, Share
+from .bake_shares import Share
 from .bake_tensor import Baked, BakedLayer, bake_tensor, matrix
 from .extract import Progress
 from .formats import component
+from .ingredients import Ingredient
 from .layers import LoraLayer
 from .linalg import frobenius, inner
 from .parallel import ordered_map

@@ -13,7 +13,6 @@ import torch
 
 from .bake import run_bake, summarise_bake
 from .bake_plan import BakePlan, plan_bake
-from .bake_shares import Ingredient
 from .bake_tensor import BakedLayer
 from .devices import place
 from .errors import ArgumentError
@@ -31,6 +30,7 @@ from .files import (
     shard_paths,
 )
 from .files.header import render_header
+from .ingredients import Ingredient
 from .metadata import Input, Operation, Source, baked_metadata
 from .report import Report, Skip
 from .source import TensorSource

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from .architectures import Parameter, parameters
-from .bake_shares import Change, Ingredient, Share, check_fit, check_kind
+from .bake_shares import Change, Share, check_fit, check_kind
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
-from .formats import Modules, component, detect, flattened, modules, resolve
+from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
+from .ingredients import Ingredient
 from .pairs import COMPONENT_TITLES, nearest
 from .report import counted
 from .source import TensorSource
@@ -158,9 +159,11 @@ def _shares(
     """The layers of an adapter, checked, each with its target; None where there is none."""
     grouped = _grouped(ingredient.source)
     target_of = _targets(ingredient.source, grouped, targets, checkpoint.name, allow_partial)
+    scales = configured_scales(ingredient.source, grouped.modules)
     for name, module in grouped.modules.items():
         strength = sign * _finite(ingredient.strength_of(name), name)
-        share, target = Share(ingredient.source, name, module, strength), target_of.get(name)
+        share = Share(ingredient.source, name, module, strength, scales.get(name))
+        target = target_of.get(name)
         layer = check_kind(share)
         if target is not None:
             check_fit(layer, share, targets[target], checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,27 +16,6 @@ from .source import TensorSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ingredient:
-    """An adapter and how strongly it is applied.
-
-    Attributes:
-        source: The adapter, opened.
-        strength: The user's factor, of every layer that `strengths` does not name.
-        strengths: The whole factor by module name, as it stands in the file.
-        blocks: What the user asked for by block, as text, for the record.
-    """
-
-    source: TensorSource
-    strength: float = 1.0
-    strengths: Mapping[str, float] | None = None
-    blocks: str = ""
-
-    def strength_of(self, module: str) -> float:
-        """The factor of one module."""
-        return (self.strengths or {}).get(module, self.strength)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Share:
     """One layer of one adapter, times its strength.
 
@@ -46,16 +24,18 @@ class Share:
         name: The module's name in it.
         module: The module's keys.
         strength: The factor; negative to take the layer out.
+        scale: What the file's configuration gives a layer without an alpha of its own.
     """
 
     source: TensorSource
     name: str
     module: Module
     strength: float
+    scale: float | None = None
 
     def read(self) -> Layer:
         """Read the layer."""
-        return read_layer(self.source, self.name, self.module)
+        return read_layer(self.source, self.name, self.module, self.scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,9 +24,11 @@ def check_folders(folder: Path, output: Path) -> list[Path]:
         raise ArgumentError(f"is no folder, but `{folder}` is; give a folder", path=output)
     if output.exists() and output.samefile(folder):
         raise ArgumentError("is the input folder; choose another", path=output)
+    found = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     made = output.resolve()
-    found = (path for path in folder.rglob("*.safetensors") if path.is_file())
-    files = sorted(path.relative_to(folder) for path in found if made not in path.resolve().parents)
+    if folder.resolve() in made.parents:
+        found = [path for path in found if made not in path.resolve().parents]
+    files = sorted(path.relative_to(folder) for path in found)
     if not files:
         raise ArgumentError("holds no .safetensors file", path=folder)
     return files

@@ -147,16 +147,21 @@ def run(
 def notes(resizing: Resizing, report: Report) -> Iterator[str]:
     """What is worth a sentence: layers whose rank was asked to grow."""
     rule = resizing.rule
-    if not isinstance(rule, RankRule) or rule.kind != "rank":
+    if not isinstance(rule, RankRule):
         return
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
-    kept = [one for one in layers if one.rank == one.was[0]]
-    small = [one for one in kept if one.rank < rule.for_kernel(one.shape[2:]).value]
+    small = [one for one in layers if one.rank == one.was[0] < _asked(rule, one.shape[2:])]
     if small:
         yield (
             f"{counted(len(small), 'layer')} had less than the rank asked for: "
-            "a higher one gains nothing, and they are kept as they were"
+            "a higher one gains nothing, so the rank stays"
         )
+
+
+def _asked(rule: RankRule, kernel: tuple[int, ...]) -> float:
+    """The rank that a rule names; 0 where it looks at the layer."""
+    own = rule.for_kernel(kernel)
+    return min(own.value, own.most or math.inf) if own.kind == "rank" else 0
 
 
 def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[str, int]:

@@ -7,7 +7,7 @@ from oracles import finite_values
 from torch import Tensor
 
 from lorakit.lora_ops import DictSource
-from lorakit.lora_ops.bake_shares import Ingredient
+from lorakit.lora_ops.ingredients import Ingredient
 
 LINEAR = "blocks.0.self_attn.q"
 FP8 = torch.float8_e4m3fn

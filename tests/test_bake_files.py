@@ -24,10 +24,10 @@ from commands import contents, lorakit_here
 from lorakit.lora_ops import LoraOpsError, extract, open_source
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_file import bake_file, plan_bake_file
-from lorakit.lora_ops.bake_shares import Ingredient
 from lorakit.lora_ops.errors import ArgumentError, QuantisedError
 from lorakit.lora_ops.files import INDEX, SafetensorsWriter
 from lorakit.lora_ops.formats import COMFY, encode_layer, module_namer
+from lorakit.lora_ops.ingredients import Ingredient
 
 BASE = dict(grid(FLUX, torch.float16)) | {"odd": torch.arange(5, dtype=torch.uint8)}
 METADATA = {"modelspec.title": "A model", "modelspec.hash_sha256": "0x00", "format": "pt"}

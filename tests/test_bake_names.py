@@ -18,7 +18,6 @@ from lorakit.lora_ops import DictSource, extract, open_source
 from lorakit.lora_ops.architectures import detect, parameters
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_plan import plan_bake
-from lorakit.lora_ops.bake_shares import Ingredient
 from lorakit.lora_ops.bake_tensor import bake_tensor
 from lorakit.lora_ops.errors import (
     ArgumentError,
@@ -31,6 +30,7 @@ from lorakit.lora_ops.errors import (
     WeightShapeError,
 )
 from lorakit.lora_ops.formats import COMFY, KOHYA, encode_layer, module_namer
+from lorakit.lora_ops.ingredients import Ingredient
 
 # --- Names and places -----------------------------------------------------------------------------
 

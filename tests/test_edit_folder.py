@@ -133,6 +133,12 @@ def test_an_output_inside_of_the_folder_is_not_read_again(folder):
     assert not (out / "small").exists()
 
 
+def test_an_output_around_the_folder_takes_what_is_in_it(folder):
+    results = dict(edit_folder(folder / "people", folder, resized))
+    assert isinstance(results[Path("ünï côde/a b.safetensors")], Report)
+    assert (folder / "ünï côde" / "a b.safetensors").exists()
+
+
 def test_an_output_that_is_a_file_is_refused(folder, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ArgumentError, match=r"is no folder, but .* is; give a folder"):

@@ -246,10 +246,18 @@ def test_what_is_not_lowered_keeps_its_bits(dtype, rule):
         assert (raw(layer.up), raw(layer.down)) == (raw(kept.up), raw(kept.down))
         assert (layer.alpha, layer.dtype) == (kept.alpha, dtype)
     assert report.error == 0
-    told = {"6": 0, "6,conv=9": 2}.get(rule, len(parts))
+
+
+@pytest.mark.parametrize(
+    ("rule", "layers"),
+    [("6", 0), ("7", 5), ("64,max=6", 0), ("64,max=8", 5), ("6,conv=9", 3), ("7,conv=6", 2),
+     ("energy=1,conv=64", 3), ("energy=1", 0), ("mean=6", 0)],
+)  # fmt: skip
+def test_a_rank_that_cannot_grow_is_told(rule, layers):
+    _, report = resize(adapter(), rule)
     assert report.notes == (
-        (f"{told} layers had less than the rank asked for: a higher one gains nothing, and they "
-         "are kept as they were",) if told else ()
+        (f"{layers} layers had less than the rank asked for: a higher one gains nothing, "
+         "so the rank stays",) if layers else ()
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from .parameter import Parameter
+from .renames import Packing
 
 UNET = "diffusion_model."
 
@@ -111,6 +112,9 @@ class Architecture:
         network_module: ``ss_network_module`` of the trainer for this family.
         v2: ``ss_v2``: Stable Diffusion 2.
         kohya: How kohya names its targets; None where lorakit does not write them.
+        diffusers: What stands before diffusers' names of its modules in an adapter; None where
+            these are not known.
+        packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
     """
 
     name: str
@@ -122,3 +126,5 @@ class Architecture:
     network_module: str = "networks.lora"
     v2: bool = False
     kohya: Kohya | None = None
+    diffusers: str | None = None
+    packings: tuple[Packing, ...] = ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .architecture import Architecture
-from .flux import CHROMA, FLUX, FLUX2, FLUX_SCHNELL
+from .flux import CHROMA, FLUX, FLUX_SCHNELL
+from .flux2 import FLUX2
 from .image import HIDREAM, HUNYUAN_DIT, KANDINSKY5, KREA2, LUMINA2, PIXART, QWEN_IMAGE, Z_IMAGE
 from .mmdit import AURAFLOW, SD3
 from .parameter import Parameter

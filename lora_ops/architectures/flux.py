@@ -1,12 +1,13 @@
-"""Flux and its descendants: double and single stream blocks with fused projections."""
+"""Flux.1 and Chroma: double and single stream blocks with fused projections."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from .architecture import Architecture, Condition, Kohya, TargetRule
+from .renames import Packing, renamed, same, within
 
-_BLOCKS = (
+BLOCKS = (
     r"^(double_blocks_\d+_(img|txt)_(attn|mlp|mod)_|single_blocks_\d+_(linear[12]|modulation_lin))"
 )
 _STREAMS = ("img_in.weight", "txt_in.weight", "double_blocks.0.img_attn.qkv.weight")
@@ -16,6 +17,73 @@ _DIFFUSERS = (
     "x_embedder.weight",
 )
 _KOHYA = Kohya("native", {"clip_l": "lora_te1_", "t5xxl": "lora_te3_"})
+
+QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+SWAPPED_FINAL = Packing("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True)
+
+# What Flux.1, Flux.2, Chroma and HunyuanVideo have in common.
+ATTENTION = (
+    Packing("img_attn.qkv", QKV),
+    Packing("txt_attn.qkv", ADDED_QKV),
+    *renamed(
+        ("img_attn.proj", "attn.to_out.0"),
+        ("txt_attn.proj", "attn.to_add_out"),
+        ("img_attn.norm.query_norm", "attn.norm_q"),
+        ("img_attn.norm.key_norm", "attn.norm_k"),
+        ("txt_attn.norm.query_norm", "attn.norm_added_q"),
+        ("txt_attn.norm.key_norm", "attn.norm_added_k"),
+    ),
+)
+MLP = renamed(
+    ("img_mlp.0", "ff.net.0.proj"),
+    ("img_mlp.2", "ff.net.2"),
+    ("txt_mlp.0", "ff_context.net.0.proj"),
+    ("txt_mlp.2", "ff_context.net.2"),
+)
+MODULATION = renamed(("img_mod.lin", "norm1.linear"), ("txt_mod.lin", "norm1_context.linear"))
+# LyCORIS and Flux.2.
+GATED_MLP = renamed(
+    ("img_mlp.0", "ff.linear_in"),
+    ("img_mlp.2", "ff.linear_out"),
+    ("txt_mlp.0", "ff_context.linear_in"),
+    ("txt_mlp.2", "ff_context.linear_out"),
+)
+SINGLE = (
+    Packing("linear1", (*QKV, "proj_mlp"), parts=(1, 1, 1, 4)),
+    *renamed(
+        ("linear2", "proj_out"),
+        ("modulation.lin", "norm.linear"),
+        ("norm.query_norm", "attn.norm_q"),
+        ("norm.key_norm", "attn.norm_k"),
+    ),
+)
+# ComfyUI's own name for the attention of a single block, for whoever trained that alone.
+SINGLE_QKV = Packing("linear1", ("linear1_qkv", ""), parts=(3, 4))
+EMBEDDERS = renamed(
+    *((f"{native}.{layer}", f"{foreign}.linear_{number}")
+      for native, foreign in (
+          ("time_in", "time_text_embed.timestep_embedder"),
+          ("vector_in", "time_text_embed.text_embedder"),
+          ("guidance_in", "time_text_embed.guidance_embedder"),
+      )
+      for number, layer in enumerate(("in_layer", "out_layer"), start=1)),
+)  # fmt: skip
+_ENDS = renamed(
+    ("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")
+)
+# Flux.2's names of the single blocks, which ComfyUI reads for all of the family.
+UNSPLIT = renamed(("linear1", "attn.to_qkv_mlp_proj"), ("linear2", "attn.to_out"))
+
+_PACKINGS = (
+    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
+    *within("double_blocks.{}.", "transformer_blocks.{}.", GATED_MLP),
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, *UNSPLIT)),
+    *within("single_blocks.{}.", "single_blocks.{}.", (SINGLE_QKV,)),
+    *EMBEDDERS,
+    *_ENDS,
+    SWAPPED_FINAL,
+)
 
 FLUX = Architecture(
     name="flux",
@@ -28,13 +96,15 @@ FLUX = Architecture(
         ),
     ),
     targets=(
-        TargetRule(_BLOCKS),
+        TargetRule(BLOCKS),
         TargetRule(r"^single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp|proj_out|norm_linear)"),
     ),
     modelspec="flux-1-dev",
     base_model_version="flux1",
     network_module="networks.lora_flux",
     kohya=_KOHYA,
+    diffusers="transformer.",
+    packings=_PACKINGS,
 )
 
 FLUX_SCHNELL = replace(
@@ -45,26 +115,8 @@ FLUX_SCHNELL = replace(
         Condition(has_all=(*_STREAMS, "vector_in.in_layer.weight")),
         Condition(has_all=_DIFFUSERS, root="transformer."),
     ),
-    targets=(TargetRule(_BLOCKS, shared=True),),
+    targets=(TargetRule(BLOCKS, shared=True),),
     modelspec="flux-1-schnell",
-)
-
-FLUX2 = Architecture(
-    name="flux2",
-    title="Flux.2",
-    recognise=(
-        Condition(has_all=("double_stream_modulation_img.lin.weight",)),
-        Condition(
-            has_all=("single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight",),
-            root="transformer.",
-        ),
-    ),
-    targets=(
-        TargetRule(r"^(double_stream_modulation_|single_stream_modulation_)"),
-        TargetRule(r"^single_transformer_blocks_\d+_attn_to_(qkv_mlp_proj|out$)"),
-        TargetRule(_BLOCKS, shared=True),
-    ),
-    network_module="networks.lora_flux_2",
 )
 
 CHROMA = Architecture(
@@ -74,9 +126,22 @@ CHROMA = Architecture(
         Condition(has_any=("distilled_guidance_layer.*",)),
         Condition(has_any=("distilled_guidance_layer.*",), root="transformer."),
     ),
-    targets=(TargetRule(r"^distilled_guidance_layer_"), TargetRule(_BLOCKS, shared=True)),
+    targets=(TargetRule(r"^distilled_guidance_layer_"), TargetRule(BLOCKS, shared=True)),
     modelspec="chroma",
     base_model_version="chroma",
     network_module="networks.lora_flux",
     kohya=_KOHYA,
-)
+    diffusers="transformer.",
+    packings=(
+        *_PACKINGS,
+        *renamed(
+            ("distilled_guidance_layer.layers.{}.in_layer", "distilled_guidance_layer.layers.{}.linear_1"),
+            ("distilled_guidance_layer.layers.{}.out_layer", "distilled_guidance_layer.layers.{}.linear_2"),
+        ),
+        *same(
+            "distilled_guidance_layer.in_proj",
+            "distilled_guidance_layer.out_proj",
+            "distilled_guidance_layer.norms.{}",
+        ),
+    ),
+)  # fmt: skip

@@ -6,7 +6,7 @@ from .decode import decode, detect, read_alpha, read_layer
 from .encode import encode_full, encode_layer, module_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
 from .names import Namer, component, flattened, module_namer, resolve
-from .peft_config import PEFT_METADATA, peft_scales, with_unit_scales
+from .peft_config import PEFT_METADATA, configured_scales, peft_scales, with_unit_scales
 from .suffixes import BIAS, Module, Modules, modules
 from .table import (
     COMFY,
@@ -35,6 +35,7 @@ __all__ = [
     "Respell",
     "can_hold_full",
     "component",
+    "configured_scales",
     "decode",
     "detect",
     "encode_full",

@@ -13,7 +13,7 @@ from ..errors import LayerShapeError, QuantisedError, UnknownFormatError, Unsupp
 from ..layers import FullLayer, Layer, LoraLayer
 from ..source import TensorSource
 from .names import resolve
-from .peft_config import PEFT_METADATA, peft_scales
+from .peft_config import configured_scales
 from .suffixes import Module, modules
 from .table import FORMATS, PEFT
 
@@ -134,8 +134,7 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
         target: {"alpha": f"{name}.alpha", **module.keys}
         for target, (name, module) in layers.items()
     }
-    configured = PEFT_METADATA in source.metadata
-    scales = peft_scales(source.metadata, grouped.modules) if configured else {}
+    scales = configured_scales(source, grouped.modules)
     extras = _Tensors(source, grouped.extras)
     return Adapter(_Layers(source, layers, scales), extras, source.metadata, format, spelled)
 

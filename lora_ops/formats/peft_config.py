@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ..errors import FormatError
+from ..source import TensorSource
 
 PEFT_METADATA = "lora_adapter_metadata"
 """The metadata entry: JSON text."""
@@ -49,6 +50,15 @@ def peft_scales(metadata: Mapping[str, str], modules: Iterable[str]) -> dict[str
         module: _scale(configs.get(component, {}), name)
         for module, (component, name) in located.items()
     }
+
+
+def configured_scales(source: TensorSource, modules: Iterable[str]) -> dict[str, float]:
+    """Return the `peft_scales` of an adapter file; empty for one without a configuration.
+
+    Raises:
+        FormatError: As `peft_scales`.
+    """
+    return peft_scales(source.metadata, modules) if PEFT_METADATA in source.metadata else {}
 
 
 def with_unit_scales(
