@@ -19,7 +19,7 @@ from .report import LayerReport, Report, Skip, counted
 Progress = Callable[[int, int, str], None]
 
 ZERO = "changes nothing"
-_BIAS, _WHOLE = _FULL = ("bias", "full")
+_BIAS, _FULL = "bias", "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class EditReport(LayerReport):
     @property
     def is_full(self) -> bool:
         """Whether it is a full difference, whose rank is nobody's choice."""
-        return self.kind in _FULL
+        return self.kind in (_BIAS, _FULL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ def kind_of(target: str, layer: Layer) -> str:
     """Say what a layer changes, from its shape: linear, conv 3x3, bias, ..."""
     shape = layer.shape
     if isinstance(layer, FullLayer):
-        return _BIAS if target.endswith(".bias") else _WHOLE
+        return _BIAS if target.endswith(".bias") else _FULL
     if len(shape) == 2:
         return "linear"
     return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"

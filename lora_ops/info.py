@@ -12,20 +12,19 @@ from .architectures import ARCHITECTURES, Architecture, Parameter, detect_target
 from .architectures import detect as detect_architecture
 from .architectures import naming as naming_of
 from .dtypes import spelled
-from .formats import Module, component, flattened, modules, read_alpha
+from .formats import (
+    MAGNITUDES,
+    Module,
+    component,
+    flattened,
+    kind_of,
+    modules,
+    read_alpha,
+    title_of,
+)
 from .formats import detect as detect_format
 from .source import TensorSource
 
-_KINDS = {
-    "lora": "LoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "glora": "GLoRA",
-    "oft": "OFT",
-    "ia3": "IA3",
-    "full": "full difference",
-    "mixed": "mixed",
-}
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
 # Textual inversions: the vectors for one encoder, or one key for each of several.
 _EMBEDDING_KEYS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
@@ -89,7 +88,7 @@ def describe(source: TensorSource) -> Info:
     adapter = 2 * sum(len(module.keys) for module in found.values()) > len(keys)
     named = {} if adapter else parameters(source)
     architecture = _architecture(source, found) if adapter else detect_architecture(named)
-    kind = _adapter_kind(found) if adapter else _model_kind(named, architecture)
+    kind = _adapter_kind(source, found) if adapter else _model_kind(named, architecture)
     parts = dict.fromkeys(keys, "other")
     if adapter:
         for name, module in found.items():
@@ -113,15 +112,17 @@ def describe(source: TensorSource) -> Info:
     )
 
 
-def _adapter_kind(found: Mapping[str, Module]) -> str:
-    kinds = {module.kind for module in found.values()}
+def _adapter_kind(source: TensorSource, found: Mapping[str, Module]) -> str:
+    kinds = {kind_of(source, module) for module in found.values()}
     # Differences of norms and biases accompany factors without making the file another kind.
-    kind = min(kinds - {"full"}) if len(kinds - {"full"}) == 1 else "mixed"
-    if kinds == {"full"}:
-        return "adapter of full differences"
-    if kind == "lora" and any("dora_scale" in module.keys for module in found.values()):
+    thin = kinds - {"full", "set"}
+    if not thin:
+        return f"adapter of {title_of('set' if 'set' in kinds else 'full')}s"
+    kind = min(thin) if len(thin) == 1 else "mixed"
+    dora = any(role in module.keys for module in found.values() for role in MAGNITUDES)
+    if kind == "lora" and dora:
         return "DoRA adapter"
-    return f"{_KINDS[kind]} adapter"
+    return f"{title_of(kind)} adapter{' with DoRA' if dora else ''}"
 
 
 def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | None) -> str:
@@ -168,7 +169,7 @@ def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Par
 
 def _target(source: TensorSource, module: Module) -> str:
     if not _is_lora(source, module):
-        return "incomplete" if module.kind == "lora" else _KINDS[module.kind]
+        return "incomplete" if module.kind == "lora" else title_of(kind_of(source, module))
     shape = source.shape(module.keys.get("mid", module.keys["down"]))
     kernel = "x".join(map(str, shape[2:]))
     return f"conv{'' if len(shape) == 4 else f'{len(shape) - 2}d'} {kernel}" if kernel else "linear"

@@ -33,8 +33,8 @@ def scale(
 ) -> tuple[Adapter, Report]:
     """Return the adapter with its changes multiplied, and its report.
 
-    The strength goes into alpha, so factors keep their bits; into up where the file's format has no
-    alpha. Layers of strength 0 are left out.
+    The strength goes into alpha, so factors keep their bits; where the file's format has no alpha,
+    into up, rounded to a dtype that every loader reads. Layers of strength 0 are left out.
 
     Args:
         adapter: Its layers are read one after another.

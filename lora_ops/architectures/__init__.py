@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from .architecture import UNET, Architecture, Condition, Kohya, Size, TargetRule
 from .canonical import naming, parameters
-from .catalogue import ARCHITECTURES, detect, detect_targets
+from .catalogue import ARCHITECTURES, architecture_named, detect, detect_targets
 from .encoders import TE
+from .lookup import ENCODERS, module_renames
 from .parameter import Component, Parameter
+from .renames import Packing, Place, Renames
 from .unet_blocks import UnetNames, unet_names
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
     "TE",
     "UNET",
     "Architecture",
     "Component",
     "Condition",
     "Kohya",
+    "Packing",
     "Parameter",
+    "Place",
+    "Renames",
     "Size",
     "TargetRule",
     "UnetNames",
+    "architecture_named",
     "detect",
     "detect_targets",
+    "module_renames",
     "naming",
     "parameters",
     "unet_names",

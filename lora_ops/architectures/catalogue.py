@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..errors import ArgumentError
 from .architecture import Architecture
+from .cosmos import ANIMA, COSMOS
 from .flux import CHROMA, FLUX, FLUX_SCHNELL
 from .flux2 import FLUX2
-from .image import HIDREAM, HUNYUAN_DIT, KANDINSKY5, KREA2, LUMINA2, PIXART, QWEN_IMAGE, Z_IMAGE
+from .hidream import HIDREAM
+from .hunyuan_video import HUNYUAN_VIDEO
+from .kandinsky5 import KANDINSKY5
+from .krea2 import KREA2
+from .ltxv import LTXV
 from .mmdit import AURAFLOW, SD3
+from .next_dit import LUMINA2, Z_IMAGE
 from .parameter import Parameter
+from .pixart import HUNYUAN_DIT, PIXART
+from .qwen_image import QWEN_IMAGE
 from .stable_diffusion import SD1, SD2, SDXL, SDXL_REFINER
-from .video import ANIMA, COSMOS, HUNYUAN_VIDEO, LTXV, WAN
+from .wan import WAN
 
 # The order decides: whoever has all of another's names and more stands before it.
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -39,6 +48,19 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     SD1,
     SD2,
 )
+
+
+def architecture_named(name: str) -> Architecture:
+    """Return the architecture of that short name.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    for architecture in ARCHITECTURES:
+        if architecture.name == name:
+            return architecture
+    names = ", ".join(sorted(one.name for one in ARCHITECTURES))
+    raise ArgumentError(f"unknown architecture `{name}`; it is one of {names}")
 
 
 def detect(parameters: Mapping[str, Parameter]) -> Architecture | None:

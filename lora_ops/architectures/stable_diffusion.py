@@ -32,6 +32,7 @@ SDXL = Architecture(
     modelspec="stable-diffusion-xl-v1-base",
     base_model_version="sdxl_base_v1-0",
     kohya=Kohya("native", {"clip_l": "lora_te1_", "clip_g": "lora_te2_"}),
+    diffusers="unet.",
 )
 
 SDXL_REFINER = Architecture(
@@ -40,6 +41,7 @@ SDXL_REFINER = Architecture(
     recognise=(_unet(1280, 384, "label_emb.0.0.weight"),),
     targets=(TargetRule(_BLOCK, 1280),),
     modelspec="stable-diffusion-xl-v1-refiner",
+    diffusers="unet.",
 )
 
 SD1 = Architecture(
@@ -50,6 +52,7 @@ SD1 = Architecture(
     modelspec="stable-diffusion-v1",
     base_model_version="sd_v1",
     kohya=Kohya("diffusers", {"clip_l": "lora_te_"}),
+    diffusers="unet.",
 )
 
 # Versions 2.0 and 2.1 (512 and 768-v) have the same weights' shapes: no modelspec id is certain.
@@ -61,4 +64,5 @@ SD2 = Architecture(
     base_model_version="sd_v2",
     v2=True,
     kohya=Kohya("diffusers", {"clip_h": "lora_te_"}),
+    diffusers="unet.",
 )

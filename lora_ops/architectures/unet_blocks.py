@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from .renames import Packing, renamed, same, within
+
 STANDARD = (2, 2, 2, 2)
 """Residual blocks per level of Stable Diffusion 1 and 2; SDXL has the first three."""
 
@@ -35,6 +37,18 @@ _RESNET = (
     ("out_layers.0", "norm2"),
     ("out_layers.3", "conv2"),
     ("skip_connection", "conv_shortcut"),
+)
+
+# Within a block of attention both names are the same.
+_ATTENTION = (
+    *("norm", "proj_in", "proj_out"),
+    *(
+        f"transformer_blocks.{{}}.{attention}.to_{part}"
+        for attention in ("attn1", "attn2")
+        for part in ("q", "k", "v", "out.0")
+    ),
+    *(f"transformer_blocks.{{}}.{part}" for part in ("ff.net.0.proj", "ff.net.2")),
+    *(f"transformer_blocks.{{}}.norm{number}" for number in (1, 2, 3)),
 )
 
 
@@ -66,6 +80,25 @@ def unet_names(names: Collection[str] = ()) -> UnetNames:
         native=dict(pairs),
         diffusers={diffusers: native for native, diffusers in pairs},
     )
+
+
+def unet_packings(table: UnetNames) -> tuple[Packing, ...]:
+    """Return the modules of a UNet of this layout, each by itself, as a kohya name needs them."""
+    there = list(table.native.items())
+    back = [(native, diffusers) for diffusers, native in table.diffusers.items()]
+    # Where one has two names on the other side, the pair that both tables have comes first.
+    known = set(back)
+    mutual = [pair for pair in there if pair in known]
+    pairs = dict.fromkeys((*mutual, *there, *back))
+    return tuple(one for pair in pairs for one in _modules(*pair))
+
+
+def _modules(native: str, diffusers: str) -> tuple[Packing, ...]:
+    if ".resnets." in diffusers:
+        return within(f"{native}.", f"{diffusers}.", renamed(*_RESNET))
+    if ".attentions." in diffusers:
+        return within(f"{native}.", f"{diffusers}.", same(*_ATTENTION))
+    return renamed((native, diffusers))
 
 
 def _translate(name: str, table: Mapping[str, str]) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .decode import decode, detect, read_alpha, read_layer
+from .decode import decode, detect, read_layer
 from .encode import encode_full, encode_layer, module_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
+from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
+from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
 from .peft_config import PEFT_METADATA, configured_scales, peft_scales, with_unit_scales
 from .suffixes import BIAS, Module, Modules, modules
@@ -25,10 +27,14 @@ __all__ = [
     "COMFY",
     "DIFFUSERS",
     "FORMATS",
+    "KINDS",
     "KOHYA",
+    "MAGNITUDES",
     "PEFT",
     "PEFT_METADATA",
     "Format",
+    "Kind",
+    "ModelNames",
     "Module",
     "Modules",
     "Namer",
@@ -45,14 +51,18 @@ __all__ = [
     "format_of",
     "join_key",
     "join_keys",
+    "kind_of",
+    "model_names",
     "module_keys",
     "module_namer",
     "modules",
     "peft_scales",
     "read_alpha",
+    "read_kind",
     "read_layer",
     "resolve",
     "respeller",
+    "title_of",
     "with_unit_scales",
     "writable",
 ]

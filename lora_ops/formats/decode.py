@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..errors import LayerShapeError, QuantisedError, UnknownFormatError, UnsupportedLayerError
-from ..layers import FullLayer, Layer, LoraLayer
+from ..errors import UnknownFormatError
+from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
 from ..source import TensorSource
+from .kinds import MAGNITUDES, kind_of, read_kind, unsupported
 from .names import resolve
 from .peft_config import configured_scales
 from .suffixes import Module, modules
 from .table import FORMATS, PEFT
 
-_KINDS = {"loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT", "ia3": "IA3"}
+# The kinds that all operations treat; the others are read by `read_kind` alone, until they do.
+_ADMITTED = ("lora", "full")
 
 
 def detect(keys: Iterable[str], name: str = "the file") -> str:
@@ -57,60 +59,15 @@ def read_layer(
         LayerShapeError: A factor is missing, or they do not fit together.
         QuantisedError: The factors are integers, so they stand for other numbers.
     """
-    keys = module.keys
-    if module.kind == "full" and set(keys) == {"diff"}:
-        return FullLayer(source.tensor(keys["diff"]))
-    odd = sorted(keys.keys() - {"up", "down", "mid", "alpha", "dora_scale"})
-    if module.kind != "lora" or odd:
-        kind = _KINDS.get(module.kind, module.kind)
-        holds = f" with {', '.join(f'`{keys[role]}`' for role in odd)}" if odd else ""
-        raise UnsupportedLayerError(
-            f"layer `{name}` is of kind {kind}{holds}, which cannot be read as a LoRA layer; "
-            "leave the file out, or bake it with a program that knows the kind",
-            target=name,
-            path=source.name,
-        )
-    for role in ("up", "down"):
-        if role not in keys:
-            there = ", ".join(f"`{key}`" for key in keys.values())
-            raise LayerShapeError(
-                f"layer `{name}` has no {role} factor, only {there}; the file is incomplete",
-                target=name,
-                path=source.name,
-            )
-        if not source.dtype(keys[role]).is_floating_point:
-            raise QuantisedError(
-                f"layer `{name}`: `{keys[role]}` is stored as {source.dtype(keys[role])}, not as "
-                "plain numbers; use the file it was quantised from",
-                target=name,
-                path=source.name,
-            )
-    alpha = read_alpha(source, keys["alpha"]) if "alpha" in keys else None
-    if alpha is None and scale is not None:
-        alpha = scale * source.shape(keys["down"])[0]
-    try:
-        return LoraLayer(
-            up=source.tensor(keys["up"]),
-            down=source.tensor(keys["down"]),
-            alpha=alpha,
-            mid=source.tensor(keys["mid"]) if "mid" in keys else None,
-            dora_scale=source.tensor(keys["dora_scale"]) if "dora_scale" in keys else None,
-        )
-    except LayerShapeError as error:
-        message = f"layer `{name}`: {error}"
-        raise LayerShapeError(message, target=name, path=source.name) from None
-
-
-def read_alpha(source: TensorSource, key: str) -> float:
-    """Read an alpha: one number, of any dtype, with or without an axis.
-
-    Raises:
-        LayerShapeError: It is not one number.
-    """
-    shape = source.shape(key)
-    if any(size != 1 for size in shape):
-        raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
-    return float(source.tensor(key).item())
+    odd = module.keys.keys() - {"up", "down", "mid", "alpha", "diff", *MAGNITUDES}
+    if module.kind not in _ADMITTED or odd:
+        raise unsupported(source, name, module, kind_of(source, module), odd)
+    layer = read_kind(source, name, module, scale)
+    if isinstance(layer, DoraLayer) and isinstance(layer.inner, LoraLayer):
+        return replace(layer.inner, dora_scale=layer.magnitude)
+    if not isinstance(layer, LoraLayer | FullLayer):
+        raise unsupported(source, name, module, kind_of(source, module), MAGNITUDES)
+    return layer
 
 
 def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:

@@ -6,13 +6,45 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedLayerError
-from ..layers import FullLayer, Layer
+from ..layers import (
+    AnyLayer,
+    BoftLayer,
+    DoraLayer,
+    FullLayer,
+    GloraLayer,
+    Ia3Layer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    OftLayer,
+    ReplacementLayer,
+    ReshapedLayer,
+)
+from .kinds import KINDS
 from .names import Namer
 from .suffixes import BIAS
-from .table import Format
+from .table import COMFY, KOHYA, Format
 
 
-def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:
+def _spelled(kind: str, pattern: str) -> dict[str, str]:
+    return {role: pattern.format(role) for role in (*KINDS[kind].needs, *KINDS[kind].takes)}
+
+
+# The suffix of each role, and the formats whose loaders know the kind.
+_BOTH = (KOHYA.name, COMFY.name)
+_BLOCKS = {"blocks": ".oft_blocks", "rescale": ".rescale"}
+_SPELLINGS: dict[type[AnyLayer], tuple[dict[str, str], tuple[str, ...]]] = {
+    LohaLayer: (_spelled("loha", ".hada_{}"), _BOTH),
+    LokrLayer: (_spelled("lokr", ".lokr_{}"), _BOTH),
+    GloraLayer: (_spelled("glora", ".{}.weight"), _BOTH),
+    OftLayer: (_BLOCKS, _BOTH),
+    BoftLayer: (_BLOCKS, _BOTH),
+    Ia3Layer: (_spelled("ia3", ".{}"), (KOHYA.name,)),
+    ReplacementLayer: (_spelled("set", ".{}"), (COMFY.name,)),
+}
+
+
+def encode_layer(format: Format, namer: Namer, target: str, layer: AnyLayer) -> dict[str, Tensor]:
     """Return the tensors of one layer under the keys they get in the file.
 
     Factors keep their shape: those of a convolution are (rank, in, *kernel) and (out, rank, 1...).
@@ -27,11 +59,20 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dic
         layer: What to write; its tensors are passed on, not copied.
 
     Raises:
-        UnsupportedLayerError: The format has no place for a full difference, or no name for this
-            target.
+        UnsupportedLayerError: The format has no place for that kind, or no name for this target.
     """
     if isinstance(layer, FullLayer):
         return encode_full(format, namer, target, layer.diff)
+    if isinstance(layer, DoraLayer):
+        inner = encode_layer(format, namer, target, layer.inner)
+        return inner | _encode_magnitudes(format, namer, target, layer)
+    if isinstance(layer, ReshapedLayer):
+        if format.name != COMFY.name:
+            raise _no_place(format, target, layer)
+        inner = encode_layer(format, namer, target, layer.inner)
+        return inner | {f"{namer(target)}.reshape_weight": layer.reshape_weight}
+    if not isinstance(layer, LoraLayer):
+        return _encode_other(format, namer, target, layer)
     module = namer(target)
     up, down, mid = format.tucker if layer.mid is not None else (format.up, format.down, "")
     tensors = {module + up: layer.up, module + down: layer.down}
@@ -43,6 +84,38 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dic
     if layer.dora_scale is not None:
         tensors[f"{module}.dora_scale"] = layer.dora_scale
     return tensors
+
+
+def _encode_other(format: Format, namer: Namer, target: str, layer: AnyLayer) -> dict[str, Tensor]:
+    suffixes, formats = _SPELLINGS[type(layer)]
+    if format.name not in formats:
+        raise _no_place(format, target, layer)
+    module = namer(target)
+    suffixes = suffixes | {"alpha": ".alpha"}
+    return {module + suffixes[role]: tensor for role, tensor in layer.tensors().items()}
+
+
+def _encode_magnitudes(
+    format: Format, namer: Namer, target: str, layer: DoraLayer
+) -> dict[str, Tensor]:
+    if format.name in _BOTH:
+        # PEFT's shapes would be read as another axis, or as none.
+        kept = layer.role == "dora_scale"
+        scale = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
+        return {f"{namer(target)}.dora_scale": scale}
+    if layer.axis != 0 or not isinstance(layer.inner, LoraLayer):
+        raise _no_place(format, target, layer)
+    ones = [1] * (len(layer.shape) - 2)
+    shape = (1, -1, *ones) if ones else (-1,)
+    return {f"{namer(target)}.lora_magnitude_vector": layer.magnitude.reshape(shape)}
+
+
+def _no_place(format: Format, target: str, layer: AnyLayer) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"format `{format.name}` has no place for `{target}`, a {layer.title} layer: its loaders do "
+        "not know the kind; use the format that it has, or convert it with `--to lora`",
+        target=target,
+    )
 
 
 def module_keys(format: Format, module: str) -> dict[str, str]:

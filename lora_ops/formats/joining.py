@@ -31,7 +31,7 @@ _ENCODERS = (
     (re.compile(r"^(te\d:)text_model_"), r"\1"),
 )
 # The attention processors of diffusers before 0.22 had the layers under themselves.
-_PROCESSORS = (
+PROCESSORS = (
     (re.compile(r"([._])processor[._]to_out$"), r"\1to_out\g<1>0"),
     (re.compile(r"([._])processor[._]to_"), r"\1to_"),
 )
@@ -78,7 +78,7 @@ def join_key(module: str) -> str:
     flat = flattened(module)
     for pattern, to in _ENCODERS:
         flat = pattern.sub(to, flat)
-    for pattern, to in _PROCESSORS:
+    for pattern, to in PROCESSORS:
         flat = pattern.sub(to, flat)
     parts = flat.split("_")
     for length in range(len(parts), 0, -1):
@@ -154,11 +154,12 @@ def _target(module: str, table: UnetNames, clip: str) -> str:
     if module.startswith((TE, "vae.", "transformer_2.")):
         return module
     if module.startswith("text_encoder"):
-        return _encoder_target(module, clip)
+        prefix, _, inner = module.partition(".")
+        return encoder_target(prefix == "text_encoder_2", inner, clip)
     inner = _inner(module)
     if module.removesuffix(inner).endswith(UNET):
         return UNET + inner
-    for pattern, to in _PROCESSORS:
+    for pattern, to in PROCESSORS:
         inner = pattern.sub(to, inner)
     native = table.to_native(inner)
     if native is not None:
@@ -168,15 +169,37 @@ def _target(module: str, table: UnetNames, clip: str) -> str:
     return ("transformer." if foreign else UNET) + inner
 
 
-def _encoder_target(module: str, clip: str) -> str:
-    prefix, _, inner = module.partition(".")
+def encoder_target(second: bool, inner: str, clip: str) -> str:
+    """Return the canonical target of a text encoder's module.
+
+    Args:
+        second: Whether it is the second encoder's.
+        inner: Its dotted name there.
+        clip: Which CLIP a first one is.
+    """
     if inner.startswith("encoder.block."):
         return f"{TE}t5xxl{INSIDE}{inner}"
     if inner.startswith(("model.", "layers.", "language_model.")):
         return f"{TE}transformer.{inner}"
     if inner.startswith("encoder.layers."):
         inner = f"text_model.{inner}"
-    return f"{TE}{'clip_g' if prefix == 'text_encoder_2' else clip}{INSIDE}{inner}"
+    return f"{TE}{'clip_g' if second else clip}{INSIDE}{inner}"
+
+
+def kohya_encoder(target: str, architecture: Architecture | None) -> str:
+    """Return what kohya's scripts call a text encoder's target."""
+    kohya = architecture.kohya if architecture is not None else None
+    encoder, _, inner = target.removeprefix(TE).partition(INSIDE)
+    prefixes = {**_KOHYA_TE, **(kohya.encoders if kohya is not None else {})}
+    if not inner:
+        encoder, inner = "", target.removeprefix(TE + "transformer.")
+    return prefixes.get(encoder, "lora_te_") + underscored(inner.removeprefix("model."))
+
+
+def diffusers_encoder(target: str) -> str | None:
+    """Return what diffusers calls a text encoder's target; None for any but a CLIP's."""
+    encoder, _, inner = target.removeprefix(TE).partition(INSIDE)
+    return _DIFFUSERS_TE[encoder] + inner if inner and encoder in _DIFFUSERS_TE else None
 
 
 def _comfy(target: str) -> str | None:
@@ -186,11 +209,7 @@ def _comfy(target: str) -> str | None:
 def _kohya(target: str, table: UnetNames, architecture: Architecture | None) -> str | None:
     kohya = architecture.kohya if architecture is not None else None
     if target.startswith(TE):
-        encoder, _, inner = target.removeprefix(TE).partition(INSIDE)
-        prefixes = {**_KOHYA_TE, **(kohya.encoders if kohya is not None else {})}
-        if not inner:
-            encoder, inner = "", target.removeprefix(TE + "transformer.")
-        return prefixes.get(encoder, "lora_te_") + underscored(inner.removeprefix("model."))
+        return kohya_encoder(target, architecture)
     if target.startswith(("vae.", "transformer_2.")):
         return None
     inner = _inner(target)
@@ -201,8 +220,7 @@ def _kohya(target: str, table: UnetNames, architecture: Architecture | None) -> 
 
 def _diffusers(target: str, table: UnetNames) -> str | None:
     if target.startswith(TE):
-        encoder, _, inner = target.removeprefix(TE).partition(INSIDE)
-        return _DIFFUSERS_TE[encoder] + inner if inner and encoder in _DIFFUSERS_TE else None
+        return diffusers_encoder(target)
     if target.startswith(("transformer.", "transformer_2.")):
         return target
     diffusers = table.to_diffusers(target.removeprefix(UNET))

@@ -18,7 +18,7 @@ INSIDE = ".transformer."
 # What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling.
 _DOTTED = ("", "transformer.", "unet.", "base_model.model.", "unet.base_model.model.")
 NATIVE_PREFIXES = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
-_FLAT = ("lora_unet_", "lora_unet__", "lycoris_", "lora_transformer_")
+FLAT_PREFIXES = ("lora_unet_", "lora_unet__", "lycoris_", "lora_transformer_")
 # By encoder: kohya's prefixes, then dotted ones.
 _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clip_l": (("lora_te_", "lora_te1_"), ("text_encoder.",)),
@@ -130,7 +130,7 @@ def flattened(module: str) -> str:
         for prefix in prefixes:
             if module.startswith(prefix):
                 return number + underscored(module.removeprefix(prefix))
-    for prefix in sorted((*_FLAT, *NATIVE_PREFIXES), key=len, reverse=True):
+    for prefix in sorted((*FLAT_PREFIXES, *NATIVE_PREFIXES), key=len, reverse=True):
         if module.startswith(prefix):
             return underscored(module.removeprefix(prefix))
     return underscored(module)
@@ -186,12 +186,12 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
 
 def _of_unet(name: str, table: UnetNames | None) -> Iterator[str]:
     yield from (prefix + name for prefix in NATIVE_PREFIXES)
-    yield from (prefix + underscored(name) for prefix in _FLAT)
+    yield from (prefix + underscored(name) for prefix in FLAT_PREFIXES)
     diffusers = table.to_diffusers(name) if table is not None else None
     if diffusers is None:
         return
     yield from (prefix + diffusers for prefix in _DOTTED)
-    yield from (prefix + underscored(diffusers) for prefix in _FLAT)
+    yield from (prefix + underscored(diffusers) for prefix in FLAT_PREFIXES)
     # The attention processors of diffusers before 0.22 had the layers under themselves.
     processor = diffusers.replace(".to_", ".processor.to_").removesuffix(".0")
     if processor != diffusers:

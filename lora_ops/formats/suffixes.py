@@ -23,20 +23,22 @@ _LORA = (
     (r"\.lora_B(\.default)?\.bias", "up_bias"),
 )
 _OTHERS = (
-    ("full", (r"\.diff", "diff"), (r"\.diff_b", "diff_b"), (r"\.set_weight", "set_weight")),
+    ("full", (r"\.diff", "diff"), (r"\.diff_b", "diff_b")),
     ("full", (r"\.w_norm", "diff"), (r"\.b_norm", "diff_b")),
     ("loha", *((rf"\.hada_{part}", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))),
     ("lokr", *((rf"\.lokr_{part}", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"))),
     ("lokr", (r"\.lokr_t2", "t2")),
     ("glora", *((rf"\.{part}\.weight", part) for part in ("a1", "a2", "b1", "b2"))),
-    ("oft", (r"\.oft_blocks", "blocks"), (r"\.oft_diag", "blocks"), (r"\.rescale", "rescale")),
+    # Programs disagree on what `oft_diag` of the first LyCORIS is: the rotation, or what makes it.
+    ("oft", (r"\.oft_blocks", "blocks"), (r"\.oft_diag", "diag"), (r"\.rescale", "rescale")),
     ("ia3", (r"\.on_input", "on_input")),
+    ("set", (r"\.set_weight", "set_weight")),
 )
 # Beside a layer of any kind.
 _SHARED = (
     (r"\.alpha", "alpha"),
     (r"\.dora_scale", "dora_scale"),
-    (r"\.lora_magnitude_vector(\.default)?(\.weight)?", "dora_scale"),
+    (r"\.lora_magnitude_vector(\.default)?(\.weight)?", "magnitude"),
     (r"\.reshape_weight", "reshape_weight"),
 )
 _SUFFIXES: tuple[tuple[re.Pattern[str], str | None, str], ...] = tuple(
@@ -50,6 +52,8 @@ _SUFFIXES: tuple[tuple[re.Pattern[str], str | None, str], ...] = tuple(
 )
 
 BIAS = ".bias"
+# The gains of IA3, a key like any parameter's: they are told by the flag beside them.
+_GAINS = ".weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,9 @@ class Module:
     """The keys of one module in an adapter file.
 
     Attributes:
-        kind: lora, full, loha, lokr, glora, oft, ia3; ``mixed`` for two of them at once.
-        keys: The key by role: up, down, mid, alpha, dora_scale, diff, and those of other kinds.
+        kind: lora, full, loha, lokr, glora, oft, ia3, set; ``mixed`` for two of them at once.
+        keys: The key by role: up, down, mid, alpha, dora_scale, magnitude, diff, and those of other
+            kinds.
     """
 
     kind: str
@@ -94,6 +99,10 @@ def modules(keys: Iterable[str]) -> Modules:
             kinds.setdefault(module, set()).add(kind)
     for module in roles.keys() - kinds.keys():  # an alpha of nothing is no layer
         extras.extend(roles.pop(module).values())
+    for module in (name for name, found in kinds.items() if found == {"ia3"}):
+        if module + _GAINS in extras:
+            extras.remove(module + _GAINS)
+            roles[module]["weight"] = module + _GAINS
     return Modules(
         {
             module: Module(kind.pop() if len(kind := kinds[module]) == 1 else "mixed", keys)

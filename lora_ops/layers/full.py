@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .layer import OwnChange
+from .matrix import beside_identity
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FullLayer:
+class FullLayer(OwnChange):
     """The difference itself.
 
     Attributes:
@@ -18,6 +21,11 @@ class FullLayer:
     """
 
     diff: Tensor
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "full difference"
 
     @property
     def rank(self) -> int:
@@ -48,3 +56,11 @@ class FullLayer:
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change in ``dtype``, in the shape of the parameter."""
         return self.diff.to(dtype)
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return the difference as a matrix (out, in * kernel), float32, beside an identity.
+
+        A vector is a column, a number a matrix of one.
+        """
+        flat = self.diff.float().reshape(len(self.diff) if self.diff.ndim else 1, -1)
+        return beside_identity(flat * strength)

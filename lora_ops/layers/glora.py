@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +31,6 @@ class GloraLayer(ChangeOfBase):
         LayerShapeError: The factors fit neither layout.
     """
 
-    title: ClassVar[str] = "GLoRA"
-
     a1: Tensor
     a2: Tensor
     b1: Tensor
@@ -47,6 +44,11 @@ class GloraLayer(ChangeOfBase):
             raise LayerShapeError(f"{told}: a factor has two axes or more, none empty")
         if not _is_new(shapes) and not _is_old(shapes):
             raise LayerShapeError(f"{told}: they fit neither layout of GLoRA")
+
+    @property
+    def title(self) -> str:
+        """GLoRA."""
+        return "GLoRA"
 
     @property
     def is_old(self) -> bool:

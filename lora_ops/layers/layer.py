@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import LayerShapeError, UnsupportedLayerError, WeightShapeError
+from ..errors import UnsupportedLayerError, WeightShapeError
 
 # Where programs differ: as the kind's paper and its authors' program define it, or as ComfyUI applies it.
 Convention = Literal["paper", "comfy"]
@@ -21,6 +21,8 @@ Convention = Literal["paper", "comfy"]
 
 class Layer(Protocol):
     """What the change of one weight is."""
+
+    __slots__ = ()
 
     @property
     def title(self) -> str:
@@ -99,7 +101,7 @@ class Layer(Protocol):
         ...
 
 
-class OwnChange:
+class OwnChange(Layer, Protocol):
     """The family whose change is there without the weight, and proportional to the strength."""
 
     __slots__ = ()
@@ -110,7 +112,7 @@ class OwnChange:
         return False
 
     def change(
-        self: Layer,
+        self,
         base: Tensor,
         strength: float = 1.0,
         dtype: torch.dtype = torch.float32,
@@ -125,7 +127,7 @@ class OwnChange:
         return (self.delta(dtype) * strength).reshape(base.shape)
 
 
-class ChangeOfBase:
+class ChangeOfBase(Layer, Protocol):
     """The family whose change is made from the weight."""
 
     __slots__ = ()
@@ -140,7 +142,7 @@ class ChangeOfBase:
         """Always 1, unless the kind says otherwise."""
         return 1.0
 
-    def delta(self: Layer, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Refuse.
 
         Raises:
@@ -148,7 +150,7 @@ class ChangeOfBase:
         """
         raise _without_base(self.title)
 
-    def factors(self: Layer, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Refuse.
 
         Raises:
@@ -163,9 +165,12 @@ def fits(shape: Sequence[int], weight: Sequence[int]) -> bool:
     Trailing ones do not count: a linear and a 1x1 convolution hold the same numbers. A layer of two
     axes may hold the kernel flat.
     """
-    if len(shape) == 2 and len(weight) >= 2:
-        out, into = shape
-        return out in (-1, weight[0]) and into in (-1, weight[1], math.prod(weight[1:]))
+    if -1 in shape:
+        return len(weight) >= 2 and all(
+            one in (-1, other) for one, other in zip(shape, weight, strict=False)
+        )
+    if len(shape) == 2 and len(weight) > 2:
+        return tuple(shape) == (weight[0], math.prod(weight[1:]))
     return _plain(shape) == _plain(weight)
 
 
@@ -179,46 +184,6 @@ def check_fits(layer: Layer, base: Tensor) -> None:
         raise WeightShapeError(
             f"a {layer.title} layer changes a weight of shape {layer.shape}, this one is "
             f"{tuple(base.shape)}; the adapter is for another model"
-        )
-
-
-def beside_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two factors of a matrix (out, in), one of them an identity of its shorter side."""
-    out, into = matrix.shape
-    eye = torch.eye(min(out, into), dtype=matrix.dtype, device=matrix.device)
-    return (eye, matrix) if out < into else (matrix, eye)
-
-
-def tucker_factors(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return up (out, r) and down (r, in * kernel) of a pair of LyCORIS, with or without a core.
-
-    Args:
-        a: (out, r); beside a core (r, out).
-        b: (r, in * kernel); beside a core (q, in).
-        core: (r, q, *kernel), or None.
-    """
-    if core is None:
-        return a, b.flatten(1)
-    return a.mT, torch.einsum("rq...,qi->ri...", core, b).flatten(1)
-
-
-def check_pair(name: str, a: Tensor, b: Tensor, core: Tensor | None) -> None:
-    """Refuse a pair of LyCORIS whose parts do not fit together.
-
-    Raises:
-        LayerShapeError: Says which, and their shapes.
-    """
-    first, second = tuple(a.shape), tuple(b.shape)
-    told = f"{name}_a is {first} and {name}_b is {second}"
-    if len(first) != 2 or len(second) < 2 or (core is not None and len(second) != 2):
-        raise LayerShapeError(f"{told}: a factor has two axes")
-    if 0 in first or 0 in second:
-        raise LayerShapeError(f"{told}: an axis is empty")
-    if core is None and first[1] != second[0]:
-        raise LayerShapeError(f"{told}: their ranks, {first[1]} and {second[0]}, differ")
-    if core is not None and tuple(core.shape[:2]) != (first[0], second[0]):
-        raise LayerShapeError(
-            f"{told}: their core is {tuple(core.shape)}, and must begin {(first[0], second[0])}"
         )
 
 

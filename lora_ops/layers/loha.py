@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import LayerShapeError
-from .layer import OwnChange, beside_identity, by_role, check_pair, tucker_factors
+from .layer import OwnChange, by_role
+from .matrix import ThinMatrix, beside_identity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,8 +31,6 @@ class LohaLayer(OwnChange):
         LayerShapeError: The factors do not fit together.
     """
 
-    title: ClassVar[str] = "LoHa"
-
     w1_a: Tensor
     w1_b: Tensor
     w2_a: Tensor
@@ -45,17 +43,19 @@ class LohaLayer(OwnChange):
         if (self.t1 is None) != (self.t2 is None):
             there = "t1" if self.t2 is None else "t2"
             raise LayerShapeError(f"there is {there} alone, of two cores: the file is incomplete")
-        check_pair("w1", self.w1_a, self.w1_b, self.t1)
-        check_pair("w2", self.w2_a, self.w2_b, self.t2)
-        first = _shape(self.w1_a, self.w1_b, self.t1)
-        second = _shape(self.w2_a, self.w2_b, self.t2)
+        first, second = (one.shape for one in self._products)
         if first != second:
             raise LayerShapeError(f"w1 makes {first} and w2 makes {second}: they must be alike")
 
     @property
+    def title(self) -> str:
+        """LoHa."""
+        return "LoHa"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it changes, (out, in, *kernel), or with a flat kernel."""
-        return _shape(self.w1_a, self.w1_b, self.t1)
+        return self._products[0].shape
 
     @property
     def factor_rank(self) -> int:
@@ -97,31 +97,24 @@ class LohaLayer(OwnChange):
         """
         if self._columns > self.rank:
             return beside_identity(self.delta().flatten(1) * strength)
-        (up_1, down_1), (up_2, down_2) = self._pairs(torch.float32)
+        (up_1, down_1), (up_2, down_2) = (one.factors(torch.float32) for one in self._products)
         up = (up_1[:, :, None] * up_2[:, None, :]).flatten(1)
         down = (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1)
         return up * (self.scale * strength), down
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change, of `shape`, multiplied out in ``dtype``."""
-        (up_1, down_1), (up_2, down_2) = self._pairs(dtype)
-        product = (up_1 @ down_1).mul_(up_2 @ down_2)
-        return product.mul_(self.scale).reshape(self.shape)
+        first, second = (one.product(dtype) for one in self._products)
+        return (first * second).mul_(self.scale).reshape(self.shape)
 
     @property
     def _columns(self) -> int:
-        axis = 1 if self.t1 is None else 0
-        return self.w1_a.shape[axis] * self.w2_a.shape[axis]
+        first, second = self._products
+        return first.rank * second.rank
 
-    def _pairs(self, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        first, second = (
-            tucker_factors(a.to(dtype), b.to(dtype), None if t is None else t.to(dtype))
-            for a, b, t in ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2))
+    @property
+    def _products(self) -> tuple[ThinMatrix, ThinMatrix]:
+        return (
+            ThinMatrix("w1", self.w1_a, self.w1_b, self.t1),
+            ThinMatrix("w2", self.w2_a, self.w2_b, self.t2),
         )
-        return first, second
-
-
-def _shape(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[int, ...]:
-    if core is None:
-        return (a.shape[0], *b.shape[1:])
-    return (a.shape[1], b.shape[1], *core.shape[2:])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import LayerShapeError
-from .layer import OwnChange, beside_identity, by_role, check_pair, tucker_factors
+from .layer import OwnChange, by_role
+from .matrix import ThinMatrix, WholeMatrix, beside_identity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,8 +35,6 @@ class LokrLayer(OwnChange):
         LayerShapeError: A matrix is missing or given twice, or its factors do not fit together.
     """
 
-    title: ClassVar[str] = "LoKr"
-
     w1: Tensor | None = None
     w1_a: Tensor | None = None
     w1_b: Tensor | None = None
@@ -47,15 +45,19 @@ class LokrLayer(OwnChange):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        _check("w1", self.w1, self.w1_a, self.w1_b, None)
-        _check("w2", self.w2, self.w2_a, self.w2_b, self.t2)
-        if self.w1 is not None and self.w1.ndim != 2:
-            raise LayerShapeError(f"w1 is {tuple(self.w1.shape)}: it has two axes")
+        first, _ = self._matrices
+        if len(first.shape) != 2:
+            raise LayerShapeError(f"w1 is {first.shape}: it has two axes")
+
+    @property
+    def title(self) -> str:
+        """LoKr."""
+        return "LoKr"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it changes, (out, in, *kernel), or with a flat kernel."""
-        (a, b, *_), (c, d, *kernel) = self._shapes
+        (a, b), (c, d, *kernel) = (one.shape for one in self._matrices)
         return (a * c, b * d, *kernel)
 
     @property
@@ -101,75 +103,37 @@ class LokrLayer(OwnChange):
         """
         if self._columns > self.rank:
             return beside_identity(self.delta().flatten(1) * strength)
-        (up_1, down_1), (up_2, down_2) = self._pairs(torch.float32)
-        up = torch.kron(up_1.contiguous(), up_2.contiguous())
-        return up * (self.scale * strength), torch.kron(down_1, down_2)
+        (up_1, down_1), (up_2, down_2) = (one.factors(torch.float32) for one in self._matrices)
+        return torch.kron(up_1, up_2) * (self.scale * strength), torch.kron(down_1, down_2)
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change, of `shape`, multiplied out in ``dtype``."""
-        first, second = (up @ down for up, down in self._pairs(dtype))
+        first, second = (one.product(dtype) for one in self._matrices)
         # The kernel is on the input side of the second, so its taps stay together.
         return torch.kron(first, second).mul_(self.scale).reshape(self.shape)
 
     @property
     def _columns(self) -> int:
-        (a, b, *_), (c, *rest) = self._shapes
-        first = min(a, b) if self.w1_a is None else self.w1_a.shape[1]
-        if self.w2_a is None:
-            return first * min(c, math.prod(rest))
-        return first * self.w2_a.shape[1 if self.t2 is None else 0]
+        first, second = self._matrices
+        return first.rank * second.rank
 
     @property
-    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return _shape(self.w1, self.w1_a, self.w1_b, None), _shape(
-            self.w2, self.w2_a, self.w2_b, self.t2
-        )
-
-    def _pairs(self, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return _pair(self.w1, self.w1_a, self.w1_b, None, dtype), _pair(
-            self.w2, self.w2_a, self.w2_b, self.t2, dtype
+    def _matrices(self) -> tuple[ThinMatrix | WholeMatrix, ThinMatrix | WholeMatrix]:
+        return (
+            _matrix("w1", self.w1, self.w1_a, self.w1_b, None),
+            _matrix("w2", self.w2, self.w2_a, self.w2_b, self.t2),
         )
 
 
-def _check(
+def _matrix(
     name: str, whole: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tensor | None
-) -> None:
+) -> ThinMatrix | WholeMatrix:
     if whole is not None:
-        beside = {f"{name}_a": a, f"{name}_b": b, "t2": core}
-        extra = [role for role, tensor in beside.items() if tensor is not None]
-        if extra:
-            raise LayerShapeError(f"{name} is there whole, and {' and '.join(extra)} beside it")
-        if whole.ndim < 2 or 0 in whole.shape:
-            raise LayerShapeError(f"{name} is {tuple(whole.shape)}: it has two axes, none empty")
-    elif a is None or b is None:
+        if not (a is None and b is None and core is None):
+            raise LayerShapeError(f"{name} is there whole, and factors of it beside it")
+        return WholeMatrix(name, whole)
+    if a is None or b is None:
         raise LayerShapeError(
             f"{name} is incomplete: it is one tensor, or both of {name}_a and {name}_b"
         )
-    else:
-        check_pair(name, a, b, core)
-
-
-def _shape(
-    whole: Tensor | None, a: Tensor | None, b: Tensor | None, core: Tensor | None
-) -> tuple[int, ...]:
-    if whole is not None:
-        return tuple(whole.shape)
-    assert a is not None
-    assert b is not None
-    if core is None:
-        return (a.shape[0], *b.shape[1:])
-    return (a.shape[1], b.shape[1], *core.shape[2:])
-
-
-def _pair(
-    whole: Tensor | None,
-    a: Tensor | None,
-    b: Tensor | None,
-    core: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    if whole is not None:
-        return beside_identity(whole.to(dtype).flatten(1))
-    assert a is not None
-    assert b is not None
-    return tucker_factors(a.to(dtype), b.to(dtype), None if core is None else core.to(dtype))
+    return ThinMatrix(name, a, b, core)

@@ -7,16 +7,18 @@ core as in LyCORIS (Yeh et al., 2023, arXiv:2309.14859).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import LayerShapeError, UnsupportedLayerError
+from .dora import DoraLayer
+from .layer import Convention, OwnChange, by_role
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoraLayer:
+class LoraLayer(OwnChange):
     """delta = scale * up @ mid @ down, with the kernel on the input side.
 
     Attributes:
@@ -62,6 +64,11 @@ class LoraLayer:
             raise LayerShapeError(f"down is {down} beside mid {core}: only one can hold the kernel")
 
     @property
+    def title(self) -> str:
+        """LoRA."""
+        return "LoRA"
+
+    @property
     def rank(self) -> int:
         """Inner size, the first axis of down: what alpha is divided by."""
         return self.down.shape[0]
@@ -83,21 +90,25 @@ class LoraLayer:
         return (self.up.shape[0], self.down.shape[1], *kernel)
 
     @property
+    def factor_rank(self) -> int:
+        """Inner size of the factors: what alpha is divided by."""
+        return self.down.shape[0]
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it is a DoRA layer."""
+        return not self.is_linear
+
+    @property
     def is_linear(self) -> bool:
         """Whether the change is the product of the factors alone; false for DoRA."""
         return self.dora_scale is None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the layer by role, as a file holds them; alpha as a float32 scalar."""
-        alpha = None if self.alpha is None else torch.tensor(self.alpha, dtype=torch.float32)
-        roles = {
-            "up": self.up,
-            "down": self.down,
-            "mid": self.mid,
-            "alpha": alpha,
-            "dora_scale": self.dora_scale,
-        }
-        return {role: tensor for role, tensor in roles.items() if tensor is not None}
+        return by_role(
+            self.alpha, up=self.up, down=self.down, mid=self.mid, dora_scale=self.dora_scale
+        )
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return up (out, r) and down (r, in * kernel), float32, whose product is the change.
@@ -131,6 +142,23 @@ class LoraLayer:
             down = down.reshape(self.up.shape[1], flat.shape[1], *kernel)
         up = self.up.to(dtype).flatten(1)
         return (up @ down.flatten(1)).mul_(self.scale).reshape(up.shape[0], *down.shape[1:])
+
+    def change(
+        self,
+        base: Tensor,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "paper",
+    ) -> Tensor:
+        """Return what is added to the weight at a strength, of its shape, in ``dtype``.
+
+        Raises:
+            WeightShapeError: The layer is for a weight of another shape.
+        """
+        if self.dora_scale is None:
+            return OwnChange.change(self, base, strength, dtype, convention)
+        dora = DoraLayer(replace(self, dora_scale=None), self.dora_scale)
+        return dora.change(base, strength, dtype, convention)
 
     def _check_linear(self) -> None:
         if not self.is_linear:

@@ -16,9 +16,7 @@ from .._shapes import Float
 from .orthonormal import wide
 
 # What is smaller than this share of |up| |down| cannot be told from the rounding of float32 factors.
-FLOOR = 3e-8
-# A Cholesky factor with pivots further apart loses the smaller ones: then eigenvectors are taken.
-_PIVOTS = 1e-5
+_FLOOR = 3e-8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +48,8 @@ class FactoredSvd:
         Each has the root of the singular values, as `Svd.factors` has.
         """
         root = self.s[..., :rank].sqrt()
-        inverse = torch.where(root > 0, 1 / root.clamp(min=torch.finfo(root.dtype).tiny), 0.0)
         up = self.up @ (self.left[..., :rank] * root.unsqueeze(-2)).to(self.up)
-        down = (self.right[..., :rank, :] * inverse.unsqueeze(-1)).to(self.down) @ self.down
+        down = (self.right[..., :rank, :] * _inverse(root).unsqueeze(-1)).to(self.down) @ self.down
         return up, down
 
 
@@ -80,7 +77,7 @@ def factored_svd(
     squares, vectors = squares.flip(-1), vectors.flip(-1)
     s = squares.clamp(min=0).sqrt()
     scale = (_trace(left) * _trace(right)).sqrt()
-    s = torch.where(s > FLOOR * scale.unsqueeze(-1), s, 0.0)
+    s = torch.where(s > _FLOOR * scale.unsqueeze(-1), s, 0.0)
     return FactoredSvd(
         up=up,
         down=down,
@@ -169,15 +166,18 @@ def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """R with R R.mT = matrix, positive semidefinite, and its (pseudo-)inverse."""
     lower, info = torch.linalg.cholesky_ex(matrix)
-    pivots = lower.diagonal(dim1=-2, dim2=-1)
-    if not bool(info.any()) and bool((pivots.amin(-1) > _PIVOTS * pivots.amax(-1)).all()):
+    if not bool(info.any()):
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return lower, torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    # Dependent columns. What rounding leaves of them is small here and in what it multiplies.
     values, vectors = torch.linalg.eigh(matrix)
-    kept = values > FLOOR**2 * values[..., -1:]
-    root = torch.where(kept, values.clamp(min=0).sqrt(), 0.0)
-    inverse = torch.where(kept, 1 / root.clamp(min=torch.finfo(root.dtype).tiny), 0.0)
-    return vectors * root.unsqueeze(-2), inverse.unsqueeze(-1) * vectors.mT
+    root = values.clamp(min=0).sqrt()
+    return vectors * root.unsqueeze(-2), _inverse(root).unsqueeze(-1) * vectors.mT
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """One over each; 0 for zeros."""
+    return torch.where(values > 0, 1 / values, 0.0)
 
 
 def _trace(matrix: Tensor) -> Tensor:
