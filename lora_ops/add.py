@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .adapter import Adapter
-from .combine import Combination, concatenated, factors_of, gram_of, recompressed, summed
+from .combine import Combination, concatenated, factors_of, recompressed, stacked, summed
 from .devices import Placement, place
 from .edit import ZERO, Edited, Progress, check_not_empty, collect, edited, finite, skipped
 from .formats import format_named
@@ -161,9 +161,10 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
     if METHODS[adding.method].of_last and inputs[-1].index != len(terms) - 1:
         return skipped(group.target, first, NOT_IN_LAST, 0.0)
     factors = {at: factors_of(inputs[at].layer, where) for at in live}
+    stack = stacked(list(factors.values()))
     # Strength 0 is a change of zero, not one input less: a method may tell these apart.
     gram = torch.zeros((len(inputs), len(inputs)), dtype=torch.float64)
-    gram[torch.tensor(live).unsqueeze(1), live] = gram_of(list(factors.values()))
+    gram[torch.tensor(live).unsqueeze(1), live] = stack.gram()
     squares = gram.diagonal()
     for one, square in zip(inputs, squares, strict=True):
         finite(square, one.target, one.layer, terms[one.index].name)
@@ -178,7 +179,7 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         shape,
         [inputs[at].layer for at in used],
         found[used].tolist(),
-        [factors[at] for at in used],
+        stack if used == live else stacked([factors[at] for at in used]),
     )
     result = _layer(sum_, adding)
     if result is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -13,10 +13,47 @@ from torch import Tensor
 from .devices import Placement, upload
 from .dtypes import loadable, rounded
 from .layers import FullLayer, Layer, LoraLayer, low_rank
-from .linalg import distance, factored_svd, inner, thinned
+from .linalg import factored_svd, inner, thinned
+from .linalg.factored import gram
 from .ranks import RankRule
 
 Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """The factors of several changes of one weight, side by side.
+
+    Attributes:
+        up: (out, R), float32, scales included.
+        down: (R, in * kernel), float32.
+        sizes: How many of the R are whose.
+        left: (R, R), float64: inner products of the columns of up.
+        right: (R, R), float64: inner products of the rows of down.
+    """
+
+    up: Tensor
+    down: Tensor
+    sizes: tuple[int, ...]
+    left: Tensor
+    right: Tensor
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        """Return a number of each change (..., T) as one of each of its columns (..., R)."""
+        return numbers.repeat_interleave(torch.tensor(self.sizes), dim=-1)
+
+    def gram(self) -> Tensor:
+        """Return the (T, T) inner products of the T changes; float64, on the CPU."""
+        columns = self.columns(torch.eye(len(self.sizes), dtype=torch.float64))
+        return columns @ (self.left * self.right).cpu() @ columns.mT
+
+
+def stacked(factors: Sequence[Factors]) -> Stack:
+    """Return factors side by side with their inner products, which everything else is made of."""
+    up = torch.cat([up for up, _ in factors], dim=1)
+    down = torch.cat([down for _, down in factors])
+    sizes = tuple(len(own) for _, own in factors)
+    return Stack(up, down, sizes, gram(up.mT, up.mT), gram(down, down))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,19 +65,19 @@ class Combination:
         shape: Of the weight, (out, in, *kernel).
         layers: One or more, none of them zero.
         coefficients: One a layer, not 0.
-        factors: Of each layer, float32, where to compute.
+        stack: The factors of the layers.
     """
 
     target: str
     shape: tuple[int, ...]
     layers: Sequence[Layer]
     coefficients: Sequence[float]
-    factors: Sequence[Factors]
+    stack: Stack
 
     @property
     def rank(self) -> int:
         """Of all layers together."""
-        return sum(len(down) for _, down in self.factors)
+        return sum(self.stack.sizes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,18 +86,22 @@ class Combination:
 
     def product(self) -> Factors:
         """The whole combination as one pair of factors, float32."""
-        pairs = zip(self.factors, self.coefficients, strict=True)
-        up = torch.cat([up * coefficient for (up, _), coefficient in pairs], dim=1)
-        return up, torch.cat([down for _, down in self.factors])
+        columns = self.stack.columns(torch.tensor(self.coefficients))
+        return self.stack.up * columns.to(self.stack.up), self.stack.down
 
     def missed(self, result: Layer) -> float:
         """Frobenius norm of the combination less the layer that is written for it."""
-        up, down = self.product()
-        other_up, other_down = (factor.to(up.device) for factor in factors_of(result))
-        if other_down.shape == down.shape and torch.equal(other_down, down):
-            lost = up - other_up
-            return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-        return float(distance(up, down, other_up, other_down))
+        stack = self.stack
+        up, down = (factor.to(stack.up.device) for factor in factors_of(result))
+        if down.shape == stack.down.shape and torch.equal(down, stack.down):
+            lost = self.product()[0] - up
+            products = (lost.mT @ lost) * stack.right.to(lost)
+            return float(products.sum().clamp(min=0).sqrt())
+        columns = stack.columns(torch.tensor(self.coefficients, dtype=torch.float64))
+        square = columns @ (stack.left * stack.right).cpu() @ columns
+        both = columns @ (gram(stack.up.mT, up.mT) * gram(stack.down, down)).sum(1).cpu()
+        other = inner(up, down, up, down).cpu()
+        return float((square - 2 * both + other).clamp(min=0).sqrt())
 
 
 def factors_of(layer: Layer, placement: Placement | None = None) -> Factors:
@@ -76,16 +117,6 @@ def factors_of(layer: Layer, placement: Placement | None = None) -> Factors:
         eye = torch.eye(min(out, width))
         up, down = (eye, flat) if out < width else (flat, eye)
     return (up, down) if placement is None else (upload(up, placement), upload(down, placement))
-
-
-def gram_of(factors: Sequence[Factors]) -> Tensor:
-    """Return the (T, T) inner products of changes given by their factors; float64, on the CPU."""
-    count = len(factors)
-    gram = torch.zeros((count, count), dtype=torch.float64)
-    for i in range(count):
-        for j in range(i, count):
-            gram[i, j] = gram[j, i] = inner(*factors[i], *factors[j])
-    return gram
 
 
 def concatenated(
@@ -107,10 +138,13 @@ def concatenated(
         return None
     gains = [c * layer.scale for c, layer in zip(sum_.coefficients, thin, strict=True)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
-    bare = [replace(layer, alpha=None).factors() for layer in thin]
-    shares = [up * (gain / scale) for (up, _), gain in zip(bare, gains, strict=True)]
-    up = rounded(torch.cat(shares, dim=1), dtype or sum_.dtype, sum_.target)
-    down = rounded(torch.cat([down for _, down in bare]), dtype or sum_.dtype, sum_.target)
+    # The stored up, not that of the stack: its bits are kept where it is multiplied by 1.
+    ups = [
+        layer.up.flatten(1).float() * (gain / scale)
+        for layer, gain in zip(thin, gains, strict=True)
+    ]
+    up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
+    down = rounded(sum_.stack.down, dtype or sum_.dtype, sum_.target)
     return low_rank(up, down, sum_.shape, alpha=rank * scale if has_alpha else None)
 
 

@@ -45,7 +45,7 @@ def importance(
         raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
     known = {one.target: one for one in parameters(checkpoint).values()}
     found = resolve(modules, known)
-    lost = [module for module in modules if module not in found]
+    lost = [module for module in modules if found.get(module) not in known]
     if lost:
         raise TargetMismatchError(
             f"{checkpoint.name} lacks {len(lost)} of {len(modules)} weights that are changed, the "
@@ -54,8 +54,8 @@ def importance(
         )
 
     def weigh(module: str) -> float:
-        parameter = known.get(found[module])
-        if parameter is None or len(parameter.shape) < 2:
+        parameter = known[found[module]]
+        if len(parameter.shape) < 2:
             return 1.0
         weight = read_parameter(checkpoint, parameter).float().flatten(1)
         if not bool(weight.isfinite().all()):

@@ -16,8 +16,8 @@ from lorakit.lora_ops.combine import (
     Combination,
     concatenated,
     factors_of,
-    gram_of,
     recompressed,
+    stacked,
     summed,
 )
 from lorakit.lora_ops.errors import NonFiniteError
@@ -40,7 +40,8 @@ def combination(*terms, shape=None):
     layers = [layer(one) if isinstance(one, Part) else one for one, _ in terms]
     coefficients = [c for _, c in terms]
     shape = shape or layers[0].shape
-    return Combination("x", shape, layers, coefficients, [factors_of(one) for one in layers])
+    stack = stacked([factors_of(one) for one in layers])
+    return Combination("x", shape, layers, coefficients, stack)
 
 
 def dense(*terms):
@@ -77,11 +78,11 @@ def test_inner_products_are_those_of_the_dense_changes(form):
     parts = [Part(form, rank, alpha, seed=rank) for rank, alpha in ((1, None), (4, 0.7), (9, 30.0))]
     whole = FullLayer(torch.randn(parts[0].weight))
     stack = torch.stack([*(change(p).flatten() for p in parts), whole.diff.double().flatten()])
-    gram = gram_of([factors_of(layer(p)) for p in parts] + [factors_of(whole)])
+    gram = stacked([factors_of(layer(p)) for p in parts] + [factors_of(whole)]).gram()
     assert gram.dtype == torch.float64
     size = stack.norm(dim=1)
     assert bool(((gram - stack @ stack.mT).abs() <= 1e-6 * size * size[:, None]).all())
-    assert torch.equal(gram, gram.mT)
+    assert torch.allclose(gram, gram.mT, rtol=1e-12)
 
 
 ALPHAS = st.sampled_from([None, 0.7, 5.0, -2.0])

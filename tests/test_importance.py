@@ -169,6 +169,13 @@ def test_a_weight_that_is_missing_is_named():
     assert message.endswith("give the model that the LoRA is for")
 
 
+def test_a_bias_that_is_missing_is_named():
+    """Its weight is there: that is not enough."""
+    bias = f"diffusion_model.{BLOCK}.attn1.to_q.bias"
+    with pytest.raises(TargetMismatchError, match=f"lacks 1 of 1 weights.*the first `{bias}`"):
+        importance([bias], DictSource(checkpoint()))
+
+
 def test_another_model_is_refused():
     flux = ["lora_unet_double_blocks_0_img_attn_qkv"]
     with pytest.raises(TargetMismatchError, match="lacks 1 of 1 weights"):

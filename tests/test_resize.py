@@ -276,7 +276,7 @@ def test_a_note_counts_what_it_says():
         "lora_unet_norm.diff_b": torch.ones(5),
         "lora_unet_table.diff": torch.ones(3, 4),
     }
-    tensors = adapters.tensors([Part(rank=16, shape=(5, 40)), Part("conv1x1", 6)]) | more
+    tensors = adapters.tensors([Part(rank=7, shape=(5, 40)), Part("conv1x1", 6)]) | more
     _, report = resize(read(tensors), 8)
     assert [note.split(" ")[0] for note in report.notes] == ["1"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,9 @@ def _encode_other(format: Format, namer: Namer, target: str, layer: AnyLayer) ->
     suffixes, formats = _SPELLINGS[type(layer)]
     if format.name not in formats:
         raise _no_place(format, target, layer)
+    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
+        alpha = layer.factor_rank if layer.alpha is None else layer.alpha
+        layer = replace(layer, alpha=alpha)
     module = namer(target)
     suffixes = suffixes | {"alpha": ".alpha"}
     return {module + suffixes[role]: tensor for role, tensor in layer.tensors().items()}

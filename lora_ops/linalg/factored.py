@@ -75,9 +75,8 @@ def factored_svd(
     root, inverse = _root(left)
     squares, vectors = torch.linalg.eigh(root.mT @ right @ root)
     squares, vectors = squares.flip(-1), vectors.flip(-1)
-    s = squares.clamp(min=0).sqrt()
-    scale = (_trace(left) * _trace(right)).sqrt()
-    s = torch.where(s > _FLOOR * scale.unsqueeze(-1), s, 0.0)
+    floor = _FLOOR**2 * _trace(left) * _trace(right)
+    s = torch.where(squares > floor.unsqueeze(-1), squares, 0.0).sqrt()
     return FactoredSvd(
         up=up,
         down=down,

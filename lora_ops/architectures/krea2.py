@@ -1,0 +1,39 @@
+"""Krea 2: one stream with gated attention."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition, TargetRule
+from .renames import renamed, within
+
+_BLOCK = renamed(
+    *((f"attn.w{part}", f"attn.to_{part}") for part in "qkv"),
+    ("attn.wo", "attn.to_out.0"),
+    ("attn.gate", "attn.to_gate"),
+    *((f"mlp.{part}", f"ff.{part}") for part in ("gate", "up", "down")),
+    ("attn.wo", "attn.to_out"),
+)
+
+KREA2 = Architecture(
+    name="krea2",
+    title="Krea 2",
+    recognise=(Condition(has_all=("txtfusion.projector.weight",)),),
+    targets=(TargetRule(r"^txtfusion_|^blocks_\d+_attn_w[qkvo]$"),),
+    modelspec="Krea-2",
+    base_model_version="krea2",
+    diffusers="transformer.",
+    packings=(
+        *within("blocks.{}.", "transformer_blocks.{}.", _BLOCK),
+        *within("txtfusion.layerwise_blocks.{}.", "text_fusion.layerwise_blocks.{}.", _BLOCK),
+        *within("txtfusion.refiner_blocks.{}.", "text_fusion.refiner_blocks.{}.", _BLOCK),
+        *renamed(
+            ("first", "img_in"),
+            ("tmlp.0", "time_embed.linear_1"),
+            ("tmlp.2", "time_embed.linear_2"),
+            ("tproj.1", "time_mod_proj"),
+            ("txtmlp.1", "txt_in.linear_1"),
+            ("txtmlp.3", "txt_in.linear_2"),
+            ("txtfusion.projector", "text_fusion.projector"),
+            ("last.linear", "final_layer.linear"),
+        ),
+    ),
+)

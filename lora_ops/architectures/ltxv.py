@@ -1,0 +1,64 @@
+"""LTX-Video, and LTX-2 with its sound."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition, TargetRule
+from .renames import renamed, same, within
+
+_ATTENTIONS = (
+    *("attn1", "attn2", "audio_attn1", "audio_attn2"),
+    *("audio_to_video_attn", "video_to_audio_attn"),
+)
+_BLOCK = (
+    *same(
+        *(
+            f"{name}.{part}"
+            for name in _ATTENTIONS
+            for part in ("to_q", "to_k", "to_v", "to_out.0")
+        ),
+        *(f"{name}.net.{layer}" for name in ("ff", "audio_ff") for layer in ("0.proj", "2")),
+    ),
+    *renamed(
+        *((f"{name}.{part}_norm", f"{name}.norm_{part}") for name in _ATTENTIONS for part in "qk")
+    ),
+)
+# A module that predicts scale and shift: its embedder of time, and its own linear.
+_SINGLE = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+_SINGLES = (
+    ("adaln_single", "time_embed"),
+    ("audio_adaln_single", "audio_time_embed"),
+    ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
+    ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
+    ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
+    ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
+)
+
+LTXV = Architecture(
+    name="ltxv",
+    title="LTX-Video",
+    recognise=(
+        Condition(
+            has_all=("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_1.bias")
+        ),
+    ),
+    targets=(
+        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 2048),
+        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 4096),
+        TargetRule(r"^transformer_blocks_\d+_(audio|video_to_audio|audio_to_video)_"),
+    ),
+    diffusers="transformer.",
+    packings=(
+        *within("transformer_blocks.{}.", "transformer_blocks.{}.", _BLOCK),
+        *renamed(
+            ("patchify_proj", "proj_in"),
+            ("audio_patchify_proj", "audio_proj_in"),
+            *((f"{native}.{layer}", f"{foreign}.{layer}")
+              for native, foreign in _SINGLES for layer in _SINGLE),
+        ),
+        *same(
+            *(f"{name}.linear_{number}"
+              for name in ("caption_projection", "audio_caption_projection") for number in (1, 2)),
+            *("proj_out", "audio_proj_out"),
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,58 @@
+"""PixArt and HunyuanDiT: cross-attention over the text."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition, TargetRule
+from .renames import Packing, renamed, within
+
+_BLOCK = (
+    Packing("attn.qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+    Packing("cross_attn.kv_linear", ("attn2.to_k", "attn2.to_v")),
+    *renamed(
+        ("attn.proj", "attn1.to_out.0"),
+        ("cross_attn.q_linear", "attn2.to_q"),
+        ("cross_attn.proj", "attn2.to_out.0"),
+        ("mlp.fc1", "ff.net.0.proj"),
+        ("mlp.fc2", "ff.net.2"),
+    ),
+)
+_EMBEDDERS = (
+    ("t_embedder", "timestep_embedder"),
+    ("csize_embedder", "resolution_embedder"),
+    ("ar_embedder", "aspect_ratio_embedder"),
+)
+
+PIXART = Architecture(
+    name="pixart",
+    title="PixArt",
+    recognise=(
+        Condition(has_all=("t_block.1.weight",)),
+        Condition(
+            has_all=("adaln_single.linear.weight", "pos_embed.proj.weight"), root="transformer."
+        ),
+    ),
+    targets=(
+        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 1152),
+        TargetRule(r"^blocks_\d+_cross_attn_(q|kv)_linear$"),
+    ),
+    diffusers="transformer.",
+    packings=(
+        *within("blocks.{}.", "transformer_blocks.{}.", _BLOCK),
+        *renamed(
+            *((f"{native}.mlp.{place}", f"adaln_single.emb.{foreign}.linear_{number}")
+              for native, foreign in _EMBEDDERS for place, number in ((0, 1), (2, 2))),
+            ("t_block.1", "adaln_single.linear"),
+            ("x_embedder.proj", "pos_embed.proj"),
+            ("y_embedder.y_proj.fc1", "caption_projection.linear_1"),
+            ("y_embedder.y_proj.fc2", "caption_projection.linear_2"),
+            ("final_layer.linear", "proj_out"),
+        ),
+    ),
+)  # fmt: skip
+
+HUNYUAN_DIT = Architecture(
+    name="hunyuan_dit",
+    title="HunyuanDiT",
+    recognise=(Condition(has_all=("mlp_t5.0.weight",)),),
+    targets=(TargetRule(r"^blocks_\d+_(attn1_Wqkv|attn2_(q_proj|kv_proj))$"),),
+)

@@ -1,0 +1,55 @@
+"""Wan 2.1 and 2.2."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition, TargetRule
+from .renames import renamed, same, within
+
+_ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))
+_BLOCK = renamed(
+    *((f"{native}.{part}", f"{foreign}.to_{part}")
+      for native, foreign in _ATTENTIONS for part in "qkv"),
+    *((f"{native}.o", f"{foreign}.to_out.0") for native, foreign in _ATTENTIONS),
+    *((f"{native}.norm_{part}", f"{foreign}.norm_{part}")
+      for native, foreign in _ATTENTIONS for part in "qk"),
+    *((f"cross_attn.{part}_img", f"attn2.add_{part}_proj") for part in "kv"),
+    ("cross_attn.norm_k_img", "attn2.norm_added_k"),
+    ("norm3", "norm2"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+)  # fmt: skip
+
+WAN = Architecture(
+    name="wan",
+    title="Wan",
+    recognise=(
+        Condition(has_all=("head.modulation", "blocks.0.self_attn.q.weight")),
+        Condition(
+            has_all=("blocks.0.attn1.to_q.weight", "condition_embedder.time_proj.weight"),
+            root="transformer.",
+        ),
+    ),
+    targets=(
+        TargetRule(r"^blocks_\d+_(self|cross)_attn_([qkvo]|[kv]_img)$"),
+        TargetRule(r"^blocks_\d+_ffn_(0|2|net_0_proj|net_2)$"),
+        TargetRule(r"^blocks_\d+_attn[12]_(to_[qkv]|to_out_0|add_[kv]_proj)$"),
+    ),
+    modelspec="wan2.1",
+    base_model_version="wan",
+    network_module="networks.lora_wan",
+    diffusers="transformer.",
+    packings=(
+        *within("blocks.{}.", "blocks.{}.", _BLOCK),
+        *renamed(
+            *((f"{part}_embedding.{place}", f"condition_embedder.{part}_embedder.linear_{number}")
+              for part in ("text", "time") for place, number in ((0, 1), (2, 2))),
+            ("time_projection.1", "condition_embedder.time_proj"),
+            ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
+            ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
+            ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
+            ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+            ("head.head", "proj_out"),
+        ),
+        *same("patch_embedding"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,239 @@
+"""What a conversion does to each name: which layers of the input make which layer of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from .adapter import Adapter
+from .architectures import Architecture, Place
+from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError, WeightShapeError
+from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys
+from .models import models_of
+from .report import counted
+
+# Roles that a format spells in its own way; others have one suffix wherever they are known.
+_SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One layer of the result.
+
+    Attributes:
+        module: Its name there.
+        place: The rows of the model that it changes.
+        members: The layers of the input that change these rows, with all the rows that each of
+            them changes, from the first row to the last.
+        keys: Its keys by role.
+    """
+
+    module: str
+    place: Place
+    members: tuple[tuple[str, Place], ...]
+    keys: Mapping[str, str]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a layer of the input changes more rows than these."""
+        at = self.place
+        return any(one.start < at.start or one.stop > at.stop for _, one in self.members)
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it has rows of several layers of the input, or rows that none of them changes."""
+        return len(self.members) > 1 or self.is_incomplete
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether no layer of the input changes some of these rows."""
+        return self.covered < 1
+
+    @property
+    def covered(self) -> Fraction:
+        """The share of these rows that some layer of the input changes."""
+        at = self.place
+        rows = (min(one.stop, at.stop) - max(one.start, at.start) for _, one in self.members)
+        return sum(rows, Fraction(0)) / (at.stop - at.start)
+
+
+def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
+    """Return the layers of the result, in the order of the input.
+
+    Args:
+        adapter: Of any naming scheme.
+        format: That of the result.
+        names: Of the model that it is for.
+
+    Raises:
+        ArgumentError: A name cannot be found in the model.
+        TargetMismatchError: Two layers change the same rows.
+        UnsupportedLayerError: The format has no name for a layer, or no place for its kind.
+    """
+    groups: dict[str, list[tuple[str, Place]]] = {}
+    for module, place in _places(adapter, format, names).items():
+        groups.setdefault(place.native, []).append((module, place))
+    pieces: list[Piece] = []
+    for native, members in groups.items():
+        members.sort(key=lambda member: member[1].start)
+        for (one, at), (other, behind) in pairwise(members):
+            if behind.start < at.stop:
+                raise TargetMismatchError(
+                    f"layers `{one}` and `{other}` change the same rows of `{native}`; "
+                    "remove one of them",
+                    target=other,
+                )
+        pieces += _pieces(adapter, format, names, native, members)
+    _check_names(pieces)
+    return pieces
+
+
+def names_for(
+    adapter: Adapter, architecture: Architecture | None = None, reference: Sequence[str] = ()
+) -> ModelNames:
+    """Return the names of the model that an adapter is for.
+
+    Of several models that have its names, the likeliest whose fused projections are of the shapes
+    that the adapter has.
+
+    Args:
+        adapter: Told by its names and shapes.
+        architecture: Where it is known.
+        reference: Canonical targets of a checkpoint.
+    """
+    if architecture is not None:
+        return model_names(architecture, reference)
+    known = [model_names(one, reference) for one in models_of(adapter)]
+    fitting = (names for names in known if _fits(adapter, names))
+    return next(fitting, known[0] if known else model_names(None, reference))
+
+
+def check_parts(names: ModelNames, target: str, shape: Sequence[int], place: Place) -> None:
+    """Refuse to cut or join what is not packed as the table says.
+
+    The first part of every packing is a projection of queries or keys from the width of the model
+    to the same width: it must be square.
+
+    Args:
+        names: Of the model.
+        target: The layer, for messages.
+        shape: Of the weight's rows that it changes.
+        place: These rows.
+
+    Raises:
+        WeightShapeError: It is not.
+    """
+    if not _is_packed(names, shape, place):
+        title = names.architecture.title if names.architecture is not None else "the model"
+        raise WeightShapeError(
+            f"layer `{target}` changes a weight of shape {tuple(shape)}, which is not packed as "
+            f"`{place.native}` of {title} is; give the right model as --architecture",
+            target=target,
+        )
+
+
+def _is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
+    parts = names.packing(place.native)
+    if len(parts) < 2 or len(shape) < 2:
+        return True
+    first = parts[0]
+    return shape[0] * (first.stop - first.start) == shape[1] * (place.stop - place.start)
+
+
+def _fits(adapter: Adapter, names: ModelNames) -> bool:
+    """Whether the first fused projection, or part of one, is packed as this model's are."""
+    for module in adapter.layers:
+        place = names.place(module)
+        if place is not None and len(names.packing(place.native)) > 1:
+            return _is_packed(names, adapter.layers[module].shape, place)
+    return True
+
+
+def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    lost: list[str] = []
+    for module in adapter.layers:
+        place = names.place(module)
+        if place is None and format_of(module) == format:
+            place = Place(module)  # nobody has to know what it means
+        if place is None:
+            lost.append(module)
+        else:
+            found[module] = place
+    if lost:
+        known = names.architecture
+        title = "an unknown model" if known is None else known.title
+        raise ArgumentError(
+            f"{counted(len(lost), 'layer')} of {len(adapter.layers)} cannot be found in {title}, "
+            f"the first is `{lost[0]}`; give the model's checkpoint as --reference, "
+            "or its name as --architecture",
+            target=lost[0],
+        )
+    return found
+
+
+def _pieces(
+    adapter: Adapter,
+    format: Format,
+    names: ModelNames,
+    native: str,
+    members: Sequence[tuple[str, Place]],
+) -> Iterator[Piece]:
+    opaque = members[0][0] == native and format_of(native) == format
+    spelled = ((native, Place(native)),) if opaque else names.spelled(format, native)
+    for module, at in spelled:
+        mine = tuple(one for one in members if one[1].start < at.stop and one[1].stop > at.start)
+        if mine:
+            known = {role: key for one, _ in mine for role, key in _keys(adapter, one).items()}
+            yield Piece(module, at, mine, _spelled_keys(format, module, mine[0][0], known))
+
+
+def _keys(adapter: Adapter, target: str) -> dict[str, str]:
+    """Suffix by role of what the file has of a layer."""
+    keys = adapter.keys.get(target)
+    if keys is None:
+        return {role: f".{role}" for role in adapter.layers[target].tensors()}
+    module = keys["alpha"].removesuffix(".alpha")
+    return {role: key.removeprefix(module) for role, key in keys.items()}
+
+
+def _spelled_keys(
+    format: Format, module: str, target: str, suffixes: Mapping[str, str]
+) -> dict[str, str]:
+    """The keys of a layer in a format.
+
+    Raises:
+        UnsupportedLayerError: It has no place for one of the roles.
+    """
+    found = module_keys(format, module)
+    if "mid" in suffixes:
+        roles = zip(("up", "down", "mid"), format.tucker, strict=True)
+        found |= {role: module + suffix for role, suffix in roles}
+    if suffixes.keys() & {"dora_scale", "magnitude"}:
+        found |= {"dora_scale": f"{module}.dora_scale"}
+        found |= {"magnitude": f"{module}.lora_magnitude_vector"}
+    others = [role for role in suffixes if role not in _SPELLED]
+    full = "diff" in suffixes and not format.holds_full
+    if full or (not format.keeps_alpha and ("mid" in suffixes or others)):
+        what = "full differences" if full else f"`{suffixes[(others or ['mid'])[0]]}`"
+        way = "leave it out, or use format `comfy`" if full else "convert it `--to lora` first"
+        raise UnsupportedLayerError(
+            f"format `{format.name}` has no place for {what}, which layer `{target}` is stored as; "
+            f"{way}",
+            target=target,
+        )
+    return found | {role: module.removesuffix(BIAS) + suffixes[role] for role in others}
+
+
+def _check_names(pieces: Sequence[Piece]) -> None:
+    seen: dict[str, Piece] = {}
+    for piece in pieces:
+        other = seen.setdefault(piece.module, piece)
+        if other is not piece:
+            raise TargetMismatchError(
+                f"layers `{other.members[0][0]}` and `{piece.members[0][0]}` would both be called "
+                f"`{piece.module}`; remove one of them",
+                target=piece.members[0][0],
+            )

@@ -1,0 +1,182 @@
+"""The kinds of layers a file can hold: their names, their roles, and what is built of them. Data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..errors import LayerShapeError, LoraOpsError, QuantisedError, UnsupportedLayerError
+from ..layers import (
+    AnyLayer,
+    BoftLayer,
+    DoraLayer,
+    FullLayer,
+    GloraLayer,
+    Ia3Layer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    OftLayer,
+    ReplacementLayer,
+    ReshapedLayer,
+)
+from ..source import TensorSource
+from .suffixes import Module
+
+BOFT = "boft"
+"""Blocks of four axes: by its keys alone it is an ``oft``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of layer. Its roles are the names of the constructor's arguments.
+
+    Attributes:
+        title: What people call it.
+        build: The constructor.
+        needs: Roles without which a layer is incomplete.
+        takes: Roles that it may have besides.
+        has_alpha: Whether an alpha belongs to it.
+    """
+
+    title: str
+    build: Callable[..., AnyLayer]
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+    has_alpha: bool = True
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """All roles that a layer of this kind can have of its own."""
+        return frozenset((*self.needs, *self.takes, *(("alpha",) if self.has_alpha else ())))
+
+
+KINDS: dict[str, Kind] = {
+    "lora": Kind("LoRA", LoraLayer, ("up", "down"), ("mid",)),
+    "loha": Kind("LoHa", LohaLayer, ("w1_a", "w1_b", "w2_a", "w2_b"), ("t1", "t2")),
+    # Which of them there must be depends on the others: the layer itself checks.
+    "lokr": Kind("LoKr", LokrLayer, (), ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+    "glora": Kind("GLoRA", GloraLayer, ("a1", "a2", "b1", "b2")),
+    "oft": Kind("OFT", OftLayer, ("blocks",), ("rescale",)),
+    BOFT: Kind("BOFT", BoftLayer, ("blocks",), ("rescale",)),
+    "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
+    "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
+    "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
+}
+# What may stand beside a layer of any kind and changes what it means.
+MAGNITUDES = ("dora_scale", "magnitude")
+RESHAPE = "reshape_weight"
+# Roles whose numbers are counts or flags, not weights.
+_INTEGERS = ("on_input", RESHAPE)
+
+
+def title_of(kind: str) -> str:
+    """What people call a kind, also one that is none."""
+    return KINDS[kind].title if kind in KINDS else kind
+
+
+def kind_of(source: TensorSource, module: Module) -> str:
+    """Name the kind of a module, by its keys and, where these say too little, its shapes."""
+    if module.kind == "oft" and "blocks" in module.keys:
+        return BOFT if len(source.shape(module.keys["blocks"])) == 4 else module.kind
+    return module.kind
+
+
+def read_kind(
+    source: TensorSource, name: str, module: Module, scale: float | None = None
+) -> AnyLayer:
+    """Read the layer of one module, whatever its kind.
+
+    Args:
+        source: The adapter file.
+        name: The module's name, for messages.
+        module: Its keys.
+        scale: What the file's configuration gives a layer without an alpha of its own.
+
+    Raises:
+        UnsupportedLayerError: It is of two kinds, or holds what belongs to none.
+        LayerShapeError: A factor is missing, or they do not fit together.
+        QuantisedError: The factors are integers, so they stand for other numbers.
+    """
+    known = kind_of(source, module)
+    around = (*MAGNITUDES, RESHAPE)
+    kind = KINDS.get(known)
+    odd = module.keys.keys() - (kind.roles | {*around} if kind else ())
+    if kind is None or odd:
+        raise unsupported(source, name, module, known, odd if kind else ())
+    for role in kind.needs:
+        if role not in module.keys:
+            there = ", ".join(f"`{key}`" for key in module.keys.values())
+            raise LayerShapeError(
+                f"layer `{name}` has no {role} factor, only {there}; the file is incomplete",
+                target=name,
+                path=source.name,
+            )
+    tensors = {role: _numbers(source, name, role, key) for role, key in module.keys.items()}
+    alpha = read_alpha(source, module.keys["alpha"]) if "alpha" in module.keys else None
+    try:
+        own = {role: tensors[role] for role in tensors.keys() - {"alpha", *around}}
+        layer = kind.build(**own, **({"alpha": alpha} if alpha is not None else {}))
+        layer = _configured(layer, scale)
+        return _surrounded(layer, tensors)
+    except LayerShapeError as error:
+        message = f"layer `{name}`: {error}"
+        raise LayerShapeError(message, target=name, path=source.name) from None
+
+
+def unsupported(
+    source: TensorSource, name: str, module: Module, kind: str, odd: Iterable[str]
+) -> LoraOpsError:
+    """The error for a layer that cannot be read, with the keys that are in the way."""
+    keys = ", ".join(f"`{module.keys[role]}`" for role in sorted(odd))
+    holds = f" with {keys}" if keys else ""
+    return UnsupportedLayerError(
+        f"layer `{name}` is of kind {title_of(kind)}{holds}, which cannot be read as a LoRA layer; "
+        "leave the file out, or bake it with a program that knows the kind",
+        target=name,
+        path=source.name,
+    )
+
+
+def read_alpha(source: TensorSource, key: str) -> float:
+    """Read an alpha: one number, of any dtype, with or without an axis.
+
+    Raises:
+        LayerShapeError: It is not one number.
+    """
+    shape = source.shape(key)
+    if any(size != 1 for size in shape):
+        raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
+    return float(source.tensor(key).item())
+
+
+def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
+    if role not in ("alpha", *_INTEGERS) and not source.dtype(key).is_floating_point:
+        raise QuantisedError(
+            f"layer `{name}`: `{key}` is stored as {source.dtype(key)}, not as plain numbers; use "
+            "the file it was quantised from",
+            target=name,
+            path=source.name,
+        )
+    return source.tensor(key)
+
+
+def _configured(layer: AnyLayer, scale: float | None) -> AnyLayer:
+    """The layer at the scale of the file's configuration, where it has no alpha of its own."""
+    if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
+        return layer
+    rank = layer.factor_rank
+    return layer if layer.alpha is not None or rank is None else replace(layer, alpha=scale * rank)
+
+
+def _surrounded(layer: AnyLayer, tensors: Mapping[str, Tensor]) -> AnyLayer:
+    """The layer with magnitudes over it, and a larger weight under it, where the file has them."""
+    found = [role for role in MAGNITUDES if role in tensors]
+    if len(found) > 1:
+        raise LayerShapeError(f"it has {' and '.join(found)}: magnitudes can be there once")
+    for role in MAGNITUDES:
+        if role in tensors:
+            layer = DoraLayer(layer, tensors[role], role)
+    return ReshapedLayer(layer, tensors[RESHAPE]) if RESHAPE in tensors else layer

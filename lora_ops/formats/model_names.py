@@ -1,0 +1,173 @@
+"""Module names of one model, in every format: where a file's module is, and what a target is called.
+
+`joining` compares names of any models; this knows which model it is, and so how its fused
+projections are packed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from ..architectures import (
+    ENCODERS,
+    TE,
+    UNET,
+    Architecture,
+    Place,
+    Renames,
+    module_renames,
+    naming,
+)
+from ..errors import UnsupportedLayerError
+from .joining import PROCESSORS, diffusers_encoder, encoder_target, join_key, kohya_encoder
+from .names import FLAT_PREFIXES, NATIVE_PREFIXES, underscored
+from .suffixes import BIAS
+from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
+
+_SECOND = "transformer_2."
+# An encoder's module in a file: which encoder, and the name within.
+_ENCODER_PREFIX = re.compile(
+    r"^(?:lora_te(?P<flat>\d?)_|lora_prior_te_|text_encoder(?:_(?P<dotted>\d))?\.)(?P<inner>.+)$"
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelNames:
+    """The names of one model; from `model_names`.
+
+    Attributes:
+        architecture: None: unknown.
+        modules: Of the diffusion model.
+        known: Canonical target by `join_key`, of a checkpoint.
+    """
+
+    architecture: Architecture | None
+    modules: Renames
+    known: dict[str, str] = field(default_factory=dict[str, str])
+
+    def place(self, module: str) -> Place | None:
+        """Return the rows of the model that a file's module changes, by canonical target.
+
+        None for a name without dots that neither the architecture's table nor the checkpoint has,
+        and for one of diffusers that the table does not have.
+        """
+        if module.endswith(BIAS):
+            found = self.place(module.removesuffix(BIAS))
+            return None if found is None else replace(found, native=found.native + BIAS)
+        if module.startswith((TE, "vae.", _SECOND)):
+            return Place(module)
+        encoder = _ENCODER_PREFIX.match(module)
+        if encoder is not None:
+            return self._encoder(encoder)
+        prefix = _prefix(module)
+        inner = module.removeprefix(prefix)
+        for pattern, to in PROCESSORS:
+            inner = pattern.sub(to, inner)
+        found = self._inside(inner)
+        if found is not None:
+            return found
+        known = self.known.get(join_key(module))
+        if known is not None:
+            return self._inside(known.removeprefix(_prefix(known))) or Place(known)
+        opaque = prefix in FLAT_PREFIXES or naming([f"{inner}."]) == "diffusers"
+        return None if opaque else Place(UNET + inner)
+
+    def spelled(self, format: Format, target: str) -> tuple[tuple[str, Place], ...]:
+        """Return the modules of a file in this format that hold a target, and which rows.
+
+        Raises:
+            UnsupportedLayerError: The format has no name for it.
+        """
+        if target.endswith(BIAS):
+            inner = self.spelled(format, target.removesuffix(BIAS))
+            return tuple((name + BIAS, replace(at, native=target)) for name, at in inner)
+        if not target.startswith(UNET):
+            return ((self._elsewhere(format, target), Place(target)),)
+        inner = target.removeprefix(UNET)
+        foreign = tuple(
+            (name, replace(at, native=target)) for name, at in self.modules.foreign_parts(inner)
+        )
+        if format == DIFFUSERS and not foreign:
+            raise _no_name(format, target, self.architecture)
+        parts = foreign if foreign and self._is_foreign(format) else ((inner, Place(target)),)
+        return tuple((self._written(format, name), at) for name, at in parts)
+
+    def packing(self, target: str) -> tuple[Place, ...]:
+        """Return the rows of a target that diffusers has in modules of their own; () if unknown."""
+        inner = target.removesuffix(BIAS).removeprefix(UNET)
+        return tuple(at for _, at in self.modules.foreign_parts(inner))
+
+    def _inside(self, inner: str) -> Place | None:
+        found = self.modules.find(inner)
+        return None if found is None else replace(found, native=UNET + found.native)
+
+    def _is_foreign(self, format: Format) -> bool:
+        """Whether a format has diffusers' names of the diffusion model."""
+        kohya = None if self.architecture is None else self.architecture.kohya
+        if format == KOHYA:
+            return kohya is not None and kohya.unet == "diffusers"
+        return format in (DIFFUSERS, PEFT)
+
+    def _written(self, format: Format, name: str) -> str:
+        if format == KOHYA:
+            return "lora_unet_" + underscored(name)
+        root = "" if self.architecture is None else self.architecture.diffusers or ""
+        return {COMFY.name: UNET, PEFT.name: "base_model.model.", DIFFUSERS.name: root}[
+            format.name
+        ] + name
+
+    def _encoder(self, match: re.Match[str]) -> Place | None:
+        inner = match["inner"]
+        found = ENCODERS.find(inner) or ENCODERS.find(f"model.{inner}")
+        if found is None and "." not in inner:
+            return None
+        number = match["flat"] or match["dotted"] or "1"
+        v2 = self.architecture is not None and self.architecture.v2
+        name = inner if found is None else found.native
+        return Place(encoder_target(number == "2", name, "clip_h" if v2 else "clip_l"))
+
+    def _elsewhere(self, format: Format, target: str) -> str:
+        """The name of what is in no diffusion model, or in a second one."""
+        encoders = {
+            COMFY.name: target,
+            KOHYA.name: kohya_encoder(target, self.architecture),
+            DIFFUSERS.name: diffusers_encoder(target),
+        }
+        home = DIFFUSERS if target.startswith(_SECOND) else COMFY
+        own = target if format == home else None
+        name = encoders.get(format.name) if target.startswith(TE) else own
+        if name is None:
+            raise _no_name(format, target, self.architecture)
+        return name
+
+
+def model_names(architecture: Architecture | None, reference: Collection[str] = ()) -> ModelNames:
+    """Return the names of a model.
+
+    Args:
+        architecture: None: unknown.
+        reference: Canonical targets of a checkpoint, which have the layout of a UNet and the dots
+            of names that no table has.
+    """
+    inside = [name.removeprefix(UNET) for name in reference if name.startswith(UNET)]
+    known = {join_key(name): name for name in reference}
+    return ModelNames(architecture, module_renames(architecture, inside), known)
+
+
+def _prefix(module: str) -> str:
+    """The longest prefix that a loader takes before a module's own name; it may be empty."""
+    prefixes = (*NATIVE_PREFIXES, *FLAT_PREFIXES)
+    return max((one for one in prefixes if module.startswith(one)), key=len)
+
+
+def _no_name(
+    format: Format, target: str, architecture: Architecture | None
+) -> UnsupportedLayerError:
+    title = "an unknown architecture" if architecture is None else architecture.title
+    return UnsupportedLayerError(
+        f"format `{format.name}` has no name for `{target}` of {title}; "
+        "use format `comfy`, or leave it out",
+        target=target,
+    )

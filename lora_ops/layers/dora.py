@@ -1,0 +1,122 @@
+"""DoRA: the changed weight's rows, or columns, are brought to lengths of their own.
+
+Liu et al. (2024), arXiv:2402.09353. Over any kind that changes a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerShapeError, WeightShapeError
+from .layer import ChangeOfBase, Convention, Layer, check_fits
+
+# The role that the magnitudes have in a file: of kohya, LyCORIS and ComfyUI; and PEFT's.
+Role = Literal["dora_scale", "magnitude"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DoraLayer(ChangeOfBase):
+    """Weight' = magnitude * (weight + change) / length, one magnitude a row or a column.
+
+    Attributes:
+        inner: Whose change.
+        magnitude: As stored: (out, 1...) or (1, in, 1...); in PEFT's files (out,) or (1, out, 1...).
+        role: Which of the two it is: by its shape alone they cannot be told apart.
+
+    Raises:
+        LayerShapeError: There are as many magnitudes as neither rows nor columns.
+    """
+
+    inner: Layer
+    magnitude: Tensor
+    role: Role = "dora_scale"
+
+    def __post_init__(self) -> None:
+        out, *rest = self.inner.shape
+        # Where the layer has its kernel in the input side, the weight alone tells the channels.
+        whole = out if self.axis == 0 else math.prod(rest)
+        if whole > 0 and whole % self.magnitude.numel():
+            raise LayerShapeError(
+                f"{self.role} is {tuple(self.magnitude.shape)} over a layer of {self.inner.shape}: it "
+                "is one number an output channel, or one an input channel"
+            )
+
+    @property
+    def title(self) -> str:
+        """DoRA, and over what."""
+        return f"DoRA over {self.inner.title}"
+
+    @property
+    def axis(self) -> int:
+        """Of the weight, along which the magnitudes lie: 0 for the output, 1 for the input."""
+        out = self.inner.shape[0]
+        return 0 if self.role == "magnitude" or self.magnitude.shape[0] == out else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes."""
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int:
+        """Rank of the inner change; the whole one has any that the weight's shape allows."""
+        return self.inner.rank
+
+    @property
+    def scale(self) -> float:
+        """Scale of the inner layer."""
+        return self.inner.scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the inner layer."""
+        return self.inner.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by role, as a file holds them: the inner layer's and the magnitudes."""
+        return {**self.inner.tensors(), self.role: self.magnitude}
+
+    def magnitudes(self, axes: int) -> Tensor:
+        """The magnitudes in the form that ComfyUI and kohya read: (out, 1...) or (1, in, 1...).
+
+        Args:
+            axes: How many the weight has.
+        """
+        return self.magnitude.reshape([-1 if i == self.axis else 1 for i in range(axes)])
+
+    def change(
+        self,
+        base: Tensor,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "paper",
+    ) -> Tensor:
+        """Return what is added to the weight, of its shape; proportional to the strength.
+
+        The length is that of the changed weight, as in the paper, PEFT and LyCORIS. Along the
+        output ComfyUI takes that of the weight as it was. Both paper and programs train at strength
+        1; other strengths go the straight way between the weight and that, as in ComfyUI.
+
+        Raises:
+            WeightShapeError: The layer is for a weight of another shape.
+        """
+        check_fits(self, base)
+        if self.magnitude.numel() != base.shape[self.axis]:
+            raise WeightShapeError(
+                f"{self.role} is {tuple(self.magnitude.shape)}, the weight {tuple(base.shape)}; the "
+                "adapter is for another model"
+            )
+        weight = base.to(dtype)
+        changed = weight + self.inner.change(base, 1.0, dtype, convention)
+        measured = weight if convention == "comfy" and self.axis == 0 else changed
+        others = [axis for axis in range(base.ndim) if axis != self.axis]
+        length = torch.linalg.vector_norm(measured, dim=others, keepdim=True)
+        # A row of zeros has the length that ComfyUI and LyCORIS give it.
+        length.clamp_(min=torch.finfo(torch.float32).eps)
+        turned = changed.mul_(self.magnitudes(base.ndim).to(dtype) / length)
+        return turned.sub_(weight).mul_(strength)
