@@ -39,13 +39,14 @@ class Stack:
     right: Tensor
 
     def columns(self, numbers: Tensor) -> Tensor:
-        """Return a number of each change (..., T) as one of each of its columns (..., R)."""
-        return numbers.repeat_interleave(torch.tensor(self.sizes), dim=-1)
+        """Return a number of each change (T,) as one of each of its columns (R,)."""
+        return numbers.repeat_interleave(torch.tensor(self.sizes))
 
     def gram(self) -> Tensor:
         """Return the (T, T) inner products of the T changes; float64, on the CPU."""
-        columns = self.columns(torch.eye(len(self.sizes), dtype=torch.float64))
-        return columns @ (self.left * self.right).cpu() @ columns.mT
+        rows = (self.left * self.right).cpu().split(self.sizes)
+        blocks = [block.sum() for row in rows for block in row.split(self.sizes, dim=1)]
+        return torch.stack(blocks).reshape(len(rows), len(rows))
 
 
 def stacked(factors: Sequence[Factors]) -> Stack:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from .adapter import Adapter
 from .architectures import Architecture
-from .convert_plan import Piece, check_parts, names_for, planned
+from .assemble import assembled, blocks_of
+from .convert_plan import Piece, names_for, planned
 from .devices import Placement, place, upload
 from .dtypes import loadable, rounded
 from .edit import Edited, Progress, check_not_empty, collect, edited, finite
-from .errors import ArgumentError, UnsupportedLayerError, WeightShapeError
+from .errors import ArgumentError, UnsupportedLayerError
 from .formats import PEFT_METADATA, Format, ModelNames, format_named, with_unit_scales
 from .layers import AnyLayer, DoraLayer, FullLayer, LoraLayer, low_rank
 from .linalg import distance, factored_svd, inner, thinned
 from .parallel import ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
-from .rows import Block, halves_swapped, rows_of, stacked
 
 _WORKERS = 2
 
@@ -147,84 +146,17 @@ def notes(adapter: Adapter, pieces: Sequence[Piece], converting: Converting) -> 
         yield f"{len(adapter.layers)} layers in, {len(pieces)} layers out"
 
 
-def layer_of(adapter: Adapter, piece: Piece, names: ModelNames) -> AnyLayer:
-    """Return one layer of the result with its own alpha: the bits of the input where they can stay.
-
-    Args:
-        adapter: The input.
-        piece: From `planned`, of this adapter.
-        names: Of the model.
-
-    Raises:
-        LoraOpsError: As `convert`.
-    """
-    return _assembled(_blocks(adapter, piece, names), piece)
-
-
 def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Edited:
-    blocks = _blocks(adapter, piece, converting.names)
-    whole = _assembled(blocks, piece)
+    blocks = blocks_of(adapter, piece, converting.names)
+    whole = assembled(blocks, piece)
     result = _written(whole, piece, converting, where)
     was = max(block.layer.rank for block in blocks)
     moved = all((b.layer.scale, b.layer.dtype) == (whole.scale, whole.dtype) for b in blocks)
     if moved and _has_numbers_of(whole, result):
         return edited(piece.module, result, norm=0.0, residual=0.0, was=(was,))
-    exact = _assembled(blocks, piece, torch.float64)  # a single block is exact as it is
+    exact = assembled(blocks, piece, torch.float64)  # a single block is exact as it is
     norm = finite(_norm(exact), piece.module, whole)
     return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
-
-
-def _blocks(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
-    """The rows of the piece that each layer of the input changes, counted from its first one.
-
-    Raises:
-        WeightShapeError: They are not packed as the model's rows are.
-    """
-    known = [(module, at, _as_dora(adapter.layers[module])) for module, at in piece.members]
-    if not piece.is_cut and not piece.is_joined:
-        return [Block(module, layer, 0) for module, _, layer in known]
-    heights = {Fraction(layer.shape[0]) / (at.stop - at.start) for _, at, layer in known}
-    if len(heights) > 1:
-        told = ", ".join(f"`{module}` {layer.shape}" for module, _, layer in known)
-        raise WeightShapeError(
-            f"{told} are not the rows of one `{piece.place.native}`; give the right model as "
-            "--architecture",
-            target=piece.module,
-        )
-    (height,) = heights
-    found: list[Block] = []
-    for module, at, layer in known:
-        check_parts(names, module, layer.shape, at)
-        start, stop = max(at.start, piece.place.start), min(at.stop, piece.place.stop)
-        edges = [(edge - at.start) * height for edge in (start, stop)]
-        offset = (start - piece.place.start) * height
-        if any(edge.denominator > 1 for edge in (*edges, offset)):
-            raise WeightShapeError(
-                f"layer `{module}` of shape {layer.shape} cannot be divided where "
-                f"`{piece.place.native}` is; give the right model as --architecture",
-                target=module,
-            )
-        found.append(Block(module, rows_of(layer, *map(int, edges), module), int(offset)))
-    return found
-
-
-def _as_dora(layer: AnyLayer) -> AnyLayer:
-    """A LoRA that has magnitudes as the kind that it is."""
-    if isinstance(layer, LoraLayer) and layer.dora_scale is not None:
-        return DoraLayer(replace(layer, dora_scale=None), layer.dora_scale)
-    return layer
-
-
-def _assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None = None) -> AnyLayer:
-    """The blocks as one layer; a block that is all of it stays as it is."""
-    layer = blocks[0].layer
-    if piece.is_joined:
-        rows = sum(block.layer.shape[0] for block in blocks) / piece.covered
-        layer = stacked(blocks, int(rows), piece.module, dtype)
-    swapped = {at.swapped for _, at in piece.members} != {piece.place.swapped}
-    if not swapped or (len(layer.shape) > 1 and layer.shape[0] != 2 * layer.shape[1]):
-        return layer
-    return halves_swapped(layer, piece.module)
 
 
 def _written(layer: AnyLayer, piece: Piece, converting: Converting, where: Placement) -> AnyLayer:
@@ -278,7 +210,7 @@ def _lowered(layer: LoraLayer, rule: RankRule, target: str, where: Placement) ->
         return layer
     svd = factored_svd(*thinned(*(upload(factor, where) for factor in layer.factors())))
     rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s)) if own.value else 0
-    held = min(rank, int((svd.s > 0).sum()))
+    held = min(rank or 0, int((svd.s > 0).sum()))
     if not held:
         raise ArgumentError(f"rank rule `{rule}` leaves nothing of layer `{target}`", target=target)
     up, down = (rounded(f, loadable(layer.dtype), target) for f in svd.factors(held))

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from .adapter import Adapter
 from .architectures import Architecture, Place
-from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError, WeightShapeError
+from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys
 from .models import models_of
 from .report import counted
@@ -110,31 +110,17 @@ def names_for(
     return next(fitting, known[0] if known else model_names(None, reference))
 
 
-def check_parts(names: ModelNames, target: str, shape: Sequence[int], place: Place) -> None:
-    """Refuse to cut or join what is not packed as the table says.
+def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
+    """Whether rows of a fused projection are as many as the table says.
 
     The first part of every packing is a projection of queries or keys from the width of the model
     to the same width: it must be square.
 
     Args:
         names: Of the model.
-        target: The layer, for messages.
-        shape: Of the weight's rows that it changes.
-        place: These rows.
-
-    Raises:
-        WeightShapeError: It is not.
+        shape: Of these rows, (rows, in).
+        place: Which rows they are.
     """
-    if not _is_packed(names, shape, place):
-        title = names.architecture.title if names.architecture is not None else "the model"
-        raise WeightShapeError(
-            f"layer `{target}` changes a weight of shape {tuple(shape)}, which is not packed as "
-            f"`{place.native}` of {title} is; give the right model as --architecture",
-            target=target,
-        )
-
-
-def _is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
     parts = names.packing(place.native)
     if len(parts) < 2 or len(shape) < 2:
         return True
@@ -147,7 +133,7 @@ def _fits(adapter: Adapter, names: ModelNames) -> bool:
     for module in adapter.layers:
         place = names.place(module)
         if place is not None and len(names.packing(place.native)) > 1:
-            return _is_packed(names, adapter.layers[module].shape, place)
+            return is_packed(names, adapter.layers[module].shape, place)
     return True
 
 

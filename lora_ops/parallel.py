@@ -14,14 +14,17 @@ Result = TypeVar("Result")
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, spare: int = 1
 ) -> Iterator[Result]:
-    """Yield `function(item)` for each item, in order, at most `workers` + 1 results ahead.
+    """Yield `function(item)` for each item, in order, at most `workers` + `spare` results ahead.
 
     Each job computes on its own share of the cores. Many small factorisations gain little from
     threads inside them, and on a busy machine the waiting of those threads for each other costs
     far more than they bring; jobs side by side have neither problem, and one reads its tensors
     while another computes.
+
+    Where the caller works as long on a result as a job takes, and sizes differ, more of them in
+    memory keep both busy.
 
     An exception in a job, or closing the iterator, cancels what has not begun.
     """
@@ -33,7 +36,7 @@ def ordered_map(
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > workers:
+            if len(pending) >= workers + spare:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

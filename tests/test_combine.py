@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapters import EVERY_FORM, Part, changes, tensors
 from bits import assert_equal
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.lora_ops.combine import (
@@ -56,6 +56,7 @@ SHAPES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(SHAPES, st.integers(0, 99))
 def test_a_full_difference_is_its_own_factor(shape, seed):
     """Whatever its shape: numbers, vectors, matrices, kernels."""
@@ -88,6 +89,7 @@ def test_inner_products_are_those_of_the_dense_changes(form):
 ALPHAS = st.sampled_from([None, 0.7, 5.0, -2.0])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 8), ALPHAS, st.floats(0.1, 3)), min_size=1, max_size=3),
     st.booleans(),

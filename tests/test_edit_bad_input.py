@@ -160,7 +160,7 @@ KINDS = {
     "OFT": {".oft_blocks": torch.ones(2, 4, 4)},
     "IA3": {".weight": T, ".on_input": torch.tensor(True)},
     "mixed": {".lora_up.weight": T, ".lora_down.weight": T, ".lokr_w1": T},
-    "full with": {".set_weight": T},
+    "": {".set_weight": T},
 }
 
 

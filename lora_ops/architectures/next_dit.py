@@ -50,6 +50,12 @@ _LUMINA_ALIASES = (
     ),
 )
 
+_ENDS = renamed(
+    ("x_embedder", "all_x_embedder.2-1"),
+    ("final_layer.linear", "all_final_layer.2-1.linear"),
+    ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
+)
+
 Z_IMAGE = Architecture(
     name="z_image",
     title="Z-Image",
@@ -69,11 +75,7 @@ Z_IMAGE = Architecture(
     diffusers="transformer.",
     packings=(
         *(one for stack in _STACKS for one in within(stack, stack, _Z_BLOCK)),
-        *renamed(
-            ("x_embedder", "all_x_embedder.2-1"),
-            ("final_layer.linear", "all_final_layer.2-1.linear"),
-            ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
-        ),
+        *_ENDS,
         *same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1"),
     ),
 )
@@ -97,10 +99,8 @@ LUMINA2 = Architecture(
             ("cap_embedder.1", "time_caption_embed.caption_embedder.1"),
             ("final_layer.adaLN_modulation.1", "norm_out.linear_1"),
             ("final_layer.linear", "norm_out.linear_2"),
-            ("x_embedder", "all_x_embedder.2-1"),
-            ("final_layer.linear", "all_final_layer.2-1.linear"),
-            ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
         ),
         *same("x_embedder"),
+        *_ENDS,
     ),
 )

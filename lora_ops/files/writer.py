@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
+# What is written at once, in bytes: what the hash has just read is still in cache, and the system
+# takes it two to three times faster than tens of megabytes in one call.
+_PART = 1 << 20
 _SLACK = 200  # one part in that many of a file may be unused room
 
 _WAY_OUT = {
@@ -177,10 +180,12 @@ class SafetensorsWriter:
         return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
 
     def _append(self, data: memoryview) -> None:
-        with self._explained():
-            _write_all(self._file, data)
-        if self._hash:
-            self._hash.update(data)
+        for start in range(0, len(data), _PART):
+            part = data[start : start + _PART]
+            if self._hash:
+                self._hash.update(part)
+            with self._explained():
+                _write_all(self._file, part)
         self._size += len(data)
 
     def _move_data(self, room: int) -> None:

@@ -114,10 +114,14 @@ def read_kind(
                 target=name,
                 path=source.name,
             )
-    tensors = {role: _numbers(source, name, role, key) for role, key in module.keys.items()}
+    tensors = {
+        role: _numbers(source, name, role, key)
+        for role, key in module.keys.items()
+        if role != "alpha"
+    }
     alpha = read_alpha(source, module.keys["alpha"]) if "alpha" in module.keys else None
     try:
-        own = {role: tensors[role] for role in tensors.keys() - {"alpha", *around}}
+        own = {role: tensors[role] for role in tensors.keys() - {*around}}
         layer = kind.build(**own, **({"alpha": alpha} if alpha is not None else {}))
         layer = _configured(layer, scale)
         return _surrounded(layer, tensors)
@@ -153,7 +157,7 @@ def read_alpha(source: TensorSource, key: str) -> float:
 
 
 def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
-    if role not in ("alpha", *_INTEGERS) and not source.dtype(key).is_floating_point:
+    if role not in _INTEGERS and not source.dtype(key).is_floating_point:
         raise QuantisedError(
             f"layer `{name}`: `{key}` is stored as {source.dtype(key)}, not as plain numbers; use "
             "the file it was quantised from",

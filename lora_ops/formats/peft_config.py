@@ -96,6 +96,33 @@ def with_unit_scales(
     return {PEFT_METADATA: json.dumps(written, separators=(",", ":"))} if written else {}
 
 
+def adapter_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> str:
+    """Return the text of PEFT's `adapter_config.json` for layers that all have scale 1.
+
+    Args:
+        ranks: Rank by module name, as written.
+        use_dora: Whether the layers have magnitudes.
+    """
+    names = {module.removeprefix(_ROOT): rank for module, rank in ranks.items()}
+    # A name in a list also means the modules that end in it; the whole of an expression does not.
+    listed = sorted(names)
+    expression = "|".join(map(re.escape, listed))
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+        "use_dora": use_dora,
+        "use_rslora": False,
+        "target_modules": listed if all("." in name for name in listed) else expression,
+        **_unit(names),
+    }
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
 def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
     """Fields by component; what is no JSON object says nothing."""
     try:

@@ -88,7 +88,9 @@ class BoftLayer(ChangeOfBase):
         weight = base.to(dtype).flatten(1)
         if convention == "comfy" and self.alpha is None:
             return torch.zeros_like(base, dtype=dtype)
-        stages = rotations(self.blocks.to(dtype), bound(self.alpha, len(base), convention))
+        stages = rotations(
+            self.blocks.to(base.device, dtype), bound(self.alpha, len(base), convention)
+        )
         result = weight
         for index, stage in enumerate(blended(stages, strength)):
             result = _rotated(result, stage, 2**index * (stage.shape[-1] // 2))

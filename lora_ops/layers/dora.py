@@ -118,5 +118,5 @@ class DoraLayer(ChangeOfBase):
         length = torch.linalg.vector_norm(measured, dim=others, keepdim=True)
         # A row of zeros has the length that ComfyUI and LyCORIS give it.
         length.clamp_(min=torch.finfo(torch.float32).eps)
-        turned = changed.mul_(self.magnitudes(base.ndim).to(dtype) / length)
+        turned = changed.mul_(self.magnitudes(base.ndim).to(weight) / length)
         return turned.sub_(weight).mul_(strength)

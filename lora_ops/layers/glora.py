@@ -105,7 +105,7 @@ class GloraLayer(ChangeOfBase):
             WeightShapeError: The layer is for a weight of another shape.
         """
         check_fits(self, base)
-        first, second, up, down = (one.to(dtype).flatten(1) for one in self._ordered)
+        first, second, up, down = (one.to(base.device, dtype).flatten(1) for one in self._ordered)
         channels = base.to(dtype).reshape(len(base), first.shape[0], -1)
         own = torch.einsum("oik,ir->ork", channels, first)
         own = torch.einsum("ork,rj->ojk", own, second)

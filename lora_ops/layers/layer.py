@@ -87,7 +87,7 @@ class Layer(Protocol):
         dtype: torch.dtype = torch.float32,
         convention: Convention = "paper",
     ) -> Tensor:
-        """Return what is added to the weight at a strength, of the weight's shape, in ``dtype``.
+        """Return what is added to the weight at a strength: of its shape, on its device, in ``dtype``.
 
         Args:
             base: The weight; not written into.
@@ -124,7 +124,7 @@ class OwnChange(Layer, Protocol):
             WeightShapeError: The layer is for a weight of another shape.
         """
         check_fits(self, base)
-        return (self.delta(dtype) * strength).reshape(base.shape)
+        return (self.delta(dtype) * strength).reshape(base.shape).to(base.device)
 
 
 class ChangeOfBase(Layer, Protocol):

@@ -76,7 +76,9 @@ class OftLayer(ChangeOfBase):
         """
         check_fits(self, base)
         weight = base.to(dtype).flatten(1)
-        turned = rotations(self.blocks.to(dtype), bound(self.alpha, len(base), convention))
+        turned = rotations(
+            self.blocks.to(base.device, dtype), bound(self.alpha, len(base), convention)
+        )
         count, size, _ = turned.shape
         if convention == "comfy":
             rotated = (turned.mT @ weight.view(count, size, -1)).view_as(weight)
@@ -119,7 +121,7 @@ def rotations(blocks: Tensor, bound: float) -> Tensor:
     norm = float(skew.norm())
     if 0 < bound < norm:
         skew = skew * (bound / norm)
-    eye = torch.eye(skew.shape[-1], dtype=skew.dtype)
+    eye = _identity(skew)
     return torch.linalg.solve(eye - skew, eye + skew, left=False)
 
 
@@ -127,7 +129,7 @@ def blended(turned: Tensor, strength: float) -> Tensor:
     """Return rotations at a strength, between the identity at 0 and themselves at 1."""
     if strength == 1:
         return turned
-    return turned * strength + torch.eye(turned.shape[-1], dtype=turned.dtype) * (1 - strength)
+    return turned * strength + _identity(turned) * (1 - strength)
 
 
 def rescaled(weight: Tensor, rescale: Tensor | None, strength: float) -> Tensor:
@@ -140,10 +142,14 @@ def rescaled(weight: Tensor, rescale: Tensor | None, strength: float) -> Tensor:
     """
     if rescale is None:
         return weight.clone()
-    gains = rescale.to(weight.dtype).reshape(-1, 1)
+    gains = rescale.to(weight).reshape(-1, 1)
     return weight * (1 + strength * (gains - 1))
 
 
 def channels(blocks: Tensor) -> int:
     """Number of output channels that blocks (..., count, size, size) rotate."""
     return math.prod(blocks.shape[-3:-1])
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -62,4 +62,4 @@ class ReplacementLayer(ChangeOfBase):
         check_fits(self, base)
         if strength == 0:
             return torch.zeros_like(base, dtype=dtype)
-        return self.set_weight.to(dtype).reshape(base.shape) - base.to(dtype)
+        return self.set_weight.to(base.device, dtype).reshape(base.shape) - base.to(dtype)

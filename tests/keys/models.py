@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
+
 _STREAMS = {
     "in_channels": 16,
     "out_channels": 16,
@@ -115,4 +118,72 @@ MODELS = {
     ),
     "pixart": ("pixart.pixartms", "PixArtMS", {"depth": 1}),
     "krea2": ("krea2.model", "SingleStreamDiT", {}),
+}
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A model as ComfyUI holds it, small, to ask for the names of its modules.
+
+    Attributes:
+        architecture: Our name of it.
+        base: ComfyUI's class of loaded models, which decides on the names.
+        config: What that looks up.
+        arguments: Of the model's own class, beside those in `MODELS`.
+        own: Names that ComfyUI accepts and maps to rows that the model does not have there.
+        formats: Those that ComfyUI reads for it.
+    """
+
+    architecture: str
+    base: str
+    config: dict
+    arguments: dict = field(default_factory=dict)
+    own: str = ""
+    formats: tuple = ("comfy", "kohya", "diffusers")
+
+    def question(self):
+        module, name, arguments = MODELS[self.architecture]
+        return {
+            "base": self.base,
+            "config": self.config,
+            "module": module,
+            "class": name,
+            "arguments": {**arguments, **self.arguments},
+        }
+
+    def is_its_own(self, module):
+        return bool(self.own) and re.search(self.own, module) is not None
+
+
+_BLOCKS = {"hidden_size": 128, "depth": 1, "depth_single_blocks": 1}
+# ComfyUI reads them by its own names alone.
+_NATIVE = ("comfy", "kohya")
+
+HOSTED = {
+    "flux": Hosted("flux", "Flux", _BLOCKS),
+    "flux_schnell": Hosted("flux_schnell", "Flux", _BLOCKS),
+    "flux2": Hosted("flux2", "Flux2", _BLOCKS, {"mlp_ratio": 3.0}),
+    "chroma": Hosted("chroma", "Chroma", _BLOCKS),
+    "hunyuan_video": Hosted("hunyuan_video", "HunyuanVideo", {}, formats=_NATIVE),
+    "wan": Hosted("wan", "WAN21", {}, {"model_type": "i2v"}, formats=_NATIVE),
+    "qwen_image": Hosted("qwen_image", "QwenImage", {}),
+    "ltxv": Hosted("ltxv", "LTXV", {}, formats=_NATIVE),
+    "sd3": Hosted("sd3", "SD3", {"depth": 1, "num_blocks": 2}),
+    "auraflow": Hosted("auraflow", "AuraFlow", {"n_layers": 2, "n_double_layers": 1}),
+    # Its keys and values are a third as high as its queries; the map takes them for as high.
+    "lumina2": Hosted(
+        "lumina2",
+        "Lumina2",
+        {"n_layers": 1, "dim": 192},
+        {"n_heads": 6, "n_kv_heads": 2, "axes_dims": [16, 8, 8]},
+        own=r"attention[._]to_[qkv]$",
+        formats=_NATIVE,
+    ),
+    "z_image": Hosted("z_image", "Lumina2", {"n_layers": 1, "dim": 192}),
+    "hidream": Hosted("hidream", "HiDream", {}),
+    "cosmos": Hosted("cosmos", "CosmosPredict2", {}, formats=_NATIVE),
+    "anima": Hosted("anima", "Anima", {}, formats=_NATIVE),
+    "kandinsky5": Hosted("kandinsky5", "Kandinsky5", {}),
+    "pixart": Hosted("pixart", "PixArt", {"depth": 1, "hidden_size": 1152}),
+    "krea2": Hosted("krea2", "Krea2", {"layers": 28}),
 }
