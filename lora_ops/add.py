@@ -10,9 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from .adapter import Adapter
-from .combine import Combination, concatenated, factors_of, recompressed, stacked, summed
+from .combine import (
+    Combination,
+    concatenated,
+    factors_of,
+    recompressed,
+    side_by_side,
+    stacked,
+    summed,
+)
 from .devices import Placement, place
 from .edit import ZERO, Edited, Progress, check_not_empty, collect, edited, finite, skipped
 from .formats import format_named
@@ -29,6 +38,8 @@ NOT_IN_LAST = "not in the last input"
 RANK_ZERO = "rank 0 by the rule"
 # Below this share of the inputs' norms, a sum is their rounding.
 _NOTHING = 1e-6
+# Above this share, float32 inner products give the norm of a sum to 1e-4.
+_CLEAR = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,7 @@ def run(
         with where.scope():
             return _added(terms, group, adding, where)
 
-    for done, result in enumerate(ordered_map(job, groups, where.workers), start=1):
+    for done, result in enumerate(ordered_map(job, groups, where.workers, spare=4), start=1):
         if progress is not None:
             progress(done, len(groups), result.target)
         yield result
@@ -162,9 +173,13 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         return skipped(group.target, first, NOT_IN_LAST, 0.0)
     factors = {at: factors_of(inputs[at].layer, where) for at in live}
     stack = stacked(list(factors.values()))
+    known = stack.gram()
+    if adding.method != "sum" or not _is_clear(known, [inputs[at].strength for at in live]):
+        stack = stack.exact()
+        known = stack.gram()
     # Strength 0 is a change of zero, not one input less: a method may tell these apart.
     gram = torch.zeros((len(inputs), len(inputs)), dtype=torch.float64)
-    gram[torch.tensor(live).unsqueeze(1), live] = stack.gram()
+    gram[torch.tensor(live).unsqueeze(1), live] = known
     squares = gram.diagonal()
     for one, square in zip(inputs, squares, strict=True):
         finite(square, one.target, one.layer, terms[one.index].name)
@@ -181,7 +196,8 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         found[used].tolist(),
         stack if used == live else stacked([factors[at] for at in used]),
     )
-    result = _layer(sum_, adding)
+    lossless = _lossless(sum_, adding)
+    result = lossless or _rounded(sum_, adding)
     if result is None:
         return skipped(group.target, first, RANK_ZERO, norm)
     members = {one.index: at for at, one in enumerate(inputs)}
@@ -190,13 +206,27 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         group.target,
         result,
         norm=norm,
-        residual=sum_.missed(result),
+        residual=0.0 if lossless else sum_.missed(result),
         was=tuple(0 if at is None else inputs[at].layer.rank for at in places),
         coefficients=tuple(0.0 if at is None else float(found[at]) for at in places),
     )
 
 
-def _layer(sum_: Combination, adding: Adding) -> Layer | None:
+def _is_clear(gram: Tensor, strengths: Sequence[float]) -> bool:
+    """Whether so much is left of a sum that float32 tells how much. NaN and infinity are not clear."""
+    factors = torch.tensor(strengths, dtype=torch.float64)
+    size = factors.abs() @ gram.diagonal().clamp(min=0).sqrt()
+    return bool(factors @ gram @ factors > (_CLEAR * size) ** 2)
+
+
+def _lossless(sum_: Combination, adding: Adding) -> Layer | None:
+    """The sum where no number of it has to be rounded."""
+    if not _has_room(sum_, adding.rule):
+        return None
+    return side_by_side(sum_, adding.dtype, has_alpha=adding.has_alpha)
+
+
+def _rounded(sum_: Combination, adding: Adding) -> Layer | None:
     """The sum in the form that is asked for; None for rank 0."""
     whole = summed(sum_, adding.dtype)
     if whole is None and _has_room(sum_, adding.rule):

@@ -80,7 +80,9 @@ def run_bake(
     """
     sizes = {key: math.prod(plan.checkpoint.shape(key)) for key in plan.dtypes}
     total, done = sum(sizes.values()), 0
-    for baked in ordered_map(lambda key: bake_tensor(plan, key, fresh=fresh), plan.dtypes, workers, spare=3):
+    for baked in ordered_map(
+        lambda key: bake_tensor(plan, key, fresh=fresh), plan.dtypes, workers, spare=3
+    ):
         done += sizes[baked.key]
         if progress is not None:
             progress(done, total, baked.key)

@@ -14,7 +14,6 @@ from .bake_shares import Change, Share
 from .dtypes import spelled
 from .errors import NonFiniteError
 from .layers import LoraLayer
-from .linalg import frobenius
 from .pairs import parameter_kind
 from .report import LayerReport, Skip
 
@@ -158,13 +157,13 @@ def _apply(change: Change, stored: Tensor, result: Tensor) -> BakedLayer | Skip:
         base.split(height), baked.split(height), range(0, len(base), height), strict=True
     ):
         d, w, x = memory[:, : len(old)]
-        norm = float(frobenius(delta.rows(slice(start, start + height), d)))
+        norm = _norm(delta.rows(slice(start, start + height), d))
         if norm == 0:
             continue  # a minus zero plus a zero would be a zero
         w.copy_(old)
         new.copy_(torch.add(w, d, out=x))
-        moved = float(frobenius(x.copy_(new).sub_(w)))
-        lost = float(frobenius(x.sub_(d)))
+        moved = _norm(x.copy_(new).sub_(w))
+        lost = _norm(x.sub_(d))
         if not math.isfinite(lost):
             raise _not_finite(change, w, d, dtype)
         norms.append((norm, moved, lost))
@@ -182,6 +181,12 @@ def _apply(change: Change, stored: Tensor, result: Tensor) -> BakedLayer | Skip:
         residual=lost,
         cosine=_cosine(norm, moved, lost),
     )
+
+
+def _norm(tile: Tensor) -> float:
+    """Frobenius norm of a contiguous tile; a BLAS product reads it faster than a reduction does."""
+    flat = tile.view(-1)
+    return math.sqrt(float(torch.dot(flat, flat)))
 
 
 def _cosine(one: float, other: float, distance: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -28,8 +28,8 @@ class Stack:
         up: (out, R), float32, scales included.
         down: (R, in * kernel), float32.
         sizes: How many of the R are whose.
-        left: (R, R), float64: inner products of the columns of up.
-        right: (R, R), float64: inner products of the rows of down.
+        left: (R, R), float32 or float64: inner products of the columns of up.
+        right: (R, R), the same: inner products of the rows of down.
     """
 
     up: Tensor
@@ -44,17 +44,26 @@ class Stack:
 
     def gram(self) -> Tensor:
         """Return the (T, T) inner products of the T changes; float64, on the CPU."""
-        rows = (self.left * self.right).cpu().split(self.sizes)
+        rows = (self.left * self.right).cpu().double().split(self.sizes)
         blocks = [block.sum() for row in rows for block in row.split(self.sizes, dim=1)]
         return torch.stack(blocks).reshape(len(rows), len(rows))
 
+    def exact(self) -> Stack:
+        """The same with inner products in float64, for where changes cancel or are decomposed."""
+        if self.left.dtype == torch.float64:
+            return self
+        return replace(self, left=gram(self.up.mT, self.up.mT), right=gram(self.down, self.down))
+
 
 def stacked(factors: Sequence[Factors]) -> Stack:
-    """Return factors side by side with their inner products, which everything else is made of."""
+    """Return factors side by side with their inner products, which everything else is made of.
+
+    In float32, which costs a quarter; see `Stack.exact`.
+    """
     up = torch.cat([up for up, _ in factors], dim=1)
     down = torch.cat([down for _, down in factors])
     sizes = tuple(len(own) for _, own in factors)
-    return Stack(up, down, sizes, gram(up.mT, up.mT), gram(down, down))
+    return Stack(up, down, sizes, up.mT @ up, down @ down.mT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +107,7 @@ class Combination:
             lost = self.product()[0] - up
             products = (lost.mT @ lost) * stack.right.to(lost)
             return float(products.sum().clamp(min=0).sqrt())
+        stack = stack.exact()
         columns = stack.columns(torch.tensor(self.coefficients, dtype=torch.float64))
         square = columns @ (stack.left * stack.right).cpu() @ columns
         both = columns @ (gram(stack.up.mT, up.mT) * gram(stack.down, down)).sum(1).cpu()
@@ -120,6 +130,31 @@ def factors_of(layer: Layer, placement: Placement | None = None) -> Factors:
     return (up, down) if placement is None else (upload(up, placement), upload(down, placement))
 
 
+def side_by_side(
+    sum_: Combination, dtype: torch.dtype | None = None, *, has_alpha: bool = True
+) -> LoraLayer | None:
+    """Return the exact sum made of the stored numbers alone; None where one would be rounded.
+
+    That is where all layers have one scale and one dtype.
+
+    Args:
+        sum_: What to add.
+        dtype: Of the factors; None: what holds all that the layers hold.
+        has_alpha: Whether the file has a place for alpha.
+    """
+    gains = _gains(sum_)
+    if not gains or min(gains) != max(gains) or gains[0] <= 0 or not _has_space(sum_):
+        return None
+    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer) and layer.mid is None]
+    if len(thin) < len(sum_.layers) or not (has_alpha or gains[0] == 1):
+        return None
+    factors = [tensor.flatten(1) for layer in thin for tensor in (layer.up, layer.down)]
+    if {tensor.dtype for tensor in factors} != {dtype or sum_.dtype}:
+        return None
+    up, down = torch.cat(factors[::2], dim=1), torch.cat(factors[1::2])
+    return low_rank(up, down, sum_.shape, alpha=sum_.rank * gains[0] if has_alpha else None)
+
+
 def concatenated(
     sum_: Combination, dtype: torch.dtype | None = None, *, has_alpha: bool = True
 ) -> LoraLayer | None:
@@ -133,11 +168,10 @@ def concatenated(
         dtype: Of the factors; None: what holds all that the layers hold.
         has_alpha: Whether the file has a place for alpha.
     """
-    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
-    rank = sum_.rank
-    if len(thin) < len(sum_.layers) or rank > min(sum_.shape[0], math.prod(sum_.shape[1:])):
+    gains = _gains(sum_)
+    if not gains or not _has_space(sum_):
         return None
-    gains = [c * layer.scale for c, layer in zip(sum_.coefficients, thin, strict=True)]
+    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
     # The stored up, not that of the stack: its bits are kept where it is multiplied by 1.
     ups = [
@@ -146,7 +180,7 @@ def concatenated(
     ]
     up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
     down = rounded(sum_.stack.down, dtype or sum_.dtype, sum_.target)
-    return low_rank(up, down, sum_.shape, alpha=rank * scale if has_alpha else None)
+    return low_rank(up, down, sum_.shape, alpha=sum_.rank * scale if has_alpha else None)
 
 
 def recompressed(
@@ -168,13 +202,26 @@ def recompressed(
     rank: int | None = len(svd.s)
     if rule is not None:
         own = rule.for_kernel(sum_.shape[2:])
-        if (own.kind, own.value) == ("rank", 0):
+        if own.leaves_out:
             return None
         rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s))
     # Directions at rounding level are zero in `s`: no rank is spent on them.
     held = max(1, min(rank or 1, int((svd.s > 0).sum())))
     up, down = (rounded(f, dtype or sum_.dtype, sum_.target) for f in svd.factors(held))
     return low_rank(up, down, sum_.shape, alpha=float(held) if has_alpha else None)
+
+
+def _gains(sum_: Combination) -> list[float]:
+    """What each layer's stored factors are multiplied by in all; empty if one has none."""
+    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
+    if len(thin) < len(sum_.layers):
+        return []
+    return [c * layer.scale for c, layer in zip(sum_.coefficients, thin, strict=True)]
+
+
+def _has_space(sum_: Combination) -> bool:
+    """Whether all columns together are no more than the weight has room for."""
+    return sum_.rank <= min(sum_.shape[0], math.prod(sum_.shape[1:]))
 
 
 def summed(sum_: Combination, dtype: torch.dtype | None = None) -> FullLayer | None:

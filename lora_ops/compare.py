@@ -131,7 +131,7 @@ def compare(
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
-    gram = stacked([factors_of(layer) for layer in found]).gram()
+    gram = stacked([factors_of(layer) for layer in found]).exact().gram()
     ranks, norms = [0, 0], [0.0, 0.0]
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):
         square = finite(gram[at, at], target, layer, terms[index].name)

@@ -201,7 +201,7 @@ def _spelled_keys(
         found |= {"dora_scale": f"{module}.dora_scale"}
         found |= {"magnitude": f"{module}.lora_magnitude_vector"}
     others = [role for role in suffixes if role not in _SPELLED]
-    full = "diff" in suffixes and not format.holds_full
+    full = "diff" in suffixes and "up" not in suffixes and not format.holds_full
     if full or (not format.keeps_alpha and ("mid" in suffixes or others)):
         what = "full differences" if full else f"`{suffixes[(others or ['mid'])[0]]}`"
         way = "leave it out, or use format `comfy`" if full else "convert it `--to lora` first"
@@ -210,7 +210,9 @@ def _spelled_keys(
             f"{way}",
             target=target,
         )
-    return found | {role: module.removesuffix(BIAS) + suffixes[role] for role in others}
+    found |= {role: module.removesuffix(BIAS) + suffixes[role] for role in others}
+    either = {"dora_scale", "magnitude", "alpha"}  # which of the two depends on the format
+    return {role: key for role, key in found.items() if role in suffixes or role in either}
 
 
 def _check_names(pieces: Sequence[Piece]) -> None:

@@ -219,7 +219,7 @@ def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
 
 
 def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
-    if (rule.kind, rule.value) == ("rank", 0):
+    if rule.leaves_out:
         return None
     return rule.choose(s, total, len(s))
 

@@ -78,6 +78,10 @@ def kinds(form: str) -> dict[str, Tensors]:
         },
         "oft": {"oft_blocks": numbers(2, 4, 4, seed=11)},
         "oft, bounded": {"oft_blocks": numbers(2, 4, 4, seed=11), "alpha": torch.tensor(0.05)},
+        "oft, bounded in vain": {
+            "oft_blocks": numbers(2, 4, 4, seed=11),
+            "alpha": torch.tensor(99.0),
+        },
         "oft, rescaled": {
             "oft_blocks": numbers(4, 2, 2, seed=11),
             "rescale": 1 + numbers(out, 1, *ones, seed=12),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kinds import WEIGHTS, change, dora, kinds, numbers, rotated, weight
 
 from lorakit.lora_ops import DictSource, formats
 from lorakit.lora_ops.errors import (
+    FormatError,
     LayerShapeError,
     QuantisedError,
     UnsupportedLayerError,
     WeightShapeError,
 )
 from lorakit.lora_ops.formats import COMFY, KOHYA, PEFT
-from lorakit.lora_ops.layers import AnyLayer, DoraLayer, ReshapedLayer, fits
+from lorakit.lora_ops.info import describe
+from lorakit.lora_ops.layers import AnyLayer, DoraLayer, LoraLayer, ReshapedLayer, fits
 
 CASES = [(form, name) for form in WEIGHTS for name in kinds(form)]
 #: The kinds whose change is the same for every weight.
@@ -79,6 +84,23 @@ def test_rotations_are_blended_with_the_identity_stage_by_stage(name):
     assert close(read(tensors).change(base, 0.7), meant)
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.6, -0.5])
+@pytest.mark.parametrize("name", ["oft", "oft, bounded", "oft, rescaled", "boft", "boft, bounded"])
+def test_rotations_as_comfyui_computes_them(name, strength):
+    """Its strength works twice, its bound is alpha itself; test_kinds_comfy.py asks it."""
+    tensors, base = kinds("linear")[name], weight("linear")
+    held = {role: tensor.double().numpy() for role, tensor in tensors.items()}
+    flat, gains = base.double().numpy()[..., None], held.pop("rescale", None)
+    bound = float(tensors.get("alpha", 0.0))
+    if name.startswith("boft"):
+        turned = rotated(held, flat, bound, strength)
+        turned = turned if gains is None else turned * gains.reshape(-1, 1, 1)
+        meant = strength * (turned - flat)
+    else:
+        meant = strength**2 * (rotated(held, flat, bound) - flat)
+    assert close(read(tensors).change(base, strength, convention="comfy"), meant[..., 0])
+
+
 @pytest.mark.parametrize(("form", "name"), OWN)
 def test_factors_are_the_change_exactly(form, name):
     layer, base = read(kinds(form)[name]), weight(form)
@@ -116,6 +138,25 @@ def test_factors_are_the_change_exactly(form, name):
 )
 def test_ranks(form, name, rank):
     assert read(kinds(form)[name]).rank == rank
+
+
+SIDES = st.integers(1, 5)
+
+
+@settings(deadline=None)
+@given(a=SIDES, b=SIDES, c=SIDES, d=SIDES, rank=SIDES, thin=st.tuples(st.booleans(), st.booleans()))
+def test_factors_of_a_kronecker_product_of_any_size(a, b, c, d, rank, thin):
+    tensors = {"alpha": torch.tensor(2.0)}
+    for name, out, into, in_factors in (("lokr_w1", a, b, thin[0]), ("lokr_w2", c, d, thin[1])):
+        if in_factors:
+            tensors[f"{name}_a"], tensors[f"{name}_b"] = numbers(out, rank), numbers(rank, into)
+        else:
+            tensors[name] = numbers(out, into)
+    layer = read(tensors)
+    up, down = layer.factors()
+    assert up.shape == (a * c, layer.rank)
+    assert layer.rank <= min(a * c, b * d)
+    assert close(up @ down, change(tensors, torch.ones(a * c, b * d)), 1e-5)
 
 
 def test_the_rank_of_a_product_is_no_less_than_that():
@@ -194,6 +235,13 @@ def test_a_weight_of_another_shape_is_refused(form, name):
             layer.change(torch.ones(wrong))
 
 
+def test_a_butterfly_without_an_alpha_does_nothing_in_comfyui():
+    tensors = {s: one for s, one in kinds("linear")["boft"].items() if s != "alpha"}
+    base = weight("linear")
+    assert not bool(read(tensors).change(base, convention="comfy").any())
+    assert bool(read(tensors).change(base).any())
+
+
 @pytest.mark.parametrize(
     ("layer", "base", "fitting"),
     [
@@ -214,6 +262,20 @@ def test_a_weight_of_another_shape_is_refused(form, name):
 )
 def test_which_weights_a_layer_fits(layer, base, fitting):
     assert fits(layer, base) is fitting
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_layouts_of_glora_are_told_apart_over_a_square_weight(old):
+    a, b = (6, 2), (2, 6)
+    tall = ("a2", "b2") if old else ("a1", "b1")
+    tensors = {
+        f"{name}.weight": numbers(*(a if name in tall else b), seed=seed)
+        for seed, name in enumerate(("a1", "a2", "b1", "b2"))
+    }
+    base = numbers(6, 6, seed=9)
+    layer = read(tensors)
+    assert (layer.is_old, layer.rank) == (old, 4)
+    assert close(layer.change(base), change(tensors, base))
 
 
 def test_a_1d_weight_takes_a_lora_of_a_column():
@@ -262,6 +324,17 @@ def test_a_square_convolution_of_peft_is_not_taken_for_one_of_columns():
     assert not torch.allclose(rows.change(base), columns.change(base), atol=1e-2)
     meant = change(factors | {"dora_scale": magnitude.reshape(6, 1, 1, 1)}, base)
     assert close(rows.change(base), meant)
+    named = {f"m.{suffix}": one for suffix, one in factors.items()}
+    named |= {"m.lora_magnitude_vector": magnitude}
+    module = formats.modules(named).modules["m"]
+    assert close(formats.read_layer(DictSource(named), "m", module).change(base), meant)
+
+
+def test_magnitudes_of_another_weight_are_refused():
+    """A kernel stored flat does not tell the channels: the weight does."""
+    layer = read(kinds("conv3x3")["loha"] | {"dora_scale": torch.ones(1, 9, 1, 1)})
+    with pytest.raises(WeightShapeError, match="for another model"):
+        layer.change(weight("conv3x3"))
 
 
 def test_rows_of_zeros_stay_finite():
@@ -304,6 +377,8 @@ LOHA = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 6), "hada_w2_a": (8, 2), "hada_w2_
         ({"weight": (8,), "on_input": (2,)}, "not one number"),
         ({"on_input": ()}, "has no weight factor"),
         (LOHA | {"dora_scale": (5, 1)}, r"dora_scale is \(5, 1\) over a layer of \(8, 6\)"),
+        (LOHA | {"dora_scale": (0,)}, r"dora_scale is \(0,\)"),
+        ({"diff": (8,), "dora_scale": (8,)}, r"over a layer of \(8,\)"),
         (LOHA | {"dora_scale": (8, 1), "lora_magnitude_vector": (8,)}, "magnitudes can be there once"),
         (LOHA | {"alpha": (2,)}, r"alpha `m.alpha` is \(2,\), not one number"),
     ],
@@ -312,6 +387,28 @@ def test_factors_that_do_not_fit_are_refused(shapes, text):
     with pytest.raises(LayerShapeError, match=text) as caught:
         read({suffix: torch.ones(shape) for suffix, shape in shapes.items()})
     assert str(caught.value.path) == "a.safetensors"
+
+
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    name=st.sampled_from(sorted(kinds("conv3x3"))),
+    beside=st.sets(st.sampled_from(["dora_scale", "reshape_weight", "alpha", "rescale"])),
+    data=st.data(),
+)
+def test_any_shapes_end_in_a_layer_or_in_a_sentence(name, beside, data):
+    suffixes = sorted({*kinds("conv3x3")[name], *beside})
+    tensors = {f"m.{one}": torch.ones(data.draw(SHAPES, label=one)) for one in suffixes}
+    base = torch.ones(data.draw(SHAPES, label="base"))
+    module = formats.modules(tensors).modules["m"]
+    with contextlib.suppress(FormatError, WeightShapeError):
+        layer = formats.read_kind(DictSource(tensors), "m", module)
+        assert all(one >= -1 for one in layer.shape)
+        assert layer.rank >= 0
+        shape = layer.shape if isinstance(layer, ReshapedLayer) else base.shape
+        assert layer.change(base).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -333,6 +430,46 @@ def test_integers_are_not_read_as_numbers():
         read(kinds("linear")["loha"] | {"hada_w2_a": torch.ones(8, 2, dtype=torch.int8)})
 
 
+@pytest.mark.parametrize("name", [name for name in kinds("linear") if name not in ("lora", "full")])
+def test_operations_are_given_the_kinds_that_they_treat(name):
+    """No other slips through as something else: what comes out of a file is LoRA or refused."""
+    named = {f"m.{suffix}": tensor for suffix, tensor in kinds("linear")[name].items()}
+    module = formats.modules(named).modules["m"]
+    if name.startswith("lora, DoRA"):
+        layer = formats.read_layer(DictSource(named), "m", module)
+        assert isinstance(layer, LoraLayer)
+        with pytest.raises(UnsupportedLayerError, match="give the base checkpoint"):
+            layer.factors()
+    else:
+        with pytest.raises(UnsupportedLayerError, match="layer `m` is of kind"):
+            formats.read_layer(DictSource(named), "m", module)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora", "LoRA adapter"),
+        ("lora, DoRA of PEFT", "DoRA adapter"),
+        ("loha", "LoHa adapter"),
+        ("loha, DoRA", "LoHa adapter with DoRA"),
+        ("oft", "OFT adapter"),
+        ("boft", "BOFT adapter"),
+        ("ia3", "IA3 adapter"),
+        ("glora", "GLoRA adapter"),
+        ("set", "adapter of replacements"),
+        ("full", "adapter of full differences"),
+    ],
+)
+def test_info_names_the_kind(name, kind):
+    named = {f"lora_unet_m.{suffix}": one for suffix, one in kinds("linear")[name].items()}
+    info = describe(DictSource(named))
+    assert info.kind == kind
+    assert list(info.targets.values()) == [1]
+    beside = named | {"lora_unet_n.diff_b": torch.ones(2), "lora_unet_o.set_weight": torch.ones(2)}
+    if not kind.startswith("adapter"):
+        assert describe(DictSource(beside)).kind == kind
+
+
 # --- Beside the kinds -----------------------------------------------------------------------------
 
 
@@ -350,6 +487,9 @@ def test_a_configuration_gives_a_scale_to_every_kind_that_has_one():
         module = formats.modules(named).modules["m"]
         layer = formats.read_kind(DictSource(named), "m", module, scale=0.25)
         assert (layer.scale, layer.alpha) == (0.25, 0.25 * rank)
+        named["m.alpha"] = torch.tensor(8.0)
+        module = formats.modules(named).modules["m"]
+        assert formats.read_kind(DictSource(named), "m", module, scale=0.25).alpha == 8
 
 
 def test_two_whole_matrices_have_no_scale_whatever_alpha_says():

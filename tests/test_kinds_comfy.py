@@ -93,10 +93,3 @@ def test_a_core_of_lokr_is_ours_or_does_nothing(case, host):
     base, theirs = weight(form), host[0][f"{case} 0"]
     ours = base + read(kinds(form)[name]).change(base)
     assert torch.equal(theirs, base) or torch.allclose(theirs, ours, rtol=1e-5, atol=1e-5)
-
-
-def test_a_butterfly_without_an_alpha_does_nothing_in_comfyui():
-    tensors = {s: one for s, one in kinds("linear")["boft"].items() if s != "alpha"}
-    base = weight("linear")
-    assert not bool(read(tensors).change(base, convention="comfy").any())
-    assert bool(read(tensors).change(base).any())

@@ -18,7 +18,6 @@ lycoris = pytest.importorskip(
     "lycoris.modules", reason="lycoris-lora is not installed: pip install lycoris-lora"
 )
 wrapper = pytest.importorskip("lycoris.wrapper")
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 
 FORMS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(24, 32, bias=False),
@@ -171,16 +170,20 @@ class Holder(nn.Module):
         return self.layer(x)
 
 
-PEFT_CONFIGS = {
-    "lora": lambda: peft.LoraConfig(r=4, lora_alpha=6),
-    "lora, rank-stabilised": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True),
-    "lora, DoRA": lambda: peft.LoraConfig(r=4, lora_alpha=6, use_dora=True),
-    "loha": lambda: peft.LoHaConfig(r=2, alpha=6),
-    "loha, Tucker": lambda: peft.LoHaConfig(r=2, alpha=6, use_effective_conv2d=True),
-    "lokr": lambda: peft.LoKrConfig(r=2, alpha=6, decompose_factor=4),
-    "lokr, both": lambda: peft.LoKrConfig(r=1, alpha=6, decompose_both=True, decompose_factor=8),
-    "lokr, Tucker": lambda: peft.LoKrConfig(
-        r=2, alpha=6, decompose_factor=4, use_effective_conv2d=True
+PEFT_CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
+    "lora": ("LoraConfig", {"r": 4, "lora_alpha": 6}),
+    "lora, rank-stabilised": ("LoraConfig", {"r": 4, "lora_alpha": 6, "use_rslora": True}),
+    "lora, DoRA": ("LoraConfig", {"r": 4, "lora_alpha": 6, "use_dora": True}),
+    "loha": ("LoHaConfig", {"r": 2, "alpha": 6}),
+    "loha, Tucker": ("LoHaConfig", {"r": 2, "alpha": 6, "use_effective_conv2d": True}),
+    "lokr": ("LoKrConfig", {"r": 2, "alpha": 6, "decompose_factor": 4}),
+    "lokr, both": (
+        "LoKrConfig",
+        {"r": 1, "alpha": 6, "decompose_factor": 8, "decompose_both": True},
+    ),
+    "lokr, Tucker": (
+        "LoKrConfig",
+        {"r": 2, "alpha": 6, "decompose_factor": 4, "use_effective_conv2d": True},
     ),
 }
 
@@ -188,10 +191,11 @@ PEFT_CONFIGS = {
 @pytest.mark.parametrize("form", ["linear", "conv1x1", "conv3x3"])
 @pytest.mark.parametrize("name", PEFT_CONFIGS)
 def test_what_peft_saves_means_the_weight_that_it_merges(name, form, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
     torch.manual_seed(5)
     base = FORMS[form]()
-    config = PEFT_CONFIGS[name]()
-    config.target_modules = ["layer"]
+    kind, options = PEFT_CONFIGS[name]
+    config = getattr(peft, kind)(**options, target_modules=["layer"])
     model = peft.get_peft_model(Holder(copy.deepcopy(base)), config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition, TargetRule
-from .flux import ATTENTION, BLOCKS, GATED_MLP, MLP, SWAPPED_FINAL, UNSPLIT
+from .flux import ATTENTION, BLOCKS, EMBEDDERS, GATED_MLP, MLP, SWAPPED_FINAL, UNSPLIT
 from .renames import Packing, renamed, within
 
 _SINGLE = (
@@ -56,5 +56,6 @@ FLUX2 = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
         SWAPPED_FINAL,
+        *EMBEDDERS,  # by Flux.1's names
     ),
 )

@@ -8,7 +8,13 @@ from .joining import Respell, format_of, join_key, join_keys, respeller
 from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
 from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
-from .peft_config import PEFT_METADATA, adapter_config, configured_scales, peft_scales, with_unit_scales
+from .peft_config import (
+    PEFT_METADATA,
+    adapter_config,
+    configured_scales,
+    peft_scales,
+    with_unit_scales,
+)
 from .suffixes import BIAS, Module, Modules, modules
 from .table import (
     COMFY,

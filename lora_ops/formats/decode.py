@@ -64,7 +64,10 @@ def read_layer(
         raise unsupported(source, name, module, kind_of(source, module), odd)
     layer = read_kind(source, name, module, scale)
     if isinstance(layer, DoraLayer) and isinstance(layer.inner, LoraLayer):
-        return replace(layer.inner, dora_scale=layer.magnitude)
+        # Without its role, the form says along which axis it lies.
+        kept = layer.role == "dora_scale"
+        magnitude = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
+        return replace(layer.inner, dora_scale=magnitude)
     if not isinstance(layer, LoraLayer | FullLayer):
         raise unsupported(source, name, module, kind_of(source, module), MAGNITUDES)
     return layer

@@ -27,9 +27,13 @@ from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
 
 _SECOND = "transformer_2."
+# What has one of these prefixes, or begins so without a prefix, has no native name to be kept.
+_OPAQUE = (*FLAT_PREFIXES, "transformer.", "unet.")
+_FOREIGN = ("transformer_blocks.", "single_transformer_blocks.")
 # An encoder's module in a file: which encoder, and the name within.
 _ENCODER_PREFIX = re.compile(
-    r"^(?:lora_te(?P<flat>\d?)_|lora_prior_te_|text_encoder(?:_(?P<dotted>\d))?\.)(?P<inner>.+)$"
+    r"^(?:lora_te(?P<flat>\d?)_|(?P<prior>lora_prior_te_)|text_encoder(?:_(?P<dotted>\d))?\.)"
+    r"(?P<inner>.+)$"
 )
 
 
@@ -71,8 +75,9 @@ class ModelNames:
         known = self.known.get(join_key(module))
         if known is not None:
             return self._inside(known.removeprefix(_prefix(known))) or Place(known)
-        opaque = prefix in FLAT_PREFIXES or naming([f"{inner}."]) == "diffusers"
-        return None if opaque else Place(UNET + inner)
+        foreign = inner.startswith(_FOREIGN) or naming([f"{inner}."]) == "diffusers"
+        native = prefix.endswith(UNET) or not (prefix in _OPAQUE or foreign)
+        return Place(UNET + inner) if native else None
 
     def spelled(self, format: Format, target: str) -> tuple[tuple[str, Place], ...]:
         """Return the modules of a file in this format that hold a target, and which rows.
@@ -123,10 +128,11 @@ class ModelNames:
         found = ENCODERS.find(inner) or ENCODERS.find(f"model.{inner}")
         if found is None and "." not in inner:
             return None
-        number = match["flat"] or match["dotted"] or "1"
+        # Stable Cascade's only encoder is what is the second of others.
+        second = match["prior"] is not None or "2" in (match["flat"], match["dotted"])
         v2 = self.architecture is not None and self.architecture.v2
         name = inner if found is None else found.native
-        return Place(encoder_target(number == "2", name, "clip_h" if v2 else "clip_l"))
+        return Place(encoder_target(second, name, "clip_h" if v2 else "clip_l"))
 
     def _elsewhere(self, format: Format, target: str) -> str:
         """The name of what is in no diffusion model, or in a second one."""

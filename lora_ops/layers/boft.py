@@ -95,9 +95,9 @@ class BoftLayer(ChangeOfBase):
         for index, stage in enumerate(blended(stages, strength)):
             result = _rotated(result, stage, 2**index * (stage.shape[-1] // 2))
         if convention == "comfy":
-            whole = rescaled(result, self.rescale, 1.0)
-            return whole.sub_(weight).mul_(strength).reshape(base.shape)
-        return rescaled(result, self.rescale, strength).sub_(weight).reshape(base.shape)
+            whole = rescaled(result, self.rescale, 1.0) - weight
+            return whole.mul_(strength).reshape(base.shape)
+        return (rescaled(result, self.rescale, strength) - weight).reshape(base.shape)
 
 
 def _rotated(weight: Tensor, stage: Tensor, run: int) -> Tensor:

@@ -37,13 +37,13 @@ class DoraLayer(ChangeOfBase):
     role: Role = "dora_scale"
 
     def __post_init__(self) -> None:
-        out, *rest = self.inner.shape
+        shape, count = self.inner.shape, self.magnitude.numel()
         # Where the layer has its kernel in the input side, the weight alone tells the channels.
-        whole = out if self.axis == 0 else math.prod(rest)
-        if whole > 0 and whole % self.magnitude.numel():
+        whole = math.prod(shape[1:]) if self.axis else math.prod(shape[:1])
+        if len(shape) < 2 or count == 0 or (whole > 0 and whole % count):
             raise LayerShapeError(
-                f"{self.role} is {tuple(self.magnitude.shape)} over a layer of {self.inner.shape}: it "
-                "is one number an output channel, or one an input channel"
+                f"{self.role} is {tuple(self.magnitude.shape)} over a layer of {shape}: it is one "
+                "number an output channel, or one an input channel"
             )
 
     @property
@@ -54,8 +54,8 @@ class DoraLayer(ChangeOfBase):
     @property
     def axis(self) -> int:
         """Of the weight, along which the magnitudes lie: 0 for the output, 1 for the input."""
-        out = self.inner.shape[0]
-        return 0 if self.role == "magnitude" or self.magnitude.shape[0] == out else 1
+        rows = self.magnitude.shape[:1] == self.inner.shape[:1]
+        return 0 if self.role == "magnitude" or rows else 1
 
     @property
     def shape(self) -> tuple[int, ...]:

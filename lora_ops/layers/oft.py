@@ -79,12 +79,13 @@ class OftLayer(ChangeOfBase):
         turned = rotations(
             self.blocks.to(base.device, dtype), bound(self.alpha, len(base), convention)
         )
+        blend = 1.0 if convention == "comfy" else strength
         count, size, _ = turned.shape
+        result = blended(turned, blend).mT @ weight.reshape(count, size, -1)
+        result = result.reshape(weight.shape)
         if convention == "comfy":
-            rotated = (turned.mT @ weight.view(count, size, -1)).view_as(weight)
-            return ((rotated - weight) * strength**2).reshape(base.shape)
-        result = (blended(turned, strength).mT @ weight.view(count, size, -1)).view_as(weight)
-        return rescaled(result, self.rescale, strength).sub_(weight).reshape(base.shape)
+            return (result - weight).mul_(strength**2).reshape(base.shape)
+        return (rescaled(result, self.rescale, strength) - weight).reshape(base.shape)
 
 
 def check_blocks(blocks: Tensor, rescale: Tensor | None, axes: int) -> None:
@@ -141,7 +142,7 @@ def rescaled(weight: Tensor, rescale: Tensor | None, strength: float) -> Tensor:
         strength: 0 leaves them, 1 multiplies them.
     """
     if rescale is None:
-        return weight.clone()
+        return weight
     gains = rescale.to(weight).reshape(-1, 1)
     return weight * (1 + strength * (gains - 1))
 

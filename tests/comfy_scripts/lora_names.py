@@ -7,8 +7,9 @@ import importlib
 
 def stand_in(question):
     """As much of a loaded model as the key map looks at: its class, configuration and names."""
-    import comfy.model_base
     from types import SimpleNamespace
+
+    import comfy.model_base
 
     names = dict.fromkeys(f"diffusion_model.{name}" for name in question["shapes"])
     base = getattr(comfy.model_base, question["base"])

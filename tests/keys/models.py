@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 _STREAMS = {
@@ -131,6 +130,7 @@ class Hosted:
         config: What that looks up.
         arguments: Of the model's own class, beside those in `MODELS`.
         own: Names that ComfyUI accepts and maps to rows that the model does not have there.
+        unread: Modules whose names in diffusers ComfyUI does not know.
         formats: Those that ComfyUI reads for it.
     """
 
@@ -138,7 +138,8 @@ class Hosted:
     base: str
     config: dict
     arguments: dict = field(default_factory=dict)
-    own: str = ""
+    own: str = "^$"
+    unread: str = "^$"
     formats: tuple = ("comfy", "kohya", "diffusers")
 
     def question(self):
@@ -151,9 +152,6 @@ class Hosted:
             "arguments": {**arguments, **self.arguments},
         }
 
-    def is_its_own(self, module):
-        return bool(self.own) and re.search(self.own, module) is not None
-
 
 _BLOCKS = {"hidden_size": 128, "depth": 1, "depth_single_blocks": 1}
 # ComfyUI reads them by its own names alone.
@@ -162,13 +160,19 @@ _NATIVE = ("comfy", "kohya")
 HOSTED = {
     "flux": Hosted("flux", "Flux", _BLOCKS),
     "flux_schnell": Hosted("flux_schnell", "Flux", _BLOCKS),
-    "flux2": Hosted("flux2", "Flux2", _BLOCKS, {"mlp_ratio": 3.0}),
-    "chroma": Hosted("chroma", "Chroma", _BLOCKS),
+    "flux2": Hosted(
+        "flux2",
+        "Flux2",
+        _BLOCKS,
+        {"mlp_ratio": 3.0},
+        unread=r"_stream_modulation|^(time|guidance)_in",
+    ),
+    "chroma": Hosted("chroma", "Chroma", _BLOCKS, unread=r"^distilled"),
     "hunyuan_video": Hosted("hunyuan_video", "HunyuanVideo", {}, formats=_NATIVE),
     "wan": Hosted("wan", "WAN21", {}, {"model_type": "i2v"}, formats=_NATIVE),
     "qwen_image": Hosted("qwen_image", "QwenImage", {}),
     "ltxv": Hosted("ltxv", "LTXV", {}, formats=_NATIVE),
-    "sd3": Hosted("sd3", "SD3", {"depth": 1, "num_blocks": 2}),
+    "sd3": Hosted("sd3", "SD3", {"depth": 2, "num_blocks": 2}, {"depth": 2}),
     "auraflow": Hosted("auraflow", "AuraFlow", {"n_layers": 2, "n_double_layers": 1}),
     # Its keys and values are a third as high as its queries; the map takes them for as high.
     "lumina2": Hosted(

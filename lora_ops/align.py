@@ -1,0 +1,123 @@
+"""Several adapters of one model under one packing: fused projections beside those that are split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import combinations
+
+import torch
+
+from .adapter import Adapter
+from .assemble import assembled, blocks_of
+from .convert_plan import Piece, planned
+from .dtypes import loadable, rounded
+from .formats import Format, ModelNames, format_named, join_key, model_names
+from .layers import AnyLayer, FullLayer, LoraLayer
+from .terms import Term, common_model
+
+
+def aligned(
+    terms: Sequence[Term], format: str | None = None, reference: Sequence[str] = ()
+) -> list[Term]:
+    """Return the terms with the same modules for the same rows of a weight.
+
+    Terms that agree are returned as they are. Of others each layer is renamed, cut or joined when
+    it is read, as `convert` would do it, exactly.
+
+    Args:
+        terms: One or more, for one model.
+        format: How the result is to be named; None: as the first term is.
+        reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
+
+    Raises:
+        MismatchError: Two terms are for different models.
+        LoraOpsError: As `convert`, by a layer when it is read, too.
+    """
+    names = model_names(common_model(terms), reference)
+    known: dict[str, set[_Part]] = {}
+    for term in terms:
+        for module in term.adapter.layers:
+            place = names.place(module)
+            if place is not None:
+                part = _Part(place.start, place.stop, join_key(module))
+                known.setdefault(place.native, set()).add(part)
+    pairs = (pair for parts in known.values() for pair in combinations(parts, 2))
+    if not any(one.start < other.stop and other.start < one.stop for one, other in pairs):
+        return list(terms)
+    scheme = format_named(format or terms[0].adapter.format)
+    return [_renamed(term, scheme, names) for term in terms]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a weight, under a name that is the same in all spellings of one packing."""
+
+    start: Fraction
+    stop: Fraction
+    key: str
+
+
+def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
+    pieces = {piece.module: piece for piece in planned(term.adapter, scheme, names)}
+    strengths: dict[str, float] = {}
+    folded: dict[str, float] = {}
+    for piece in pieces.values():
+        own = {module: term.strength(module) for module, _ in piece.members}
+        if len(set(own.values())) == 1:
+            strengths[piece.module] = next(iter(own.values()))
+        else:
+            folded |= own
+    source = replace(term.adapter, layers=_Strengthened(term.adapter.layers, folded))
+    adapter = replace(
+        term.adapter,
+        layers=_Pieces(source, pieces, names),
+        format=scheme.name,
+        keys={piece.module: piece.keys for piece in pieces.values()},
+    )
+    return replace(term, adapter=adapter, strengths=strengths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pieces(Mapping[str, AnyLayer]):
+    """Layers under other names, made when they are asked for."""
+
+    adapter: Adapter
+    pieces: Mapping[str, Piece]
+    names: ModelNames
+
+    def __getitem__(self, module: str) -> AnyLayer:
+        piece = self.pieces[module]
+        return assembled(blocks_of(self.adapter, piece, self.names), piece)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Strengthened(Mapping[str, AnyLayer]):
+    """Layers with a factor in their alpha, where parts of one layer have different ones."""
+
+    layers: Mapping[str, AnyLayer]
+    factors: Mapping[str, float]
+
+    def __getitem__(self, module: str) -> AnyLayer:
+        layer, factor = self.layers[module], self.factors.get(module, 1.0)
+        if factor == 1:
+            return layer
+        if isinstance(layer, LoraLayer):
+            return replace(layer, alpha=layer.scale * factor * layer.rank)
+        if isinstance(layer, FullLayer):
+            exact = layer.diff.to(torch.float64) * factor
+            return FullLayer(rounded(exact, loadable(layer.dtype), module))
+        return layer  # it cannot be joined either, which says so
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
