@@ -2,9 +2,8 @@
 
 Writes an fp16 UNet and a LoRA on each of its linears and convolutions to a temporary folder. Prints
 the seconds for a copy of the checkpoint, as a program copies (read, write, fsync, in pieces of
-1 MiB) and as the system does (`shutil.copyfile`, which leaves the data in memory), for a bake in a
-process of its own (torch's import included), and its peak resident memory. The best of a few
-rounds of each, in turns, since both wait for the disk.
+1 MiB) and as the system does (`shutil.copyfile`, which leaves the data in memory), for a bake, and the peak resident memory
+of the process that bakes. The best of a few rounds of each, in turns, since both wait for the disk.
 
     python benchmarks/bake_near_copy_speed.py [--model sd1|sdxl] [--rank 32] [--rounds 3]
 """
@@ -42,7 +41,7 @@ from lorakit.lora_ops.ingredients import Ingredient
 checkpoint, lora, output = sys.argv[1:]
 with open_source(checkpoint) as source, open_source(lora) as adapter:
     plan = plan_bake_file(source, [Ingredient(adapter, 0.8)], output=Path(output), force=True)
-    bake_file(plan, source, Path(output))
+    print(bake_file(plan, source, Path(output)).seconds)
 """
 
 
@@ -80,13 +79,15 @@ def copy(source: Path, output: Path) -> None:
         os.fsync(write.fileno())
 
 
-def bake(checkpoint: Path, lora: Path, output: Path) -> float:
-    """Bake in a process of its own: its peak resident memory in GB."""
-    process = subprocess.Popen([sys.executable, "-c", BAKE, checkpoint, lora, output])
+def bake(checkpoint: Path, lora: Path, output: Path) -> tuple[float, float]:
+    """Bake in a process of its own: seconds without its start, and peak resident memory in GB."""
+    command = [sys.executable, "-c", BAKE, checkpoint, lora, output]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    seconds = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit("the bake failed")
-    return usage.ru_maxrss * 1024 / 1e9
+    return float(seconds), usage.ru_maxrss * 1024 / 1e9
 
 
 def timed(work: Callable[..., T], *paths: Path) -> tuple[float, T]:
@@ -121,10 +122,11 @@ def main() -> None:
                 )
                 for _ in range(arguments.rounds)
             ]
-            copied, system, baked = (
+            copied, system, _ = (
                 min(took for took, _ in runs) for runs in zip(*rounds, strict=True)
             )
-            peak = max(peak for *_, (_, peak) in rounds)
+            baked = min(seconds for *_, (_, (seconds, _)) in rounds)
+            peak = max(peak for *_, (_, (_, peak)) in rounds)
             print(
                 f"| {name} UNet, rank {arguments.rank} | {checkpoint.stat().st_size / 1e9:.1f} GB | "
                 f"{copied:.1f} s | {system:.1f} s | {baked:.1f} s | {baked / copied:.1f} | "
