@@ -16,7 +16,6 @@ from .adapter import Adapter
 from .combine import (
     Combination,
     concatenated,
-    factors_of,
     recompressed,
     side_by_side,
     stacked,
@@ -171,8 +170,7 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         return skipped(group.target, first, STRENGTH_ZERO, 0.0)
     if METHODS[adding.method].of_last and inputs[-1].index != len(terms) - 1:
         return skipped(group.target, first, NOT_IN_LAST, 0.0)
-    factors = {at: factors_of(inputs[at].layer, where) for at in live}
-    stack = stacked(list(factors.values()))
+    stack = stacked([inputs[at].layer for at in live], where)
     known = stack.gram()
     if adding.method != "sum" or not _is_clear(known, [inputs[at].strength for at in live]):
         stack = stack.exact()
@@ -194,7 +192,7 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         shape,
         [inputs[at].layer for at in used],
         found[used].tolist(),
-        stack if used == live else stacked([factors[at] for at in used]),
+        stack if used == live else stacked([inputs[at].layer for at in used], where),
     )
     lossless = _lossless(sum_, adding)
     result = lossless or _rounded(sum_, adding)

@@ -55,14 +55,30 @@ class Stack:
         return replace(self, left=gram(self.up.mT, self.up.mT), right=gram(self.down, self.down))
 
 
-def stacked(factors: Sequence[Factors]) -> Stack:
-    """Return factors side by side with their inner products, which everything else is made of.
+def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stack:
+    """Return layers' factors side by side with their inner products, which all else is made of.
 
     In float32, which costs a quarter; see `Stack.exact`.
+
+    Args:
+        layers: One or more.
+        placement: Where to compute; None: where they are.
     """
-    up = torch.cat([up for up, _ in factors], dim=1)
-    down = torch.cat([down for _, down in factors])
-    sizes = tuple(len(own) for _, own in factors)
+    stored = _stored(layers)
+    if stored is None:
+        factors = [factors_of(layer) for layer in layers]
+        ups, downs = (list(side) for side in zip(*factors, strict=True))
+    else:
+        ups, downs = stored
+    sizes = tuple(len(down) for down in downs)
+    up, down = torch.cat(ups, dim=1).float(), torch.cat(downs).float()
+    if stored is not None and any(layer.scale != 1 for layer in layers):
+        scales = [
+            layer.scale for layer, size in zip(layers, sizes, strict=True) for _ in range(size)
+        ]
+        up.mul_(torch.tensor(scales))
+    if placement is not None:
+        up, down = upload(up, placement), upload(down, placement)
     return Stack(up, down, sizes, up.mT @ up, down @ down.mT)
 
 
@@ -115,7 +131,7 @@ class Combination:
         return float((square - 2 * both + other).clamp(min=0).sqrt())
 
 
-def factors_of(layer: Layer, placement: Placement | None = None) -> Factors:
+def factors_of(layer: Layer) -> Factors:
     """Return up (out, r) and down (r, in * kernel), float32, whose product is the layer's change.
 
     A full difference is its own factor beside an identity.
@@ -127,7 +143,7 @@ def factors_of(layer: Layer, placement: Placement | None = None) -> Factors:
         out, width = flat.shape
         eye = torch.eye(min(out, width))
         up, down = (eye, flat) if out < width else (flat, eye)
-    return (up, down) if placement is None else (upload(up, placement), upload(down, placement))
+    return up, down
 
 
 def side_by_side(
@@ -145,13 +161,12 @@ def side_by_side(
     gains = _gains(sum_)
     if not gains or min(gains) != max(gains) or gains[0] <= 0 or not _has_space(sum_):
         return None
-    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer) and layer.mid is None]
-    if len(thin) < len(sum_.layers) or not (has_alpha or gains[0] == 1):
+    if not (has_alpha or gains[0] == 1):
         return None
-    factors = [tensor.flatten(1) for layer in thin for tensor in (layer.up, layer.down)]
-    if {tensor.dtype for tensor in factors} != {dtype or sum_.dtype}:
+    stored = _stored(sum_.layers)
+    if stored is None or stored[0][0].dtype != (dtype or sum_.dtype):
         return None
-    up, down = torch.cat(factors[::2], dim=1), torch.cat(factors[1::2])
+    up, down = torch.cat(stored[0], dim=1), torch.cat(stored[1])
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * gains[0] if has_alpha else None)
 
 
@@ -209,6 +224,20 @@ def recompressed(
     held = max(1, min(rank or 1, int((svd.s > 0).sum())))
     up, down = (rounded(f, dtype or sum_.dtype, sum_.target) for f in svd.factors(held))
     return low_rank(up, down, sum_.shape, alpha=float(held) if has_alpha else None)
+
+
+def _stored(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The factors as matrices of one dtype that loaders read; None where they are not so plain."""
+    thin = [
+        layer
+        for layer in layers
+        if isinstance(layer, LoraLayer) and layer.is_linear and layer.mid is None
+    ]
+    ups, downs = [one.up.flatten(1) for one in thin], [one.down.flatten(1) for one in thin]
+    dtypes = {tensor.dtype for tensor in (*ups, *downs)}
+    if len(thin) < len(layers) or len(dtypes) > 1 or dtypes != set(map(loadable, dtypes)):
+        return None
+    return ups, downs
 
 
 def _gains(sum_: Combination) -> list[float]:

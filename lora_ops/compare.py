@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .adapter import Adapter
-from .combine import factors_of, stacked
+from .combine import stacked
 from .edit import Progress, check_not_empty, finite, kind_of
 from .formats import component
 from .parallel import ordered_map
@@ -131,7 +131,7 @@ def compare(
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
-    gram = stacked([factors_of(layer) for layer in found]).exact().gram()
+    gram = stacked(found).exact().gram()
     ranks, norms = [0, 0], [0.0, 0.0]
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):
         square = finite(gram[at, at], target, layer, terms[index].name)

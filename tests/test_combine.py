@@ -40,7 +40,7 @@ def combination(*terms, shape=None):
     layers = [layer(one) if isinstance(one, Part) else one for one, _ in terms]
     coefficients = [c for _, c in terms]
     shape = shape or layers[0].shape
-    stack = stacked([factors_of(one) for one in layers])
+    stack = stacked(layers)
     return Combination("x", shape, layers, coefficients, stack)
 
 
@@ -79,7 +79,7 @@ def test_inner_products_are_those_of_the_dense_changes(form):
     parts = [Part(form, rank, alpha, seed=rank) for rank, alpha in ((1, None), (4, 0.7), (9, 30.0))]
     whole = FullLayer(torch.randn(parts[0].weight))
     stack = torch.stack([*(change(p).flatten() for p in parts), whole.diff.double().flatten()])
-    gram = stacked([factors_of(layer(p)) for p in parts] + [factors_of(whole)]).gram()
+    gram = stacked([*(layer(p) for p in parts), whole]).gram()
     assert gram.dtype == torch.float64
     size = stack.norm(dim=1)
     assert bool(((gram - stack @ stack.mT).abs() <= 1e-6 * size * size[:, None]).all())
