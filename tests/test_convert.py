@@ -339,7 +339,7 @@ def test_full_differences_are_cut_joined_and_swapped():
     assert torch.equal(after.layers[QKV].diff, diff)
     assert torch.equal(after.layers[f"{QKV}.bias"].diff, bias)
     assert after.keys[f"{QKV}.bias"] == {"diff": f"{QKV}.diff_b"}
-    with pytest.raises(UnsupportedLayerError, match="full differences.*use format `comfy`"):
+    with pytest.raises(UnsupportedLayerError, match=r"full differences.*use format `comfy`"):
         convert(after, "diffusers")
 
 
@@ -365,7 +365,7 @@ def test_dora_of_all_rows_is_cut_and_joined():
 
 
 def test_dora_of_some_rows_or_of_the_input_is_refused():
-    with pytest.raises(UnsupportedLayerError, match="DoRA.*--to lora"):
+    with pytest.raises(UnsupportedLayerError, match=r"DoRA.*--to lora"):
         convert(
             adapter_of(dora(SPLIT[0], WIDTH), lora(SPLIT[1], WIDTH)), "comfy", architecture=FLUX
         )

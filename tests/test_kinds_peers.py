@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Callable
 
@@ -14,10 +15,9 @@ from torch import Tensor, nn
 from lorakit.lora_ops import DictSource, formats
 from lorakit.lora_ops.layers import AnyLayer
 
-lycoris = pytest.importorskip(
-    "lycoris.modules", reason="lycoris-lora is not installed: pip install lycoris-lora"
+wrapper = pytest.importorskip(
+    "lycoris.wrapper", reason="lycoris-lora is not installed: pip install lycoris-lora"
 )
-wrapper = pytest.importorskip("lycoris.wrapper")
 
 FORMS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(24, 32, bias=False),
@@ -65,7 +65,7 @@ def trained(name: str, form: str) -> tuple[nn.Module, Tensor, nn.Module]:
     weight = base.weight.detach().clone()
     path, options = MODULES[name]
     file, cls = path.split(".")
-    kind = getattr(__import__(f"lycoris.modules.{file}", fromlist=[cls]), cls)
+    kind = getattr(importlib.import_module(f"lycoris.modules.{file}"), cls)
     module = kind("m", base, **({"lora_dim": 4, "alpha": 3} | options))
     with torch.no_grad():
         for parameter in module.parameters():

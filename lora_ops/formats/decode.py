@@ -12,7 +12,7 @@ from ..adapter import Adapter
 from ..errors import UnknownFormatError
 from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
 from ..source import TensorSource
-from .kinds import MAGNITUDES, kind_of, read_kind, unsupported
+from .kinds import kind_of, read_kind, unsupported
 from .names import resolve
 from .peft_config import configured_scales
 from .suffixes import Module, modules
@@ -59,18 +59,17 @@ def read_layer(
         LayerShapeError: A factor is missing, or they do not fit together.
         QuantisedError: The factors are integers, so they stand for other numbers.
     """
-    odd = module.keys.keys() - {"up", "down", "mid", "alpha", "diff", *MAGNITUDES}
-    if module.kind not in _ADMITTED or odd:
-        raise unsupported(source, name, module, kind_of(source, module), odd)
-    layer = read_kind(source, name, module, scale)
-    if isinstance(layer, DoraLayer) and isinstance(layer.inner, LoraLayer):
-        # Without its role, the form says along which axis it lies.
-        kept = layer.role == "dora_scale"
-        magnitude = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
-        return replace(layer.inner, dora_scale=magnitude)
-    if not isinstance(layer, LoraLayer | FullLayer):
-        raise unsupported(source, name, module, kind_of(source, module), MAGNITUDES)
-    return layer
+    if module.kind in _ADMITTED:
+        layer = read_kind(source, name, module, scale)
+        if isinstance(layer, DoraLayer) and isinstance(layer.inner, LoraLayer):
+            # Without its role, the form says along which axis it lies.
+            kept = layer.role == "dora_scale"
+            magnitude = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
+            return replace(layer.inner, dora_scale=magnitude)
+        if isinstance(layer, LoraLayer | FullLayer):
+            return layer
+    odd = module.keys.keys() - {"up", "down", "mid", "diff", "alpha"}
+    raise unsupported(source, name, module, kind_of(source, module), odd)
 
 
 def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
