@@ -10,7 +10,7 @@ import torch
 
 from .adapter import Adapter
 from .convert_plan import Piece, is_packed
-from .errors import WeightShapeError
+from .errors import UnsupportedLayerError, WeightShapeError
 from .formats import ModelNames
 from .layers import AnyLayer, DoraLayer, LoraLayer
 from .rows import Block, halves_swapped, rows_of, stacked
@@ -86,7 +86,13 @@ def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None =
     if piece.is_joined:
         rows = sum(block.layer.shape[0] for block in blocks) / piece.covered
         layer = stacked(blocks, int(rows), piece.module, dtype)
-    swapped = {at.swapped for _, at in piece.members} != {piece.place.swapped}
-    if not swapped or (len(layer.shape) > 1 and layer.shape[0] != 2 * layer.shape[1]):
+    if {at.swapped for _, at in piece.members} == {piece.place.swapped}:
         return layer
-    return halves_swapped(layer, piece.module)
+    if len(layer.shape) < 2:
+        raise UnsupportedLayerError(
+            f"layer `{piece.members[0][0]}` is the bias of a modulation, and its shape does not say "
+            "whether its halves are in the other order there; leave it out",
+            target=piece.members[0][0],
+        )
+    halves = layer.shape[0] == 2 * layer.shape[1]
+    return halves_swapped(layer, piece.module) if halves else layer

@@ -21,7 +21,16 @@ from .dtypes import loadable, rounded
 from .edit import Edited, Progress, check_not_empty, collect, edited, finite
 from .errors import ArgumentError, UnsupportedLayerError
 from .formats import PEFT_METADATA, Format, ModelNames, format_named, with_unit_scales
-from .layers import AnyLayer, DoraLayer, FullLayer, LoraLayer, low_rank
+from .layers import (
+    AnyLayer,
+    DoraLayer,
+    FullLayer,
+    GloraLayer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    low_rank,
+)
 from .linalg import distance, factored_svd, inner, thinned
 from .parallel import ordered_map
 from .ranks import RankRule, parse_rank
@@ -137,8 +146,8 @@ def notes(adapter: Adapter, pieces: Sequence[Piece], converting: Converting) -> 
         )
     if joined:
         parts = sum(len(piece.members) for piece in joined)
-        rank = "at the rank of all parts together" if converting.rule is None else "at a lower rank"
-        yield f"{counted(parts, 'layer')} became {len(joined)}, {rank}: this format has them fused"
+        rank = "" if converting.rule is None else f" at {converting.rule}"
+        yield f"{counted(parts, 'layer')} became {len(joined)}{rank}: this format has them fused"
     incomplete = sum(piece.is_incomplete for piece in pieces)
     if incomplete:
         yield f"{counted(incomplete, 'fused layer')} had no change for some rows, which stay as they are"
@@ -166,6 +175,9 @@ def _written(layer: AnyLayer, piece: Piece, converting: Converting, where: Place
         return _magnified(layer, _written(layer.inner, piece, converting, where), format, target)
     if isinstance(layer, FullLayer) and dtype is not None:
         return FullLayer(rounded(layer.diff, dtype, target))
+    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
+        rank = layer.factor_rank
+        return replace(layer, alpha=float(rank)) if layer.alpha is None and rank else layer
     if not isinstance(layer, LoraLayer):
         return layer
     if piece.is_joined and converting.rule is not None:

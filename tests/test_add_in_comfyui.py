@@ -6,11 +6,10 @@ from pathlib import Path
 
 import comfy_host
 import torch
+from commands import lorakit_here
 from keys.adapters import spelled
 from safetensors.torch import save_file
 from test_comfy_loading import CASES, NO_ADAPTER, UNET
-
-from commands import lorakit_here
 
 CASE = CASES["sd15"]
 TE = "cond_stage_model.transformer."

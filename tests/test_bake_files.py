@@ -14,13 +14,13 @@ import pytest
 import torch
 from bits import assert_equal
 from checkpoints import FLUX, grid, planted, source
+from commands import contents, lorakit_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_comfy_loading import CASES
 from test_comfy_loading import planted as planted_comfy
 from torch import Tensor
 
-from commands import contents, lorakit_here
 from lorakit.lora_ops import LoraOpsError, extract, open_source
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_file import bake_file, plan_bake_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from dataclasses import replace
 
 import adapters
@@ -42,7 +43,7 @@ SPLIT = tuple(f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qk
 
 def lora(module, out, into=WIDTH, rank=4, alpha=2.0, seed=0, dtype=torch.float32):
     """The tensors of one LoRA layer; alpha None for a file without."""
-    generator = torch.Generator().manual_seed(hash((module, seed)) % 2**31)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{module} {seed}".encode()))
     found = {
         f"{module}.lora_B.weight": torch.randn((out, rank), generator=generator).to(dtype),
         f"{module}.lora_A.weight": torch.randn((rank, into), generator=generator).to(dtype),
@@ -209,6 +210,15 @@ def test_only_the_last_block_of_sd3_is_swapped(rows, swapped):
     after, _ = convert(before, "diffusers")
     up = after.layers["transformer.transformer_blocks.23.norm1_context.linear"].up
     assert torch.equal(up, before.layers[target].up) is not swapped
+
+
+def test_the_bias_of_a_modulation_does_not_say_what_it_is():
+    """Two halves, which are swapped, or six parts, which are not: the weight would tell."""
+    before = adapter_of(
+        {"lycoris_transformer_blocks_0_norm1_context_linear.diff_b": torch.ones(64)}
+    )
+    with pytest.raises(UnsupportedLayerError, match="bias of a modulation"):
+        convert(before, "comfy", architecture=architecture_named("sd3"))
 
 
 def test_a_joined_layer_at_the_rank_of_a_rule():
@@ -504,6 +514,16 @@ def test_strengths_of_parts_are_in_the_layer_that_joins_them():
     assert torch.allclose(terms[1].layer(QKV).delta(torch.float64), torch.cat(parts), atol=1e-6)
     alike = aligned([Term(whole), Term(split, dict.fromkeys(SPLIT, 0.5))])
     assert alike[1].strength(QKV) == 0.5
+
+
+@pytest.mark.parametrize("name", ["wan", "flux", "lumina2", "sd3", "sdxl"])
+def test_native_and_diffusers_adapters_are_one_model(name):
+    """Also where modules only have another name: without the table each weight would be there twice."""
+    native = whole_adapter(KNOWN[name])
+    theirs, _ = convert(native, "diffusers", architecture=KNOWN[name])
+    total, _ = add(aligned([Term(native), Term(theirs, name="other")]))
+    assert total.layers.keys() == native.layers.keys()
+    assert_same(canonical(total), {name: 2 * one for name, one in canonical(native).items()}, 1e-5)
 
 
 def test_adapters_that_agree_are_left_alone():

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, module_name, tensors, written
+from commands import contents, lorakit_here
 from safetensors.torch import save_file
 from torch import Tensor
 
-from commands import contents, lorakit_here
 from lorakit.lora_ops import errors, open_source
 from lorakit.lora_ops.compare import compare
 from lorakit.lora_ops.edit_file import Ingredient, add_files, resize_file, scale_file

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, changes, tensors, written
+from commands import PLAIN, SCRIPT, Run, contents, lorakit_here
 from safetensors.torch import load_file, save_file
 
-from commands import PLAIN, SCRIPT, Run, contents, lorakit_here
 from lorakit.cli import main
 from lorakit.lora_ops.methods import METHODS
 from lorakit.lora_ops.ranks import BUDGETS

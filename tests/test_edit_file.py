@@ -12,10 +12,10 @@ import pytest
 import torch
 from adapters import EVERY_FORM, Part, changes, peft_config, tensors, written
 from bits import assert_equal
+from commands import contents
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from commands import contents
 from lorakit.lora_ops import Adapter, DictSource, open_source
 from lorakit.lora_ops.add import add
 from lorakit.lora_ops.edit_file import Ingredient, add_files, resize_file, scale_file

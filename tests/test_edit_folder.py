@@ -8,9 +8,9 @@ import adapters
 import pytest
 import torch
 from adapters import Part
+from commands import contents
 from safetensors.torch import load_file
 
-from commands import contents
 from lorakit.lora_ops.edit_file import Ingredient, resize_file, scale_file
 from lorakit.lora_ops.edit_folder import check_folders, edit_folder
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, NonFiniteError, WriteError

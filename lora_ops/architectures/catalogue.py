@@ -19,6 +19,7 @@ from .next_dit import LUMINA2, Z_IMAGE
 from .parameter import Parameter
 from .pixart import HUNYUAN_DIT, PIXART
 from .qwen_image import QWEN_IMAGE
+from .stable_cascade import STABLE_CASCADE
 from .stable_diffusion import SD1, SD2, SDXL, SDXL_REFINER
 from .wan import WAN
 
@@ -43,6 +44,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     HUNYUAN_DIT,
     LTXV,
     PIXART,
+    STABLE_CASCADE,
     SDXL,
     SDXL_REFINER,
     SD1,

@@ -91,9 +91,9 @@ class ModelNames:
         if not target.startswith(UNET):
             return ((self._elsewhere(format, target), Place(target)),)
         inner = target.removeprefix(UNET)
-        foreign = tuple(
-            (name, replace(at, native=target)) for name, at in self.modules.foreign_parts(inner)
-        )
+        known = self.architecture is not None and self.architecture.diffusers is not None
+        there = self.modules.foreign_parts(inner) if known else ()
+        foreign = tuple((name, replace(at, native=target)) for name, at in there)
         if format == DIFFUSERS and not foreign:
             raise _no_name(format, target, self.architecture)
         parts = foreign if foreign and self._is_foreign(format) else ((inner, Place(target)),)
@@ -172,8 +172,7 @@ def _no_name(
     format: Format, target: str, architecture: Architecture | None
 ) -> UnsupportedLayerError:
     title = "an unknown architecture" if architecture is None else architecture.title
+    way = "leave it out" if format == COMFY else "use format `comfy`, or leave it out"
     return UnsupportedLayerError(
-        f"format `{format.name}` has no name for `{target}` of {title}; "
-        "use format `comfy`, or leave it out",
-        target=target,
+        f"format `{format.name}` has no name for `{target}` of {title}; {way}", target=target
     )

@@ -18,7 +18,10 @@ INSIDE = ".transformer."
 # What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling.
 _DOTTED = ("", "transformer.", "unet.", "base_model.model.", "unet.base_model.model.")
 NATIVE_PREFIXES = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
-FLAT_PREFIXES = ("lora_unet_", "lora_unet__", "lycoris_", "lora_transformer_")
+FLAT_PREFIXES = (
+    *("lora_unet_", "lora_unet__", "lora_prior_unet_"),
+    *("lycoris_", "lora_transformer_"),
+)
 # By encoder: kohya's prefixes, then dotted ones.
 _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clip_l": (("lora_te_", "lora_te1_"), ("text_encoder.",)),

@@ -117,6 +117,19 @@ MODELS = {
     ),
     "pixart": ("pixart.pixartms", "PixArtMS", {"depth": 1}),
     "krea2": ("krea2.model", "SingleStreamDiT", {}),
+    "stable_cascade": (
+        "cascade.stage_c",
+        "StageC",
+        {
+            "c_hidden": [128, 128],
+            "nhead": [2, 2],
+            "blocks": [[1, 1], [1, 1]],
+            "c_cond": 64,
+            "c_clip_text": 32,
+            "c_clip_text_pooled": 32,
+            "c_clip_img": 32,
+        },
+    ),
 }
 
 
@@ -190,4 +203,5 @@ HOSTED = {
     "kandinsky5": Hosted("kandinsky5", "Kandinsky5", {}),
     "pixart": Hosted("pixart", "PixArt", {"depth": 1, "hidden_size": 1152}),
     "krea2": Hosted("krea2", "Krea2", {"layers": 28}),
+    "stable_cascade": Hosted("stable_cascade", "StableCascade_C", {}, formats=_NATIVE),
 }
