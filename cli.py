@@ -24,6 +24,7 @@ from . import __version__
 from .commands.add import add
 from .commands.bake import bake, unbake
 from .commands.compare import compare
+from .commands.convert import convert
 from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
@@ -51,6 +52,7 @@ for command in (
     scale,
     add,
     compare,
+    convert,
     bake,
     unbake,
     demo,

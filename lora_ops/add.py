@@ -22,13 +22,24 @@ from .combine import (
     summed,
 )
 from .devices import Placement, place
-from .edit import ZERO, Edited, Progress, check_not_empty, collect, edited, finite, skipped
+from .edit import (
+    ZERO,
+    Edited,
+    Progress,
+    check_not_empty,
+    collect,
+    converted,
+    edited,
+    finite,
+    skipped,
+)
 from .formats import format_named
-from .layers import Layer
+from .layers import Layer, LohaLayer, LokrLayer, ReshapedLayer, innermost, rewrapped
 from .methods import METHODS, check_method, coefficients
 from .parallel import ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
+from .scale import multiplied
 from .terms import Group, Term, common_shape, grouped
 
 STRENGTH_ZERO = "strength 0"
@@ -91,7 +102,7 @@ def add(
     Raises:
         ArgumentError: The method, or a layer without a name in the format.
         MismatchError: The inputs are for different models, or nothing is left.
-        UnsupportedLayerError: A layer is not linear in its factors.
+        UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in, or out of the range of the dtype.
     """
     scheme = format_named(format or terms[0].adapter.format)
@@ -101,7 +112,7 @@ def add(
     results = run(terms, groups, adding, placement=place(device), progress=progress)
     keys = {group.target: group.keys for group in groups}
     adapter, report = collect(terms[0].adapter, results, format=scheme.name, keys=keys)
-    return adapter, replace(report, notes=tuple(notes(terms, groups)))
+    return adapter, replace(report, notes=(*notes(terms, groups), *converted(report)))
 
 
 def run(
@@ -195,9 +206,10 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         stack if used == live else stacked([inputs[at].layer for at in used], where),
     )
     lossless = _lossless(sum_, adding)
-    result = lossless or _rounded(sum_, adding)
-    if result is None:
+    whole = lossless or _carried(sum_, adding, group.keys) or _rounded(sum_, adding)
+    if whole is None:
         return skipped(group.target, first, RANK_ZERO, norm)
+    result = whole if isinstance(whole, ReshapedLayer) else rewrapped(whole, *sum_.layers)
     members = {one.index: at for at, one in enumerate(inputs)}
     places = [members.get(index) for index in range(len(terms))]
     return edited(
@@ -207,6 +219,7 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
         residual=0.0 if lossless else sum_.missed(result),
         was=tuple(0 if at is None else inputs[at].layer.rank for at in places),
         coefficients=tuple(0.0 if at is None else float(found[at]) for at in places),
+        made_of=sum_.layers,
     )
 
 
@@ -222,6 +235,16 @@ def _lossless(sum_: Combination, adding: Adding) -> Layer | None:
     if not _has_room(sum_, adding.rule):
         return None
     return side_by_side(sum_, adding.dtype, has_alpha=adding.has_alpha)
+
+
+def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Layer | None:
+    """The one layer there is, as it is stored, if it is of a kind that a LoRA would be larger than."""
+    if len(sum_.layers) > 1 or adding.rule is not None or adding.dtype is not None:
+        return None
+    (layer,), (coefficient,) = sum_.layers, sum_.coefficients
+    if not isinstance(innermost(layer), LohaLayer | LokrLayer) or layer.tensors().keys() - keys:
+        return None
+    return multiplied(sum_.target, layer, coefficient, has_alpha=True)
 
 
 def _rounded(sum_: Combination, adding: Adding) -> Layer | None:

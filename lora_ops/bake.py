@@ -20,7 +20,7 @@ from .bake_tensor import Baked, BakedLayer, bake_tensor, matrix
 from .extract import Progress
 from .formats import component
 from .ingredients import Ingredient
-from .layers import LoraLayer
+from .layers import Convention, LoraLayer
 from .linalg import frobenius, inner
 from .parallel import ordered_map
 from .report import Report, Skip, counted
@@ -40,6 +40,7 @@ def bake(
     dtype: torch.dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
+    dora: Convention = "paper",
     progress: Progress | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """Return a checkpoint with adapters baked in, all in memory, and the report.
@@ -50,13 +51,16 @@ def bake(
         dtype: Of the result; None: each tensor as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         progress: Called after each tensor.
 
     Raises:
         LoraOpsError: See `plan_bake` and `run_bake`.
     """
     started = time.perf_counter()
-    plan = plan_bake(checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign)
+    plan = plan_bake(
+        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+    )
     baked = list(run_bake(plan, progress=progress))
     report = summarise_bake(plan, (one for tensor in baked for one in tensor.reports))
     report = replace(report, seconds=time.perf_counter() - started)
@@ -122,8 +126,10 @@ def _skip(share: Share, reason: str, norm: float) -> Skip:
 
 
 def _norm(share: Share) -> float:
-    """Frobenius norm of what a share would have added."""
+    """Frobenius norm of what a share would have added; 0 of what only the weight could tell."""
     layer = share.read()
+    if layer.needs_base:
+        return 0.0
     if isinstance(layer, LoraLayer):
         factors = layer.factors(share.strength)
         return math.sqrt(max(0.0, float(inner(*factors, *factors))))

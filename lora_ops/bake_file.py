@@ -31,6 +31,7 @@ from .files import (
 )
 from .files.header import render_header
 from .ingredients import Ingredient
+from .layers import Convention
 from .metadata import Input, Operation, Source, baked_metadata
 from .report import Report, Skip
 from .source import TensorSource
@@ -48,6 +49,7 @@ def plan_bake_file(
     dtype: torch.dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
+    dora: Convention = "paper",
     shard_size: int = SHARD_SIZE,
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -61,6 +63,7 @@ def plan_bake_file(
         dtype: Of the result; None: each tensor as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
 
     Raises:
@@ -79,7 +82,9 @@ def plan_bake_file(
         suffix = INDEX if _is_index(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
     refuse_quantised(checkpoint)
-    plan = plan_bake(checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign)
+    plan = plan_bake(
+        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+    )
     if output is not None and _is_index(output):
         shards = partition(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):

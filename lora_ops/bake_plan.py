@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from .bake_shares import Change, Share, check_fit, check_kind
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
 from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
 from .ingredients import Ingredient
+from .layers import Convention
 from .pairs import COMPONENT_TITLES, nearest
 from .report import counted
 from .source import TensorSource
@@ -33,6 +34,7 @@ class BakePlan:
         lost: Layers without a parameter in the checkpoint, where that was allowed.
         idle: Layers of strength 0.
         notes: What is worth a sentence.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
     """
 
     checkpoint: TensorSource
@@ -44,6 +46,7 @@ class BakePlan:
     lost: tuple[Share, ...]
     idle: tuple[Share, ...]
     notes: tuple[str, ...]
+    dora: Convention = "paper"
 
     @property
     def operation(self) -> str:
@@ -58,6 +61,7 @@ def plan_bake(
     dtype: torch.dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
+    dora: Convention = "paper",
 ) -> BakePlan:
     """Find every layer's parameter and check that they fit, from headers alone.
 
@@ -68,13 +72,15 @@ def plan_bake(
             no model (`other.`, such as a noise schedule) always stays as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
+        dora: Whose convention, of DoRA and other kinds that programs read differently; see
+            docs/kinds.md.
 
     Raises:
         ArgumentError: There is nothing to bake, or a strength or the dtype is none.
         MismatchError: The checkpoint is an adapter, or an adapter is none.
         TargetMismatchError: Layers of an adapter are not in the checkpoint; always where none is.
         WeightShapeError: A layer does not have its parameter's shape.
-        UnsupportedLayerError: A layer is of a kind that cannot be added to a weight.
+        UnsupportedLayerError: A layer is of a kind that is not read, or that cannot be unbaked.
         FormatError: A parameter that is to change is not stored as floating point numbers.
     """
     if dtype is not None and not dtype.is_floating_point:
@@ -114,7 +120,8 @@ def plan_bake(
         dtypes=dtypes,
         lost=tuple(lost),
         idle=tuple(idle),
-        notes=tuple(_notes(ingredients)),
+        notes=(*_notes(ingredients), *_side_by_side(changes)),
+        dora=dora,
     )
 
 
@@ -149,6 +156,21 @@ def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
             yield f"{counted(len(extras), 'tensor')} of {name} of no layer, the first `{extras[0]}`"
 
 
+def _side_by_side(changes: Mapping[str, Sequence[Change]]) -> Iterator[str]:
+    shared = [
+        change.parameter.target
+        for found in changes.values()
+        for change in found
+        if len(change.shares) > 1 and any(share.needs_base for share in change.shares)
+    ]
+    if shared:
+        yield (
+            f"{counted(len(shared), 'weight')}, the first `{shared[0]}`, of several layers: each is "
+            "made from the weight of the checkpoint, and their changes are added; ComfyUI applies "
+            "one after another"
+        )
+
+
 def _shares(
     ingredient: Ingredient,
     sign: int,
@@ -164,7 +186,8 @@ def _shares(
         strength = sign * _finite(ingredient.strength_of(name), name)
         share = Share(ingredient.source, name, module, strength, scales.get(name))
         target = target_of.get(name)
-        layer = check_kind(share)
+        layer = check_kind(share, sign)
+        share = replace(share, needs_base=layer.needs_base)
         if target is not None:
             check_fit(layer, share, targets[target], checkpoint)
         yield share, target

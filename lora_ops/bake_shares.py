@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .architectures import Parameter
 from .dtypes import spelled
+from .edit import described
 from .errors import FormatError, UnsupportedLayerError, WeightShapeError
-from .formats import Module, read_layer
-from .layers import Layer, LoraLayer
+from .formats import Module, read_kind
+from .layers import DoraLayer, Layer, ReshapedLayer, fits
 from .source import TensorSource
 
 
@@ -25,6 +26,7 @@ class Share:
         module: The module's keys.
         strength: The factor; negative to take the layer out.
         scale: What the file's configuration gives a layer without an alpha of its own.
+        needs_base: Whether its change is made from the weight.
     """
 
     source: TensorSource
@@ -32,10 +34,11 @@ class Share:
     module: Module
     strength: float
     scale: float | None = None
+    needs_base: bool = False
 
     def read(self) -> Layer:
         """Read the layer."""
-        return read_layer(self.source, self.name, self.module, self.scale)
+        return read_kind(self.source, self.name, self.module, self.scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,18 +54,22 @@ class Change:
     shares: tuple[Share, ...]
 
 
-def check_kind(share: Share) -> Layer:
-    """Return a layer that can be added to a weight, without its data; only headers are read.
+def check_kind(share: Share, sign: int = 1) -> Layer:
+    """Return a layer that can be baked, without its data; only headers are read.
+
+    Args:
+        share: The layer.
+        sign: 1 to bake, -1 to unbake.
 
     Raises:
-        UnsupportedLayerError: It is of a kind that cannot be added.
+        UnsupportedLayerError: It is of a kind that is not read, or that cannot be taken out.
         LayerShapeError: Its factors do not fit together.
     """
-    layer = read_layer(_Headers(share.source), share.name, share.module)
-    if isinstance(layer, LoraLayer) and not layer.is_linear:
+    layer = read_kind(_Headers(share.source), share.name, share.module)
+    if sign < 0 and layer.needs_base:
         raise UnsupportedLayerError(
-            f"layer `{share.name}` has DoRA magnitudes, which rescale the weight and cannot be "
-            "added to it; use a LoRA without `dora_scale`, or bake it with a program that knows it",
+            f"layer `{share.name}` {described(layer)}: what it changed was made from the weight as "
+            "it was before, so it cannot be taken out again; go back to the checkpoint it was baked into",
             target=share.name,
             path=share.source.name,
         )
@@ -76,13 +83,16 @@ def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: Tens
         WeightShapeError: It does not have the parameter's shape.
         FormatError: The parameter is not stored as floating point numbers.
     """
-    if _plain(layer.shape) != _plain(parameter.shape):
+    if not fits(layer.shape, parameter.shape):
         raise WeightShapeError(
             f"layer `{share.name}` of {share.source.name} changes a weight of shape {layer.shape}, "
             f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
             "another model",
             target=parameter.target,
         )
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    if isinstance(plain, DoraLayer):
+        plain.check_magnitudes(parameter.shape)
     dtype = checkpoint.dtype(parameter.key)
     if not dtype.is_floating_point:
         raise FormatError(
@@ -93,11 +103,8 @@ def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: Tens
         )
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without trailing ones: a linear and a 1x1 convolution hold the same numbers."""
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+# Tensors of one or a few numbers that say what a layer is.
+_TOLD = (".alpha", ".on_input", ".reshape_weight")
 
 
 class _Headers:
@@ -112,7 +119,7 @@ class _Headers:
         self._source = source
 
     def tensor(self, key: str) -> Tensor:
-        """The shape; an alpha is read, for a layer holds it as a number."""
-        if key.endswith(".alpha"):
+        """The shape; what a layer is told by is read."""
+        if key.endswith(_TOLD):
             return self._source.tensor(key)
         return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")

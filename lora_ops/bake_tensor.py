@@ -13,7 +13,7 @@ from .bake_plan import BakePlan
 from .bake_shares import Change, Share
 from .dtypes import spelled
 from .errors import NonFiniteError
-from .layers import LoraLayer
+from .layers import Convention, LoraLayer
 from .pairs import parameter_kind
 from .report import LayerReport, Skip
 
@@ -66,7 +66,8 @@ def bake_tensor(plan: BakePlan, key: str, *, fresh: bool = False) -> Baked:
     if dtype == stored.dtype and not changes:
         return Baked(key, stored)
     result = stored if dtype == stored.dtype and fresh else _converted(stored, dtype, key)
-    return Baked(key, result, tuple(_apply(change, stored, result) for change in changes))
+    reports = tuple(_apply(change, stored, result, plan.dora) for change in changes)
+    return Baked(key, result, reports)
 
 
 def matrix(tensor: Tensor) -> Tensor:
@@ -91,8 +92,17 @@ class _Delta:
     rank: int
 
     @staticmethod
-    def of(shares: Sequence[Share], dtype: torch.dtype) -> _Delta:
-        """Read layers and join them; the products of factors are not formed."""
+    def of(
+        shares: Sequence[Share], base: Tensor, dtype: torch.dtype, convention: Convention
+    ) -> _Delta:
+        """Read layers and join them; the products of a LoRA's factors are not formed.
+
+        Args:
+            shares: The layers.
+            base: What layers that are made from the weight are made from: as the model has it.
+            dtype: What to compute in.
+            convention: Whose.
+        """
         ups: list[Tensor] = []
         downs: list[Tensor] = []
         whole: Tensor | None = None
@@ -100,7 +110,10 @@ class _Delta:
         for share in shares:
             layer = share.read()
             rank += layer.rank
-            if isinstance(layer, LoraLayer) and dtype == torch.float32:
+            if layer.needs_base:
+                change = matrix(layer.change(base, share.strength, dtype, convention))
+                whole = change if whole is None else whole.add_(change)
+            elif isinstance(layer, LoraLayer) and dtype == torch.float32:
                 up, down = layer.factors(share.strength)
                 ups.append(up)
                 downs.append(down)
@@ -140,15 +153,18 @@ def _converted(stored: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     return result
 
 
-def _apply(change: Change, stored: Tensor, result: Tensor) -> BakedLayer | Skip:
+def _apply(
+    change: Change, stored: Tensor, result: Tensor, convention: Convention
+) -> BakedLayer | Skip:
     """Add a change to what the result holds: the stored numbers, maybe in the same memory."""
     parameter, dtype = change.parameter, result.dtype
     wide = _wide(stored.dtype, dtype)
-    delta = _Delta.of(change.shares, wide)
-    if parameter.transposed:
-        delta = delta.transposed
     rows = slice(*parameter.rows) if parameter.rows else slice(None)
     base, baked = matrix(stored)[rows], matrix(result)[rows]
+    own = (base.mT if parameter.transposed else base).reshape(parameter.shape)
+    delta = _Delta.of(change.shares, own, wide, convention)
+    if parameter.transposed:
+        delta = delta.transposed
     height = max(1, _TILE // max(1, base.shape[1]))
     # Three tiles of memory serve all tiles.
     memory = torch.empty(3, min(height, len(base)), base.shape[1], dtype=wide)

@@ -66,7 +66,7 @@ def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stac
     """
     stored = _stored(layers)
     if stored is None:
-        factors = [factors_of(layer) for layer in layers]
+        factors = [layer.factors() for layer in layers]
         ups, downs = (list(side) for side in zip(*factors, strict=True))
     else:
         ups, downs = stored
@@ -118,7 +118,7 @@ class Combination:
     def missed(self, result: Layer) -> float:
         """Frobenius norm of the combination less the layer that is written for it."""
         stack = self.stack
-        up, down = (factor.to(stack.up.device) for factor in factors_of(result))
+        up, down = (factor.to(stack.up.device) for factor in result.factors())
         if down.shape == stack.down.shape and torch.equal(down, stack.down):
             lost = self.product()[0] - up
             products = (lost.mT @ lost) * stack.right.to(lost)
@@ -129,21 +129,6 @@ class Combination:
         both = columns @ (gram(stack.up.mT, up.mT) * gram(stack.down, down)).sum(1).cpu()
         other = inner(up, down, up, down).cpu()
         return float((square - 2 * both + other).clamp(min=0).sqrt())
-
-
-def factors_of(layer: Layer) -> Factors:
-    """Return up (out, r) and down (r, in * kernel), float32, whose product is the layer's change.
-
-    A full difference is its own factor beside an identity.
-    """
-    if isinstance(layer, LoraLayer):
-        up, down = layer.factors()
-    else:
-        flat = layer.diff.float().reshape(len(layer.diff) if layer.diff.ndim else 1, -1)
-        out, width = flat.shape
-        eye = torch.eye(min(out, width))
-        up, down = (eye, flat) if out < width else (flat, eye)
-    return up, down
 
 
 def side_by_side(
@@ -158,8 +143,8 @@ def side_by_side(
         dtype: Of the factors; None: what holds all that the layers hold.
         has_alpha: Whether the file has a place for alpha.
     """
-    gains = _gains(sum_)
-    if not gains or min(gains) != max(gains) or gains[0] <= 0 or not _has_space(sum_):
+    gains = [c * layer.scale for c, layer in zip(sum_.coefficients, sum_.layers, strict=True)]
+    if min(gains) != max(gains) or gains[0] <= 0 or not _has_space(sum_):
         return None
     if not (has_alpha or gains[0] == 1):
         return None
@@ -175,6 +160,8 @@ def concatenated(
 ) -> LoraLayer | None:
     """Return the exact sum, its rank that of all layers together; None where that is too much.
 
+    So it is of a full difference, which has no factors worth storing.
+
     Strengths are in up; every down keeps its bits. So does the strongest up where the file has an
     alpha to hold its strength: the others shrink, and none grows out of a 16-bit range.
 
@@ -183,16 +170,12 @@ def concatenated(
         dtype: Of the factors; None: what holds all that the layers hold.
         has_alpha: Whether the file has a place for alpha.
     """
-    gains = _gains(sum_)
-    if not gains or not _has_space(sum_):
+    if not _has_space(sum_) or any(isinstance(one, FullLayer) for one in sum_.layers):
         return None
-    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
+    known = [_up(*pair) for pair in zip(sum_.layers, _ups(sum_.stack), strict=True)]
+    gains = [c * gain for c, (_, gain) in zip(sum_.coefficients, known, strict=True)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
-    # The stored up, not that of the stack: its bits are kept where it is multiplied by 1.
-    ups = [
-        layer.up.flatten(1).float() * (gain / scale)
-        for layer, gain in zip(thin, gains, strict=True)
-    ]
+    ups = [up.float() * (gain / scale) for (up, _), gain in zip(known, gains, strict=True)]
     up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
     down = rounded(sum_.stack.down, dtype or sum_.dtype, sum_.target)
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * scale if has_alpha else None)
@@ -231,7 +214,7 @@ def _stored(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor]] | None
     thin = [
         layer
         for layer in layers
-        if isinstance(layer, LoraLayer) and layer.is_linear and layer.mid is None
+        if isinstance(layer, LoraLayer) and not layer.needs_base and layer.mid is None
     ]
     ups, downs = [one.up.flatten(1) for one in thin], [one.down.flatten(1) for one in thin]
     dtypes = {tensor.dtype for tensor in (*ups, *downs)}
@@ -240,12 +223,17 @@ def _stored(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor]] | None
     return ups, downs
 
 
-def _gains(sum_: Combination) -> list[float]:
-    """What each layer's stored factors are multiplied by in all; empty if one has none."""
-    thin = [layer for layer in sum_.layers if isinstance(layer, LoraLayer)]
-    if len(thin) < len(sum_.layers):
-        return []
-    return [c * layer.scale for c, layer in zip(sum_.coefficients, thin, strict=True)]
+def _up(layer: Layer, stacked: Tensor) -> tuple[Tensor, float]:
+    """The up of a layer and what it is multiplied by.
+
+    Of a LoRA it is the stored one, not that of the stack: its bits are kept where it is multiplied
+    by 1. Other kinds have none but that.
+    """
+    return (layer.up.flatten(1), layer.scale) if isinstance(layer, LoraLayer) else (stacked, 1.0)
+
+
+def _ups(stack: Stack) -> Sequence[Tensor]:
+    return stack.up.cpu().split(stack.sizes, dim=1)
 
 
 def _has_space(sum_: Combination) -> bool:

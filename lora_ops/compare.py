@@ -112,7 +112,7 @@ def compare(
 
     Raises:
         MismatchError: They are for different models.
-        UnsupportedLayerError: A layer is not linear in its factors.
+        UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
     """
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]

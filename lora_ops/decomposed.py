@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .devices import Placement, upload
-from .edit import finite
+from .edit import described, finite
 from .errors import UnsupportedLayerError
-from .layers import FullLayer, Layer, LoraLayer
+from .layers import FullLayer, Layer, LoraLayer, innermost
 from .linalg import FactoredSvd, factored_svd, thinned
 from .parallel import ordered_map
 
@@ -32,13 +32,13 @@ class Decomposed:
     """
 
     target: str
-    layer: LoraLayer
+    layer: Layer
     svd: FactoredSvd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Whole:
-    """A layer without factors.
+    """A full difference.
 
     Attributes:
         target: Its name.
@@ -46,7 +46,7 @@ class Whole:
     """
 
     target: str
-    layer: FullLayer
+    layer: Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def map_decomposed(
             come in the order of the first of each stack.
 
     Raises:
-        UnsupportedLayerError: A layer has DoRA magnitudes.
+        UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
         ArgumentError: The memory does not hold a layer.
     """
@@ -95,24 +95,26 @@ def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
 
 
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
-    """What layers of one stack have in common; nothing for those that are not stacked."""
-    if isinstance(layer, FullLayer):
+    """The shapes of the factors that are stacked; none for a layer that is not."""
+    plain = innermost(layer)
+    if isinstance(plain, FullLayer) or layer.needs_base:
         return ()
-    return tuple(tuple(tensor.shape) for tensor in layer.tensors().values())
+    rank = plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+    return (layer.shape[0], rank), (rank, math.prod(layer.shape[1:]))
 
 
 def _decompose(
     adapter: Adapter, batch: Sequence[_Item], placement: Placement
 ) -> Iterator[Decomposed | Whole]:
-    thin: dict[str, LoraLayer] = {}
+    thin: dict[str, Layer] = {}
     ups: list[Tensor] = []
     downs: list[Tensor] = []
     for target in (item.target for item in batch):
         layer = adapter.layers[target]
-        if isinstance(layer, FullLayer):
+        if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
             yield Whole(target, layer)
             continue
-        _check_linear(target, layer)
+        _check_own(target, layer)
         up, down = layer.factors()
         finite(up.norm() * down.norm(), target, layer)
         thin[target] = layer
@@ -124,10 +126,11 @@ def _decompose(
             yield Decomposed(target, layer, stack[index])
 
 
-def _check_linear(target: str, layer: LoraLayer) -> None:
-    if not layer.is_linear:
+def _check_own(target: str, layer: Layer) -> None:
+    if layer.needs_base:
         raise UnsupportedLayerError(
-            f"layer `{target}` has DoRA magnitudes: what it changes depends on the base weight, so "
-            "it has no singular values of its own to choose from; use a LoRA without `dora_scale`",
+            f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "
+            "it has no singular values of its own to choose from; bake it into its checkpoint, or "
+            "use a plain LoRA",
             target=target,
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from .adapter import Adapter
 from .errors import MismatchError, NonFiniteError, UnknownFormatError
-from .formats import component
-from .layers import FullLayer, Layer
+from .formats import component, format_named, module_keys
+from .layers import DoraLayer, FullLayer, Layer, LoraLayer, ReshapedLayer, innermost
 from .report import LayerReport, Report, Skip, counted
 
 # Called with layers done, layers in all, and the target that was finished.
@@ -29,10 +30,12 @@ class EditReport(LayerReport):
     Attributes:
         was: Its rank in each input; 0 where an input does not hold it.
         coefficients: What the change of each input was multiplied by, strength included.
+        from_kind: The kinds it was in the inputs, such as LoHa, where it became a LoRA; else empty.
     """
 
     was: tuple[int, ...]
     coefficients: tuple[float, ...]
+    from_kind: str = ""
 
     @property
     def is_full(self) -> bool:
@@ -56,12 +59,13 @@ class Edited:
 
 
 def kind_of(target: str, layer: Layer) -> str:
-    """Say what a layer changes, from its shape: linear, conv 3x3, bias, ..."""
-    shape = layer.shape
-    if isinstance(layer, FullLayer):
+    """Say what a layer changes, from its shape: linear, conv 3x3, bias, ...; else its kind: LoHa, ..."""
+    shape, plain = layer.shape, innermost(layer)
+    if isinstance(plain, FullLayer):
         return _BIAS if target.endswith(".bias") else _FULL
-    if len(shape) == 2:
-        return "linear"
+    if len(shape) <= 2:
+        # Of another kind, two axes may be a convolution with its kernel flat.
+        return "linear" if isinstance(plain, LoraLayer) else plain.title
     return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
 
 
@@ -79,8 +83,10 @@ def edited(
     residual: float,
     was: tuple[int, ...],
     coefficients: tuple[float, ...] = (1.0,),
+    made_of: Iterable[Layer] = (),
 ) -> Edited:
     """A layer that is written, with the norm of what it should be and of what it misses."""
+    titles = dict.fromkeys(one.title for one in made_of)
     report = EditReport(
         target=target,
         component=component(target),
@@ -91,8 +97,24 @@ def edited(
         residual=residual,
         was=was,
         coefficients=coefficients,
+        from_kind=", ".join(titles) if titles.keys() - {layer.title} else "",
     )
     return Edited(target, layer, report)
+
+
+def described(layer: Layer) -> str:
+    """Say what a layer is that an operation refuses, to go on after its name."""
+    if isinstance(layer, ReshapedLayer):
+        return described(layer.inner)
+    is_dora = isinstance(layer, DoraLayer) or (isinstance(layer, LoraLayer) and layer.needs_base)
+    return "has DoRA magnitudes" if is_dora else f"is of kind {layer.title}"
+
+
+def converted(report: Report) -> Iterator[str]:
+    """Say how many layers changed their kind."""
+    kinds = [one.from_kind for one in report.layers if isinstance(one, EditReport)]
+    for kind, count in Counter(filter(None, kinds)).items():
+        yield f"{counted(count, 'layer')} became LoRA, from {kind}"
 
 
 def finite(norm: Tensor | float, target: str, layer: Layer, name: str = "the adapter") -> float:
@@ -119,6 +141,15 @@ def finite(norm: Tensor | float, target: str, layer: Layer, name: str = "the ada
     )
 
 
+def all_keys(adapter: Adapter) -> dict[str, Mapping[str, str]]:
+    """Return the keys of an adapter with those that its layers would have as LoRA, by target."""
+    format = format_named(adapter.format)
+    return {
+        target: {**module_keys(format, keys["alpha"].removesuffix(".alpha")), **keys}
+        for target, keys in adapter.keys.items()
+    }
+
+
 def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
     """Refuse an adapter without layers.
 
@@ -129,7 +160,7 @@ def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
         raise UnknownFormatError(f"{name} holds no layers; see what it is with `lorakit info`")
 
 
-def collect(like: Adapter, results: Iterable[Edited], **changes: object) -> tuple[Adapter, Report]:
+def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[Adapter, Report]:
     """Return the edited adapter, all in memory, and its report.
 
     Args:
@@ -139,7 +170,12 @@ def collect(like: Adapter, results: Iterable[Edited], **changes: object) -> tupl
     """
     known = list(results)
     layers = {one.target: one.layer for one in known if one.layer is not None}
-    adapter = replace(like, layers=layers, **changes)  # pyright: ignore[reportArgumentType]
+    keys = {
+        target: {role: key for role, key in roles.items() if role in own}
+        for target, roles in changes.pop("keys", like.keys).items()
+        if target in layers and (own := {*layers[target].tensors(), "alpha"})
+    }
+    adapter = replace(like, layers=layers, keys=keys, **changes)
     return adapter, summarise(one.report for one in known)
 
 

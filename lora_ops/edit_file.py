@@ -14,17 +14,18 @@ from .adapter import Adapter
 from .architectures import parameters
 from .budgets import Budget, parse_rule
 from .devices import Placement
-from .edit import EditReport, Progress
+from .edit import EditReport, Progress, all_keys, converted
 from .errors import ArgumentError
 from .files import FileSource, check_output
 from .formats import decode, format_named
 from .importance import importance
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
+from .models import models_of
 from .ranks import RankRule, parse_rank
 from .report import Report
 from .rules import parse_rules, strengths
-from .terms import Term, common_model, grouped, models_of
+from .terms import Term, common_model, grouped
 from .writing import Draft, write_adapter
 
 
@@ -223,7 +224,9 @@ def add_files(
 
     results = add.run(terms, groups, adding, placement=placement, progress=progress)
     notes += add.notes(terms, groups)
-    return write_adapter(draft, results, describe, notes=lambda _: notes)
+    return write_adapter(
+        draft, results, describe, notes=lambda report: [*notes, *converted(report)]
+    )
 
 
 def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
@@ -232,7 +235,7 @@ def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
         output,
         adapter.format,
         [source],
-        adapter.keys,
+        all_keys(adapter),
         adapter.extras,
         models[0] if models else None,
     )

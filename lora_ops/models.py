@@ -19,5 +19,7 @@ def _width(adapter: Adapter) -> int | None:
     """Input features of a cross-attention's keys: what tells Stable Diffusion 1, 2 and XL apart."""
     for target in adapter.layers:
         if flattened(target).endswith(CROSS_ATTENTION):
-            return adapter.layers[target].shape[1]
+            shape = adapter.layers[target].shape
+            if len(shape) > 1 and shape[1] > 0:  # -1 of a kind that takes any number of inputs
+                return shape[1]
     return None

@@ -19,15 +19,17 @@ from .edit import (
     Edited,
     EditReport,
     Progress,
+    all_keys,
     check_not_empty,
     collect,
+    converted,
     edited,
     finite,
     skipped,
 )
 from .errors import ArgumentError
 from .formats import format_named
-from .layers import FullLayer, LoraLayer, low_rank
+from .layers import Layer, LoraLayer, innermost, low_rank, rewrapped, stored_alpha
 from .linalg import FactoredSvd, distance
 from .ranks import RankRule
 from .report import Report, counted
@@ -44,7 +46,8 @@ class Resizing:
     Attributes:
         rule: How many directions a layer gets, or what all of them may take together.
         alpha: The number to store, with the factors made up for it; None: the new rank where one is
-            lowered, and none where the layer had none.
+            lowered, and none where the layer had none. Of LoRA layers: a LoHa or LoKr that stays one
+            keeps its own.
         dtype: Of the factors; None: each layer's own; where a rank is lowered, one that every loader
             reads.
         weights: What the singular values of a layer are multiplied by before a budget compares
@@ -85,7 +88,8 @@ def resize(
     """Return the adapter at other ranks, its strength unchanged, and its report.
 
     Every layer becomes the best approximation of its rank (Eckart & Young, 1936). A layer whose
-    rank is not lowered keeps its tensors; full differences are kept as they are.
+    rank is not lowered keeps its tensors; full differences are kept as they are. A LoHa or LoKr
+    whose rank is lowered becomes a LoRA; the report says so.
 
     Args:
         adapter: Its layers are read one after another.
@@ -97,7 +101,7 @@ def resize(
         progress: Called after each layer.
 
     Raises:
-        UnsupportedLayerError: A layer is not linear in its factors, or of a kind that is not read.
+        UnsupportedLayerError: A layer is made from the base weight, or of a kind that is not read.
         NonFiniteError: NaN or infinity in a factor, or out of the range of the dtype.
         MismatchError: No layer is left.
     """
@@ -109,7 +113,7 @@ def resize(
         has_alpha=format_named(adapter.format).keeps_alpha,
     )
     results = list(run(adapter, resizing, placement=place(device), progress=progress))
-    smaller, report = collect(adapter, results)
+    smaller, report = collect(adapter, results, keys=all_keys(adapter))
     return smaller, replace(report, notes=tuple(notes(resizing, report)))
 
 
@@ -145,7 +149,8 @@ def run(
 
 
 def notes(resizing: Resizing, report: Report) -> Iterator[str]:
-    """What is worth a sentence: layers whose rank was asked to grow."""
+    """What is worth a sentence: layers that changed their kind, or whose rank was asked to grow."""
+    yield from converted(report)
     rule = resizing.rule
     if not isinstance(rule, RankRule):
         return
@@ -171,8 +176,10 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
 
     def measured(known: Decomposed | Whole) -> tuple[str, LayerSpectrum | int]:
         if isinstance(known, Whole):
-            diff = known.layer.diff
-            return known.target, diff.numel() * (resizing.dtype or diff.dtype).itemsize
+            return known.target, sum(
+                numbers.numel() * (resizing.dtype or numbers.dtype).itemsize
+                for numbers in known.layer.tensors().values()
+            )
         found = LayerSpectrum(
             s=known.svd.s.cpu(),
             cost=_cost(known.layer, resizing.dtype),
@@ -189,12 +196,15 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
     return dict(zip(spectra, ranks, strict=True))
 
 
-def _cost(layer: LoraLayer, dtype: torch.dtype | None) -> int:
+def _cost(layer: Layer, dtype: torch.dtype | None) -> int:
     """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
     numbers = layer.shape[0] + math.prod(layer.shape[1:])
     if dtype is not None:
         return numbers * dtype.itemsize
-    stored = layer.up.nbytes + layer.down.nbytes
+    plain = innermost(layer)
+    # A core is never kept: it is multiplied out.
+    kept = [plain.up, plain.down] if isinstance(plain, LoraLayer) else plain.tensors().values()
+    stored = sum(one.nbytes for one in kept)
     return max(numbers * loadable(layer.dtype).itemsize, stored // layer.rank)
 
 
@@ -209,13 +219,16 @@ def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
         rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), svd.s, float(total))
     if not rank:
         return skipped(target, layer, RANK_ZERO, norm)
-    if rank >= layer.rank and layer.mid is None:
-        result = _kept(target, layer, resizing)
+    plain = innermost(layer)
+    has_core = isinstance(plain, LoraLayer) and plain.mid is not None
+    if rank >= layer.rank and not has_core:
+        result = rewrapped(_kept(target, plain, resizing), layer)
     else:
         # Directions at rounding level are zero in `s`: no rank is spent on them.
-        result = _truncated(target, layer, svd, min(rank, int((svd.s > 0).sum())), resizing)
-    residual = 0.0 if result.up is layer.up else _missed(svd, result, total)
-    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))
+        cut = _truncated(target, layer, svd, min(rank, int((svd.s > 0).sum())), resizing)
+        result = rewrapped(cut, layer)
+    residual = 0.0 if _has_numbers_of(layer, result) else _missed(svd, result, total)
+    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
 
 
 def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
@@ -225,11 +238,11 @@ def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
 
 
 def _truncated(
-    target: str, layer: LoraLayer, svd: FactoredSvd, rank: int, resizing: Resizing
+    target: str, layer: Layer, svd: FactoredSvd, rank: int, resizing: Resizing
 ) -> LoraLayer:
     """The best approximation of a rank, with the alpha that is wanted."""
     alpha = resizing.alpha
-    if alpha is None and layer.alpha is not None and resizing.has_alpha:
+    if alpha is None and stored_alpha(layer) is not None and resizing.has_alpha:
         alpha = float(rank)
     gain = 1.0 if alpha is None else math.sqrt(rank / alpha)
     dtype = resizing.dtype or loadable(layer.dtype)
@@ -237,8 +250,10 @@ def _truncated(
     return low_rank(up, down, layer.shape, alpha)
 
 
-def _kept(target: str, layer: LoraLayer, resizing: Resizing) -> LoraLayer:
+def _kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
     """The layer itself, unless another alpha or dtype is asked for."""
+    if not isinstance(layer, LoraLayer):
+        return _in_dtype(target, layer, resizing.dtype)
     alpha = layer.alpha if resizing.alpha is None else resizing.alpha
     alpha = alpha if resizing.has_alpha else None
     scale = 1.0 if alpha is None else alpha / layer.rank
@@ -251,17 +266,31 @@ def _kept(target: str, layer: LoraLayer, resizing: Resizing) -> LoraLayer:
     return replace(layer, up=up, down=down, alpha=alpha)
 
 
-def _missed(svd: FactoredSvd, result: LoraLayer, total: Tensor) -> float:
+def _in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
+    """A layer whose tensors are called in a file as its fields are, rounded."""
+    tensors = {role: one for role, one in layer.tensors().items() if role != "alpha"}
+    if all(dtype in (None, one.dtype) for one in tensors.values()):
+        return layer
+    fields = {role: rounded(one, dtype or one.dtype, target) for role, one in tensors.items()}
+    return replace(layer, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _has_numbers_of(layer: Layer, result: Layer) -> bool:
+    """Whether a result holds the very tensors of a layer."""
+    held = result.tensors()
+    return all(held.get(role) is one for role, one in layer.tensors().items() if role != "alpha")
+
+
+def _missed(svd: FactoredSvd, result: Layer, total: Tensor) -> float:
     """Frobenius norm of the change less what is written."""
     up, down = (factor.to(svd.up.device) for factor in result.factors())
     return float(distance(svd.up, svd.down, up, down, square=total))
 
 
-def _whole(target: str, layer: FullLayer, resizing: Resizing) -> Edited:
+def _whole(target: str, layer: Layer, resizing: Resizing) -> Edited:
     """A layer that has no rank to lower."""
-    exact = layer.diff.double()
+    exact = layer.delta(torch.float64)
     norm = finite(torch.linalg.vector_norm(exact), target, layer)
-    dtype = resizing.dtype or layer.dtype
-    result = layer if dtype == layer.dtype else FullLayer(rounded(layer.diff, dtype, target))
-    residual = float(torch.linalg.vector_norm(exact - result.diff.double()))
+    result = rewrapped(_in_dtype(target, innermost(layer), resizing.dtype), layer)
+    residual = float(torch.linalg.vector_norm(exact - result.delta(torch.float64)))
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))

@@ -10,10 +10,30 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .dtypes import loadable, rounded
-from .edit import Edited, Progress, check_not_empty, collect, edited, finite, skipped
+from .edit import (
+    Edited,
+    Progress,
+    check_not_empty,
+    collect,
+    described,
+    edited,
+    finite,
+    skipped,
+)
 from .errors import NonFiniteError, UnsupportedLayerError
 from .formats import format_named
-from .layers import FullLayer, Layer, LoraLayer
+from .layers import (
+    FullLayer,
+    GloraLayer,
+    Ia3Layer,
+    Layer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    ReshapedLayer,
+    innermost,
+    rewrapped,
+)
 from .linalg import inner
 from .parallel import ordered_map
 from .report import Report
@@ -34,7 +54,9 @@ def scale(
     """Return the adapter with its changes multiplied, and its report.
 
     The strength goes into alpha, so factors keep their bits; where the file's format has no alpha,
-    into up, rounded to a dtype that every loader reads. Layers of strength 0 are left out.
+    into up, rounded to a dtype that every loader reads. Kinds without an alpha are multiplied. Of
+    kinds that are made from the base weight, the report has the norm of the stored numbers: that of
+    the change is not known. Layers of strength 0 are left out.
 
     Args:
         adapter: Its layers are read one after another.
@@ -45,7 +67,8 @@ def scale(
 
     Raises:
         ArgumentError: A rule that fits nothing.
-        UnsupportedLayerError: A DoRA layer: its change is not proportional to its factors.
+        UnsupportedLayerError: A layer of DoRA, OFT, BOFT or a replacement: no number in it is what
+            its change is proportional to.
         NonFiniteError: NaN or infinity in a layer, or a value that is then out of range.
         MismatchError: No layer is left.
     """
@@ -77,15 +100,11 @@ def run(
 
 
 def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edited:
-    norm = abs(strength) * finite(_norm(target, layer), target, layer)
+    _check_proportional(target, layer)
+    norm = abs(strength) * finite(_norm(layer), target, layer)
     if strength == 0:
         return skipped(target, layer, STRENGTH_ZERO, norm)
-    result = layer
-    if isinstance(layer, LoraLayer):
-        result = _multiplied(target, layer, strength, has_alpha)
-    elif strength != 1:
-        diff = rounded(layer.diff.double() * strength, loadable(layer.dtype), target)
-        result = FullLayer(diff)
+    result = multiplied(target, layer, strength, has_alpha)
     return edited(
         target,
         result,
@@ -96,19 +115,70 @@ def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edit
     )
 
 
-def _multiplied(target: str, layer: LoraLayer, strength: float, has_alpha: bool) -> LoraLayer:
-    """The layer with the strength in its alpha, or, where its file has none, in up."""
-    if has_alpha:
-        if strength == 1:
-            return layer
-        alpha = (layer.rank if layer.alpha is None else layer.alpha) * strength
-        if abs(alpha) > torch.finfo(torch.float32).max:
-            raise NonFiniteError(
-                f"layer `{target}`: an alpha of {alpha:.3g} does not fit float32, in which files "
-                "hold it; give a smaller strength",
-                target=target,
-            )
-        return replace(layer, alpha=alpha)
+def _check_proportional(target: str, layer: Layer) -> None:
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    if not plain.needs_base or isinstance(plain, GloraLayer | Ia3Layer):
+        return
+    raise UnsupportedLayerError(
+        f"layer `{target}` {described(layer)}: its change is not proportional to its factors, "
+        "so no strength can be written into them; set the strength where the file is used",
+        target=target,
+    )
+
+
+def multiplied(target: str, layer: Layer, strength: float, has_alpha: bool) -> Layer:
+    """Return a layer with a strength in its alpha; where it has none, in the numbers themselves.
+
+    Args:
+        target: Its name, for messages.
+        layer: LoRA, LoHa, LoKr, GLoRA, IA3 or a full difference.
+        strength: Any but 0.
+        has_alpha: Whether the file has a place for the alpha of a LoRA.
+
+    Raises:
+        NonFiniteError: A number is then out of the range of what stores it.
+    """
+    if isinstance(layer, ReshapedLayer):
+        return rewrapped(multiplied(target, layer.inner, strength, has_alpha), layer)
+    if isinstance(layer, LoraLayer) and not has_alpha:
+        return _folded(target, layer, strength)
+    if strength == 1:
+        return layer
+    if isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
+        rank = layer.factor_rank
+        if rank is not None:
+            return replace(layer, alpha=_alpha(target, layer.alpha, rank, strength))
+    if isinstance(layer, FullLayer):
+        return FullLayer(_times(target, layer.diff, strength))
+    if isinstance(layer, Ia3Layer):
+        return replace(layer, weight=_times(target, layer.weight, strength))
+    if isinstance(layer, LokrLayer) and layer.w1 is not None:
+        return replace(layer, w1=_times(target, layer.w1, strength))
+    return layer
+
+
+def _alpha(target: str, alpha: float | None, rank: int, strength: float) -> float:
+    """The number that is the strength times that of a layer.
+
+    Raises:
+        NonFiniteError: It does not fit what holds it.
+    """
+    result = (rank if alpha is None else alpha) * strength
+    if abs(result) > torch.finfo(torch.float32).max:
+        raise NonFiniteError(
+            f"layer `{target}`: an alpha of {result:.3g} does not fit float32, in which files "
+            "hold it; give a smaller strength",
+            target=target,
+        )
+    return result
+
+
+def _times(target: str, tensor: Tensor, strength: float) -> Tensor:
+    return rounded(tensor.double() * strength, loadable(tensor.dtype), target)
+
+
+def _folded(target: str, layer: LoraLayer, strength: float) -> LoraLayer:
+    """The layer with its whole scale in up."""
     factor, dtype = layer.scale * strength, loadable(layer.dtype)
     if factor == 1:
         return replace(layer, alpha=None)
@@ -116,27 +186,31 @@ def _multiplied(target: str, layer: LoraLayer, strength: float, has_alpha: bool)
     return replace(layer, up=up, down=layer.down.to(dtype), alpha=None)
 
 
-def _norm(target: str, layer: Layer) -> Tensor:
+def _norm(layer: Layer) -> Tensor:
     """Frobenius norm of a layer's change, float64, from its factors."""
-    if isinstance(layer, FullLayer):
-        return torch.linalg.vector_norm(layer.diff.double())
-    if not layer.is_linear:
-        raise UnsupportedLayerError(
-            f"layer `{target}` has DoRA magnitudes: its change is not proportional to its factors, "
-            "so no strength can be written into them; set the strength where the file is used",
-            target=target,
-        )
-    up, down = layer.factors()
-    return inner(up, down, up, down).clamp(min=0).sqrt()
+    plain = innermost(layer)
+    if isinstance(plain, LoraLayer):
+        up, down = plain.factors()
+        return inner(up, down, up, down).clamp(min=0).sqrt()
+    return torch.linalg.vector_norm(_change(plain))
 
 
 def _missed(layer: Layer, result: Layer, strength: float) -> float:
     """Frobenius norm of what rounding took; alpha, which is not rounded, takes nothing."""
-    if isinstance(layer, FullLayer) or isinstance(result, FullLayer):
-        wide = torch.float64
-        return float(torch.linalg.vector_norm(layer.delta(wide) * strength - result.delta(wide)))
-    if result.up is layer.up:
+    before, after = innermost(layer), innermost(result)
+    held = after.tensors()
+    if all(held.get(role) is one for role, one in before.tensors().items() if role != "alpha"):
         return 0.0
-    up, down = layer.factors(strength)
-    lost = up - result.factors()[0]
-    return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
+    if isinstance(before, LoraLayer):
+        up, down = before.factors(strength)
+        lost = up - after.factors()[0]
+        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
+    return float(torch.linalg.vector_norm(_change(before) * strength - _change(after)))
+
+
+def _change(layer: Layer) -> Tensor:
+    """The change, float64; of a kind that is made from the weight, its stored numbers, scaled."""
+    if not layer.needs_base:
+        return layer.delta(torch.float64)
+    tensors = [one for role, one in layer.tensors().items() if role not in ("alpha", "on_input")]
+    return torch.cat([one.double().flatten() for one in tensors]) * layer.scale

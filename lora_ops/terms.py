@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .adapter import Adapter
-from .architectures import Architecture, detect_targets
+from .architectures import Architecture
+from .edit import described
 from .errors import (
     ArgumentError,
     MismatchError,
@@ -19,7 +20,6 @@ from .formats import (
     BIAS,
     Format,
     Respell,
-    flattened,
     format_named,
     format_of,
     join_key,
@@ -27,10 +27,8 @@ from .formats import (
     module_keys,
     respeller,
 )
-from .layers import Layer, LoraLayer
-
-# Flattened names of the keys and values of a cross-attention end so.
-CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
+from .layers import Layer, fits
+from .models import models_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +53,14 @@ class Term:
         """One of its layers.
 
         Raises:
-            UnsupportedLayerError: It has DoRA magnitudes, or is of a kind that is not read.
+            UnsupportedLayerError: It is made from the base weight, or of a kind that is not read.
         """
         layer = self.adapter.layers[target]
-        if isinstance(layer, LoraLayer) and not layer.is_linear:
+        if layer.needs_base:
             raise UnsupportedLayerError(
-                f"layer `{target}` of {self.name} has DoRA magnitudes: what it changes depends on "
-                "the base weight, so it cannot be added or compared; use a LoRA without `dora_scale`",
+                f"layer `{target}` of {self.name} {described(layer)}: what it changes depends on "
+                "the base weight, so it cannot be added or compared; bake it into its checkpoint, "
+                "or use a plain LoRA",
                 target=target,
             )
         return layer
@@ -115,11 +114,6 @@ def grouped(
     return groups
 
 
-def models_of(adapter: Adapter) -> tuple[Architecture, ...]:
-    """The architectures that an adapter can be for, the likeliest first; from its names."""
-    return detect_targets(map(flattened, adapter.layers), _width(adapter))
-
-
 def common_model(terms: Sequence[Term]) -> Architecture | None:
     """Return the likeliest architecture that all terms can be for; None if none is known.
 
@@ -143,7 +137,8 @@ def common_shape(
 ) -> tuple[int, ...]:
     """Return the weight's shape, in the longest of the forms that the layers have it in.
 
-    A 1x1 convolution may stand as (out, in) in one file and as (out, in, 1, 1) in another.
+    A 1x1 convolution may stand as (out, in) in one file and as (out, in, 1, 1) in another, and the
+    kernel of a LoHa or LoKr may be in the input side.
 
     Raises:
         WeightShapeError: The layers change weights of different shapes.
@@ -151,7 +146,7 @@ def common_shape(
     shapes = [layer.shape for layer in layers]
     longest = max(shapes, key=len)
     for shape, (index, target) in zip(shapes, members, strict=True):
-        if (*shape, *(1 for _ in longest[len(shape) :])) != longest:
+        if not fits(shape, longest):
             raise WeightShapeError(
                 f"layer `{target}` changes a weight of shape {shape} in {terms[index].name} and one "
                 f"of {longest} in another input: they are for different models",
@@ -194,11 +189,3 @@ def _check_names(terms: Sequence[Term], groups: Sequence[Group]) -> None:
                 f"would `{other.members[0][1]}`: rename or remove one of them",
                 target=target,
             )
-
-
-def _width(adapter: Adapter) -> int | None:
-    """Input features of a cross-attention's keys: what tells Stable Diffusion 1, 2 and XL apart."""
-    for target in adapter.layers:
-        if flattened(target).endswith(CROSS_ATTENTION):
-            return adapter.layers[target].shape[1]
-    return None

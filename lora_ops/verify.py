@@ -7,11 +7,11 @@ import time
 from collections.abc import Collection
 
 from .adapter import Adapter
-from .deltas import Sides, change_norm, measured_difference
+from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED, Progress
 from .formats import decode
-from .layers import LoraLayer
+from .layers import Convention, LoraLayer, fits
 from .linalg import frobenius, residual_
 from .pairs import Pair, is_candidate, nearest, pair
 from .parallel import ordered_map
@@ -27,6 +27,7 @@ def verify(
     lora: TensorSource,
     *,
     strength: float = 1.0,
+    convention: Convention = "paper",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Report:
@@ -37,6 +38,7 @@ def verify(
         tuned: The checkpoint that it is to reach.
         lora: The adapter, of any naming that the base's targets can be found under.
         strength: The user's factor.
+        convention: Whose, of kinds that programs read differently; see docs/kinds.md.
         workers: Layers side by side.
         progress: Called after each parameter.
 
@@ -73,7 +75,7 @@ def verify(
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
         if both.target in adapter.layers:
-            return both, _measure(sides, adapter, both, strength)
+            return both, _measure(sides, adapter, both, strength, convention)
         norm = change_norm(sides, both)
         lost = MISSING if is_candidate(both.base) else NO_FACTORS
         return both, Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
@@ -96,17 +98,24 @@ def verify(
     )
 
 
-def _measure(sides: Sides, adapter: Adapter, both: Pair, strength: float) -> LayerReport:
+def _measure(
+    sides: Sides, adapter: Adapter, both: Pair, strength: float, convention: Convention
+) -> LayerReport:
     layer = adapter.layers[both.target]
     delta, norm = measured_difference(sides, both)
-    if isinstance(layer, LoraLayer) and layer.mid is None and layer.dora_scale is None:
+    if isinstance(layer, LoraLayer) and layer.mid is None and not layer.needs_base:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
     else:
-        change = layer.delta()
-        _check_shape(both, tuple(change.shape), both.shape)
-        residual = float(frobenius(delta.sub_(change, alpha=strength).reshape(1, -1)))
+        if not fits(layer.shape, both.shape):
+            _check_shape(both, layer.shape, both.shape)
+        if layer.needs_base:
+            base = read_parameter(sides.base, both.base)
+            delta.sub_(layer.change(base, strength, delta.dtype, convention))
+        else:
+            delta.sub_(layer.delta().reshape(both.shape), alpha=strength)
+        residual = float(frobenius(delta.reshape(1, -1)))
     return LayerReport(
         both.target, both.component, both.kind, both.shape, layer.rank, norm, residual
     )

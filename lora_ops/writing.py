@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .architectures import Architecture
-from .edit import Edited, summarise
+from .edit import Edited, converted, summarise
 from .files import FileSource, SafetensorsWriter, input_sha256
 from .files.header import render_header
-from .layers import LoraLayer
+from .layers import Scaled, innermost
 from .metadata import HASH_KEYS, Input, Result, room_for
 from .report import Report
 
@@ -53,7 +53,7 @@ class Draft:
         """Bytes that the header may take at most."""
         longest = max((len(target.encode()) for target in self.keys), default=0)
         shapes = {key: source.shape(key) for source in self.sources for key in source.keys()}  # noqa: SIM118
-        listed = [key for keys in self.keys.values() for key in keys.values()]
+        listed = [key for keys in self.keys.values() for key in _likely(keys, shapes)]
         rows = [
             (key, "BF16", shapes.get(key, _ANY_SHAPE), _ANY_OFFSET)
             for key in (*listed, *self.extras)
@@ -67,6 +67,13 @@ class Draft:
     def overhead(self) -> int:
         """Bytes of the file that are no layer's, at most."""
         return 8 + self.room + sum(t.numel() * t.element_size() for t in self.extras.values())
+
+
+def _likely(keys: Mapping[str, str], held: Collection[str]) -> list[str]:
+    """Of the keys of all roles, those that a layer will have: as in its file, or a LoRA's."""
+    found = [key for key in keys.values() if key in held]
+    roles = ("alpha",) if found else ("up", "down", "alpha")
+    return list(dict.fromkeys([*found, *(keys[role] for role in roles if role in keys)]))
 
 
 def write_adapter(
@@ -91,6 +98,7 @@ def write_adapter(
     started = time.perf_counter()
     known: list[Edited] = []
     alphas: dict[str, float | None] = {}
+    sizes: dict[str, int] = {}
     dtypes: Counter[torch.dtype] = Counter()
     # The inputs are hashed beside the work: the record of what they were costs no time of its own.
     stop = Event()
@@ -107,8 +115,10 @@ def write_adapter(
                 for role, tensor in result.layer.tensors().items():
                     writer.write(draft.keys[result.target][role], tensor)
                 dtypes[result.layer.dtype] += 1
-                if isinstance(result.layer, LoraLayer):
-                    alphas[result.target] = result.layer.alpha
+                plain = innermost(result.layer)
+                if isinstance(plain, Scaled):
+                    alphas[result.target] = plain.alpha
+                    sizes[result.target] = plain.factor_rank or plain.rank
             report = summarise(one.report for one in known)
             report = replace(report, notes=tuple(notes(report)))
             for key, tensor in draft.extras.items():
@@ -123,6 +133,8 @@ def write_adapter(
                 dtype=dtypes.most_common(1)[0][0],
                 format=draft.format,
                 alphas=alphas,
+                sizes=sizes,
+                converted=any(converted(report)),
                 architecture=draft.architecture,
             )
             written = writer.finish(describe(inputs, result), hash_keys=HASH_KEYS)

@@ -57,6 +57,28 @@ def show_strengths(report: Report, *, verbose: bool = False) -> None:
     print_rest(console, report, outside=_OUTSIDE)
 
 
+def show_converted(report: Report, *, verbose: bool = False) -> None:
+    """Print what a converted adapter holds: how many layers of each kind and rank, or all."""
+    console = open_console()
+    layers = _layers(report)
+    if verbose:
+        table = new_table("layer", "kind", "shape", "rank", "error")
+        for layer in layers:
+            table.add_row(
+                tail(layer.target),
+                layer.kind,
+                shape_text(layer.shape),
+                str(layer.rank),
+                human_error(layer.error),
+            )
+    else:
+        table = new_table("kind", "rank", "layers")
+        for (kind, rank), number in sorted(Counter((x.kind, x.rank) for x in layers).items()):
+            table.add_row(kind, str(rank), str(number))
+    console.print(table)
+    print_rest(console, report, outside=_OUTSIDE)
+
+
 def show_sum(report: Report, *, verbose: bool = False) -> None:
     """Print what each input was multiplied by in each layer of a sum, ranks and errors."""
     console = open_console()

@@ -127,11 +127,8 @@ MODEL = source(grid(WAN, torch.float16), "wan")
 LAYER = thin(f"diffusion_model.{LINEAR}", (48, 48))
 MISSPELT = thin("diffusion_model.blocks.0.self_attn.qq", (48, 48))
 TEXT = thin("lora_te_text_model_encoder_layers_0_self_attn_q_proj", (48, 48))
-DORA = {**LAYER, f"diffusion_model.{LINEAR}.dora_scale": torch.ones(48, 1)}
-LOKR = {
-    f"lora_unet_blocks_0_self_attn_q.lokr_w{i}": randn(*shape)
-    for i, shape in ((1, (6, 6)), (2, (8, 8)))
-}
+DORA = {**LAYER, f"diffusion_model.{LINEAR}.dora_scale": torch.ones(24, 1)}
+MIXED = {**LAYER, f"diffusion_model.{LINEAR}.lokr_w1": torch.ones(6, 6)}
 NARROW = thin(f"diffusion_model.{LINEAR}", (48, 47))
 BOTH = LAYER | thin("lora_unet_blocks_0_self_attn_q", (48, 48))
 NAN = {key: tensor.clone().fill_(math.nan) for key, tensor in LAYER.items()}
@@ -153,8 +150,8 @@ NAN = {key: tensor.clone().fill_(math.nan) for key, tensor in LAYER.items()}
         ([adapter(TEXT)], TargetMismatchError, "1 of 1 layer of lora .* it has no text encoder"),
         ([adapter(BOTH)], TargetMismatchError, "all mean `diffusion_model.blocks.0.self_attn.q`"),
         ([adapter(NARROW)], WeightShapeError, r"shape \(48, 47\).* is \(48, 48\); the LoRA is for"),
-        ([adapter(DORA)], UnsupportedLayerError, "layer `diffusion_model.*q` has DoRA magnitudes"),
-        ([adapter(LOKR)], UnsupportedLayerError, "of kind LoKr"),
+        ([adapter(DORA)], WeightShapeError, r"dora_scale is \(24, 1\), the weight \(48, 48\)"),
+        ([adapter(MIXED)], UnsupportedLayerError, "of kind mixed"),
         ([adapter({})], MismatchError, "none of 0 keys belongs to a known adapter"),
         ([Ingredient(MODEL)], MismatchError, "give one checkpoint, first"),
         ([adapter(NAN)], NonFiniteError, "change of `.*q` by lora holds 2304 NaN"),
@@ -194,8 +191,8 @@ def test_allowed_partially_what_is_lost_is_listed():
 
 
 def test_a_lost_layer_that_cannot_be_read_is_refused_before_the_work():
-    lost = {f"lora_unet_blocks_7.lokr_w{i}": randn(6, 6) for i in (1, 2)}
-    with pytest.raises(UnsupportedLayerError, match="of kind LoKr"):
+    lost = {"lora_unet_blocks_7.oft_diag": randn(2, 6, 6)}
+    with pytest.raises(UnsupportedLayerError, match="of kind OFT"):
         plan_bake(MODEL, [adapter(LAYER | lost)], allow_partial=True)
 
 

@@ -90,7 +90,7 @@ class TestHelp:
         ]
         budgets = {"resize": ["size", "mean", "total_error"]}
         found = {command: option for command, option in OPTIONS if option.name == "rule"}
-        assert {*found} == {"extract", "resize", "add"}
+        assert {*found} == {"extract", "resize", "add", "convert"}
         for command, option in found.items():
             shown = re.findall(r"\b([a-z_]+)=(\d[0-9.]*(?:MB)?)", option.help or "")
             assert [name for name, _ in shown] == rules + budgets.get(command, [])

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from lorakit.lora_ops.combine import (
     Combination,
     concatenated,
-    factors_of,
     recompressed,
     stacked,
     summed,
@@ -61,7 +60,7 @@ SHAPES = st.one_of(
 def test_a_full_difference_is_its_own_factor(shape, seed):
     """Whatever its shape: numbers, vectors, matrices, kernels."""
     diff = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    up, down = factors_of(FullLayer(diff))
+    up, down = FullLayer(diff).factors()
     assert torch.equal((up @ down).reshape(shape), diff)
     assert up.shape[1] <= max(1, min(up.shape[0], down.shape[1]))
 
@@ -69,7 +68,7 @@ def test_a_full_difference_is_its_own_factor(shape, seed):
 @pytest.mark.parametrize("part", EVERY_FORM, ids=lambda part: part.form)
 def test_factors_carry_the_scale(part):
     part = Part(part.form, part.rank, 0.7, seed=part.seed)
-    up, down = factors_of(layer(part))
+    up, down = layer(part).factors()
     exact = change(part).flatten(1)
     assert oracles.error_of(exact, up.double() @ down.double()) < 1e-6 * float(exact.norm())
 

@@ -203,7 +203,6 @@ def test_merged_weights_are_ours(name, tmp_path):
                 assert (found - change).norm() <= 1e-5 * change.norm(), key
 
 
-@pytest.mark.xfail(strict=True, reason="the folder's configuration is not read yet")
 def test_what_peft_saves_is_read(tmp_path):
     """Different ranks and alphas of a module each, as patterns of its configuration."""
     model = built("flux")

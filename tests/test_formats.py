@@ -221,7 +221,7 @@ def test_every_spelling_of_a_pair_is_read(module, up, down):
     found = formats.modules(tensors)
     assert list(found.modules) == [module]
     assert found.extras == ()
-    read = formats.read_layer(DictSource(tensors), module, found.modules[module])
+    read = formats.read_kind(DictSource(tensors), module, found.modules[module])
     assert isinstance(read, LoraLayer)
     assert (read.rank, read.alpha) == (2, 1.0)
     assert torch.equal(read.delta(), torch.full((4, 5), 1.5))
@@ -289,21 +289,21 @@ def test_a_file_of_no_format_says_what_is_in_it():
             LayerShapeError,
             r"alpha `m.alpha` is \(2,\)",
         ),
-        ({"hada_w1_a": (4, 2)}, UnsupportedLayerError, "kind LoHa"),
+        ({"hada_w1_a": (4, 2)}, LayerShapeError, "layer `m` has no w1_b factor, only `m.hada_w1_a`"),
         ({"lora_up.weight": (4, 2), "lora_down.weight": (2, 5), "diff": (4, 5)}, UnsupportedLayerError, "mixed"),
         (
             {"lora_B.weight": (4, 2), "lora_A.weight": (2, 5), "lora_B.bias": (4,)},
             UnsupportedLayerError,
             "`m.lora_B.bias`",
         ),
-        ({"set_weight": (4,)}, UnsupportedLayerError, "set_weight"),
+        ({"oft_diag": (2, 4, 4)}, UnsupportedLayerError, "kind OFT with `m.oft_diag`"),
     ],
 )  # fmt: skip
 def test_layers_that_cannot_be_read_say_why(roles, error, text):
     tensors = {f"m.{role}": torch.ones(shape) for role, shape in roles.items()}
     module = formats.modules(tensors).modules["m"]
     with pytest.raises(error, match=text) as caught:
-        formats.read_layer(DictSource(tensors, name="a.safetensors"), "m", module)
+        formats.read_kind(DictSource(tensors, name="a.safetensors"), "m", module)
     assert str(caught.value.path) == "a.safetensors"
 
 
@@ -314,7 +314,7 @@ def test_factors_of_integers_are_not_read_as_numbers():
     }
     module = formats.modules(tensors).modules["m"]
     with pytest.raises(QuantisedError, match=r"torch\.int8"):
-        formats.read_layer(DictSource(tensors), "m", module)
+        formats.read_kind(DictSource(tensors), "m", module)
 
 
 SD1_TARGETS = [one.target for one in adapted(MODELS["sd1"])]
@@ -397,7 +397,7 @@ def test_an_adapter_is_decoded_layer_by_layer():
     assert (adapter.format, adapter.metadata) == ("kohya", {"ss_network_dim": "2"})
     assert adapter.layers[QUERY].scale == 0.5
     assert dict(adapter.extras) == {"bundle_emb.x": tensors["bundle_emb.x"]}
-    with pytest.raises(UnsupportedLayerError, match="LoHa"):
+    with pytest.raises(LayerShapeError, match="`lora_unet_odd` has no w1_b factor"):
         adapter.layers["lora_unet_odd"]
     assert len(formats.decode(source).layers) == 2
 

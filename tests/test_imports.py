@@ -11,7 +11,10 @@ from commands import ROOT, python
 
 LONGEST = 330  # lines
 PARTS = ("cli", "commands", "examples", "lora_ops", "nodes", "terminal")
-EDITS = ("add", "bake", "combine", "compare", "decomposed", "edit", "resize", "scale", "terms")
+EDITS = (
+    *("add", "align", "assemble", "bake", "combine", "compare", "convert", "convert_plan"),
+    *("decomposed", "edit", "models", "resize", "rows", "scale", "terms"),
+)
 OPERATIONS = ("extract", "extract_file", "info", "plan", "verify", *EDITS)
 
 
@@ -22,7 +25,9 @@ def core(*names: str) -> tuple[str, ...]:
 # ComfyUI's modules and ours of the same name are told apart: ours begin with `lorakit.`.
 HOST = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server")
 SKINS = tuple(f"lorakit.{name}" for name in PARTS if name != "lora_ops")
-FOUNDATION = core("layers", "linalg", "ranks", "budgets", "methods", "sizes", "architectures", "errors")
+FOUNDATION = core(
+    "layers", "linalg", "ranks", "budgets", "methods", "sizes", "architectures", "errors"
+)
 
 #: part -> what it must not import. A part is a module, or a package with all that is in it.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
@@ -39,7 +44,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "lorakit.lora_ops.formats": core(*OPERATIONS, "deltas", "files", "linalg", "pairs"),
     **dict.fromkeys(
         core("deltas", "devices", "extract", "info", "metadata", "pairs", "plan", "verify", *EDITS),
-        core("extract_file", "edit_file", "bake_file", "files"),
+        core("extract_file", "edit_file", "bake_file", "convert_file", "files"),
     ),
     **dict.fromkeys(core("blocks", "rules"), core(*OPERATIONS, "adapter", "files", "linalg")),
     "lorakit.cli": ("rich", *HOST, "lorakit.nodes"),
@@ -189,7 +194,7 @@ def test_only_the_way_from_file_to_file_joins_both() -> None:
     ]
     assert both == [
         "lorakit.lora_ops",
-        *core("bake_file", "edit_file", "extract_file", "writing"),
+        *core("bake_file", "convert_file", "edit_file", "extract_file", "writing"),
     ]
 
 

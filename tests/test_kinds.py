@@ -23,7 +23,7 @@ from lorakit.lora_ops.errors import (
 )
 from lorakit.lora_ops.formats import COMFY, KOHYA, PEFT
 from lorakit.lora_ops.info import describe
-from lorakit.lora_ops.layers import AnyLayer, DoraLayer, LoraLayer, ReshapedLayer, fits
+from lorakit.lora_ops.layers import AnyLayer, DoraLayer, ReshapedLayer, fits
 
 CASES = [(form, name) for form in WEIGHTS for name in kinds(form)]
 #: The kinds whose change is the same for every weight.
@@ -327,7 +327,7 @@ def test_a_square_convolution_of_peft_is_not_taken_for_one_of_columns():
     named = {f"m.{suffix}": one for suffix, one in factors.items()}
     named |= {"m.lora_magnitude_vector": magnitude}
     module = formats.modules(named).modules["m"]
-    assert close(formats.read_layer(DictSource(named), "m", module).change(base), meant)
+    assert close(formats.read_kind(DictSource(named), "m", module).change(base), meant)
 
 
 def test_magnitudes_of_another_weight_are_refused():
@@ -428,21 +428,6 @@ def test_what_belongs_to_no_kind_is_named(suffixes, text):
 def test_integers_are_not_read_as_numbers():
     with pytest.raises(QuantisedError, match=r"`m.hada_w2_a` is stored as torch.int8"):
         read(kinds("linear")["loha"] | {"hada_w2_a": torch.ones(8, 2, dtype=torch.int8)})
-
-
-@pytest.mark.parametrize("name", [name for name in kinds("linear") if name not in ("lora", "full")])
-def test_operations_are_given_the_kinds_that_they_treat(name):
-    """No other slips through as something else: what comes out of a file is LoRA or refused."""
-    named = {f"m.{suffix}": tensor for suffix, tensor in kinds("linear")[name].items()}
-    module = formats.modules(named).modules["m"]
-    if name.startswith("lora, DoRA"):
-        layer = formats.read_layer(DictSource(named), "m", module)
-        assert isinstance(layer, LoraLayer)
-        with pytest.raises(UnsupportedLayerError, match="give the base checkpoint"):
-            layer.factors()
-    else:
-        with pytest.raises(UnsupportedLayerError, match="layer `m` is of kind"):
-            formats.read_layer(DictSource(named), "m", module)
 
 
 @pytest.mark.parametrize(

@@ -431,7 +431,7 @@ def test_dora_is_refused_by_name(rule):
     )
     before = read(tensors)
     with pytest.raises(
-        UnsupportedLayerError, match=r"attn1_to_q` has DoRA magnitudes.*use a LoRA without"
+        UnsupportedLayerError, match=r"attn1_to_q` has DoRA magnitudes.*bake it into its checkpoint"
     ):
         resize(before, rule)
 

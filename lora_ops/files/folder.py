@@ -27,6 +27,10 @@ COMPONENTS = (
     "vae",
 )
 
+#: Where PEFT's folders give ranks and alphas, and the entry of a file's metadata that says the same.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_METADATA = "lora_adapter_metadata"
+
 # Class named in a component's config.json -> component.
 _CLASSES = (
     ("UNet2DConditionModel", "unet"),
@@ -74,10 +78,14 @@ def open_folder(path: str | Path) -> JoinedSource:
                 path=folder,
             )
         return _join(folder, found)
-    return _join(folder, [(_component(folder), _weights(folder) or _only_file(folder))])
+    parts = [(_component(folder), _weights(folder) or _only_file(folder))]
+    config = folder / ADAPTER_CONFIG
+    return _join(folder, parts, config if config.is_file() else None)
 
 
-def _join(folder: Path, parts: Sequence[tuple[str, Path]]) -> JoinedSource:
+def _join(
+    folder: Path, parts: Sequence[tuple[str, Path]], config: Path | None = None
+) -> JoinedSource:
     routes: dict[str, tuple[FileSource, str]] = {}
     with contextlib.ExitStack() as stack:
         for name, file in parts:
@@ -85,8 +93,18 @@ def _join(folder: Path, parts: Sequence[tuple[str, Path]]) -> JoinedSource:
             source = stack.enter_context(opening(file))
             prefix, keys = f"{name}." if name else "", source.keys()
             routes |= {prefix + key: (source, key) for key in keys}
+        text = "" if config is None else _text(config)
         stack.pop_all()
-    return JoinedSource(folder, routes)
+    if config is None:
+        return JoinedSource(folder, routes)
+    return JoinedSource(folder, routes, (config,), {ADAPTER_METADATA: text})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot be read as text: {error}", path=path) from error
 
 
 def _weights(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ class JoinedSource(FileSource):
         path: What the user named: an index file or a folder.
         routes: The source and its own key behind each key, in reading order.
         paths: Files that belong to it besides those of the sources, such as the index.
+        metadata: Entries that stand in such files.
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class JoinedSource(FileSource):
         path: str | Path,
         routes: Mapping[str, tuple[FileSource, str]],
         paths: tuple[Path, ...] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._routes = dict(routes)
         self._sources = list(dict.fromkeys(source for source, _ in self._routes.values()))
         self.name = str(path)
         self.paths = (*paths, *(path for source in self._sources for path in source.paths))
-        self.metadata = {k: v for source in self._sources for k, v in source.metadata.items()}
+        held = {k: v for source in self._sources for k, v in source.metadata.items()}
+        self.metadata = {**held, **(metadata or {})}
 
     def keys(self) -> list[str]:
         """All tensor names, source by source."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import decode, detect, read_layer
+from .decode import decode, detect
 from .encode import encode_full, encode_layer, module_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
 from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
@@ -66,7 +66,6 @@ __all__ = [
     "peft_scales",
     "read_alpha",
     "read_kind",
-    "read_layer",
     "resolve",
     "respeller",
     "title_of",

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..adapter import Adapter
 from ..errors import UnknownFormatError
-from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
+from ..layers import Layer
 from ..source import TensorSource
-from .kinds import kind_of, read_kind, unsupported
+from .kinds import read_kind
 from .names import resolve
 from .peft_config import configured_scales
 from .suffixes import Module, modules
 from .table import FORMATS, PEFT
-
-# The kinds that all operations treat; the others are read by `read_kind` alone, until they do.
-_ADMITTED = ("lora", "full")
 
 
 def detect(keys: Iterable[str], name: str = "the file") -> str:
@@ -41,35 +38,6 @@ def detect(keys: Iterable[str], name: str = "the file") -> str:
     raise UnknownFormatError(
         f"{name}: none of {len(listed)} keys belongs to a known adapter format ({formats}){first}"
     )
-
-
-def read_layer(
-    source: TensorSource, name: str, module: Module, scale: float | None = None
-) -> Layer:
-    """Read the layer of one module.
-
-    Args:
-        source: The adapter file.
-        name: The module's name, for messages.
-        module: Its keys.
-        scale: What the file's configuration gives a layer without an alpha of its own.
-
-    Raises:
-        UnsupportedLayerError: It is of a kind that is not read yet, or of two kinds.
-        LayerShapeError: A factor is missing, or they do not fit together.
-        QuantisedError: The factors are integers, so they stand for other numbers.
-    """
-    if module.kind in _ADMITTED:
-        layer = read_kind(source, name, module, scale)
-        if isinstance(layer, DoraLayer) and isinstance(layer.inner, LoraLayer):
-            # Without its role, the form says along which axis it lies.
-            kept = layer.role == "dora_scale"
-            magnitude = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
-            return replace(layer.inner, dora_scale=magnitude)
-        if isinstance(layer, LoraLayer | FullLayer):
-            return layer
-    odd = module.keys.keys() - {"up", "down", "mid", "diff", "alpha"}
-    raise unsupported(source, name, module, kind_of(source, module), odd)
 
 
 def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
@@ -116,7 +84,7 @@ class _Layers(Mapping[str, Layer]):
 
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
-        return read_layer(self.source, name, module, self.scales.get(name))
+        return read_kind(self.source, name, module, self.scales.get(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

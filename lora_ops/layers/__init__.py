@@ -1,4 +1,4 @@
-"""What the change of one weight can be: one frozen dataclass a kind, all with the face of `AnyLayer`."""
+"""What the change of one weight can be: one frozen dataclass a kind, all with the face of `Layer`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ from .dora import DoraLayer
 from .full import FullLayer
 from .glora import GloraLayer
 from .ia3 import Ia3Layer
-from .layer import Convention, fits
-from .layer import Layer as AnyLayer
+from .layer import Convention, Layer, fits
 from .loha import LohaLayer
 from .lokr import LokrLayer
 from .lora import LoraLayer, low_rank
 from .oft import OftLayer
 from .replacement import ReplacementLayer
-from .reshaped import ReshapedLayer
+from .reshaped import ReshapedLayer, rewrapped
 
-# Those that the operations treat today, and that `formats.decode` therefore hands out.
-Layer: TypeAlias = LoraLayer | FullLayer
+AnyLayer: TypeAlias = Layer
+# The kinds whose scale is an alpha over the inner size of their factors, `factor_rank`.
+Scaled = (LoraLayer, LohaLayer, LokrLayer, GloraLayer)
+
+
+def innermost(layer: Layer) -> Layer:
+    """Return the layer that magnitudes or a larger shape are put around, or the layer itself."""
+    while isinstance(layer, DoraLayer | ReshapedLayer):
+        layer = layer.inner
+    return layer
+
+
+def stored_alpha(layer: Layer) -> float | None:
+    """Return the alpha that a layer's scale is made of; None where there is none."""
+    plain = innermost(layer)
+    return plain.alpha if isinstance(plain, Scaled) else None
+
 
 __all__ = [
     "AnyLayer",
@@ -36,6 +50,10 @@ __all__ = [
     "OftLayer",
     "ReplacementLayer",
     "ReshapedLayer",
+    "Scaled",
     "fits",
+    "innermost",
     "low_rank",
+    "rewrapped",
+    "stored_alpha",
 ]

@@ -6,6 +6,7 @@ Liu et al. (2024), arXiv:2402.09353. Over any kind that changes a weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,18 @@ class DoraLayer(ChangeOfBase):
         """
         return self.magnitude.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
+    def check_magnitudes(self, weight: Sequence[int]) -> None:
+        """Refuse a weight, by its shape, that has another number of rows, or of columns.
+
+        Raises:
+            WeightShapeError: Says both shapes.
+        """
+        if self.magnitude.numel() != weight[self.axis]:
+            raise WeightShapeError(
+                f"{self.role} is {tuple(self.magnitude.shape)}, the weight {tuple(weight)}; the "
+                "adapter is for another model"
+            )
+
     def change(
         self,
         base: Tensor,
@@ -106,11 +119,7 @@ class DoraLayer(ChangeOfBase):
             WeightShapeError: The layer is for a weight of another shape.
         """
         check_fits(self, base)
-        if self.magnitude.numel() != base.shape[self.axis]:
-            raise WeightShapeError(
-                f"{self.role} is {tuple(self.magnitude.shape)}, the weight {tuple(base.shape)}; the "
-                "adapter is for another model"
-            )
+        self.check_magnitudes(base.shape)
         weight = base.to(dtype)
         changed = weight + self.inner.change(base, 1.0, dtype, convention)
         measured = weight if convention == "comfy" and self.axis == 0 else changed

@@ -109,3 +109,11 @@ class ReshapedLayer:
             WeightShapeError: The weight cannot grow to it.
         """
         return self.inner.change(self.padded(base), strength, dtype, convention)
+
+
+def rewrapped(layer: Layer, *like: Layer) -> Layer:
+    """Return a layer for a weight that has to grow first, if one of those that it is made of is."""
+    for one in like:
+        if isinstance(one, ReshapedLayer):
+            return ReshapedLayer(layer, one.reshape_weight)
+    return layer

@@ -84,6 +84,8 @@ class Result:
         alphas: The stored number by target; None or absent: none is stored, which is scale 1.
         modules: What the file calls a target, where it calls it otherwise.
         architecture: Of the model it is for; None if unknown.
+        sizes: Inner size of the factors by target, where that is not the rank, as in a LoHa.
+        converted: Whether layers of another kind became LoRA.
     """
 
     title: str
@@ -93,6 +95,8 @@ class Result:
     alphas: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
     modules: Mapping[str, str] = field(default_factory=dict[str, str])
     architecture: Architecture | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    converted: bool = False
 
     @property
     def layers(self) -> tuple[LayerReport, ...]:

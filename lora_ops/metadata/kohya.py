@@ -15,6 +15,8 @@ ARGUMENTS = "ss_network_args"
 # Ranks and alphas by block as they were trained; the record has those of the file by layer.
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _CONV = ("conv_dim", "conv_alpha")
+# LyCORIS: which kind the network was, and its own numbers.
+_OF_KIND = ("algo", "factor", "decompose_both", "full_matrix", "use_tucker", "use_cp")
 _VARIOUS = "Dynamic"
 
 # By architecture: modelspec.implementation (whose model code) and modelspec.resolution.
@@ -43,14 +45,17 @@ class Numbers:
 
 
 def numbers(
-    layers: Sequence[LayerReport], alphas: Mapping[str, float | None] | None = None
+    layers: Sequence[LayerReport],
+    alphas: Mapping[str, float | None] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Numbers:
     """Return what the layers have in common; an alpha that is not stored counts as the rank."""
     stored = alphas or {}
+    ranks_of = {layer.target: (sizes or {}).get(layer.target, layer.rank) for layer in layers}
 
     def common(some: Sequence[LayerReport]) -> tuple[str, str]:
-        ranks = {str(layer.rank) for layer in some}
-        numbers = {_number(stored.get(layer.target), layer.rank) for layer in some}
+        ranks = {str(ranks_of[layer.target]) for layer in some}
+        numbers = {_number(stored.get(one.target), ranks_of[one.target]) for one in some}
         return _one(ranks), _one(numbers)
 
     linear = [layer for layer in layers if layer.kind == "linear"]
@@ -97,15 +102,16 @@ def made_true(metadata: Mapping[str, str], result: Result, summary: str) -> dict
     """
     if result.format != "kohya" and not any(key.startswith("ss_") for key in metadata):
         return {}
-    found = numbers(result.layers, result.alphas)
+    found = numbers(result.layers, result.alphas, result.sizes)
+    network = model_entries(result.architecture)["ss_network_module"]
     entries = {
         "ss_network_dim": found.rank,
         "ss_network_alpha": found.alpha,
         "ss_output_name": result.title,
-        "ss_network_module": metadata.get(
-            "ss_network_module", model_entries(result.architecture)["ss_network_module"]
-        ),
-        **_arguments(metadata, found),
+        "ss_network_module": network
+        if result.converted
+        else metadata.get("ss_network_module", network),
+        **_arguments(metadata, found, () if not result.converted else _OF_KIND),
     }
     if summary:
         comment = metadata.get(COMMENT, "")
@@ -114,11 +120,15 @@ def made_true(metadata: Mapping[str, str], result: Result, summary: str) -> dict
     return entries
 
 
-def _arguments(metadata: Mapping[str, str], found: Numbers) -> dict[str, str]:
+def _arguments(
+    metadata: Mapping[str, str], found: Numbers, untrue: Sequence[str]
+) -> dict[str, str]:
     """The network's arguments with the ranks of convolutions that the file has."""
     read = from_json(metadata.get(ARGUMENTS, ""))
     arguments: dict[str, Any] = dict(read) if isinstance(read, dict) else {}
-    kept = {key: value for key, value in arguments.items() if key not in (*_BY_BLOCK, *_CONV)}
+    kept = {
+        key: value for key, value in arguments.items() if key not in (*_BY_BLOCK, *_CONV, *untrue)
+    }
     told = any(key in arguments for key in _CONV)
     if found.conv is not None and (told or found.conv != (found.rank, found.alpha)):
         kept |= dict(zip(_CONV, found.conv, strict=True))
