@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,7 @@ from .. import __version__
 from .options import (
     PATH,
     clear_errors,
+    dora_option,
     dtype_option,
     force_option,
     json_option,
@@ -19,6 +21,9 @@ from .options import (
     verbose_option,
     where_option,
 )
+
+if TYPE_CHECKING:
+    from ..lora_ops.layers import Convention
 
 
 def _arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,6 +38,7 @@ def _arguments(command: Callable[..., None]) -> Callable[..., None]:
             help="Leave out layers that the checkpoint has no weight for.",
         ),
         dtype_option("as the checkpoint stores them", "weights"),
+        dora_option,
         where_option,
         click.option(
             *("-o", "--output"),
@@ -76,6 +82,7 @@ def _bake(
     output: Path,
     where: tuple[str, ...],
     dtype: str | None,
+    dora: Convention,
     allow_partial: bool,
     force: bool,
     verbose: bool,
@@ -106,6 +113,7 @@ def _bake(
             dtype=parse_dtype(dtype),
             allow_partial=allow_partial,
             sign=sign,
+            dora=dora,
         )
         with progress_bar("baking" if sign > 0 else "unbaking") as progress:
             report = bake_file(plan, model, output, version=__version__, progress=progress)

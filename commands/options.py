@@ -52,6 +52,12 @@ RULES_HELP = (
     "the sum of singular values, 0-1), ratio=20 (down to the largest / 20), threshold=0.001, knee; "
     "joined with min=4, max=64, conv=16 (a rule for kernels above 1x1; conv=0 leaves them out)."
 )
+dora_option = click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    default="paper",
+    help="Whose reading of the kinds on which programs differ, DoRA above all; docs/kinds.md.",
+)
 device_option = click.option(
     "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
 )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, clear_errors, json_option, verbose_option
+from .options import PATH, clear_errors, dora_option, json_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..lora_ops.layers import Convention
 
 
 @click.command()
@@ -14,10 +18,17 @@ from .options import PATH, clear_errors, json_option, verbose_option
 @click.argument("tuned", type=PATH)
 @click.argument("lora", type=PATH)
 @click.option("--strength", type=float, default=1.0, help="Factor on the LoRA; 1 is all of it.")
+@dora_option
 @verbose_option
 @json_option
 def verify(
-    base: Path, tuned: Path, lora: Path, strength: float, verbose: bool, json_to: str | None
+    base: Path,
+    tuned: Path,
+    lora: Path,
+    strength: float,
+    dora: Convention,
+    verbose: bool,
+    json_to: str | None,
 ) -> None:
     """Recompute the true error of LORA, from the files alone.
 
@@ -41,7 +52,12 @@ def verify(
                 refuse_quantised(source)
             with progress_bar("verifying") as progress:
                 report = verify_lora(
-                    base_source, tuned_source, lora_source, strength=strength, progress=progress
+                    base_source,
+                    tuned_source,
+                    lora_source,
+                    strength=strength,
+                    convention=dora,
+                    progress=progress,
                 )
         if not write_json(report.to_dict(), json_to):
             show_report(report, verbose=verbose)

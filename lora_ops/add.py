@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
+from .align import aligned
 from .combine import (
     Combination,
     concatenated,
@@ -108,6 +109,7 @@ def add(
     scheme = format_named(format or terms[0].adapter.format)
     chosen = None if rule is None else parse_rank(rule)
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
+    terms = aligned(terms, scheme.name, reference)
     groups = grouped(terms, scheme.name, reference)
     results = run(terms, groups, adding, placement=place(device), progress=progress)
     keys = {group.target: group.keys for group in groups}

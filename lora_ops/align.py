@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 
-import torch
-
 from .adapter import Adapter
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
-from .dtypes import loadable, rounded
 from .formats import Format, ModelNames, format_named, join_key, model_names
-from .layers import AnyLayer, FullLayer, LoraLayer
+from .layers import AnyLayer
+from .scale import multiplied
 from .terms import Term, common_model
 
 
@@ -107,14 +105,9 @@ class _Strengthened(Mapping[str, AnyLayer]):
 
     def __getitem__(self, module: str) -> AnyLayer:
         layer, factor = self.layers[module], self.factors.get(module, 1.0)
-        if factor == 1:
+        if factor == 1 or layer.needs_base:  # the latter cannot be joined either, which says so
             return layer
-        if isinstance(layer, LoraLayer):
-            return replace(layer, alpha=layer.scale * factor * layer.rank)
-        if isinstance(layer, FullLayer):
-            exact = layer.diff.to(torch.float64) * factor
-            return FullLayer(rounded(exact, loadable(layer.dtype), module))
-        return layer  # it cannot be joined either, which says so
+        return multiplied(module, layer, factor, has_alpha=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -12,7 +11,7 @@ from .adapter import Adapter
 from .convert_plan import Piece, is_packed
 from .errors import UnsupportedLayerError, WeightShapeError
 from .formats import ModelNames
-from .layers import AnyLayer, DoraLayer, LoraLayer
+from .layers import AnyLayer
 from .rows import Block, halves_swapped, rows_of, stacked
 
 
@@ -28,7 +27,7 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
         WeightShapeError: They are not packed as the model's rows are.
         UnsupportedLayerError: A layer is of a kind whose rows cannot be had apart.
     """
-    known = [(module, at, _as_dora(adapter.layers[module])) for module, at in piece.members]
+    known = [(module, at, adapter.layers[module]) for module, at in piece.members]
     if not piece.is_cut and not piece.is_joined:
         return [Block(module, layer, 0) for module, _, layer in known]
     heights = {Fraction(layer.shape[0]) / (at.stop - at.start) for _, at, layer in known}
@@ -61,13 +60,6 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
         first, last = map(int, edges)
         found.append(Block(module, rows_of(layer, first, last, module), int(offset)))
     return found
-
-
-def _as_dora(layer: AnyLayer) -> AnyLayer:
-    """A LoRA that has magnitudes as the kind that it is."""
-    if isinstance(layer, LoraLayer) and layer.dora_scale is not None:
-        return DoraLayer(replace(layer, dora_scale=None), layer.dora_scale)
-    return layer
 
 
 def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None = None) -> AnyLayer:

@@ -211,11 +211,7 @@ def recompressed(
 
 def _stored(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor]] | None:
     """The factors as matrices of one dtype that loaders read; None where they are not so plain."""
-    thin = [
-        layer
-        for layer in layers
-        if isinstance(layer, LoraLayer) and not layer.needs_base and layer.mid is None
-    ]
+    thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
     ups, downs = [one.up.flatten(1) for one in thin], [one.down.flatten(1) for one in thin]
     dtypes = {tensor.dtype for tensor in (*ups, *downs)}
     if len(thin) < len(layers) or len(dtypes) > 1 or dtypes != set(map(loadable, dtypes)):

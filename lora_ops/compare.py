@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .adapter import Adapter
+from .align import aligned
 from .combine import stacked
 from .edit import Progress, check_not_empty, finite, kind_of
 from .formats import component
@@ -118,6 +119,7 @@ def compare(
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
     for term in terms:
         check_not_empty(term.adapter, term.name)
+    terms = aligned(terms)
     groups = grouped(terms)
     layers: list[LayerComparison] = []
     results = ordered_map(lambda group: _compared(terms, group), groups, _WORKERS)

@@ -106,7 +106,7 @@ def described(layer: Layer) -> str:
     """Say what a layer is that an operation refuses, to go on after its name."""
     if isinstance(layer, ReshapedLayer):
         return described(layer.inner)
-    is_dora = isinstance(layer, DoraLayer) or (isinstance(layer, LoraLayer) and layer.needs_base)
+    is_dora = isinstance(layer, DoraLayer)
     return "has DoRA magnitudes" if is_dora else f"is of kind {layer.title}"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import add, resize, scale
 from .adapter import Adapter
+from .align import aligned
 from .architectures import parameters
 from .budgets import Budget, parse_rule
 from .devices import Placement
@@ -208,6 +209,7 @@ def add_files(
     terms = [one.term() for one in ingredients]
     scheme = format_named(format or terms[0].adapter.format)
     known = [one.target for one in parameters(reference).values()] if reference else []
+    terms = aligned(terms, scheme.name, known)
     groups = grouped(terms, scheme.name, known)
     adding = add.Adding(chosen, method, told, dtype, scheme.keeps_alpha)
     keys = {group.target: group.keys for group in groups}

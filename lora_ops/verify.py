@@ -103,7 +103,7 @@ def _measure(
 ) -> LayerReport:
     layer = adapter.layers[both.target]
     delta, norm = measured_difference(sides, both)
-    if isinstance(layer, LoraLayer) and layer.mid is None and not layer.needs_base:
+    if isinstance(layer, LoraLayer) and layer.mid is None:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))

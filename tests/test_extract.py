@@ -122,7 +122,7 @@ def test_factors_have_the_form_of_their_weight():
         assert layer.alpha == float(rank)
         assert layer.scale == 1
         assert layer.mid is None
-        assert layer.dora_scale is None
+        assert not layer.needs_base
         assert layer.up.is_contiguous()
         assert layer.down.is_contiguous()
     assert {layer.rank for layer in report.layers} == {5}

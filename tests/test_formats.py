@@ -19,7 +19,7 @@ from lorakit.lora_ops.errors import (
     UnsupportedLayerError,
 )
 from lorakit.lora_ops.formats import COMFY, KOHYA
-from lorakit.lora_ops.layers import FullLayer, LoraLayer
+from lorakit.lora_ops.layers import DoraLayer, FullLayer, LoraLayer
 from lorakit.lora_ops.source import DictSource
 
 REAL = Path(__file__).parents[2] / "shared/data/real_loras"
@@ -184,7 +184,7 @@ def test_tucker_and_dora_are_written_as_comfyui_reads_them():
         f"{QUERY}.{role}"
         for role in ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha")
     }
-    dora = LoraLayer(ones(4, 2), ones(2, 3), dora_scale=ones(4, 1))
+    dora = DoraLayer(LoraLayer(ones(4, 2), ones(2, 3)), ones(4, 1))
     written = formats.encode_layer(COMFY, formats.module_namer(COMFY), QUERY, dora)
     assert f"{QUERY}.dora_scale" in written
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.lora_ops.errors import LayerShapeError, UnsupportedLayerError
-from lorakit.lora_ops.layers import FullLayer, LoraLayer
+from lorakit.lora_ops.layers import DoraLayer, FullLayer, LoraLayer
 
 
 def numbers(*shape, seed=0):
@@ -95,7 +95,7 @@ def test_factors_that_do_not_fit_are_refused(up, down, mid, text):
 
 
 def test_dora_has_no_delta_without_the_base():
-    layer = LoraLayer(torch.ones(3, 1), torch.ones(1, 3), dora_scale=torch.ones(3, 1))
+    layer = DoraLayer(LoraLayer(torch.ones(3, 1), torch.ones(1, 3)), torch.ones(3, 1))
     with pytest.raises(UnsupportedLayerError, match="give the base checkpoint"):
         layer.delta()
 

@@ -83,8 +83,6 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: AnyLayer) -> 
     alpha = float(layer.rank) if layer.alpha is None and format.needs_alpha else layer.alpha
     if alpha is not None:
         tensors[f"{module}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    if layer.dora_scale is not None:
-        tensors[f"{module}.dora_scale"] = layer.dora_scale
     return tensors
 
 

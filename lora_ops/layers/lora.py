@@ -7,14 +7,13 @@ core as in LyCORIS (Yeh et al., 2023, arXiv:2309.14859).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import LayerShapeError, UnsupportedLayerError
-from .dora import DoraLayer
-from .layer import Convention, OwnChange, by_role
+from ..errors import LayerShapeError
+from .layer import OwnChange, by_role
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,8 +25,6 @@ class LoraLayer(OwnChange):
         down: (rank, in, *kernel); the kernel is all ones where ``mid`` holds it.
         alpha: The stored number; None where the file has none.
         mid: Tucker core (rank of up, rank of down, *kernel), or None.
-        dora_scale: Magnitudes (out, 1...) or (1, in, 1...), or None. A layer that has them is not
-            linear in its factors.
 
     Raises:
         LayerShapeError: The factors do not fit together.
@@ -37,7 +34,6 @@ class LoraLayer(OwnChange):
     down: Tensor
     alpha: float | None = None
     mid: Tensor | None = None
-    dora_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         up, down, mid = tuple(self.up.shape), tuple(self.down.shape), self.mid
@@ -94,32 +90,16 @@ class LoraLayer(OwnChange):
         """Inner size of the factors: what alpha is divided by."""
         return self.down.shape[0]
 
-    @property
-    def needs_base(self) -> bool:
-        """Whether it is a DoRA layer."""
-        return not self.is_linear
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the change is the product of the factors alone; false for DoRA."""
-        return self.dora_scale is None
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the layer by role, as a file holds them; alpha as a float32 scalar."""
-        return by_role(
-            self.alpha, up=self.up, down=self.down, mid=self.mid, dora_scale=self.dora_scale
-        )
+        return by_role(self.alpha, up=self.up, down=self.down, mid=self.mid)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return up (out, r) and down (r, in * kernel), float32, whose product is the change.
 
         Scale and `strength` are in up, Tucker's core in down. Fresh memory, except where nothing
         is to be done.
-
-        Raises:
-            UnsupportedLayerError: The layer has DoRA magnitudes; its change depends on the base.
         """
-        self._check_linear()
         up, down = self.up.flatten(1).float(), self.down.flatten(1).float()
         if self.mid is not None:
             core = torch.einsum("pq...,qi->pi...", self.mid.float(), down)
@@ -128,12 +108,7 @@ class LoraLayer(OwnChange):
         return (up if factor == 1 else up * factor), down
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the change (out, in, *kernel), multiplied out in ``dtype``.
-
-        Raises:
-            UnsupportedLayerError: The layer has DoRA magnitudes; its change depends on the base.
-        """
-        self._check_linear()
+        """Return the change (out, in, *kernel), multiplied out in ``dtype``."""
         down = self.down.to(dtype)
         if self.mid is not None:
             kernel = self.mid.shape[2:]
@@ -142,30 +117,6 @@ class LoraLayer(OwnChange):
             down = down.reshape(self.up.shape[1], flat.shape[1], *kernel)
         up = self.up.to(dtype).flatten(1)
         return (up @ down.flatten(1)).mul_(self.scale).reshape(up.shape[0], *down.shape[1:])
-
-    def change(
-        self,
-        base: Tensor,
-        strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        convention: Convention = "paper",
-    ) -> Tensor:
-        """Return what is added to the weight at a strength, of its shape, in ``dtype``.
-
-        Raises:
-            WeightShapeError: The layer is for a weight of another shape.
-        """
-        if self.dora_scale is None:
-            return OwnChange.change(self, base, strength, dtype, convention)
-        dora = DoraLayer(replace(self, dora_scale=None), self.dora_scale)
-        return dora.change(base, strength, dtype, convention)
-
-    def _check_linear(self) -> None:
-        if not self.is_linear:
-            raise UnsupportedLayerError(
-                "a DoRA layer has no change of its own: it rescales the base weight; "
-                "give the base checkpoint, or use a LoRA without `dora_scale`"
-            )
 
 
 def low_rank(
