@@ -111,13 +111,13 @@ def add(
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
     terms = aligned(terms, scheme.name, reference)
     groups = grouped(terms, scheme.name, reference)
-    results = run(terms, groups, adding, placement=place(device), progress=progress)
+    results = run_add(terms, groups, adding, placement=place(device), progress=progress)
     keys = {group.target: group.keys for group in groups}
     adapter, report = collect(terms[0].adapter, results, format=scheme.name, keys=keys)
-    return adapter, replace(report, notes=(*notes(terms, groups), *converted(report)))
+    return adapter, replace(report, notes=(*add_notes(terms, groups), *converted(report)))
 
 
-def run(
+def run_add(
     terms: Sequence[Term],
     groups: Sequence[Group],
     adding: Adding,
@@ -149,7 +149,7 @@ def run(
         yield result
 
 
-def notes(terms: Sequence[Term], groups: Sequence[Group]) -> Iterator[str]:
+def add_notes(terms: Sequence[Term], groups: Sequence[Group]) -> Iterator[str]:
     """What is worth a sentence: layers that not all inputs have."""
     if len(terms) < 2:
         return

@@ -91,18 +91,18 @@ def convert(
     chosen = None if rule is None else parse_rank(rule)
     converting = Converting(format_named(format), names, chosen, dtype)
     pieces = planned(adapter, converting.format, names)
-    results = run(adapter, pieces, converting, placement=place(device), progress=progress)
+    results = run_convert(adapter, pieces, converting, placement=place(device), progress=progress)
     keys = {piece.module: piece.keys for piece in pieces}
     result, report = collect(adapter, results, format=format, keys=keys)
     metadata = {key: text for key, text in adapter.metadata.items() if key != PEFT_METADATA}
     if not converting.format.keeps_alpha:
         ranks = {module: layer.rank for module, layer in result.layers.items()}
         metadata |= with_unit_scales([adapter.metadata], ranks)
-    told = tuple(notes(adapter, pieces, converting))
+    told = tuple(convert_notes(adapter, pieces, converting))
     return replace(result, metadata=metadata), replace(report, notes=told)
 
 
-def run(
+def run_convert(
     adapter: Adapter,
     pieces: Sequence[Piece],
     converting: Converting,
@@ -134,7 +134,9 @@ def run(
         yield result
 
 
-def notes(adapter: Adapter, pieces: Sequence[Piece], converting: Converting) -> Iterator[str]:
+def convert_notes(
+    adapter: Adapter, pieces: Sequence[Piece], converting: Converting
+) -> Iterator[str]:
     """What is worth a sentence: why there are more layers, or fewer, than before."""
     cut = [piece for piece in pieces if piece.is_cut]
     joined = [piece for piece in pieces if piece.is_joined]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from . import convert
 from .architectures import Architecture, architecture_named, detect, parameters
-from .convert import Converting
+from .convert import Converting, convert_notes, run_convert
 from .convert_plan import names_for, planned
 from .devices import Placement
 from .edit import Progress
@@ -83,9 +82,9 @@ def convert_file(
         return edited_metadata(Source(inputs[0], source.metadata), operation, titled)
 
     def written(path: Path) -> Report:
-        results = convert.run(adapter, pieces, converting, placement=placement, progress=progress)
+        results = run_convert(adapter, pieces, converting, placement=placement, progress=progress)
         draft = Draft(path, scheme.name, [source], keys, adapter.extras, names.architecture)
-        notes = tuple(convert.notes(adapter, pieces, converting))
+        notes = tuple(convert_notes(adapter, pieces, converting))
         return write_adapter(draft, results, describe, notes=lambda _: notes)
 
     if scheme != PEFT:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import add, resize, scale
 from .adapter import Adapter
+from .add import Adding, add_notes, run_add
 from .align import aligned
 from .architectures import parameters
 from .budgets import Budget, parse_rule
@@ -25,7 +25,9 @@ from .methods import check_method
 from .models import models_of
 from .ranks import RankRule, parse_rank
 from .report import Report
+from .resize import Resizing, resize_notes, run_resize
 from .rules import parse_rules, strengths
+from .scale import run_scale
 from .terms import Term, common_model, grouped
 from .writing import Draft, write_adapter
 
@@ -102,7 +104,7 @@ def resize_file(
         )
     adapter = decode(source)
     draft = _draft(source, adapter, output)
-    resizing = resize.Resizing(
+    resizing = Resizing(
         chosen,
         alpha,
         dtype,
@@ -118,9 +120,9 @@ def resize_file(
         operation = Operation("resize", version, _resized(result.report), told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
-    results = resize.run(adapter, resizing, placement=placement, progress=progress)
+    results = run_resize(adapter, resizing, placement=placement, progress=progress)
     return write_adapter(
-        draft, results, describe, notes=lambda report: resize.notes(resizing, report)
+        draft, results, describe, notes=lambda report: resize_notes(resizing, report)
     )
 
 
@@ -158,7 +160,7 @@ def scale_file(
         operation = Operation("scale", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
-    results = scale.run(term.adapter, term.strengths, progress=progress)
+    results = run_scale(term.adapter, term.strengths, progress=progress)
     return write_adapter(_draft(source, term.adapter, output), results, describe)
 
 
@@ -211,7 +213,7 @@ def add_files(
     known = [one.target for one in parameters(reference).values()] if reference else []
     terms = aligned(terms, scheme.name, known)
     groups = grouped(terms, scheme.name, known)
-    adding = add.Adding(chosen, method, told, dtype, scheme.keeps_alpha)
+    adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha)
     keys = {group.target: group.keys for group in groups}
     extras, notes = _extras(terms, {key for roles in keys.values() for key in roles.values()})
     draft = Draft(output, scheme.name, sources, keys, extras, common_model(terms))
@@ -224,8 +226,8 @@ def add_files(
         operation = Operation("add", version, f"{method} of {names}", entries)
         return joined_metadata(record, operation, result)
 
-    results = add.run(terms, groups, adding, placement=placement, progress=progress)
-    notes += add.notes(terms, groups)
+    results = run_add(terms, groups, adding, placement=placement, progress=progress)
+    notes += add_notes(terms, groups)
     return write_adapter(
         draft, results, describe, notes=lambda report: [*notes, *converted(report)]
     )

@@ -112,12 +112,12 @@ def resize(
         weights or {},
         has_alpha=format_named(adapter.format).keeps_alpha,
     )
-    results = list(run(adapter, resizing, placement=place(device), progress=progress))
+    results = list(run_resize(adapter, resizing, placement=place(device), progress=progress))
     smaller, report = collect(adapter, results, keys=all_keys(adapter))
-    return smaller, replace(report, notes=tuple(notes(resizing, report)))
+    return smaller, replace(report, notes=tuple(resize_notes(resizing, report)))
 
 
-def run(
+def run_resize(
     adapter: Adapter,
     resizing: Resizing,
     *,
@@ -148,7 +148,7 @@ def run(
         yield result
 
 
-def notes(resizing: Resizing, report: Report) -> Iterator[str]:
+def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
     """What is worth a sentence: layers that changed their kind, or whose rank was asked to grow."""
     yield from converted(report)
     rule = resizing.rule

@@ -73,10 +73,10 @@ def scale(
         MismatchError: No layer is left.
     """
     factors = strengths(adapter.layers, strength=strength, blocks=blocks, where=where)
-    return collect(adapter, run(adapter, factors, progress=progress))
+    return collect(adapter, run_scale(adapter, factors, progress=progress))
 
 
-def run(
+def run_scale(
     adapter: Adapter, factors: Mapping[str, float], *, progress: Progress | None = None
 ) -> Iterator[Edited]:
     """Yield what becomes of each layer, in the order of the file.

@@ -190,8 +190,8 @@ def test_tucker_and_dora_are_written_as_comfyui_reads_them():
 
 
 def test_kohya_has_no_place_for_full_differences():
-    assert formats.can_hold_full(COMFY)
-    assert not formats.can_hold_full(KOHYA)
+    assert COMFY.holds_full
+    assert not KOHYA.holds_full
     namer = formats.module_namer(KOHYA, KNOWN["sdxl"])
     with pytest.raises(UnsupportedLayerError, match="no place for the full difference"):
         formats.encode_layer(KOHYA, namer, QUERY, FullLayer(torch.ones(3)))

@@ -26,7 +26,7 @@ from lorakit.lora_ops.errors import (
     UnsupportedLayerError,
 )
 from lorakit.lora_ops.layers import FullLayer, LoraLayer
-from lorakit.lora_ops.resize import Resizing, resize, run
+from lorakit.lora_ops.resize import Resizing, resize, run_resize
 
 # What float32 arithmetic may add to an error, as a share of the change.
 FLOOR = 1e-6
@@ -472,14 +472,14 @@ def test_batches_give_what_layers_alone_give(rule, memory):
     resizing = Resizing(parse_rule(rule))
     seen = []
     batched = list(
-        run(
+        run_resize(
             before,
             resizing,
             placement=place("cpu", memory=memory),
             progress=lambda *told: seen.append(told),
         )
     )
-    alone = {one.target: one for one in run(before, resizing, placement=place("cpu"))}
+    alone = {one.target: one for one in run_resize(before, resizing, placement=place("cpu"))}
     assert {one.target for one in batched} == set(before.layers) == set(alone)
     assert [told[:2] for told in seen] == [(n, len(alone)) for n in range(1, len(alone) + 1)]
     for one in batched:
@@ -496,4 +496,4 @@ def test_batches_give_what_layers_alone_give(rule, memory):
 
 def test_a_memory_that_holds_no_layer_is_refused():
     with pytest.raises(ArgumentError, match="raise --vram"):
-        list(run(many(), Resizing(parse_rule("3")), placement=place("cpu", memory=1000)))
+        list(run_resize(many(), Resizing(parse_rule("3")), placement=place("cpu", memory=1000)))

@@ -23,7 +23,6 @@ from .table import (
     KOHYA,
     PEFT,
     Format,
-    can_hold_full,
     format_named,
     writable,
 )
@@ -46,7 +45,6 @@ __all__ = [
     "Namer",
     "Respell",
     "adapter_config",
-    "can_hold_full",
     "component",
     "configured_scales",
     "decode",

@@ -98,8 +98,3 @@ def format_named(name: str) -> Format:
             return known
     names = ", ".join(known.name for known in FORMATS)
     raise ArgumentError(f"unknown format `{name}`; it is one of {names}")
-
-
-def can_hold_full(format: Format) -> bool:
-    """Whether the format has a place for full differences of norms, biases and tables."""
-    return format.holds_full
