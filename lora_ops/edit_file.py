@@ -17,7 +17,7 @@ from .budgets import Budget, parse_rule
 from .devices import Placement
 from .edit import EditReport, Progress, all_keys, converted
 from .errors import ArgumentError
-from .files import FileSource, check_output
+from .files import FileSource, check_output, refuse_quantised
 from .formats import decode, format_named
 from .importance import importance
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
@@ -102,6 +102,8 @@ def resize_file(
             f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
             "nothing; use a budget: size=, mean= or total_error="
         )
+    if relative_to is not None:
+        refuse_quantised(relative_to)
     adapter = decode(source)
     draft = _draft(source, adapter, output)
     resizing = Resizing(

@@ -14,10 +14,10 @@ from adapters import DTYPES, EVERY_FORM, FORMATS, SHAPES, Part
 from bits import raw
 from oracles import best_error, error_of
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops.edit_file import resize_file
-from lorakit.lora_ops.errors import ArgumentError
+from lorakit.lora_ops.errors import ArgumentError, QuantisedError
 from lorakit.lora_ops.files import open_source
 
 # What float32 arithmetic may add to an error, as a share of the change.
@@ -165,4 +165,21 @@ def test_weights_to_compare_with_need_a_budget(tmp_path):
         pytest.raises(ArgumentError, match="use a budget"),
     ):
         resize_file(source, tmp_path / "out.safetensors", 3, relative_to=source)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_weights_that_are_stored_with_scales_are_no_measure(tmp_path):
+    """Read plainly, their norms would be wrong by the scales."""
+    key = "diffusion_model.blocks.0.self_attn.q"
+    scaled = {f"{key}.weight": torch.ones(8, 8).to(torch.float8_e4m3fn)}
+    scaled[f"{key}.scale_weight"] = torch.tensor(3.0)
+    save_file(scaled, tmp_path / "base.safetensors")
+    factors = {f"{key}.lora_B.weight": torch.ones(8, 2), f"{key}.lora_A.weight": torch.ones(2, 8)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    with (
+        open_source(tmp_path / "base.safetensors") as base,
+        open_source(tmp_path / "lora.safetensors") as lora,
+        pytest.raises(QuantisedError, match="scale_weight"),
+    ):
+        resize_file(lora, tmp_path / "out.safetensors", "mean=1", relative_to=base)
     assert not (tmp_path / "out.safetensors").exists()
