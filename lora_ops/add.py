@@ -26,7 +26,6 @@ from .devices import Placement, place
 from .edit import (
     ZERO,
     Edited,
-    Progress,
     check_not_empty,
     collect,
     converted,
@@ -37,7 +36,7 @@ from .edit import (
 from .formats import format_named
 from .layers import Layer, LohaLayer, LokrLayer, ReshapedLayer, innermost, rewrapped
 from .methods import METHODS, check_method, coefficients
-from .parallel import ordered_map
+from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
 from .scale import multiplied
@@ -143,10 +142,8 @@ def run_add(
         with where.scope():
             return _added(terms, group, adding, where)
 
-    for done, result in enumerate(ordered_map(job, groups, where.workers, spare=4), start=1):
-        if progress is not None:
-            progress(done, len(groups), result.target)
-        yield result
+    results = ordered_map(job, groups, where.workers, spare=4)
+    yield from counted_off(results, len(groups), progress)
 
 
 def add_notes(terms: Sequence[Term], groups: Sequence[Group]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from .adapter import Adapter
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
 from .formats import Format, ModelNames, format_named, join_key, model_names
-from .layers import AnyLayer
+from .layers import Layer
 from .scale import multiplied
 from .terms import Term, common_model
 
@@ -78,14 +78,14 @@ def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pieces(Mapping[str, AnyLayer]):
+class _Pieces(Mapping[str, Layer]):
     """Layers under other names, made when they are asked for."""
 
     adapter: Adapter
     pieces: Mapping[str, Piece]
     names: ModelNames
 
-    def __getitem__(self, module: str) -> AnyLayer:
+    def __getitem__(self, module: str) -> Layer:
         piece = self.pieces[module]
         return assembled(blocks_of(self.adapter, piece, self.names), piece)
 
@@ -97,13 +97,13 @@ class _Pieces(Mapping[str, AnyLayer]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Strengthened(Mapping[str, AnyLayer]):
+class _Strengthened(Mapping[str, Layer]):
     """Layers with a factor in their alpha, where parts of one layer have different ones."""
 
-    layers: Mapping[str, AnyLayer]
+    layers: Mapping[str, Layer]
     factors: Mapping[str, float]
 
-    def __getitem__(self, module: str) -> AnyLayer:
+    def __getitem__(self, module: str) -> Layer:
         layer, factor = self.layers[module], self.factors.get(module, 1.0)
         if factor == 1 or layer.needs_base:  # the latter cannot be joined either, which says so
             return layer

@@ -11,7 +11,7 @@ from .adapter import Adapter
 from .convert_plan import Piece, is_packed
 from .errors import UnsupportedLayerError, WeightShapeError
 from .formats import ModelNames
-from .layers import AnyLayer
+from .layers import Layer
 from .rows import Block, halves_swapped, rows_of, stacked
 
 
@@ -62,7 +62,7 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
     return found
 
 
-def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None = None) -> AnyLayer:
+def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None = None) -> Layer:
     """Return the blocks as one layer, with its own alpha; one that is all of it stays as it is.
 
     Args:

@@ -17,12 +17,11 @@ from torch import Tensor
 from .bake_plan import BakePlan, plan_bake
 from .bake_shares import Share
 from .bake_tensor import Baked, BakedLayer, bake_tensor, matrix
-from .extract import Progress
 from .formats import component
 from .ingredients import Ingredient
 from .layers import Convention, LoraLayer
 from .linalg import frobenius, inner
-from .parallel import ordered_map
+from .parallel import Progress, ordered_map
 from .report import Report, Skip, counted
 from .source import TensorSource
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import torch
 
@@ -16,7 +14,6 @@ from .bake_plan import BakePlan, plan_bake
 from .bake_tensor import BakedLayer
 from .devices import place
 from .errors import ArgumentError
-from .extract import Progress
 from .files import (
     INDEX,
     FileSource,
@@ -24,15 +21,16 @@ from .files import (
     ShardsWriter,
     check_output,
     dtype_name,
-    input_sha256,
     partition,
     refuse_quantised,
     shard_paths,
 )
 from .files.header import render_header
 from .ingredients import Ingredient
+from .inputs import hashed, unhashed
 from .layers import Convention
 from .metadata import Input, Operation, Source, baked_metadata
+from .parallel import Progress
 from .report import Report, Skip
 from .source import TensorSource
 
@@ -118,23 +116,16 @@ def bake_file(
     """
     started = time.perf_counter()
     reports: list[BakedLayer | Skip] = []
-    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
-    stop = Event()
     with (
-        ThreadPoolExecutor(1) as hashing,
+        hashed(_sources(plan)) as inputs,
         _writer(plan, checkpoint, output, shard_size, version) as writer,
     ):
-        hashes = [hashing.submit(_hashed, source, stop) for source in _sources(plan)]
-        try:
-            workers = place("cpu").workers
-            for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
-                writer.write(baked.key, baked.tensor)
-                reports.extend(baked.reports)
-            report = summarise_bake(plan, reports)
-            inputs = [found.result() for found in hashes]
-            written = writer.finish(_metadata(plan, inputs, _measured(report), version))
-        finally:
-            stop.set()
+        workers = place("cpu").workers
+        for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
+            writer.write(baked.key, baked.tensor)
+            reports.extend(baked.reports)
+        report = summarise_bake(plan, reports)
+        written = writer.finish(_metadata(plan, inputs(), _measured(report), version))
     return replace(report, seconds=time.perf_counter() - started, size=written.size)
 
 
@@ -146,7 +137,7 @@ def _writer(
     plan: BakePlan, checkpoint: FileSource, output: Path, shard_size: int, version: str
 ) -> SafetensorsWriter | ShardsWriter:
     """The writer for this output, with room for the header of what is planned."""
-    blank = [replace(one, sha256="0" * 64) for one in map(_unhashed, _sources(plan))]
+    blank = [replace(one, sha256="0" * 64) for one in map(unhashed, _sources(plan))]
     widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
     metadata = _metadata(plan, blank, widest, version)
     rows = [
@@ -163,15 +154,6 @@ def _writer(
 
 def _sources(plan: BakePlan) -> list[TensorSource]:
     return [plan.checkpoint, *(one.source for one in plan.ingredients)]
-
-
-def _unhashed(source: TensorSource) -> Input:
-    return Input(Path(source.name).name)
-
-
-def _hashed(source: TensorSource, stop: Event) -> Input:
-    sha256 = input_sha256(source, stop) if isinstance(source, FileSource) else ""
-    return replace(_unhashed(source), sha256=sha256)
 
 
 def _measured(report: Report) -> dict[str, float]:

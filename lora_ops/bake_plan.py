@@ -126,9 +126,7 @@ def plan_bake(
 
 
 def _refuse_adapter(checkpoint: TensorSource) -> None:
-    keys = checkpoint.keys()
-    held = sum(len(module.keys) for module in modules(keys).modules.values())
-    if held > len(keys) / 2:
+    if modules(checkpoint.keys()).is_adapter:
         raise MismatchError(
             f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
             "checkpoint first, or use `lorakit add` to join adapters"

@@ -13,8 +13,7 @@ from torch import Tensor
 from .devices import Placement, upload
 from .dtypes import loadable, rounded
 from .layers import FullLayer, Layer, LoraLayer, low_rank
-from .linalg import factored_svd, inner, thinned
-from .linalg.factored import gram
+from .linalg import factored_svd, gram_matrix, inner, thinned
 from .ranks import RankRule
 
 Factors = tuple[Tensor, Tensor]
@@ -52,7 +51,9 @@ class Stack:
         """The same with inner products in float64, for where changes cancel or are decomposed."""
         if self.left.dtype == torch.float64:
             return self
-        return replace(self, left=gram(self.up.mT, self.up.mT), right=gram(self.down, self.down))
+        return replace(
+            self, left=gram_matrix(self.up.mT, self.up.mT), right=gram_matrix(self.down, self.down)
+        )
 
 
 def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stack:
@@ -126,7 +127,9 @@ class Combination:
         stack = stack.exact()
         columns = stack.columns(torch.tensor(self.coefficients, dtype=torch.float64))
         square = columns @ (stack.left * stack.right).cpu() @ columns
-        both = columns @ (gram(stack.up.mT, up.mT) * gram(stack.down, down)).sum(1).cpu()
+        both = (
+            columns @ (gram_matrix(stack.up.mT, up.mT) * gram_matrix(stack.down, down)).sum(1).cpu()
+        )
         other = inner(up, down, up, down).cpu()
         return float((square - 2 * both + other).clamp(min=0).sqrt())
 

@@ -10,9 +10,9 @@ from typing import Any
 from .adapter import Adapter
 from .align import aligned
 from .combine import stacked
-from .edit import Progress, check_not_empty, finite, kind_of
+from .edit import check_not_empty, finite, kind_of
 from .formats import component
-from .parallel import ordered_map
+from .parallel import Progress, counted_off, ordered_map
 from .terms import Group, Term, common_shape, grouped
 
 _WORKERS = 2
@@ -121,13 +121,8 @@ def compare(
         check_not_empty(term.adapter, term.name)
     terms = aligned(terms)
     groups = grouped(terms)
-    layers: list[LayerComparison] = []
     results = ordered_map(lambda group: _compared(terms, group), groups, _WORKERS)
-    for done, layer in enumerate(results, start=1):
-        if progress is not None:
-            progress(done, len(groups), layer.target)
-        layers.append(layer)
-    return Comparison(tuple(layers))
+    return Comparison(tuple(counted_off(results, len(groups), progress)))
 
 
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:

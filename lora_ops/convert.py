@@ -18,21 +18,21 @@ from .assemble import assembled, blocks_of
 from .convert_plan import Piece, names_for, planned
 from .devices import Placement, place, upload
 from .dtypes import loadable, rounded
-from .edit import Edited, Progress, check_not_empty, collect, edited, finite
+from .edit import Edited, check_not_empty, collect, edited, finite
 from .errors import ArgumentError, UnsupportedLayerError
 from .formats import PEFT_METADATA, Format, ModelNames, format_named, with_unit_scales
 from .layers import (
-    AnyLayer,
     DoraLayer,
     FullLayer,
     GloraLayer,
+    Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
     low_rank,
 )
 from .linalg import distance, factored_svd, inner, thinned
-from .parallel import ordered_map
+from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
 
@@ -128,10 +128,7 @@ def run_convert(
         with where.scope():
             return _converted(adapter, piece, converting, where)
 
-    for done, result in enumerate(ordered_map(job, pieces, _WORKERS), start=1):
-        if progress is not None:
-            progress(done, len(pieces), result.target)
-        yield result
+    yield from counted_off(ordered_map(job, pieces, _WORKERS), len(pieces), progress)
 
 
 def convert_notes(
@@ -170,7 +167,7 @@ def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Pl
     return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
 
 
-def _written(layer: AnyLayer, piece: Piece, converting: Converting, where: Placement) -> AnyLayer:
+def _written(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it."""
     format, dtype, target = converting.format, converting.dtype, piece.module
     if isinstance(layer, DoraLayer):
@@ -194,7 +191,7 @@ def _written(layer: AnyLayer, piece: Piece, converting: Converting, where: Place
     return replace(layer, up=up, down=down, mid=layer.mid and rounded(layer.mid, dtype, target))
 
 
-def _magnified(layer: DoraLayer, inner: AnyLayer, format: Format, target: str) -> DoraLayer:
+def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:
     """The magnitudes over the inner layer as it is written, in the format's form.
 
     Raises:
@@ -240,7 +237,7 @@ def _folded(layer: LoraLayer, target: str) -> LoraLayer:
     return replace(layer, up=up, down=layer.down.to(dtype), alpha=None)
 
 
-def _has_numbers_of(layer: AnyLayer, result: AnyLayer) -> bool:
+def _has_numbers_of(layer: Layer, result: Layer) -> bool:
     """Whether the result has the very tensors and the scale of a layer."""
     mine, theirs = _factors_in(layer).tensors(), _factors_in(result).tensors()
     return layer.scale == result.scale and all(
@@ -248,12 +245,12 @@ def _has_numbers_of(layer: AnyLayer, result: AnyLayer) -> bool:
     )
 
 
-def _factors_in(layer: AnyLayer) -> AnyLayer:
+def _factors_in(layer: Layer) -> Layer:
     """What is computed with: of DoRA the inner layer, as magnitudes are only moved."""
     return layer.inner if isinstance(layer, DoraLayer) else layer
 
 
-def _norm(layer: AnyLayer) -> Tensor:
+def _norm(layer: Layer) -> Tensor:
     """Frobenius norm of a change, float64; of DoRA, that of the inner change."""
     inside = _factors_in(layer)
     if isinstance(inside, LoraLayer):
@@ -262,7 +259,7 @@ def _norm(layer: AnyLayer) -> Tensor:
     return torch.linalg.vector_norm(inside.delta(torch.float64))
 
 
-def _missed(exact: AnyLayer, result: AnyLayer) -> float:
+def _missed(exact: Layer, result: Layer) -> float:
     """Frobenius norm of the exact change less that of the layer that is written."""
     mine, theirs = _factors_in(exact), _factors_in(result)
     if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):

@@ -14,11 +14,11 @@ from .architectures import Architecture, architecture_named, detect, parameters
 from .convert import Converting, convert_notes, run_convert
 from .convert_plan import names_for, planned
 from .devices import Placement
-from .edit import Progress
 from .errors import ArgumentError, WriteError
 from .files import FileSource, check_output
 from .formats import PEFT, adapter_config, decode, format_named
 from .metadata import Input, Operation, Result, Source, edited_metadata
+from .parallel import Progress
 from .ranks import RankRule, parse_rank
 from .report import Report
 from .writing import Draft, write_adapter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,6 @@ from .errors import MismatchError, NonFiniteError, UnknownFormatError
 from .formats import component, format_named, module_keys
 from .layers import DoraLayer, FullLayer, Layer, LoraLayer, ReshapedLayer, innermost
 from .report import LayerReport, Report, Skip, counted
-
-# Called with layers done, layers in all, and the target that was finished.
-Progress = Callable[[int, int, str], None]
 
 ZERO = "changes nothing"
 _BIAS, _FULL = "bias", "full"
@@ -150,6 +147,12 @@ def all_keys(adapter: Adapter) -> dict[str, Mapping[str, str]]:
     }
 
 
+def has_numbers_of(result: Layer, layer: Layer) -> bool:
+    """Whether a result holds the very tensors of a layer; its alpha may differ."""
+    held = result.tensors()
+    return all(held.get(role) is one for role, one in layer.tensors().items() if role != "alpha")
+
+
 def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
     """Refuse an adapter without layers.
 
@@ -179,7 +182,7 @@ def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[A
     return adapter, summarise(one.report for one in known)
 
 
-def summarise(reports: Iterable[EditReport | Skip], notes: Iterable[str] = ()) -> Report:
+def summarise(reports: Iterable[EditReport | Skip]) -> Report:
     """Sort what became of the layers into a report.
 
     Raises:
@@ -192,4 +195,4 @@ def summarise(reports: Iterable[EditReport | Skip], notes: Iterable[str] = ()) -
         reasons = Counter(skip.reason for skip in skips)
         told = ", ".join(f"{counted(n, 'layer')} {why}" for why, n in reasons.most_common())
         raise MismatchError(f"no layer is left ({told}); nothing was written")
-    return Report(layers, skips, tuple(notes))
+    return Report(layers, skips)

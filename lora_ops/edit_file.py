@@ -15,7 +15,7 @@ from .align import aligned
 from .architectures import parameters
 from .budgets import Budget, parse_rule
 from .devices import Placement
-from .edit import EditReport, Progress, all_keys, converted
+from .edit import EditReport, all_keys, converted
 from .errors import ArgumentError
 from .files import FileSource, check_output, refuse_quantised
 from .formats import decode, format_named
@@ -23,6 +23,7 @@ from .importance import importance
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
 from .models import models_of
+from .parallel import Progress
 from .ranks import RankRule, parse_rank
 from .report import Report
 from .resize import Resizing, resize_notes, run_resize

@@ -20,7 +20,7 @@ from .errors import MismatchError, NonFiniteError
 from .layers import FullLayer, Layer, LoraLayer, low_rank
 from .linalg import Svd, frobenius, residual_, spectrum, truncated_svd
 from .pairs import Pair
-from .parallel import ordered_map
+from .parallel import Progress, ordered_map
 from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
 from .report import LayerReport, Report, Skip, counted
@@ -29,9 +29,6 @@ from .source import TensorSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-# Called with elements done, elements in all, and the target that was finished.
-Progress = Callable[[int, int, str], None]
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
-from .extract import Outcome, Progress, run, summarise
-from .files import FileSource, SafetensorsWriter, check_output, input_sha256, refuse_quantised
+from .extract import Outcome, run, summarise
+from .files import FileSource, SafetensorsWriter, check_output, refuse_quantised
 from .formats import Format, Namer, encode_layer, module_namer, writable
-from .metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from .inputs import hashed
+from .metadata import HASH_KEYS, extraction_metadata, metadata_room
+from .parallel import Progress
 from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
 from .report import LayerReport, Report, Skip
@@ -106,38 +106,33 @@ def extract_file(
     started = time.perf_counter()
     scheme, namer = _naming(plan, format)
     reports: list[LayerReport | Skip] = []
-    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
-    stop = Event()
     with (
-        ThreadPoolExecutor(1) as hashing,
+        hashed((base, tuned)) as inputs,
         SafetensorsWriter(output, header_room=_header_room(plan, scheme)) as writer,
     ):
-        hashes = [hashing.submit(_input, source, stop) for source in (base, tuned)]
-        try:
-            outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
-            for outcome in outcomes:
-                tensors = _named(outcome, scheme, namer)
-                for key, tensor in tensors.items():
-                    writer.write(key, tensor)
-                reports.append(outcome.report if tensors else _unnamed(outcome))
-            report = summarise(plan, reports)
-            metadata = extraction_metadata(
-                report,
-                title=output.stem,
-                rule=str(plan.rule),
-                exact=exact,
-                seed=seed,
-                dtype=plan.dtype,
-                format=scheme,
-                architecture=plan.pairing.architecture,
-                base=hashes[0].result(),
-                tuned=hashes[1].result(),
-                tuned_metadata=tuned.metadata,
-                version=version,
-            )
-            written = writer.finish(metadata, hash_keys=HASH_KEYS)
-        finally:
-            stop.set()
+        outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
+        for outcome in outcomes:
+            tensors = _named(outcome, scheme, namer)
+            for key, tensor in tensors.items():
+                writer.write(key, tensor)
+            reports.append(outcome.report if tensors else _unnamed(outcome))
+        report = summarise(plan, reports)
+        base_input, tuned_input = inputs()
+        metadata = extraction_metadata(
+            report,
+            title=output.stem,
+            rule=str(plan.rule),
+            exact=exact,
+            seed=seed,
+            dtype=plan.dtype,
+            format=scheme,
+            architecture=plan.pairing.architecture,
+            base=base_input,
+            tuned=tuned_input,
+            tuned_metadata=tuned.metadata,
+            version=version,
+        )
+        written = writer.finish(metadata, hash_keys=HASH_KEYS)
     return replace(report, seconds=time.perf_counter() - started, size=written.size)
 
 
@@ -178,10 +173,6 @@ def _header_room(plan: Plan, scheme: Format) -> int:
         entry = {"dtype": "BF16", "shape": [*both.shape, 10**6], "data_offsets": [10**13, 10**13]}
         names += 3 * (len(json.dumps(entry)) + longest + len(scheme.down) + 24)
     return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
-
-
-def _input(source: FileSource, stop: Event) -> Input:
-    return Input(Path(source.name).name, input_sha256(source, stop))
 
 
 def largest_size(plan: Plan) -> int:

@@ -83,9 +83,8 @@ def describe(source: TensorSource) -> Info:
         LayerShapeError: An alpha is not one number.
     """
     keys = source.keys()
-    found = modules(keys).modules
-    # A checkpoint may have a name or two that end like an adapter's; an adapter has little else.
-    adapter = 2 * sum(len(module.keys) for module in found.values()) > len(keys)
+    grouped = modules(keys)
+    found, adapter = grouped.modules, grouped.is_adapter
     named = {} if adapter else parameters(source)
     architecture = _architecture(source, found) if adapter else detect_architecture(named)
     kind = _adapter_kind(source, found) if adapter else _model_kind(named, architecture)

@@ -250,9 +250,7 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
 
 
 def _refuse_adapter(source: TensorSource) -> None:
-    keys = source.keys()
-    held = sum(len(module.keys) for module in modules(keys).modules.values())
-    if held > len(keys) / 2:
+    if modules(source.keys()).is_adapter:
         raise MismatchError(
             f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
             "give the checkpoint itself, or see what it is with `lorakit info`"

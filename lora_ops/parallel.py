@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
+
+# Called with what is done, what there is in all, and the name of what was finished.
+Progress = Callable[[int, int, str], None]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,3 +46,19 @@ def ordered_map(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(cores)
+
+
+class _Named(Protocol):
+    @property
+    def target(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_Named)
+
+
+def counted_off(results: Iterable[Named], total: int, progress: Progress | None) -> Iterator[Named]:
+    """Yield each result, and say before it how many there were."""
+    for done, result in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, total, result.target)
+        yield result

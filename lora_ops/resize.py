@@ -18,19 +18,20 @@ from .edit import (
     ZERO,
     Edited,
     EditReport,
-    Progress,
     all_keys,
     check_not_empty,
     collect,
     converted,
     edited,
     finite,
+    has_numbers_of,
     skipped,
 )
 from .errors import ArgumentError
 from .formats import format_named
 from .layers import Layer, LoraLayer, innermost, low_rank, rewrapped, stored_alpha
 from .linalg import FactoredSvd, distance
+from .parallel import Progress, counted_off
 from .ranks import RankRule
 from .report import Report, counted
 
@@ -142,10 +143,7 @@ def run_resize(
         return _resized(known, resizing, ranks.get(known.target))
 
     results = map_decomposed(adapter, job, placement)
-    for done, result in enumerate(results, start=1):
-        if progress is not None:
-            progress(done, len(adapter.layers), result.target)
-        yield result
+    yield from counted_off(results, len(adapter.layers), progress)
 
 
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
@@ -227,7 +225,7 @@ def _resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
         # Directions at rounding level are zero in `s`: no rank is spent on them.
         cut = _truncated(target, layer, svd, min(rank, int((svd.s > 0).sum())), resizing)
         result = rewrapped(cut, layer)
-    residual = 0.0 if _has_numbers_of(layer, result) else _missed(svd, result, total)
+    residual = 0.0 if has_numbers_of(result, layer) else _missed(svd, result, total)
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
 
 
@@ -273,12 +271,6 @@ def _in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
         return layer
     fields = {role: rounded(one, dtype or one.dtype, target) for role, one in tensors.items()}
     return replace(layer, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def _has_numbers_of(layer: Layer, result: Layer) -> bool:
-    """Whether a result holds the very tensors of a layer."""
-    held = result.tensors()
-    return all(held.get(role) is one for role, one in layer.tensors().items() if role != "alpha")
 
 
 def _missed(svd: FactoredSvd, result: Layer, total: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .dtypes import loadable, rounded
 from .errors import UnsupportedLayerError
-from .layers import AnyLayer, DoraLayer, FullLayer, LoraLayer
+from .layers import DoraLayer, FullLayer, Layer, LoraLayer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Block:
     """
 
     target: str
-    layer: AnyLayer
+    layer: Layer
     start: int
 
     @property
@@ -39,7 +39,7 @@ class Block:
         return self.start + self.layer.shape[0]
 
 
-def rows_of(layer: AnyLayer, start: int, stop: int, target: str) -> AnyLayer:
+def rows_of(layer: Layer, start: int, stop: int, target: str) -> Layer:
     """Return the part of a layer that changes these rows; alpha and down are its own.
 
     Raises:
@@ -50,7 +50,7 @@ def rows_of(layer: AnyLayer, start: int, stop: int, target: str) -> AnyLayer:
     return _rearranged(layer, lambda rows: rows[start:stop].contiguous(), target)
 
 
-def halves_swapped(layer: AnyLayer, target: str) -> AnyLayer:
+def halves_swapped(layer: Layer, target: str) -> Layer:
     """Return the layer with the second half of its rows before the first.
 
     Raises:
@@ -61,7 +61,7 @@ def halves_swapped(layer: AnyLayer, target: str) -> AnyLayer:
 
 def stacked(
     blocks: Sequence[Block], rows: int, target: str, dtype: torch.dtype | None = None
-) -> AnyLayer:
+) -> Layer:
     """Return blocks that change different rows of one weight as one layer; other rows stay.
 
     The strongest block keeps the bits of its up, the others take the ratio of scales into theirs.
@@ -110,7 +110,7 @@ def stacked(
     )
 
 
-def _rearranged(layer: AnyLayer, take: Callable[[Tensor], Tensor], target: str) -> AnyLayer:
+def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> Layer:
     """The layer with other rows; `take` gives them from a tensor that has them on its first axis.
 
     Raises:
@@ -156,7 +156,7 @@ def _mixed(blocks: Sequence[Block], target: str) -> UnsupportedLayerError:
     )
 
 
-def _kind(layer: AnyLayer) -> str:
+def _kind(layer: Layer) -> str:
     if isinstance(layer, LoraLayer) and layer.mid is not None:
         return "LoRA in Tucker's form"
     if isinstance(layer, DoraLayer) and layer.axis == 1:

@@ -12,12 +12,12 @@ from .adapter import Adapter
 from .dtypes import loadable, rounded
 from .edit import (
     Edited,
-    Progress,
     check_not_empty,
     collect,
     described,
     edited,
     finite,
+    has_numbers_of,
     skipped,
 )
 from .errors import NonFiniteError, UnsupportedLayerError
@@ -35,7 +35,7 @@ from .layers import (
     rewrapped,
 )
 from .linalg import inner
-from .parallel import ordered_map
+from .parallel import Progress, counted_off, ordered_map
 from .report import Report
 from .rules import strengths
 
@@ -93,10 +93,7 @@ def run_scale(
         return _scaled(target, adapter.layers[target], factors[target], has_alpha)
 
     results = ordered_map(job, adapter.layers, _WORKERS)
-    for done, result in enumerate(results, start=1):
-        if progress is not None:
-            progress(done, len(adapter.layers), result.target)
-        yield result
+    yield from counted_off(results, len(adapter.layers), progress)
 
 
 def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edited:
@@ -198,8 +195,7 @@ def _norm(layer: Layer) -> Tensor:
 def _missed(layer: Layer, result: Layer, strength: float) -> float:
     """Frobenius norm of what rounding took; alpha, which is not rounded, takes nothing."""
     before, after = innermost(layer), innermost(result)
-    held = after.tensors()
-    if all(held.get(role) is one for role, one in before.tensors().items() if role != "alpha"):
+    if has_numbers_of(after, before):
         return 0.0
     if isinstance(before, LoraLayer):
         up, down = before.factors(strength)

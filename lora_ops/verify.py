@@ -9,12 +9,12 @@ from collections.abc import Collection
 from .adapter import Adapter
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
-from .extract import NO_FACTORS, UNCHANGED, Progress
+from .extract import NO_FACTORS, UNCHANGED
 from .formats import decode
 from .layers import Convention, LoraLayer, fits
 from .linalg import frobenius, residual_
 from .pairs import Pair, is_candidate, nearest, pair
-from .parallel import ordered_map
+from .parallel import Progress, ordered_map
 from .report import LayerReport, Report, Skip
 from .source import TensorSource
 

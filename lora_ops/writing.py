@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 
 import torch
 from torch import Tensor
 
 from .architectures import Architecture
 from .edit import Edited, converted, summarise
-from .files import FileSource, SafetensorsWriter, input_sha256
+from .files import FileSource, SafetensorsWriter
 from .files.header import render_header
+from .inputs import hashed
 from .layers import Scaled, innermost
 from .metadata import HASH_KEYS, Input, Result, room_for
 from .report import Report
@@ -100,44 +99,34 @@ def write_adapter(
     alphas: dict[str, float | None] = {}
     sizes: dict[str, int] = {}
     dtypes: Counter[torch.dtype] = Counter()
-    # The inputs are hashed beside the work: the record of what they were costs no time of its own.
-    stop = Event()
     with (
-        ThreadPoolExecutor(1) as hashing,
+        hashed(draft.sources) as inputs,
         SafetensorsWriter(draft.output, header_room=draft.room) as writer,
     ):
-        hashes = [hashing.submit(input_sha256, source, stop) for source in draft.sources]
-        try:
-            for result in results:
-                known.append(replace(result, layer=None))
-                if result.layer is None:
-                    continue
-                for role, tensor in result.layer.tensors().items():
-                    writer.write(draft.keys[result.target][role], tensor)
-                dtypes[result.layer.dtype] += 1
-                plain = innermost(result.layer)
-                if isinstance(plain, Scaled):
-                    alphas[result.target] = plain.alpha
-                    sizes[result.target] = plain.factor_rank or plain.rank
-            report = summarise(one.report for one in known)
-            report = replace(report, notes=tuple(notes(report)))
-            for key, tensor in draft.extras.items():
-                writer.write(key, tensor)
-            inputs = [
-                Input(Path(source.name).name, digest.result())
-                for source, digest in zip(draft.sources, hashes, strict=True)
-            ]
-            result = Result(
-                title=draft.output.stem,
-                report=report,
-                dtype=dtypes.most_common(1)[0][0],
-                format=draft.format,
-                alphas=alphas,
-                sizes=sizes,
-                converted=any(converted(report)),
-                architecture=draft.architecture,
-            )
-            written = writer.finish(describe(inputs, result), hash_keys=HASH_KEYS)
-        finally:
-            stop.set()
+        for result in results:
+            known.append(replace(result, layer=None))
+            if result.layer is None:
+                continue
+            for role, tensor in result.layer.tensors().items():
+                writer.write(draft.keys[result.target][role], tensor)
+            dtypes[result.layer.dtype] += 1
+            plain = innermost(result.layer)
+            if isinstance(plain, Scaled):
+                alphas[result.target] = plain.alpha
+                sizes[result.target] = plain.factor_rank or plain.rank
+        report = summarise(one.report for one in known)
+        report = replace(report, notes=tuple(notes(report)))
+        for key, tensor in draft.extras.items():
+            writer.write(key, tensor)
+        result = Result(
+            title=draft.output.stem,
+            report=report,
+            dtype=dtypes.most_common(1)[0][0],
+            format=draft.format,
+            alphas=alphas,
+            sizes=sizes,
+            converted=any(converted(report)),
+            architecture=draft.architecture,
+        )
+        written = writer.finish(describe(inputs(), result), hash_keys=HASH_KEYS)
     return replace(report, seconds=time.perf_counter() - started, size=written.size)

@@ -17,7 +17,7 @@ from lorakit.lora_ops.linalg import (
     distance,
     factored,
     factored_svd,
-    gram,
+    gram_matrix,
     inner,
     thinned,
 )
@@ -294,12 +294,12 @@ def test_gram_is_the_table_of_inner_products():
         [math.fsum(float(a) * float(b) for a, b in zip(x, y, strict=True)) for y in other]
         for x in one
     ]
-    found = gram(one, other)
+    found = gram_matrix(one, other)
     assert found.dtype == torch.float64
     torch.testing.assert_close(
         found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
-    torch.testing.assert_close(gram(one, one), one.double() @ one.double().mT)
+    torch.testing.assert_close(gram_matrix(one, one), one.double() @ one.double().mT)
 
 
 PAIRS = [("random", "falling"), ("steep", "uneven"), ("random", "zero"), ("tiny", "tiny and huge")]

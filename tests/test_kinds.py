@@ -23,7 +23,7 @@ from lorakit.lora_ops.errors import (
 )
 from lorakit.lora_ops.formats import COMFY, KOHYA, PEFT
 from lorakit.lora_ops.info import describe
-from lorakit.lora_ops.layers import AnyLayer, DoraLayer, ReshapedLayer, fits
+from lorakit.lora_ops.layers import DoraLayer, Layer, ReshapedLayer, fits
 
 CASES = [(form, name) for form in WEIGHTS for name in kinds(form)]
 #: The kinds whose change is the same for every weight.
@@ -34,7 +34,7 @@ OWN = [
 PROPORTIONAL = [case for case in CASES if not case[1].startswith(("boft", "oft, rescaled", "set"))]
 
 
-def read(tensors: Mapping[str, torch.Tensor], module: str = "m") -> AnyLayer:
+def read(tensors: Mapping[str, torch.Tensor], module: str = "m") -> Layer:
     """The layer that these suffixes make in a file."""
     named = {f"{module}.{suffix}": tensor for suffix, tensor in tensors.items()}
     found = formats.modules(named)

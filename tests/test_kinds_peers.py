@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorakit.lora_ops import DictSource, formats
-from lorakit.lora_ops.layers import AnyLayer
+from lorakit.lora_ops.layers import Layer
 
 wrapper = pytest.importorskip(
     "lycoris.wrapper", reason="lycoris-lora is not installed: pip install lycoris-lora"
@@ -86,7 +86,7 @@ def effective(base: nn.Module, shape: torch.Size) -> Tensor:
     return torch.stack(columns, dim=1).reshape(shape)
 
 
-def read(tensors: dict[str, Tensor], scale: float | None = None) -> AnyLayer:
+def read(tensors: dict[str, Tensor], scale: float | None = None) -> Layer:
     """Of a file that holds one module."""
     found = formats.modules(tensors)
     (name,) = found.modules

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..errors import UnsupportedLayerError
 from ..layers import (
-    AnyLayer,
     BoftLayer,
     DoraLayer,
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
@@ -35,7 +35,7 @@ def _spelled(kind: str, pattern: str) -> dict[str, str]:
 # The suffix of each role, and the formats whose loaders know the kind.
 _BOTH = (KOHYA.name, COMFY.name)
 _BLOCKS = {"blocks": ".oft_blocks", "rescale": ".rescale"}
-_SPELLINGS: dict[type[AnyLayer], tuple[dict[str, str], tuple[str, ...]]] = {
+_SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
     LohaLayer: (_spelled("loha", ".hada_{}"), _BOTH),
     LokrLayer: (_spelled("lokr", ".lokr_{}"), _BOTH),
     GloraLayer: (_spelled("glora", ".{}.weight"), _BOTH),
@@ -46,7 +46,7 @@ _SPELLINGS: dict[type[AnyLayer], tuple[dict[str, str], tuple[str, ...]]] = {
 }
 
 
-def encode_layer(format: Format, namer: Namer, target: str, layer: AnyLayer) -> dict[str, Tensor]:
+def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:
     """Return the tensors of one layer under the keys they get in the file.
 
     Factors keep their shape: those of a convolution are (rank, in, *kernel) and (out, rank, 1...).
@@ -86,7 +86,7 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: AnyLayer) -> 
     return tensors
 
 
-def _encode_other(format: Format, namer: Namer, target: str, layer: AnyLayer) -> dict[str, Tensor]:
+def _encode_other(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:
     suffixes, formats = _SPELLINGS[type(layer)]
     if format.name not in formats:
         raise _no_place(format, target, layer)
@@ -113,7 +113,7 @@ def _encode_magnitudes(
     return {f"{namer(target)}.lora_magnitude_vector": layer.magnitude.reshape(shape)}
 
 
-def _no_place(format: Format, target: str, layer: AnyLayer) -> UnsupportedLayerError:
+def _no_place(format: Format, target: str, layer: Layer) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"format `{format.name}` has no place for `{target}`, a {layer.title} layer: its loaders do "
         "not know the kind; use the format that it has, or convert it with `--to lora`",

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..errors import LayerShapeError, LoraOpsError, QuantisedError, UnsupportedLayerError
 from ..layers import (
-    AnyLayer,
     BoftLayer,
     DoraLayer,
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
@@ -42,7 +42,7 @@ class Kind:
     """
 
     title: str
-    build: Callable[..., AnyLayer]
+    build: Callable[..., Layer]
     needs: tuple[str, ...]
     takes: tuple[str, ...] = ()
     has_alpha: bool = True
@@ -84,9 +84,7 @@ def kind_of(source: TensorSource, module: Module) -> str:
     return module.kind
 
 
-def read_kind(
-    source: TensorSource, name: str, module: Module, scale: float | None = None
-) -> AnyLayer:
+def read_kind(source: TensorSource, name: str, module: Module, scale: float | None = None) -> Layer:
     """Read the layer of one module, whatever its kind.
 
     Args:
@@ -167,7 +165,7 @@ def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
     return source.tensor(key)
 
 
-def _configured(layer: AnyLayer, scale: float | None) -> AnyLayer:
+def _configured(layer: Layer, scale: float | None) -> Layer:
     """The layer at the scale of the file's configuration, where it has no alpha of its own."""
     if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
         return layer
@@ -175,7 +173,7 @@ def _configured(layer: AnyLayer, scale: float | None) -> AnyLayer:
     return layer if layer.alpha is not None or rank is None else replace(layer, alpha=scale * rank)
 
 
-def _surrounded(layer: AnyLayer, tensors: Mapping[str, Tensor]) -> AnyLayer:
+def _surrounded(layer: Layer, tensors: Mapping[str, Tensor]) -> Layer:
     """The layer with magnitudes over it, and a larger weight under it, where the file has them."""
     found = [role for role in MAGNITUDES if role in tensors]
     if len(found) > 1:

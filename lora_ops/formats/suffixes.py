@@ -83,6 +83,11 @@ class Modules:
     modules: Mapping[str, Module]
     extras: tuple[str, ...]
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the file is one: a checkpoint may have a name or two that end like an adapter's."""
+        return sum(len(module.keys) for module in self.modules.values()) > len(self.extras)
+
 
 def modules(keys: Iterable[str]) -> Modules:
     """Sort the keys of an adapter file into modules. Every key is in one module or in the extras."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from .boft import BoftLayer
 from .dora import DoraLayer
 from .full import FullLayer
@@ -17,7 +15,6 @@ from .oft import OftLayer
 from .replacement import ReplacementLayer
 from .reshaped import ReshapedLayer, rewrapped
 
-AnyLayer: TypeAlias = Layer
 # The kinds whose scale is an alpha over the inner size of their factors, `factor_rank`.
 Scaled = (LoraLayer, LohaLayer, LokrLayer, GloraLayer)
 
@@ -36,7 +33,6 @@ def stored_alpha(layer: Layer) -> float | None:
 
 
 __all__ = [
-    "AnyLayer",
     "BoftLayer",
     "Convention",
     "DoraLayer",

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerShapeError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
-from .oft import blended, bound, channels, check_blocks, rescaled, rotations
+from .layer import Convention, check_fits
+from .oft import Rotation, blended, bound, channels, check_blocks, rescaled, rotations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BoftLayer(ChangeOfBase):
+class BoftLayer(Rotation):
     """Weight' = rescale * S_m @ ... @ S_2 @ S_1 @ weight, each S of rotations between its channels.
 
     Stage i (from 0) cuts the channels into runs of 2^i * size / 2 and rotates, in one block, those
@@ -31,10 +31,6 @@ class BoftLayer(ChangeOfBase):
         LayerShapeError: The blocks do not make a butterfly, or rescale is not one number a channel.
     """
 
-    blocks: Tensor
-    rescale: Tensor | None = None
-    alpha: float | None = None
-
     def __post_init__(self) -> None:
         check_blocks(self.blocks, self.rescale, 4)
         stages, _, size, _ = self.blocks.shape
@@ -48,25 +44,6 @@ class BoftLayer(ChangeOfBase):
     def title(self) -> str:
         """BOFT."""
         return "BOFT"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Out, and -1 for the input side, which any may be."""
-        return (channels(self.blocks), -1)
-
-    @property
-    def rank(self) -> int:
-        """As many as there are output channels."""
-        return self.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the blocks as stored."""
-        return self.blocks.dtype
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by role, as a file holds them; alpha as a float32 scalar."""
-        return by_role(self.alpha, blocks=self.blocks, rescale=self.rescale)
 
     def change(
         self,

@@ -16,29 +16,18 @@ from .layer import ChangeOfBase, Convention, by_role, check_fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OftLayer(ChangeOfBase):
-    """Weight' = rescale * blockdiag(R_1, R_2, ...)^T @ weight, each R the rotation of one block.
+class Rotation(ChangeOfBase):
+    """What the layers have in common that rotate output channels in blocks.
 
     Attributes:
-        blocks: (blocks, size, size), blocks * size = out.
+        blocks: (..., blocks, size, size), blocks * size = out.
         rescale: (out, 1...), or None.
         alpha: Of the bound on the rotation, see `rotations`; None where the file has none.
-
-    Raises:
-        LayerShapeError: The blocks are not square, or rescale is not one number a channel.
     """
 
     blocks: Tensor
     rescale: Tensor | None = None
     alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        check_blocks(self.blocks, self.rescale, 3)
-
-    @property
-    def title(self) -> str:
-        """OFT."""
-        return "OFT"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,6 +47,28 @@ class OftLayer(ChangeOfBase):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them; alpha as a float32 scalar."""
         return by_role(self.alpha, blocks=self.blocks, rescale=self.rescale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OftLayer(Rotation):
+    """Weight' = rescale * blockdiag(R_1, R_2, ...)^T @ weight, each R the rotation of one block.
+
+    Attributes:
+        blocks: (blocks, size, size), blocks * size = out.
+        rescale: (out, 1...), or None.
+        alpha: Of the bound on the rotation, see `rotations`; None where the file has none.
+
+    Raises:
+        LayerShapeError: The blocks are not square, or rescale is not one number a channel.
+    """
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks, self.rescale, 3)
+
+    @property
+    def title(self) -> str:
+        """OFT."""
+        return "OFT"
 
     def change(
         self,

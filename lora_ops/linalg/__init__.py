@@ -7,7 +7,7 @@ written into, except where a name ends in an underscore.
 from __future__ import annotations
 
 from .decompose import truncated_svd
-from .factored import FactoredSvd, distance, factored_svd, gram, inner, thinned
+from .factored import FactoredSvd, distance, factored_svd, gram_matrix, inner, thinned
 from .gram import gram_svd, spectrum
 from .krylov import krylov_svd
 from .norms import frobenius, residual_, spectral_norm
@@ -19,7 +19,7 @@ __all__ = [
     "distance",
     "factored_svd",
     "frobenius",
-    "gram",
+    "gram_matrix",
     "gram_svd",
     "inner",
     "krylov_svd",

@@ -68,7 +68,7 @@ def factored_svd(
 
     Source: the product form of Golub & Van Loan, Matrix Computations, 8.6.1, by Gram matrices.
     """
-    left, right = gram(up.mT, up.mT), gram(down, down)
+    left, right = gram_matrix(up.mT, up.mT), gram_matrix(down, down)
     grow, shrink = _balance(left, right)
     left = left * grow.unsqueeze(-1) * grow.unsqueeze(-2)
     right = right * shrink.unsqueeze(-1) * shrink.unsqueeze(-2)
@@ -103,7 +103,7 @@ def thinned(
     return (eye, product) if out <= width else (product, eye)
 
 
-def gram(
+def gram_matrix(
     one: Float[Tensor, "*batch a n"], other: Float[Tensor, "*batch b n"]
 ) -> Float[Tensor, "*batch a b"]:
     """Return `one @ other.mT`, summed in float64."""
@@ -121,7 +121,7 @@ def inner(
 
     tr((up' up)^T (down down'^T)): the sum of two small Gram matrices' products, entry by entry.
     """
-    return (gram(up.mT, other_up.mT) * gram(down, other_down)).sum((-2, -1))
+    return (gram_matrix(up.mT, other_up.mT) * gram_matrix(down, other_down)).sum((-2, -1))
 
 
 def distance(

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..dtypes import spelled
 from .common import (
     Input,
     Operation,
     Source,
     carried,
-    dtype_name,
     history,
     record,
     sources_entry,
@@ -48,5 +48,5 @@ def baked_metadata(
     if checkpoint.sha256:
         found["lorakit.checkpoint_sha256"] = checkpoint.sha256
     if dtype is not None:
-        found["lorakit.dtype"] = dtype_name(dtype)
+        found["lorakit.dtype"] = spelled(dtype)
     return found

@@ -204,11 +204,6 @@ def measured(report: Report) -> dict[str, str]:
     }
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float16`, ..."""
-    return str(dtype).removeprefix("torch.")
-
-
 def sources_entry(sources: Sequence[Source], *, with_history: bool) -> dict[str, str]:
     """The entry that lists the inputs of an operation on several."""
     rows: list[dict[str, object]] = []

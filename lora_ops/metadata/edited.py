@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..dtypes import spelled
 from ..formats import PEFT_METADATA, with_unit_scales
-from .common import Operation, Result, Source, carried, dtype_name, history, measured, record
+from .common import Operation, Result, Source, carried, history, measured, record
 from .kohya import made_true
 
 
@@ -43,5 +44,5 @@ def completed(
         found["format"] = "pt"  # what the Hugging Face loaders ask for
     found |= made_true(found, result, operation.summary)
     found |= measured(result.report)
-    found["lorakit.dtype"] = dtype_name(result.dtype)
+    found["lorakit.dtype"] = spelled(result.dtype)
     return found

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 
 from ..architectures import Architecture
+from ..dtypes import spelled
 from ..formats import Format
 from ..report import Report
-from .common import Input, as_json, dtype_name, measured
+from .common import Input, as_json, measured
 from .kohya import ARGUMENTS, model_entries, modelspec_entries, numbers
 
 # What the tuned checkpoint says of itself that is true of its LoRA too.
@@ -63,7 +64,7 @@ def extraction_metadata(
         "lorakit.rank": rule,
         "lorakit.exact": str(exact),
         "lorakit.seed": str(seed),
-        "lorakit.dtype": dtype_name(dtype),
+        "lorakit.dtype": spelled(dtype),
         "lorakit.base": base.name,
         "lorakit.tuned": tuned.name,
         **measured(report),
