@@ -66,9 +66,8 @@ class Host:
             os.write(self._process.stdin.fileno(), json.dumps([script, question]).encode() + b"\n")
         line = self._process.stdout.readline()
         overdue.cancel()
-        reply = json.loads(line) if line else {"failure": self._last_words()}
-        assert "failure" not in reply, f"ComfyUI failed on `{script}`:\n{reply['failure']}"
-        return reply["answer"]
+        assert line, f"ComfyUI failed on `{script}`:\n{self._last_words()}"
+        return json.loads(line)["answer"]
 
     def _last_words(self) -> str:
         """Of a process that ended without an answer, or was ended because it took too long."""
