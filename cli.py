@@ -28,6 +28,7 @@ from .commands.convert import convert
 from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
+from .commands.lint import lint
 from .commands.resize import resize
 from .commands.scale import scale
 from .commands.verify import verify
@@ -46,6 +47,7 @@ def main() -> None:
 
 for command in (
     info,
+    lint,
     extract,
     verify,
     resize,

@@ -25,8 +25,9 @@ from torch import Tensor
 from unets import SDXL, targets, unet_shapes
 
 from lorakit.lora_ops import open_source
-from lorakit.lora_ops.edit_file import Ingredient, add_files
+from lorakit.lora_ops.edit_file import add_files
 from lorakit.lora_ops.files import SafetensorsWriter
+from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.linalg import distance, factored_svd, thinned
 from lorakit.lora_ops.parallel import ordered_map
 

@@ -12,15 +12,13 @@ from .options import (
     PATH,
     RULES_HELP,
     clear_errors,
-    device_option,
     dtype_option,
-    force_option,
-    json_option,
     output_option,
     parse_dtype,
     parse_placement,
-    verbose_option,
-    vram_option,
+    placement_options,
+    result_options,
+    tell,
     where_option,
 )
 
@@ -45,17 +43,19 @@ from .options import (
     help="Names in the file.  [default: as in the first LoRA]",
 )
 @click.option(
+    *("--architecture", "architecture"),
+    metavar="NAME",
+    help="The model's, such as sdxl, flux or wan.  [default: told by the names]",
+)
+@click.option(
     "--reference",
     type=PATH,
     metavar="CHECKPOINT",
     help="The model they are for: gives names with underscores their dots back.  [default: none]",
 )
 @dtype_option("the widest of the inputs")
-@device_option
-@vram_option
-@force_option
-@verbose_option
-@json_option
+@placement_options
+@result_options
 def add(
     loras: tuple[str, ...],
     output: Path,
@@ -63,6 +63,7 @@ def add(
     method: str,
     where: tuple[str, ...],
     format_: str | None,
+    architecture: str | None,
     reference: Path | None,
     dtype: str | None,
     device: str,
@@ -77,13 +78,12 @@ def add(
     each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import open_source
-        from ..lora_ops.edit_file import Ingredient, add_files
-        from ..terminal.as_json import check_json, write_json
+        from ..lora_ops import Ingredient, open_source
+        from ..lora_ops.edit_file import add_files
+        from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
         from ..terminal.terms import parse_method, parse_term
-        from ..terminal.text import plain
 
         placement = parse_placement(device, vram)
         name, parameters = parse_method(method)
@@ -105,12 +105,11 @@ def add(
                 options=parameters,
                 dtype=parse_dtype(dtype),
                 format=format_,
+                architecture=architecture,
                 reference=model,
                 placement=placement,
                 force=force,
                 version=__version__,
                 progress=progress,
             )
-        if not write_json(report.to_dict(), json_to):
-            show_sum(report, verbose=verbose)
-            click.echo(f"wrote {plain(output)}")
+        tell(report, show_sum, json_to=json_to, verbose=verbose, output=output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,10 @@ from .options import (
     clear_errors,
     dora_option,
     dtype_option,
-    force_option,
-    json_option,
     parse_dtype,
-    verbose_option,
+    result_options,
+    tell,
+    together,
     where_option,
 )
 
@@ -26,31 +25,26 @@ if TYPE_CHECKING:
     from ..lora_ops.layers import Convention
 
 
-def _arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """What both take."""
-    for option in (
-        json_option,
-        verbose_option,
-        force_option,
-        click.option(
-            "--allow-partial",
-            is_flag=True,
-            help="Leave out layers that the checkpoint has no weight for.",
-        ),
-        dtype_option("as the checkpoint stores them", "weights"),
-        dora_option,
-        where_option,
-        click.option(
-            *("-o", "--output"),
-            type=PATH,
-            required=True,
-            help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
-        ),
-        click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]..."),
-        click.argument("checkpoint", type=PATH),
-    ):
-        command = option(command)
-    return command
+#: What both take.
+_arguments = together(
+    click.argument("checkpoint", type=PATH),
+    click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]..."),
+    click.option(
+        *("-o", "--output"),
+        type=PATH,
+        required=True,
+        help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
+    ),
+    where_option,
+    dora_option,
+    dtype_option("as the checkpoint stores them", "weights"),
+    click.option(
+        "--allow-partial",
+        is_flag=True,
+        help="Leave out layers that the checkpoint has no weight for.",
+    ),
+    result_options,
+)
 
 
 @click.command()
@@ -89,14 +83,12 @@ def _bake(
     json_to: str | None,
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import open_source
+        from ..lora_ops import Ingredient, open_source
         from ..lora_ops.bake_file import bake_file, plan_bake_file
-        from ..lora_ops.ingredients import ingredient
-        from ..terminal.as_json import check_json, write_json
+        from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
         from ..terminal.terms import parse_term
-        from ..terminal.text import plain
 
         terms = [parse_term(text) for text in loras]
         model = stack.enter_context(open_source(checkpoint))
@@ -105,7 +97,7 @@ def _bake(
         plan = plan_bake_file(
             model,
             [
-                ingredient(source, term.strength, term.blocks, where)
+                Ingredient(source, term.strength, term.blocks, where)
                 for source, term in zip(opened, terms, strict=True)
             ],
             output=output,
@@ -117,6 +109,4 @@ def _bake(
         )
         with progress_bar("baking" if sign > 0 else "unbaking") as progress:
             report = bake_file(plan, model, output, version=__version__, progress=progress)
-        if not write_json(report.to_dict(), json_to):
-            show_baked(report, verbose=verbose)
-            click.echo(f"wrote {plain(output)}")
+        tell(report, show_baked, json_to=json_to, verbose=verbose, output=output)

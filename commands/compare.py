@@ -6,15 +6,27 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, clear_errors, json_option, verbose_option
+from .options import (
+    PATH,
+    check_picture,
+    clear_errors,
+    json_option,
+    picture_option,
+    save_picture,
+    tell,
+    verbose_option,
+)
 
 
 @click.command()
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
+@picture_option
 @verbose_option
 @json_option
-def compare(first: Path, second: Path, verbose: bool, json_to: str | None) -> None:
+def compare(
+    first: Path, second: Path, picture: Path | None, verbose: bool, json_to: str | None
+) -> None:
     """Say how alike the changes of two LoRAs are.
 
     Cosine, distance and norms of their changes, by layer and in total, across formats and ranks.
@@ -24,15 +36,20 @@ def compare(first: Path, second: Path, verbose: bool, json_to: str | None) -> No
         from ..lora_ops import open_source
         from ..lora_ops.compare import compare as compare_adapters
         from ..lora_ops.formats import decode
-        from ..terminal.as_json import check_json, write_json
+        from ..terminal.as_json import check_json
         from ..terminal.edits import show_comparison
         from ..terminal.progress import progress_bar
 
         with open_source(first) as one, open_source(second) as other:
-            check_json(json_to, [*one.paths, *other.paths])
+            inputs = [*one.paths, *other.paths]
+            check_json(json_to, inputs)
+            check_picture(picture, inputs)
             with progress_bar("comparing", unit="layers") as progress:
                 found = compare_adapters(
                     decode(one), decode(other), names=(one.name, other.name), progress=progress
                 )
-        if not write_json(found.to_dict(), json_to):
-            show_comparison(found, verbose=verbose)
+        if picture is not None:
+            from ..pictures import comparison_picture
+
+            save_picture(comparison_picture((first.stem, second.stem), found), picture)
+        tell(found, show_comparison, json_to=json_to, verbose=verbose)

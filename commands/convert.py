@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import __version__
 from .options import (
+    BUDGETS_HELP,
     PATH,
     RULES_HELP,
+    base_option,
     clear_errors,
     device_option,
+    dora_option,
     dtype_option,
+    exact_option,
     force_option,
     json_option,
     parse_dtype,
@@ -21,6 +26,9 @@ from .options import (
     verbose_option,
     vram_option,
 )
+
+if TYPE_CHECKING:
+    from ..lora_ops.layers import Convention
 
 
 @click.command()
@@ -34,8 +42,13 @@ from .options import (
 @click.option(
     *("--format", "format_"),
     type=click.Choice(["kohya", "comfy", "diffusers", "peft"]),
-    required=True,
-    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them.",
+    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them.  "
+    "[default: those it has, if a kind is asked for]",
+)
+@click.option(
+    "--to",
+    type=click.Choice(["lora"]),
+    help="Kind of every layer: plain LoRA, up and down alone.  [default: the kind it is]",
 )
 @click.option(
     *("--architecture", "architecture"),
@@ -50,10 +63,15 @@ from .options import (
 )
 @click.option(
     *("-r", "--rank", "rule"),
-    help="For layers that are joined from several. "
+    help="For every layer if all become LoRA, else for those that are joined from several. "
     + RULES_HELP
-    + "  [default: all ranks together]",
+    + " "
+    + BUDGETS_HELP
+    + "  [default: all, exactly]",
 )
+@base_option
+@dora_option
+@exact_option
 @dtype_option("each layer's own")
 @device_option
 @vram_option
@@ -63,10 +81,14 @@ from .options import (
 def convert(
     lora: Path,
     output: Path,
-    format_: str,
+    format_: str | None,
+    to: str | None,
     architecture: str | None,
     reference: Path | None,
     rule: str | None,
+    base: Path | None,
+    dora: Convention,
+    exact: bool,
     dtype: str | None,
     device: str,
     vram: str | None,
@@ -74,37 +96,47 @@ def convert(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write LORA with the names of another program.
+    """Write LORA with other names, or as plain LoRA.
 
     Projections that one program splits and the other fuses are cut or joined, exactly; the
-    changes stay the same.
+    changes stay the same. LoHa, LoKr and every other kind become plain LoRA if that is asked for:
+    exactly where the rank is small, else at the rank that is given, with its error.
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import open_source
         from ..lora_ops.convert_file import convert_file
+        from ..lora_ops.inputs import paths_of
         from ..terminal.as_json import check_json, write_json
-        from ..terminal.edits import show_converted
+        from ..terminal.edits import show_converted, show_edit
         from ..terminal.progress import progress_bar
         from ..terminal.text import plain
 
         placement = parse_placement(device, vram)
         source = stack.enter_context(open_source(lora))
-        model = stack.enter_context(open_source(reference)) if reference is not None else None
-        check_json(json_to, [*source.paths, *(model.paths if model else ())])
+        model, weights = (
+            stack.enter_context(open_source(path)) if path is not None else None
+            for path in (reference, base)
+        )
+        check_json(json_to, paths_of(source, model, weights))
         with progress_bar("converting", unit="layers") as progress:
             report = convert_file(
                 source,
                 output,
                 format_,
+                to=to,
                 architecture=architecture,
                 reference=model,
+                base=weights,
                 rule=rule,
                 dtype=parse_dtype(dtype),
+                dora=dora,
+                exact=exact,
                 placement=placement,
                 force=force,
                 version=__version__,
                 progress=progress,
             )
         if not write_json(report.to_dict(), json_to):
-            show_converted(report, verbose=verbose)
+            show = show_converted if to is None else show_edit
+            show(report, verbose=verbose)
             click.echo(f"wrote {plain(output)}")

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, clear_errors, json_option
+from .options import (
+    PATH,
+    check_picture,
+    clear_errors,
+    json_option,
+    picture_option,
+    save_picture,
+)
+
+if TYPE_CHECKING:
+    from ..lora_ops.files import FileSource
 
 
 @click.command()
 @click.argument("file", type=PATH)
+@picture_option
 @json_option
-def info(file: Path, json_to: str | None) -> None:
+def info(file: Path, picture: Path | None, json_to: str | None) -> None:
     """Say what FILE is, from its header.
 
-    Kind, format, architecture, ranks, alphas, dtypes, metadata of any LoRA or checkpoint. Its
-    weights are not read.
+    Kind, format, architecture, ranks, alphas, dtypes, metadata of any LoRA or checkpoint; also
+    embeddings, ControlNets, IP-Adapters, hypernetworks, upscalers. Weights are not read, unless
+    for the picture of a LoRA: rank and energy by block, and how many directions carry it.
     """
     with clear_errors():
         from ..lora_ops import describe, open_source
@@ -25,6 +38,21 @@ def info(file: Path, json_to: str | None) -> None:
 
         with open_source(file) as source:
             check_json(json_to, source.paths)
-            described = describe(source)
+            check_picture(picture, source.paths)
+            described = describe(source, source.spelling)
+            if picture is not None:
+                _draw(source, picture)
         if not write_json(described.to_dict(), json_to):
             show_info(described)
+
+
+def _draw(source: FileSource, path: Path) -> None:
+    """Draw where the strength of an adapter lies."""
+    from ..lora_ops.formats import decode
+    from ..lora_ops.spectra import spectra
+    from ..pictures import inspection_picture
+    from ..terminal.progress import progress_bar
+
+    with progress_bar("measuring", unit="layers") as progress:
+        found = spectra(decode(source), progress=progress)
+    save_picture(inspection_picture(Path(source.name).name, found), path)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from ..lora_ops import Placement
 
 PATH = click.Path(path_type=Path)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Reported(Protocol):
+    """What a command can tell, as a table and as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        ...
 
 
 class AskedWrongly(click.ClickException):
@@ -23,13 +33,32 @@ class AskedWrongly(click.ClickException):
     exit_code = 2
 
 
+def together(*decorators: Decorator) -> Decorator:
+    """Return several arguments and options as one decorator, in the order in which help lists them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
 json_option = click.option(
     *("--json", "json_to"),
     metavar="FILE|-",
     help="Write the report as JSON, to a .json file beside the table; - is stdout, alone.",
 )
+picture_option = click.option(
+    "--picture",
+    type=PATH,
+    metavar="FILE",
+    help="Draw it too, by block, into a .png file.  [default: no picture]",
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show every layer.")
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+#: For a command that writes a result and reports it.
+result_options = together(force_option, verbose_option, json_option)
 output_option = click.option(
     "-o", "--output", type=PATH, required=True, help="LoRA file to write (.safetensors)."
 )
@@ -52,11 +81,27 @@ RULES_HELP = (
     "the sum of singular values, 0-1), ratio=20 (down to the largest / 20), threshold=0.001, knee; "
     "joined with min=4, max=64, conv=16 (a rule for kernels above 1x1; conv=0 leaves them out)."
 )
+BUDGETS_HELP = (
+    "Or a budget over all layers, spent where it buys most: size=50MB (of the file), mean=16 (rank), "
+    "total_error=0.1 (relative error of the whole)."
+)
 dora_option = click.option(
     "--dora",
     type=click.Choice(["paper", "comfy"]),
     default="paper",
     help="Whose reading of the kinds on which programs differ, DoRA above all; docs/kinds.md.",
+)
+base_option = click.option(
+    "--base",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="The model it was trained on, for kinds that are made from its weights: DoRA, OFT, BOFT, IA3, "
+    "GLoRA and replacements.  [default: none]",
+)
+exact_option = click.option(
+    "--exact",
+    is_flag=True,
+    help="Cut what has to be multiplied out exactly, not within 0.1 % of the least error.",
 )
 device_option = click.option(
     "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
@@ -66,11 +111,11 @@ vram_option = click.option(
     metavar="SIZE",
     help="Most memory to use on the device: bytes, or 8GB, 512MiB.  [default: 70 % of what is free on a GPU]",
 )
+#: Both are read by `parse_placement`.
+placement_options = together(device_option, vram_option)
 
 
-def dtype_option(
-    default: str, what: str = "factors"
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def dtype_option(default: str, what: str = "factors") -> Decorator:
     """The option --dtype; `default` says what is taken without it."""
     return click.option(
         "--dtype",
@@ -92,6 +137,58 @@ def parse_placement(device: str, vram: str | None) -> Placement:
     from ..terminal.text import parse_size
 
     return place(device, memory=parse_size(vram) if vram is not None else None)
+
+
+def check_picture(path: Path | None, inputs: Iterable[Path]) -> None:
+    """Refuse, before the work, a name under which a picture could not, or must not, be written.
+
+    Raises:
+        ArgumentError: It does not end in `.png`, is one of the inputs, or has no place.
+    """
+    from ..lora_ops.files import check_output
+
+    if path is not None:
+        check_output(path, list(inputs), force=True, suffix=".png")
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        WriteError: The disk is full, or the like.
+    """
+    from ..lora_ops.errors import WriteError
+
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise WriteError(f"could not be written: {error.strerror}", path=path) from error
+
+
+def tell(
+    report: Reported,
+    show: Callable[..., None],
+    *,
+    json_to: str | None,
+    verbose: bool,
+    output: Path | None = None,
+) -> None:
+    """End a command: print its report, unless stdout is asked to hold its JSON alone.
+
+    Args:
+        report: What became of everything.
+        show: Prints it as a table.
+        json_to: As --json has it.
+        verbose: Whether the table shows every layer.
+        output: The file that was written, if one was.
+    """
+    from ..terminal.as_json import write_json
+    from ..terminal.text import plain
+
+    if not write_json(report.to_dict(), json_to):
+        show(report, verbose=verbose)
+        if output is not None:
+            click.echo(f"wrote {plain(output)}")
 
 
 @contextlib.contextmanager

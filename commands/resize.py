@@ -10,11 +10,15 @@ import click
 
 from .. import __version__
 from .options import (
+    BUDGETS_HELP,
     PATH,
     RULES_HELP,
+    base_option,
     clear_errors,
     device_option,
+    dora_option,
     dtype_option,
+    exact_option,
     force_option,
     json_option,
     parse_dtype,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from ..lora_ops import Report
     from ..lora_ops.edit_folder import Edit
     from ..lora_ops.files import FileSource
+    from ..lora_ops.layers import Convention
 
 
 @click.command()
@@ -40,8 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     *("-r", "--rank", "rule"),
     required=True,
-    help=RULES_HELP + " Or a budget over all layers, spent where it buys most: size=50MB (of the "
-    "file), mean=16 (rank), total_error=0.1 (relative error of the whole).",
+    help=f"{RULES_HELP} {BUDGETS_HELP}",
 )
 @click.option(
     "--alpha",
@@ -51,7 +55,6 @@ if TYPE_CHECKING:
 @dtype_option("each layer's own")
 @click.option(
     "--relative-to",
-    "base",
     type=PATH,
     metavar="CHECKPOINT",
     help="Under a budget, compare changes as shares of the weights that they change.  "
@@ -63,6 +66,9 @@ if TYPE_CHECKING:
     default="spectral",
     help="Of those weights: the largest singular value, or the root of the sum of squares.",
 )
+@base_option
+@dora_option
+@exact_option
 @device_option
 @vram_option
 @force_option
@@ -74,8 +80,11 @@ def resize(
     rule: str,
     alpha: float | None,
     dtype: str | None,
-    base: Path | None,
+    relative_to: Path | None,
     norm: str,
+    base: Path | None,
+    dora: Convention,
+    exact: bool,
     device: str,
     vram: str | None,
     force: bool,
@@ -84,13 +93,15 @@ def resize(
 ) -> None:
     """Write LORA at other ranks, its strength unchanged.
 
-    Every layer becomes the best approximation of its rank. LORA may be a folder: then every
-    .safetensors in it is resized into the output folder, one line each; a file that cannot be
-    does not stop the others, and the exit status is then 1.
+    Every layer becomes the best approximation of its rank. With --base, DoRA stays DoRA; OFT, IA3
+    and the like become LoRA. LORA may be a folder: then every .safetensors in it is resized into
+    the output folder, one line each; a file that cannot be does not stop the others, and the exit
+    status is then 1.
     """
     with clear_errors():
         from ..lora_ops import open_source
         from ..lora_ops.edit_file import resize_file
+        from ..lora_ops.inputs import paths_of
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_edit
         from ..terminal.progress import progress_bar
@@ -98,8 +109,11 @@ def resize(
 
         placement = parse_placement(device, vram)
         with contextlib.ExitStack() as stack:
-            checkpoint = stack.enter_context(open_source(base)) if base is not None else None
-            check_json(json_to, [lora, *(checkpoint.paths if checkpoint else ())])
+            measure, weights = (
+                stack.enter_context(open_source(path)) if path is not None else None
+                for path in (relative_to, base)
+            )
+            check_json(json_to, [lora, *paths_of(measure, weights)])
 
             def edit(source: FileSource, to: Path) -> Report:
                 with progress_bar("resizing", unit="layers") as progress:
@@ -109,8 +123,11 @@ def resize(
                         rule,
                         alpha=alpha,
                         dtype=parse_dtype(dtype),
-                        relative_to=checkpoint,
+                        relative_to=measure,
                         norm=norm,
+                        base=weights,
+                        dora=dora,
+                        exact=exact,
                         placement=placement,
                         force=force,
                         version=__version__,

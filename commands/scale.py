@@ -11,10 +11,9 @@ from .options import (
     PATH,
     blocks_option,
     clear_errors,
-    force_option,
-    json_option,
     output_option,
-    verbose_option,
+    result_options,
+    tell,
     where_option,
 )
 
@@ -31,9 +30,7 @@ from .options import (
 )
 @blocks_option
 @where_option
-@force_option
-@verbose_option
-@json_option
+@result_options
 def scale(
     lora: Path,
     output: Path,
@@ -50,12 +47,11 @@ def scale(
     left out.
     """
     with clear_errors():
-        from ..lora_ops import open_source
-        from ..lora_ops.edit_file import Ingredient, scale_file
-        from ..terminal.as_json import check_json, write_json
+        from ..lora_ops import Ingredient, open_source
+        from ..lora_ops.edit_file import scale_file
+        from ..terminal.as_json import check_json
         from ..terminal.edits import show_strengths
         from ..terminal.progress import progress_bar
-        from ..terminal.text import plain
 
         with open_source(lora) as source:
             check_json(json_to, source.paths)
@@ -67,6 +63,4 @@ def scale(
                     version=__version__,
                     progress=progress,
                 )
-        if not write_json(report.to_dict(), json_to):
-            show_strengths(report, verbose=verbose)
-            click.echo(f"wrote {plain(output)}")
+        tell(report, show_strengths, json_to=json_to, verbose=verbose, output=output)

@@ -14,15 +14,28 @@ from .extract_file import extract_file, plan_file
 from .files import open_source
 from .formats import decode
 from .info import describe
-from .ingredients import Ingredient, ingredient
+from .ingredients import Ingredient
 from .layers import FullLayer, LoraLayer
+from .lint import lint
 from .plan import Plan, plan_extraction
 from .ranks import RankRule, parse_rank
 from .report import LayerReport, Report, Skip
 from .resize import resize
+from .save import save_adapter
 from .scale import scale
 from .source import DictSource, TensorSource
 from .terms import Term
+from .training import (
+    collect,
+    disable,
+    eject,
+    enable,
+    inject,
+    merge_into,
+    set_strength,
+    store_frozen,
+    unmerge,
+)
 from .verify import verify
 
 __all__ = [
@@ -42,19 +55,29 @@ __all__ = [
     "Term",
     "add",
     "bake",
+    "collect",
     "compare",
     "convert",
     "decode",
     "describe",
+    "disable",
+    "eject",
+    "enable",
     "extract",
     "extract_file",
-    "ingredient",
+    "inject",
+    "lint",
+    "merge_into",
     "open_source",
     "parse_rank",
     "place",
     "plan_extraction",
     "plan_file",
     "resize",
+    "save_adapter",
     "scale",
+    "set_strength",
+    "store_frozen",
+    "unmerge",
     "verify",
 ]

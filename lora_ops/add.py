@@ -6,6 +6,7 @@ factors themselves is another thing, and wrong.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .align import aligned
+from .align import Match, matched
+from .architectures import Architecture
 from .combine import (
     Combination,
     concatenated,
@@ -40,7 +42,7 @@ from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
 from .scale import multiplied
-from .terms import Group, Term, common_shape, grouped
+from .terms import Group, Term, common_shape
 
 STRENGTH_ZERO = "strength 0"
 CANCELS = "the inputs cancel"
@@ -79,6 +81,7 @@ def add(
     parameters: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
     format: str | None = None,
+    architecture: Architecture | None = None,
     reference: Sequence[str] = (),
     device: str = "cpu",
     progress: Progress | None = None,
@@ -95,6 +98,7 @@ def add(
         parameters: The method's own.
         dtype: Of the factors; None: what holds all that a layer's inputs hold.
         format: How the result is named; None: as the first input is.
+        architecture: Of the model that they are for; None: told by the names.
         reference: Canonical targets of a checkpoint, to find dotted names by.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
@@ -108,17 +112,14 @@ def add(
     scheme = format_named(format or terms[0].adapter.format)
     chosen = None if rule is None else parse_rank(rule)
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
-    terms = aligned(terms, scheme.name, reference)
-    groups = grouped(terms, scheme.name, reference)
-    results = run_add(terms, groups, adding, placement=place(device), progress=progress)
-    keys = {group.target: group.keys for group in groups}
-    adapter, report = collect(terms[0].adapter, results, format=scheme.name, keys=keys)
-    return adapter, replace(report, notes=(*add_notes(terms, groups), *converted(report)))
+    match = matched(terms, scheme.name, reference, architecture)
+    results = run_add(match, adding, placement=place(device), progress=progress)
+    adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
+    return adapter, replace(report, notes=(*add_notes(match), *converted(report)))
 
 
 def run_add(
-    terms: Sequence[Term],
-    groups: Sequence[Group],
+    match: Match,
     adding: Adding,
     *,
     placement: Placement | None = None,
@@ -127,31 +128,31 @@ def run_add(
     """Yield what becomes of each weight, in the order of the groups.
 
     Args:
-        terms: The adapters and their strengths.
-        groups: From `grouped`, of these.
+        match: The adapters, their strengths and their groups.
         adding: What is to be done.
         placement: Where to compute; None: the CPU.
         progress: Called after each layer.
     """
     where = placement or place("cpu")
-    for term in terms:
+    for term in match.terms:
         check_not_empty(term.adapter, term.name)
-    check_method(adding.method, len(terms), **adding.parameters)
+    check_method(adding.method, len(match.terms), **adding.parameters)
 
     def job(group: Group) -> Edited:
         with where.scope():
-            return _added(terms, group, adding, where)
+            return _added(match.terms, group, adding, where)
 
-    results = ordered_map(job, groups, where.workers, spare=4)
-    yield from counted_off(results, len(groups), progress)
+    results = ordered_map(job, match.groups, where.workers, spare=4)
+    yield from counted_off(results, len(match.groups), progress)
 
 
-def add_notes(terms: Sequence[Term], groups: Sequence[Group]) -> Iterator[str]:
+def add_notes(match: Match) -> Iterator[str]:
     """What is worth a sentence: layers that not all inputs have."""
-    if len(terms) < 2:
+    if len(match.terms) < 2:
         return
-    for index, term in enumerate(terms):
-        alone = sum(len(group.members) == 1 and group.members[0][0] == index for group in groups)
+    members = Counter(group.members[0][0] for group in match.groups if len(group.members) == 1)
+    for index, term in enumerate(match.terms):
+        alone = members[index]
         if alone == len(term.adapter.layers):
             yield f"{term.name} shares no layer with another input"
         elif alone:

@@ -1,4 +1,4 @@
-"""Several adapters of one model under one packing: fused projections beside those that are split."""
+"""Several adapters of one model, matched: under one packing, where one fuses what another splits."""
 
 from __future__ import annotations
 
@@ -8,39 +8,69 @@ from fractions import Fraction
 from itertools import combinations
 
 from .adapter import Adapter
+from .architectures import Architecture
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
 from .formats import Format, ModelNames, format_named, join_key, model_names
 from .layers import Layer
 from .scale import multiplied
-from .terms import Term, common_model
+from .terms import Group, Term, common_model, grouped
 
 
-def aligned(
-    terms: Sequence[Term], format: str | None = None, reference: Sequence[str] = ()
-) -> list[Term]:
-    """Return the terms with the same modules for the same rows of a weight.
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """Adapters whose modules are the same where they change the same rows of a weight.
 
-    Terms that agree are returned as they are. Of others each layer is renamed, cut or joined when
-    it is read, as `convert` would do it, exactly.
+    Attributes:
+        terms: The adapters and their strengths.
+        groups: Which of their layers change one weight, of these terms.
+        model: That all are for; None if it is not known.
+    """
+
+    terms: list[Term]
+    groups: list[Group]
+    model: Architecture | None
+
+    @property
+    def keys(self) -> dict[str, Mapping[str, str]]:
+        """The keys of each target of the result, by role."""
+        return {group.target: group.keys for group in self.groups}
+
+
+def matched(
+    terms: Sequence[Term],
+    format: str | None = None,
+    reference: Sequence[str] = (),
+    architecture: Architecture | None = None,
+) -> Match:
+    """Match the layers of all terms, whatever their naming schemes and packings.
+
+    Terms that agree are kept as they are. Of others each layer is renamed, cut or joined when it is
+    read, as `convert` would do it, exactly.
 
     Args:
         terms: One or more, for one model.
         format: How the result is to be named; None: as the first term is.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
+        architecture: Of the model that all are for; None: told by the names.
 
     Raises:
-        MismatchError: Two terms are for different models.
+        MismatchError: Two terms are for different models, or one names a weight twice.
+        ArgumentError: A layer has no name in that format.
         LoraOpsError: As `convert`, by a layer when it is read, too.
     """
-    names = model_names(common_model(terms), reference)
+    model = architecture or common_model(terms)
+    same = _aligned(terms, model_names(model, reference), format)
+    return Match(same, grouped(same, model, format, reference), model)
+
+
+def _aligned(terms: Sequence[Term], names: ModelNames, format: str | None) -> list[Term]:
     known: dict[str, set[_Part]] = {}
-    for term in terms:
-        for module in term.adapter.layers:
-            place = names.place(module)
-            if place is not None:
-                part = _Part(place.start, place.stop, join_key(module))
-                known.setdefault(place.native, set()).add(part)
+    for module in {module for term in terms for module in term.adapter.layers}:
+        place = names.place(module)
+        if place is not None:
+            part = _Part(place.start, place.stop, join_key(module))
+            known.setdefault(place.native, set()).add(part)
     pairs = (pair for parts in known.values() for pair in combinations(parts, 2))
     if not any(one.start < other.stop and other.start < one.stop for one, other in pairs):
         return list(terms)

@@ -27,9 +27,9 @@ from .files import (
 )
 from .files.header import render_header
 from .ingredients import Ingredient
-from .inputs import hashed, unhashed
+from .inputs import hashed, paths_of, unhashed
 from .layers import Convention
-from .metadata import Input, Operation, Source, baked_metadata
+from .metadata import Input, Operation, baked_metadata
 from .parallel import Progress
 from .report import Report, Skip
 from .source import TensorSource
@@ -74,8 +74,7 @@ def plan_bake_file(
             "is a folder, whose parts keep to their own files; give the file of the weights in it",
             path=checkpoint.name,
         )
-    sources: list[TensorSource] = [checkpoint, *(one.source for one in ingredients)]
-    inputs = [path for one in sources if isinstance(one, FileSource) for path in one.paths]
+    inputs = paths_of(checkpoint, *(one.source for one in ingredients))
     if output is not None:
         suffix = INDEX if _is_index(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
@@ -167,10 +166,7 @@ def _metadata(
     return baked_metadata(
         checkpoint,
         plan.checkpoint.metadata,
-        [
-            Source(file, one.source.metadata, one.strength, one.blocks)
-            for file, one in zip(adapters, plan.ingredients, strict=True)
-        ],
+        [one.record(file) for file, one in zip(adapters, plan.ingredients, strict=True)],
         Operation(plan.operation, version),
         dtype=plan.dtype,
         measured=measured,

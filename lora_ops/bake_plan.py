@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -178,48 +177,54 @@ def _shares(
 ) -> Iterator[tuple[Share, str | None]]:
     """The layers of an adapter, checked, each with its target; None where there is none."""
     grouped = _grouped(ingredient.source)
-    target_of = _targets(ingredient.source, grouped, targets, checkpoint.name, allow_partial)
+    strengths = ingredient.strengths(grouped.modules)
+    target_of = found_targets(
+        grouped.modules,
+        targets,
+        adapter=ingredient.source.name,
+        checkpoint=checkpoint.name,
+        allow_partial=allow_partial,
+    )
     scales = configured_scales(ingredient.source, grouped.modules)
     for name, module in grouped.modules.items():
-        strength = sign * _finite(ingredient.strength_of(name), name)
-        share = Share(ingredient.source, name, module, strength, scales.get(name))
+        share = Share(ingredient.source, name, module, sign * strengths[name], scales.get(name))
         target = target_of.get(name)
         layer = check_kind(share, sign)
         share = replace(share, needs_base=layer.needs_base)
         if target is not None:
-            check_fit(layer, share, targets[target], checkpoint)
+            check_fit(layer, name, ingredient.source.name, targets[target], checkpoint)
         yield share, target
 
 
-def _finite(strength: float, name: str) -> float:
-    if not math.isfinite(strength):
-        raise ArgumentError(
-            f"strength {strength} of `{name}`: give a finite number, such as 0.8 or -1"
-        )
-    return strength
-
-
-def _targets(
-    adapter: TensorSource,
-    grouped: Modules,
+def found_targets(
+    names: Collection[str],
     targets: Mapping[str, Parameter],
+    *,
+    adapter: str,
     checkpoint: str,
-    allow_partial: bool,
+    allow_partial: bool | None = None,
 ) -> dict[str, str]:
-    """The target of each module that has a parameter in the checkpoint."""
-    found = {
-        name: target
-        for name, target in resolve(grouped.modules, targets).items()
-        if target in targets
-    }
+    """Return the target of each module that has a parameter in a checkpoint.
+
+    Args:
+        names: Of the modules, as they stand in the adapter.
+        targets: The checkpoint's parameters by canonical target.
+        adapter: What messages call the adapter.
+        checkpoint: What they call the checkpoint.
+        allow_partial: Whether some may be missing; None: they may not, and nobody can ask for it.
+
+    Raises:
+        TargetMismatchError: Two modules mean one target, or one is not there.
+    """
+    found = {name: target for name, target in resolve(names, targets).items() if target in targets}
     for target, count in Counter(found.values()).items():
         if count > 1:
-            names = ", ".join(f"`{name}`" for name, other in found.items() if other == target)
+            listed = ", ".join(f"`{name}`" for name, other in found.items() if other == target)
             raise TargetMismatchError(
-                f"{names} of {adapter.name} all mean `{target}`; keep one of them",
+                f"{listed} of {adapter} all mean `{target}`; keep one of them",
                 target=target,
             )
-    lost = [name for name in grouped.modules if name not in found]
+    lost = [name for name in names if name not in found]
     if not lost or (allow_partial and found):
         return found
     spelled = {flattened(target): target for target in targets}
@@ -229,9 +234,10 @@ def _targets(
         for part in {component(name): None for name in lost}
         if not any(parameter.component == part for parameter in targets.values())
     ]
-    way_out = "; --allow-partial goes on with the others" if found else ""
+    offered = found and allow_partial is not None
+    way_out = "; --allow-partial goes on with the others" if offered else ""
     raise TargetMismatchError(
-        f"{len(lost)} of {counted(len(grouped.modules), 'layer')} of {adapter.name} are not in "
+        f"{len(lost)} of {counted(len(names), 'layer')} of {adapter} are not in "
         f"{checkpoint}: {'; '.join([*lines, *lacking])}; give the checkpoint that the LoRA was "
         f"made for{way_out}"
     )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from .architectures import Parameter
 from .dtypes import spelled
 from .edit import described
 from .errors import FormatError, UnsupportedLayerError, WeightShapeError
 from .formats import Module, read_kind
 from .layers import DoraLayer, Layer, ReshapedLayer, fits
+from .outline import Outline
 from .source import TensorSource
 
 
@@ -65,7 +63,7 @@ def check_kind(share: Share, sign: int = 1) -> Layer:
         UnsupportedLayerError: It is of a kind that is not read, or that cannot be taken out.
         LayerShapeError: Its factors do not fit together.
     """
-    layer = read_kind(_Headers(share.source), share.name, share.module)
+    layer = read_kind(Outline(share.source), share.name, share.module)
     if sign < 0 and layer.needs_base:
         raise UnsupportedLayerError(
             f"layer `{share.name}` {described(layer)}: what it changed was made from the weight as "
@@ -76,8 +74,17 @@ def check_kind(share: Share, sign: int = 1) -> Layer:
     return layer
 
 
-def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: TensorSource) -> None:
+def check_fit(
+    layer: Layer, name: str, adapter: str, parameter: Parameter, checkpoint: TensorSource
+) -> None:
     """Refuse a layer whose shape is not that of its parameter, or which is no parameter of floats.
+
+    Args:
+        layer: Without its data, or with it.
+        name: The module's name, for messages.
+        adapter: What messages call its file.
+        parameter: Which it is to change.
+        checkpoint: Where that lies.
 
     Raises:
         WeightShapeError: It does not have the parameter's shape.
@@ -85,7 +92,7 @@ def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: Tens
     """
     if not fits(layer.shape, parameter.shape):
         raise WeightShapeError(
-            f"layer `{share.name}` of {share.source.name} changes a weight of shape {layer.shape}, "
+            f"layer `{name}` of {adapter} changes a weight of shape {layer.shape}, "
             f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
             "another model",
             target=parameter.target,
@@ -101,25 +108,3 @@ def check_fit(layer: Layer, share: Share, parameter: Parameter, checkpoint: Tens
             target=parameter.target,
             path=checkpoint.name,
         )
-
-
-# Tensors of one or a few numbers that say what a layer is.
-_TOLD = (".alpha", ".on_input", ".reshape_weight")
-
-
-class _Headers:
-    """A source whose tensors have shapes but no data, so that layers can be checked unread."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self.name = source.name
-        self.metadata = source.metadata
-        self.keys = source.keys
-        self.shape = source.shape
-        self.dtype = source.dtype
-        self._source = source
-
-    def tensor(self, key: str) -> Tensor:
-        """The shape; what a layer is told by is read."""
-        if key.endswith(_TOLD):
-            return self._source.tensor(key)
-        return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")

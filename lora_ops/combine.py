@@ -24,28 +24,35 @@ class Stack:
     """The factors of several changes of one weight, side by side.
 
     Attributes:
-        up: (out, R), float32, scales included.
-        down: (R, in * kernel), float32.
+        up: (out, R), as the layers store it; float32 where they do so in several ways.
+        down: (R, in * kernel), of the same dtype.
         sizes: How many of the R are whose.
-        left: (R, R), float32 or float64: inner products of the columns of up.
+        scales: What the columns of up of each change are multiplied by.
+        left: (R, R), float32 or float64: inner products of the columns of up, without scales.
         right: (R, R), the same: inner products of the rows of down.
     """
 
     up: Tensor
     down: Tensor
     sizes: tuple[int, ...]
+    scales: tuple[float, ...]
     left: Tensor
     right: Tensor
 
-    def columns(self, numbers: Tensor) -> Tensor:
-        """Return a number of each change (T,) as one of each of its columns (R,)."""
-        return numbers.repeat_interleave(torch.tensor(self.sizes))
+    def columns(self, numbers: Sequence[float]) -> Tensor:
+        """Return a number of each change, times its scale, as one of each of its columns.
+
+        (R,), float64, on the CPU.
+        """
+        scaled = [number * scale for number, scale in zip(numbers, self.scales, strict=True)]
+        return torch.tensor(scaled, dtype=torch.float64).repeat_interleave(torch.tensor(self.sizes))
 
     def gram(self) -> Tensor:
         """Return the (T, T) inner products of the T changes; float64, on the CPU."""
         rows = (self.left * self.right).cpu().double().split(self.sizes)
         blocks = [block.sum() for row in rows for block in row.split(self.sizes, dim=1)]
-        return torch.stack(blocks).reshape(len(rows), len(rows))
+        scales = torch.tensor(self.scales, dtype=torch.float64)
+        return torch.stack(blocks).reshape(len(rows), len(rows)) * scales.outer(scales)
 
     def exact(self) -> Stack:
         """The same with inner products in float64, for where changes cancel or are decomposed."""
@@ -65,22 +72,19 @@ def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stac
         layers: One or more.
         placement: Where to compute; None: where they are.
     """
-    stored = _stored(layers)
-    if stored is None:
+    plain = _plain(layers)
+    if plain is None:
         factors = [layer.factors() for layer in layers]
-        ups, downs = (list(side) for side in zip(*factors, strict=True))
+        scales = (1.0,) * len(layers)
     else:
-        ups, downs = stored
-    sizes = tuple(len(down) for down in downs)
-    up, down = torch.cat(ups, dim=1).float(), torch.cat(downs).float()
-    if stored is not None and any(layer.scale != 1 for layer in layers):
-        scales = [
-            layer.scale for layer, size in zip(layers, sizes, strict=True) for _ in range(size)
-        ]
-        up.mul_(torch.tensor(scales))
+        factors = [(layer.up.flatten(1), layer.down.flatten(1)) for layer in plain]
+        scales = tuple(layer.scale for layer in plain)
+    ups, downs = zip(*factors, strict=True)
+    up, down = torch.cat(ups, dim=1), torch.cat(downs)
     if placement is not None:
         up, down = upload(up, placement), upload(down, placement)
-    return Stack(up, down, sizes, up.mT @ up, down @ down.mT)
+    sizes = tuple(len(one) for one in downs)
+    return Stack(up, down, sizes, scales, _products(up.mT), _products(down))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,19 +117,19 @@ class Combination:
 
     def product(self) -> Factors:
         """The whole combination as one pair of factors, float32."""
-        columns = self.stack.columns(torch.tensor(self.coefficients))
-        return self.stack.up * columns.to(self.stack.up), self.stack.down
+        up, down = self.stack.up.float(), self.stack.down.float()
+        return up * self.stack.columns(self.coefficients).to(up), down
 
     def missed(self, result: Layer) -> float:
         """Frobenius norm of the combination less the layer that is written for it."""
         stack = self.stack
         up, down = (factor.to(stack.up.device) for factor in result.factors())
-        if down.shape == stack.down.shape and torch.equal(down, stack.down):
+        if down.shape == stack.down.shape and torch.equal(down, stack.down.float()):
             lost = self.product()[0] - up
-            products = (lost.mT @ lost) * stack.right.to(lost)
+            products = _products(lost.mT) * stack.right.to(lost)
             return float(products.sum().clamp(min=0).sqrt())
         stack = stack.exact()
-        columns = stack.columns(torch.tensor(self.coefficients, dtype=torch.float64))
+        columns = stack.columns(self.coefficients)
         square = columns @ (stack.left * stack.right).cpu() @ columns
         both = (
             columns @ (gram_matrix(stack.up.mT, up.mT) * gram_matrix(stack.down, down)).sum(1).cpu()
@@ -151,10 +155,9 @@ def side_by_side(
         return None
     if not (has_alpha or gains[0] == 1):
         return None
-    stored = _stored(sum_.layers)
-    if stored is None or stored[0][0].dtype != (dtype or sum_.dtype):
+    up, down = sum_.stack.up.cpu(), sum_.stack.down.cpu()
+    if _plain(sum_.layers) is None or up.dtype != (dtype or sum_.dtype):
         return None
-    up, down = torch.cat(stored[0], dim=1), torch.cat(stored[1])
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * gains[0] if has_alpha else None)
 
 
@@ -212,14 +215,18 @@ def recompressed(
     return low_rank(up, down, sum_.shape, alpha=float(held) if has_alpha else None)
 
 
-def _stored(layers: Sequence[Layer]) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The factors as matrices of one dtype that loaders read; None where they are not so plain."""
-    thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
-    ups, downs = [one.up.flatten(1) for one in thin], [one.down.flatten(1) for one in thin]
-    dtypes = {tensor.dtype for tensor in (*ups, *downs)}
-    if len(thin) < len(layers) or len(dtypes) > 1 or dtypes != set(map(loadable, dtypes)):
-        return None
-    return ups, downs
+def _plain(layers: Sequence[Layer]) -> list[LoraLayer] | None:
+    """The layers if all are two factors of one dtype that loaders read: they are joined as stored."""
+    plain = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
+    dtypes = {factor.dtype for layer in plain for factor in (layer.up, layer.down)}
+    is_one = len(dtypes) == 1 and dtypes == set(map(loadable, dtypes))
+    return plain if is_one and len(plain) == len(layers) else None
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Inner products of rows, summed in float32."""
+    rows = rows.float()
+    return rows @ rows.mT
 
 
 def _up(layer: Layer, stacked: Tensor) -> tuple[Tensor, float]:

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .adapter import Adapter
-from .align import aligned
+from .align import matched
 from .combine import stacked
 from .edit import check_not_empty, finite, kind_of
 from .formats import component
 from .parallel import Progress, counted_off, ordered_map
-from .terms import Group, Term, common_shape, grouped
+from .terms import Group, Term, common_shape
 
 _WORKERS = 2
 # What squares leave of a difference below this share of theirs is their rounding.
@@ -119,10 +119,9 @@ def compare(
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
     for term in terms:
         check_not_empty(term.adapter, term.name)
-    terms = aligned(terms)
-    groups = grouped(terms)
-    results = ordered_map(lambda group: _compared(terms, group), groups, _WORKERS)
-    return Comparison(tuple(counted_off(results, len(groups), progress)))
+    match = matched(terms)
+    results = ordered_map(lambda group: _compared(match.terms, group), match.groups, _WORKERS)
+    return Comparison(tuple(counted_off(results, len(match.groups), progress)))
 
 
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:

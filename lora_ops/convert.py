@@ -1,281 +1,128 @@
 """Convert: an adapter under the names of another program, with the same changes.
 
 Where one program fuses projections and the other does not, layers are cut by rows or joined; see
-`rows`. Alphas go into up where the format has no place for them.
+`rows`. Alphas go into up where the format has no place for them. Kinds stay, or become plain LoRA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .adapter import Adapter
 from .architectures import Architecture
-from .assemble import assembled, blocks_of
-from .convert_plan import Piece, names_for, planned
-from .devices import Placement, place, upload
-from .dtypes import loadable, rounded
-from .edit import Edited, check_not_empty, collect, edited, finite
-from .errors import ArgumentError, UnsupportedLayerError
-from .formats import PEFT_METADATA, Format, ModelNames, format_named, with_unit_scales
-from .layers import (
-    DoraLayer,
-    FullLayer,
-    GloraLayer,
-    Layer,
-    LohaLayer,
-    LokrLayer,
-    LoraLayer,
-    low_rank,
-)
-from .linalg import distance, factored_svd, inner, thinned
-from .parallel import Progress, counted_off, ordered_map
+from .budgets import Budget
+from .convert_pieces import Converting, run_convert
+from .convert_plan import convert_notes, names_for, planned
+from .devices import place
+from .edit import all_keys, collect
+from .errors import ArgumentError
+from .formats import PEFT_METADATA, format_named, with_unit_scales
+from .layers import Convention
+from .parallel import Progress
 from .ranks import RankRule, parse_rank
-from .report import Report, counted
-
-_WORKERS = 2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Converting:
-    """What a conversion is told.
-
-    Attributes:
-        format: That of the result.
-        names: Of the model that the adapter is for.
-        rule: How many directions a joined layer gets; None: all, exactly.
-        dtype: Of the factors; None: each layer's own.
-    """
-
-    format: Format
-    names: ModelNames
-    rule: RankRule | None = None
-    dtype: torch.dtype | None = None
+from .report import Report
+from .source import TensorSource
+from .to_lora import plan_to_lora
 
 
 def convert(
     adapter: Adapter,
-    format: str,
+    format: str | None = None,
     *,
+    to: str | None = None,
     architecture: Architecture | None = None,
     reference: Sequence[str] = (),
-    rule: str | int | RankRule | None = None,
+    base: TensorSource | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
+    dora: Convention = "paper",
+    exact: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:
-    """Return the adapter in another format, all in memory, and its report.
+    """Return the adapter in another format, or as plain LoRA, all in memory, and its report.
 
     Args:
         adapter: Its layers are read one after another.
-        format: kohya, comfy, diffusers or peft.
+        format: kohya, comfy, diffusers or peft; None: that it has, which goes with `to` alone.
+        to: `lora`: every kind becomes plain LoRA, see `to_lora`; None: kinds stay.
         architecture: Of the model it is for; None: told by its names and shapes.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
-        rule: How many directions a layer gets that is joined from several; None: all, exactly.
+        base: The checkpoint that it was trained on, for kinds that are made from the weight.
+        rule: How many directions a layer gets; without `to` one that is joined from several. None:
+            all, exactly. With `to` it may be a budget.
         dtype: Of the factors; None: each layer's own.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
 
     Raises:
-        ArgumentError: A name cannot be found in the model, or there is no such format.
-        TargetMismatchError: Two layers change the same rows.
-        UnsupportedLayerError: The format has no place for a layer, or its kind cannot be cut or
-            joined.
-        WeightShapeError: A fused layer is not of the shape that the model's have.
+        ArgumentError: A name cannot be found in the model, there is no such format, nothing is asked
+            for, or a layer is no smaller as an exact LoRA.
+        TargetMismatchError: Two layers change the same rows, or the base lacks a weight.
+        UnsupportedLayerError: The format has no place for a layer, its kind cannot be cut or joined,
+            or it needs the base.
+        WeightShapeError: A layer is not of the shape that the model's weights have.
         NonFiniteError: NaN or infinity in a layer that is computed with, or out of range then.
     """
-    names = names_for(adapter, architecture, reference)
-    chosen = None if rule is None else parse_rank(rule)
-    converting = Converting(format_named(format), names, chosen, dtype)
-    pieces = planned(adapter, converting.format, names)
-    results = run_convert(adapter, pieces, converting, placement=place(device), progress=progress)
-    keys = {piece.module: piece.keys for piece in pieces}
-    result, report = collect(adapter, results, format=format, keys=keys)
+    check_request(format, to, base)
+    where = place(device)
+    if to is not None:
+        lowering = plan_to_lora(
+            adapter,
+            adapter.layers,
+            rule,
+            format=format,
+            architecture=architecture,
+            reference=reference,
+            base=base,
+            dtype=dtype,
+            dora=dora,
+            exact=exact,
+        )
+        results = lowering.run(placement=where, progress=progress)
+        result, report = collect(lowering.changes, results, keys=all_keys(lowering.changes))
+        notes = lowering.notes(report)
+    else:
+        scheme = format_named(format or adapter.format)
+        names = names_for(adapter, architecture, reference)
+        converting = Converting(scheme, names, join_rule(rule), dtype)
+        pieces = planned(adapter, scheme, names)
+        results = run_convert(adapter, pieces, converting, placement=where, progress=progress)
+        keys = {piece.module: piece.keys for piece in pieces}
+        result, report = collect(adapter, results, format=scheme.name, keys=keys)
+        notes = convert_notes(adapter, pieces, converting.rule)
     metadata = {key: text for key, text in adapter.metadata.items() if key != PEFT_METADATA}
-    if not converting.format.keeps_alpha:
+    if not format_named(result.format).keeps_alpha:
         ranks = {module: layer.rank for module, layer in result.layers.items()}
         metadata |= with_unit_scales([adapter.metadata], ranks)
-    told = tuple(convert_notes(adapter, pieces, converting))
-    return replace(result, metadata=metadata), replace(report, notes=told)
+    return replace(result, metadata=metadata), replace(report, notes=tuple(notes))
 
 
-def run_convert(
-    adapter: Adapter,
-    pieces: Sequence[Piece],
-    converting: Converting,
-    *,
-    placement: Placement | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Edited]:
-    """Yield each layer of the result, in the order of the pieces.
-
-    A layer whose numbers are only moved is not looked at: its report has norm 0 and residual 0.
-
-    Args:
-        adapter: Read layer by layer.
-        pieces: From `planned`, of this adapter.
-        converting: What is to be done.
-        placement: Where to compute; None: the CPU.
-        progress: Called after each layer.
-    """
-    check_not_empty(adapter)
-    where = placement or place("cpu")
-
-    def job(piece: Piece) -> Edited:
-        with where.scope():
-            return _converted(adapter, piece, converting, where)
-
-    yield from counted_off(ordered_map(job, pieces, _WORKERS), len(pieces), progress)
-
-
-def convert_notes(
-    adapter: Adapter, pieces: Sequence[Piece], converting: Converting
-) -> Iterator[str]:
-    """What is worth a sentence: why there are more layers, or fewer, than before."""
-    cut = [piece for piece in pieces if piece.is_cut]
-    joined = [piece for piece in pieces if piece.is_joined]
-    if cut:
-        whole = {module for piece in cut for module, _ in piece.members}
-        yield (
-            f"{counted(len(whole), 'fused layer')} became {len(cut)}: this format has their rows "
-            "in several modules"
-        )
-    if joined:
-        parts = sum(len(piece.members) for piece in joined)
-        rank = "" if converting.rule is None else f" at {converting.rule}"
-        yield f"{counted(parts, 'layer')} became {len(joined)}{rank}: this format has them fused"
-    incomplete = sum(piece.is_incomplete for piece in pieces)
-    if incomplete:
-        yield f"{counted(incomplete, 'fused layer')} had no change for some rows, which stay as they are"
-    if len(pieces) != len(adapter.layers):
-        yield f"{len(adapter.layers)} layers in, {len(pieces)} layers out"
-
-
-def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Edited:
-    blocks = blocks_of(adapter, piece, converting.names)
-    whole = assembled(blocks, piece)
-    result = _written(whole, piece, converting, where)
-    was = max(block.layer.rank for block in blocks)
-    moved = all((b.layer.scale, b.layer.dtype) == (whole.scale, whole.dtype) for b in blocks)
-    if moved and _has_numbers_of(whole, result):
-        return edited(piece.module, result, norm=0.0, residual=0.0, was=(was,))
-    exact = assembled(blocks, piece, torch.float64)  # a single block is exact as it is
-    norm = finite(_norm(exact), piece.module, whole)
-    return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
-
-
-def _written(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
-    """The layer as the format holds it."""
-    format, dtype, target = converting.format, converting.dtype, piece.module
-    if isinstance(layer, DoraLayer):
-        return _magnified(layer, _written(layer.inner, piece, converting, where), format, target)
-    if isinstance(layer, FullLayer) and dtype is not None:
-        return FullLayer(rounded(layer.diff, dtype, target))
-    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
-        rank = layer.factor_rank
-        return replace(layer, alpha=float(rank)) if layer.alpha is None and rank else layer
-    if not isinstance(layer, LoraLayer):
-        return layer
-    if piece.is_joined and converting.rule is not None:
-        layer = _lowered(layer, converting.rule, target, where)
-    if format.needs_alpha and layer.alpha is None:
-        layer = replace(layer, alpha=float(layer.rank))
-    if not format.keeps_alpha:
-        layer = _folded(layer, target)
-    if dtype is None:
-        return layer
-    up, down = (rounded(factor, dtype, target) for factor in (layer.up, layer.down))
-    return replace(layer, up=up, down=down, mid=layer.mid and rounded(layer.mid, dtype, target))
-
-
-def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:
-    """The magnitudes over the inner layer as it is written, in the format's form.
+def check_request(format: str | None, to: str | None, base: object) -> None:
+    """Refuse a conversion that asks for nothing, or for what goes with `to` alone.
 
     Raises:
-        UnsupportedLayerError: They lie along the input, for which PEFT has no place.
+        ArgumentError: Says what to give.
     """
-    axes = len(layer.shape)
-    if format.keeps_alpha:
-        return DoraLayer(inner, layer.magnitudes(axes))
-    if layer.axis == 1 or not isinstance(inner, LoraLayer):
-        raise UnsupportedLayerError(
-            f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
-            "magnitude for each input; convert it `--to lora` first",
-            target=target,
+    if to not in (None, "lora"):
+        raise ArgumentError(f"`{to}` is no kind to convert to; it is `lora`")
+    if to is None and format is None:
+        raise ArgumentError("nothing to convert; give --format, or --to lora, or both")
+    if to is None and base is not None:
+        raise ArgumentError(
+            "names alone do not need the base weights; leave it out, or add --to lora"
         )
-    form = (1, -1, *(1 for _ in layer.shape[2:])) if axes > 2 else (-1,)
-    return DoraLayer(inner, layer.magnitude.reshape(form), "magnitude")
 
 
-def _lowered(layer: LoraLayer, rule: RankRule, target: str, where: Placement) -> LoraLayer:
-    """The best approximation of a joined layer at the rank of the rule.
+def join_rule(rule: str | int | RankRule | Budget | None) -> RankRule | None:
+    """Return the rule for layers that are joined from several.
 
     Raises:
-        ArgumentError: The rule leaves nothing of it.
+        ArgumentError: It is none, or a budget, which needs to know all layers.
     """
-    own = rule.for_kernel(layer.shape[2:])
-    if own.kind == "rank" and own.value >= layer.rank:
-        return layer
-    svd = factored_svd(*thinned(*(upload(factor, where) for factor in layer.factors())))
-    rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s)) if own.value else 0
-    held = min(rank or 0, int((svd.s > 0).sum()))
-    if not held:
-        raise ArgumentError(f"rank rule `{rule}` leaves nothing of layer `{target}`", target=target)
-    up, down = (rounded(f, loadable(layer.dtype), target) for f in svd.factors(held))
-    return low_rank(up, down, layer.shape, alpha=float(held))
-
-
-def _folded(layer: LoraLayer, target: str) -> LoraLayer:
-    """The layer with its scale in up, where the format has no place for an alpha."""
-    if layer.scale == 1:
-        return replace(layer, alpha=None)
-    dtype = loadable(layer.dtype)
-    up = rounded(layer.up.double() * layer.scale, dtype, target)
-    return replace(layer, up=up, down=layer.down.to(dtype), alpha=None)
-
-
-def _has_numbers_of(layer: Layer, result: Layer) -> bool:
-    """Whether the result has the very tensors and the scale of a layer."""
-    mine, theirs = _factors_in(layer).tensors(), _factors_in(result).tensors()
-    return layer.scale == result.scale and all(
-        theirs.get(role) is tensor for role, tensor in mine.items() if role != "alpha"
-    )
-
-
-def _factors_in(layer: Layer) -> Layer:
-    """What is computed with: of DoRA the inner layer, as magnitudes are only moved."""
-    return layer.inner if isinstance(layer, DoraLayer) else layer
-
-
-def _norm(layer: Layer) -> Tensor:
-    """Frobenius norm of a change, float64; of DoRA, that of the inner change."""
-    inside = _factors_in(layer)
-    if isinstance(inside, LoraLayer):
-        up, down = _factors(inside)
-        return inner(up, down, up, down).clamp(min=0).sqrt()
-    return torch.linalg.vector_norm(inside.delta(torch.float64))
-
-
-def _missed(exact: Layer, result: Layer) -> float:
-    """Frobenius norm of the exact change less that of the layer that is written."""
-    mine, theirs = _factors_in(exact), _factors_in(result)
-    if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
-        lost = mine.delta(torch.float64) - theirs.delta(torch.float64)
-        return float(torch.linalg.vector_norm(lost))
-    up, down = _factors(mine)
-    other_up, other_down = _factors(theirs)
-    if other_down.shape == down.shape and torch.equal(other_down, down):
-        lost = up - other_up
-        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-    return float(distance(up, down, other_up, other_down))
-
-
-def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """Up with the scale, and down, both float64; Tucker's core in down."""
-    up, down = layer.up.double().flatten(1) * layer.scale, layer.down.double().flatten(1)
-    if layer.mid is None:
-        return up, down
-    return up, torch.einsum("pq...,qi->pi...", layer.mid.double(), down).flatten(1)
+    return None if rule is None else parse_rank(str(rule) if isinstance(rule, Budget) else rule)

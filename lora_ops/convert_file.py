@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from .adapter import Adapter
 from .architectures import Architecture, architecture_named, detect, parameters
-from .convert import Converting, convert_notes, run_convert
-from .convert_plan import names_for, planned
+from .budgets import Budget
+from .convert import check_request, join_rule
+from .convert_pieces import Converting, run_convert
+from .convert_plan import convert_notes, names_for, planned
 from .devices import Placement
+from .edit import Edited, all_keys
 from .errors import ArgumentError, WriteError
-from .files import FileSource, check_output
-from .formats import PEFT, adapter_config, decode, format_named
+from .files import FileSource, Output, check_output, refuse_quantised
+from .formats import PEFT, Format, adapter_config, decode, format_named
+from .inputs import paths_of
+from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata
+from .outline import Outline
 from .parallel import Progress
-from .ranks import RankRule, parse_rank
+from .ranks import RankRule
 from .report import Report
+from .to_lora import plan_to_lora
 from .writing import Draft, write_adapter
 
 # The names that PEFT gives and asks for.
@@ -30,28 +39,37 @@ CONFIG = "adapter_config.json"
 
 def convert_file(
     source: FileSource,
-    output: Path,
-    format: str,
+    output: Output,
+    format: str | None = None,
     *,
+    to: str | None = None,
     architecture: str | None = None,
     reference: FileSource | None = None,
-    rule: str | int | RankRule | None = None,
+    base: FileSource | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
+    dora: Convention = "paper",
+    exact: bool = False,
     placement: Placement | None = None,
     force: bool = False,
     version: str = "",
     progress: Progress | None = None,
 ) -> Report:
-    """Write an adapter in another format; see `convert`.
+    """Write an adapter in another format, or as plain LoRA, or both; see `convert`.
 
     Args:
         source: The adapter file.
-        output: Where to; for `peft` a folder, which is made.
-        format: kohya, comfy, diffusers or peft.
+        output: Where to; for `peft` a folder, which is made, or a file in memory.
+        format: kohya, comfy, diffusers or peft; None: that it has, in one file.
+        to: `lora`: every kind becomes plain LoRA; None: kinds stay.
         architecture: Short name of the model's; None: that of the reference, or told by the names.
         reference: The checkpoint that it is for, to find dotted names by.
-        rule: How many directions a layer gets that is joined from several; None: all, exactly.
+        base: The checkpoint that it was trained on, for kinds that are made from the weight.
+        rule: How many directions a layer gets; without `to` one that is joined from several. None:
+            all, exactly.
         dtype: Of the factors; None: each layer's own.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
@@ -60,41 +78,109 @@ def convert_file(
     Raises:
         LoraOpsError: As `convert`; or the output cannot, or must not, be written.
     """
-    scheme = format_named(format)
-    read = [path for one in (source, reference) if one is not None for path in one.paths]
-    if scheme == PEFT:
-        _check_folder(output, read, force=force)
+    check_request(format, to, base)
+    read = paths_of(source, reference, base)
+    folder = output if format == PEFT.name and isinstance(output, Path) else None
+    if folder is not None:
+        _check_folder(folder, read, force=force)
     else:
         check_output(output, read, force=force)
+    if base is not None:
+        refuse_quantised(base)
     adapter = decode(source)
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
-    names = names_for(adapter, known or model, targets)
-    converting = Converting(scheme, names, None if rule is None else parse_rank(rule), dtype)
-    pieces = planned(adapter, scheme, names)
-    keys = {piece.module: piece.keys for piece in pieces}
+    if to is None:
+        work = _renaming(adapter, format_named(format or ""), known or model, targets, rule, dtype)
+    else:
+        lowering = plan_to_lora(
+            adapter,
+            decode(Outline(source)).layers,
+            rule,
+            format=format,
+            architecture=known or model,
+            reference=targets,
+            base=base,
+            name=source.name,
+            dtype=dtype,
+            dora=dora,
+            exact=exact,
+        )
+        work = _Work(
+            all_keys(lowering.changes), lowering.architecture, lowering.run, lowering.notes
+        )
+    scheme = format_named(format or adapter.format)
+    told = {} if format is None else {"format": scheme.name}
+    told |= {} if to is None else {"to": to}
+    told |= {} if rule is None else {"rank": str(rule)}
+    told |= {} if base is None else {"base": Path(base.name).name, "dora": dora}
+    summary = f"converted to {' for '.join(filter(None, (to, format)))}"
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
-        told = {"format": scheme.name}
-        told |= {} if converting.rule is None else {"rank": str(converting.rule)}
-        operation = Operation("convert", version, f"converted to {scheme.name}", told)
         titled = replace(result, title=output.stem)
+        operation = Operation("convert", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, titled)
 
-    def written(path: Path) -> Report:
-        results = run_convert(adapter, pieces, converting, placement=placement, progress=progress)
-        draft = Draft(path, scheme.name, [source], keys, adapter.extras, names.architecture)
-        notes = tuple(convert_notes(adapter, pieces, converting))
-        return write_adapter(draft, results, describe, notes=lambda _: notes)
+    def written(path: Output) -> Report:
+        draft = Draft(path, scheme.name, [source], work.keys, adapter.extras, work.architecture)
+        results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
+        return write_adapter(draft, results, describe, notes=work.notes)
 
-    if scheme != PEFT:
+    if folder is None:
         return written(output)
-    with _folder(output) as folder:
-        report = written(folder / WEIGHTS)
+    with _folder(folder) as made:
+        report = written(made / WEIGHTS)
         ranks = {layer.target: layer.rank for layer in report.layers}
-        use_dora = any("magnitude" in keys[layer.target] for layer in report.layers)
-        (folder / CONFIG).write_text(adapter_config(ranks, use_dora=use_dora), "utf-8")
+        use_dora = any("magnitude" in work.keys[layer.target] for layer in report.layers)
+        (made / CONFIG).write_text(adapter_config(ranks, use_dora=use_dora), "utf-8")
     return report
+
+
+class _Run(Protocol):
+    def __call__(
+        self, *, overhead: int, placement: Placement | None, progress: Progress | None
+    ) -> Iterator[Edited]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """What is to be written, however it is made.
+
+    Attributes:
+        keys: Keys by role, by name in the result.
+        architecture: Of the model, where it is known.
+        run: Makes the layers.
+        notes: What is worth a sentence.
+    """
+
+    keys: Mapping[str, Mapping[str, str]]
+    architecture: Architecture | None
+    run: _Run
+    notes: Callable[[Report], Iterable[str]]
+
+
+def _renaming(
+    adapter: Adapter,
+    scheme: Format,
+    architecture: Architecture | None,
+    targets: Sequence[str],
+    rule: str | int | RankRule | Budget | None,
+    dtype: torch.dtype | None,
+) -> _Work:
+    """Names that change, under which kinds stay."""
+    names = names_for(adapter, architecture, targets)
+    converting = Converting(scheme, names, join_rule(rule), dtype)
+    pieces = planned(adapter, scheme, names)
+
+    def run(
+        *, overhead: int, placement: Placement | None, progress: Progress | None
+    ) -> Iterator[Edited]:
+        del overhead  # of no use without a budget
+        return run_convert(adapter, pieces, converting, placement=placement, progress=progress)
+
+    keys = {piece.module: piece.keys for piece in pieces}
+    notes = tuple(convert_notes(adapter, pieces, converting.rule))
+    return _Work(keys, names.architecture, run, lambda _: notes)
 
 
 def _referred(reference: FileSource | None) -> tuple[list[str], Architecture | None]:

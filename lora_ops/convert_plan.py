@@ -9,13 +9,27 @@ from itertools import pairwise
 
 from .adapter import Adapter
 from .architectures import Architecture, Place
+from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys
 from .models import models_of
+from .ranks import RankRule
 from .report import counted
 
 # Roles that a format spells in its own way; others have one suffix wherever they are known.
 _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
+
+# Formats whose loaders know the kind that a role is of; other roles are known to all, or to those
+# that read an alpha.
+_LOADERS = {"set_weight": ("comfy",), "reshape_weight": ("comfy",), "on_input": ("kohya",)}
+# What a role is called, and what else can be done, where that is not to make it a LoRA.
+_WAYS_OUT = {
+    "diff": (
+        "full differences",
+        "leave it out, use format `comfy`, or, if it is of a matrix, convert it `--to lora`",
+    ),
+    "reshape_weight": ("a weight that grows", "use format `comfy`"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,29 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
         pieces += _pieces(adapter, format, names, native, members)
     _check_names(pieces)
     return pieces
+
+
+def convert_notes(
+    adapter: Adapter, pieces: Sequence[Piece], rule: RankRule | Budget | None
+) -> Iterator[str]:
+    """What is worth a sentence: why there are more layers, or fewer, than before."""
+    cut = [piece for piece in pieces if piece.is_cut]
+    joined = [piece for piece in pieces if piece.is_joined]
+    if cut:
+        whole = {module for piece in cut for module, _ in piece.members}
+        yield (
+            f"{counted(len(whole), 'fused layer')} became {len(cut)}: this format has their rows "
+            "in several modules"
+        )
+    if joined:
+        parts = sum(len(piece.members) for piece in joined)
+        rank = "" if rule is None else f" at {rule}"
+        yield f"{counted(parts, 'layer')} became {len(joined)}{rank}: this format has them fused"
+    incomplete = sum(piece.is_incomplete for piece in pieces)
+    if incomplete:
+        yield f"{counted(incomplete, 'fused layer')} had no change for some rows, which stay as they are"
+    if len(pieces) != len(adapter.layers):
+        yield f"{len(adapter.layers)} layers in, {len(pieces)} layers out"
 
 
 def names_for(
@@ -201,10 +238,13 @@ def _spelled_keys(
         found |= {"dora_scale": f"{module}.dora_scale"}
         found |= {"magnitude": f"{module}.lora_magnitude_vector"}
     others = [role for role in suffixes if role not in _SPELLED]
-    full = "diff" in suffixes and "up" not in suffixes and not format.holds_full
-    if full or (not format.keeps_alpha and ("mid" in suffixes or others)):
-        what = "full differences" if full else f"`{suffixes[(others or ['mid'])[0]]}`"
-        way = "leave it out, or use format `comfy`" if full else "convert it `--to lora` first"
+    lost = [role for role in others if format.name not in _LOADERS.get(role, (format.name,))]
+    if not format.keeps_alpha:
+        lost += [role for role in suffixes if role == "mid" or role in others]
+    if "diff" in suffixes and "up" not in suffixes and not format.holds_full:
+        lost.append("diff")
+    if lost:
+        what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", "convert it `--to lora`"))
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for {what}, which layer `{target}` is stored as; "
             f"{way}",

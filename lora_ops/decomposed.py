@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from .adapter import Adapter
 from .devices import Placement, upload
 from .edit import described, finite
 from .errors import UnsupportedLayerError
-from .layers import FullLayer, Layer, LoraLayer, innermost
-from .linalg import FactoredSvd, factored_svd, thinned
+from .layers import FullLayer, Layer, LoraLayer, MadeLayer, innermost
+from .linalg import FactoredSvd, factored_svd, frobenius, thinned
 from .parallel import ordered_map
 
 Result = TypeVar("Result")
@@ -49,6 +49,26 @@ class Whole:
     layer: Layer
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """A layer whose change is multiplied out, to be cut to a rank.
+
+    Attributes:
+        target: Its name.
+        layer: As it was read.
+        matrix: (out, in * kernel), float32, on the device.
+        total: Its squared Frobenius norm, float64.
+    """
+
+    target: str
+    layer: Layer
+    matrix: Tensor
+    total: Tensor
+
+
+Known: TypeAlias = Decomposed | Dense | Whole
+
+
 @dataclass(frozen=True, slots=True)
 class _Item:
     """A layer's name and, where layers are stacked, the shapes of what is."""
@@ -63,7 +83,7 @@ class _Item:
 
 
 def map_decomposed(
-    adapter: Adapter, function: Callable[[Decomposed | Whole], Result], placement: Placement
+    adapter: Adapter, function: Callable[[Known], Result], placement: Placement
 ) -> Iterator[Result]:
     """Yield `function` of each layer with its decomposition.
 
@@ -99,13 +119,13 @@ def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
     plain = innermost(layer)
     if isinstance(plain, FullLayer) or layer.needs_base:
         return ()
+    if isinstance(plain, MadeLayer) and plain.is_dense:
+        return ((layer.shape[0], math.prod(layer.shape[1:])),)
     rank = plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
     return (layer.shape[0], rank), (rank, math.prod(layer.shape[1:]))
 
 
-def _decompose(
-    adapter: Adapter, batch: Sequence[_Item], placement: Placement
-) -> Iterator[Decomposed | Whole]:
+def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -> Iterator[Known]:
     thin: dict[str, Layer] = {}
     ups: list[Tensor] = []
     downs: list[Tensor] = []
@@ -115,6 +135,11 @@ def _decompose(
             yield Whole(target, layer)
             continue
         _check_own(target, layer)
+        plain = innermost(layer)
+        if isinstance(plain, MadeLayer) and plain.is_dense:
+            matrix = upload(plain.delta().flatten(1), placement)
+            yield Dense(target, layer, matrix, frobenius(matrix).square())
+            continue
         up, down = layer.factors()
         finite(up.norm() * down.norm(), target, layer)
         thin[target] = layer
@@ -130,7 +155,7 @@ def _check_own(target: str, layer: Layer) -> None:
     if layer.needs_base:
         raise UnsupportedLayerError(
             f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "
-            "it has no singular values of its own to choose from; bake it into its checkpoint, or "
-            "use a plain LoRA",
+            "it has no singular values of its own to choose from; give the checkpoint that it was "
+            "trained on as --base, or bake it into its checkpoint",
             target=target,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,67 +11,47 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .add import Adding, add_notes, run_add
-from .align import aligned
-from .architectures import parameters
+from .align import matched
+from .architectures import architecture_named, parameters
+from .base_weights import base_weights
 from .budgets import Budget, parse_rule
+from .changes import as_changes
 from .devices import Placement
 from .edit import EditReport, all_keys, converted
 from .errors import ArgumentError
-from .files import FileSource, check_output, refuse_quantised
+from .files import FileSource, Output, check_output, refuse_quantised
 from .formats import decode, format_named
 from .importance import importance
+from .ingredients import Ingredient
+from .inputs import paths_of
+from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
 from .models import models_of
+from .outline import Outline
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
 from .report import Report
 from .resize import Resizing, resize_notes, run_resize
-from .rules import parse_rules, strengths
+from .rules import parse_rules
 from .scale import run_scale
-from .terms import Term, common_model, grouped
+from .source import TensorSource
+from .terms import Term
 from .writing import Draft, write_adapter
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ingredient:
-    """An opened adapter file and how much of it is wanted.
-
-    Attributes:
-        source: The file.
-        strength: Factor on all of it.
-        blocks: Block weights or a preset; see `rules`.
-        where: `PATTERN=S`, in order; see `rules`.
-    """
-
-    source: FileSource
-    strength: float = 1.0
-    blocks: str | None = None
-    where: Sequence[str] = ()
-
-    def term(self) -> Term:
-        """The adapter, with the strength of each of its layers."""
-        adapter = decode(self.source)
-        factors = strengths(
-            adapter.layers, strength=self.strength, blocks=self.blocks, where=self.where
-        )
-        return Term(adapter, factors, self.source.name)
-
-    def record(self, file: Input) -> Source:
-        """What the metadata says of it."""
-        rules = [*([self.blocks] if self.blocks else []), *self.where]
-        return Source(file, self.source.metadata, self.strength, " ".join(rules))
 
 
 def resize_file(
     source: FileSource,
-    output: Path,
+    output: Output,
     rule: str | int | RankRule | Budget,
     *,
     alpha: float | None = None,
     dtype: torch.dtype | None = None,
     relative_to: FileSource | None = None,
     norm: str = "spectral",
+    base: FileSource | None = None,
+    dora: Convention = "paper",
+    exact: bool = False,
     placement: Placement | None = None,
     force: bool = False,
     version: str = "",
@@ -87,6 +67,9 @@ def resize_file(
         dtype: Of the factors; None: each layer's own.
         relative_to: The checkpoint whose weights a budget compares the changes with.
         norm: Of those weights: spectral or frobenius.
+        base: The checkpoint that it was trained on, for kinds that are made from the weight.
+        dora: Whose convention of those, where programs differ; see docs/kinds.md.
+        exact: Cut those exactly, not within 1e-3 of the least error.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
@@ -95,17 +78,20 @@ def resize_file(
     Raises:
         LoraOpsError: As `resize`; or the output cannot, or must not, be written.
     """
-    checkpoint = relative_to.paths if relative_to else ()
-    check_output(output, [*source.paths, *checkpoint], force=force)
+    check_output(output, paths_of(source, relative_to, base), force=force)
     chosen = parse_rule(rule)
     if relative_to is not None and isinstance(chosen, RankRule):
         raise ArgumentError(
             f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
             "nothing; use a budget: size=, mean= or total_error="
         )
-    if relative_to is not None:
-        refuse_quantised(relative_to)
+    for checkpoint in filter(None, (relative_to, base)):
+        refuse_quantised(checkpoint)
     adapter = decode(source)
+    if base is not None:
+        layers = decode(Outline(source)).layers
+        weights = base_weights(adapter, layers, base, source.name)
+        adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = _draft(source, adapter, output)
     resizing = Resizing(
         chosen,
@@ -114,12 +100,14 @@ def resize_file(
         importance(adapter.layers, relative_to, norm) if relative_to else {},
         overhead=draft.overhead,
         has_alpha=format_named(adapter.format).keeps_alpha,
+        exact=exact,
     )
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
         told = {"rank": str(chosen)}
         told |= {} if alpha is None else {"alpha": f"{alpha:g}"}
         told |= {"relative_to": Path(relative_to.name).name, "norm": norm} if relative_to else {}
+        told |= {} if base is None else {"base": Path(base.name).name, "dora": dora}
         operation = Operation("resize", version, _resized(result.report), told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
@@ -131,7 +119,7 @@ def resize_file(
 
 def scale_file(
     ingredient: Ingredient,
-    output: Path,
+    output: Output,
     *,
     force: bool = False,
     version: str = "",
@@ -150,8 +138,9 @@ def scale_file(
         LoraOpsError: As `scale`; or the output cannot, or must not, be written.
     """
     source = ingredient.source
-    check_output(output, source.paths, force=force)
-    term = ingredient.term()
+    check_output(output, paths_of(source), force=force)
+    adapter = decode(source)
+    factors = ingredient.strengths(adapter.layers)
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
         record = ingredient.record(inputs[0])
@@ -163,13 +152,13 @@ def scale_file(
         operation = Operation("scale", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
-    results = run_scale(term.adapter, term.strengths, progress=progress)
-    return write_adapter(_draft(source, term.adapter, output), results, describe)
+    results = run_scale(adapter, factors, progress=progress)
+    return write_adapter(_draft(source, adapter, output), results, describe)
 
 
 def add_files(
     ingredients: Sequence[Ingredient],
-    output: Path,
+    output: Output,
     rule: str | int | RankRule | None = None,
     *,
     where: Sequence[str] = (),
@@ -177,6 +166,7 @@ def add_files(
     options: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
     format: str | None = None,
+    architecture: str | None = None,
     reference: FileSource | None = None,
     placement: Placement | None = None,
     force: bool = False,
@@ -194,6 +184,7 @@ def add_files(
         options: The method's own parameters.
         dtype: Of the factors; None: what holds all that a layer's inputs hold.
         format: How the result is named; None: as the first input is.
+        architecture: Short name of the model's; None: told by the names.
         reference: The checkpoint that they are for, to find dotted names by.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
@@ -206,20 +197,23 @@ def add_files(
     if not ingredients:
         raise ArgumentError("there is nothing to add; give one adapter or more")
     sources = [one.source for one in ingredients]
-    read = [*sources, *([reference] if reference else [])]
-    check_output(output, [path for source in read for path in source.paths], force=force)
+    check_output(output, paths_of(*sources, reference), force=force)
     chosen = None if rule is None else parse_rank(rule)
     told = check_method(method, len(ingredients), **(options or {}))
-    ingredients = _given(ingredients, where)
-    terms = [one.term() for one in ingredients]
+    adapters = [decode(source) for source in sources]
+    ingredients = _fitted(ingredients, adapters, where)
+    terms = [
+        Term(adapter, one.strengths(adapter.layers), one.source.name)
+        for adapter, one in zip(adapters, ingredients, strict=True)
+    ]
     scheme = format_named(format or terms[0].adapter.format)
     known = [one.target for one in parameters(reference).values()] if reference else []
-    terms = aligned(terms, scheme.name, known)
-    groups = grouped(terms, scheme.name, known)
+    model = None if architecture is None else architecture_named(architecture)
+    match = matched(terms, scheme.name, known, model)
     adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha)
-    keys = {group.target: group.keys for group in groups}
-    extras, notes = _extras(terms, {key for roles in keys.values() for key in roles.values()})
-    draft = Draft(output, scheme.name, sources, keys, extras, common_model(terms))
+    taken = {key for roles in match.keys.values() for key in roles.values()}
+    extras, notes = _extras(match.terms, taken)
+    draft = Draft(output, scheme.name, sources, match.keys, extras, match.model)
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
         record = [one.record(file) for one, file in zip(ingredients, inputs, strict=True)]
@@ -229,14 +223,14 @@ def add_files(
         operation = Operation("add", version, f"{method} of {names}", entries)
         return joined_metadata(record, operation, result)
 
-    results = run_add(terms, groups, adding, placement=placement, progress=progress)
-    notes += add_notes(terms, groups)
+    results = run_add(match, adding, placement=placement, progress=progress)
+    notes += add_notes(match)
     return write_adapter(
         draft, results, describe, notes=lambda report: [*notes, *converted(report)]
     )
 
 
-def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
+def _draft(source: TensorSource, adapter: Adapter, output: Output) -> Draft:
     models = models_of(adapter)
     return Draft(
         output,
@@ -248,23 +242,24 @@ def _draft(source: FileSource, adapter: Adapter, output: Path) -> Draft:
     )
 
 
-def _given(ingredients: Sequence[Ingredient], where: Sequence[str]) -> list[Ingredient]:
-    """The ingredients, each with those patterns that fit it.
+def _fitted(
+    ingredients: Sequence[Ingredient], adapters: Sequence[Adapter], where: Sequence[str]
+) -> list[Ingredient]:
+    """The ingredients, each with those patterns that fit its adapter.
 
     Raises:
         ArgumentError: A pattern fits none of them.
     """
-    known = [(one, decode(one.source).layers) for one in ingredients]
     fitting: list[list[str]] = [[*one.where] for one in ingredients]
     for entry in where:
         failures: list[ArgumentError] = []
-        for own, (_, layers) in zip(fitting, known, strict=True):
+        for own, adapter in zip(fitting, adapters, strict=True):
             try:
-                parse_rules(layers, where=[entry])
+                parse_rules(adapter.layers, where=[entry])
                 own.append(entry)
             except ArgumentError as error:
                 failures.append(error)
-        if len(failures) == len(known):
+        if len(failures) == len(adapters):
             raise failures[0]
     return [replace(one, where=own) for one, own in zip(ingredients, fitting, strict=True)]
 

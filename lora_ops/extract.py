@@ -18,7 +18,7 @@ from .devices import Placement, place, upload
 from .dtypes import rounded
 from .errors import MismatchError, NonFiniteError
 from .layers import FullLayer, Layer, LoraLayer, low_rank
-from .linalg import Svd, frobenius, residual_, spectrum, truncated_svd
+from .linalg import Svd, frobenius, residual_
 from .pairs import Pair
 from .parallel import Progress, ordered_map
 from .plan import Plan, PlanOptions, plan_extraction
@@ -26,6 +26,7 @@ from .ranks import RankRule
 from .report import LayerReport, Report, Skip, counted
 from .rounding import is_rounding
 from .source import TensorSource
+from .truncation import truncated
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -213,7 +214,8 @@ def _factor_batch(
     stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
     deltas.clear()
     norms = torch.stack(measured)
-    svds = _decompose(stack, norms.square(), plan.rule_for(changed[0]), exact, seed)
+    rule = plan.rule_for(changed[0])
+    svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
     for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
         layer = _lora_layer(both, svd, plan.dtype)
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
@@ -221,32 +223,6 @@ def _factor_batch(
         report = _report(both, layer.rank, float(norms[index]), float(residual))
         outcomes.append(Outcome(both, layer, report))
     return outcomes
-
-
-def _decompose(stack: Tensor, totals: Tensor, rule: RankRule, exact: bool, seed: int) -> list[Svd]:
-    """Decompose a batch (b, out, in) as far as the rule asks, each matrix at its own rank."""
-    full = min(stack.shape[-2:])
-    count = len(stack)
-
-    def leading(rank: int) -> Svd:
-        return truncated_svd(stack, rank, totals, seed, exact=exact)
-
-    if rule.needs_spectrum:
-        known = spectrum(stack)
-        ranks = [rule.choose(known[i], float(totals[i]), full) or 1 for i in range(count)]
-        svd = leading(max(ranks))
-    else:
-        looked_at = rule.first_guess(full)
-        while True:
-            svd = leading(looked_at)
-            chosen = [rule.choose(svd.s[i], float(totals[i]), full) for i in range(count)]
-            ranks = [rank for rank in chosen if rank is not None]
-            if len(ranks) == count:
-                break
-            looked_at = min(full, 2 * looked_at)
-    # Directions at rounding level are zero in `s`: no rank is spent on them.
-    held = [max(1, min(ranks[i], int((svd.s[i] > 0).sum()))) for i in range(count)]
-    return [svd[i].truncate(held[i]) for i in range(count)]
 
 
 def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:

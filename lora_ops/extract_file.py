@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import Tensor
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
 from .extract import Outcome, run, summarise
-from .files import FileSource, SafetensorsWriter, check_output, refuse_quantised
+from .files import FileSource, Output, check_output, refuse_quantised, writer_of
 from .formats import Format, Namer, encode_layer, module_namer, writable
 from .inputs import hashed
 from .metadata import HASH_KEYS, extraction_metadata, metadata_room
@@ -21,6 +22,7 @@ from .parallel import Progress
 from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
 from .report import LayerReport, Report, Skip
+from .source import TensorSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,11 +31,11 @@ NO_NAME = "no name in this format"
 
 
 def plan_file(
-    base: FileSource,
-    tuned: FileSource,
+    base: TensorSource,
+    tuned: TensorSource,
     rule: str | int | RankRule,
     *,
-    output: Path | None = None,
+    output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
     **options: Unpack[PlanOptions],
@@ -55,9 +57,8 @@ def plan_file(
         MismatchError: The checkpoints do not belong together, or are one file.
     """
     if output is not None:
-        check_output(output, [*base.paths, *tuned.paths], force=force)
-    same = [one.samefile(other) for one, other in zip(base.paths, tuned.paths, strict=False)]
-    if all(same) and len(base.paths) == len(tuned.paths):
+        check_output(output, [*_paths(base), *_paths(tuned)], force=force)
+    if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the tuned checkpoint second"
@@ -71,9 +72,9 @@ def plan_file(
 
 def extract_file(
     plan: Plan,
-    base: FileSource,
-    tuned: FileSource,
-    output: Path,
+    base: TensorSource,
+    tuned: TensorSource,
+    output: Output,
     *,
     format: str = "comfy",
     exact: bool = False,
@@ -88,7 +89,7 @@ def extract_file(
         plan: From `plan_file`, of these two.
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        output: The LoRA file; replaced if it exists.
+        output: The LoRA file; replaced if it exists. One in memory is filled.
         format: comfy or kohya.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
@@ -108,7 +109,7 @@ def extract_file(
     reports: list[LayerReport | Skip] = []
     with (
         hashed((base, tuned)) as inputs,
-        SafetensorsWriter(output, header_room=_header_room(plan, scheme)) as writer,
+        writer_of(output, header_room=_header_room(plan, scheme)) as writer,
     ):
         outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
         for outcome in outcomes:
@@ -134,6 +135,16 @@ def extract_file(
         )
         written = writer.finish(metadata, hash_keys=HASH_KEYS)
     return replace(report, seconds=time.perf_counter() - started, size=written.size)
+
+
+def _paths(source: TensorSource) -> tuple[Path, ...]:
+    return source.paths if isinstance(source, FileSource) else ()
+
+
+def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether they are the same files."""
+    pairs = list(zip(ones, others, strict=False))
+    return len(pairs) == len(ones) == len(others) > 0 and all(a.samefile(b) for a, b in pairs)
 
 
 def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .architectures import ARCHITECTURES, Architecture, Parameter, detect_targets, parameters
+from .architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Parameter,
+    architecture_named,
+    detect_targets,
+    parameters,
+)
 from .architectures import detect as detect_architecture
 from .architectures import naming as naming_of
 from .dtypes import spelled
 from .formats import (
     MAGNITUDES,
     Module,
+    Modules,
+    commonest,
     component,
     flattened,
+    foreign_method,
     kind_of,
     modules,
     read_alpha,
+    recognise,
     title_of,
 )
-from .formats import detect as detect_format
 from .source import TensorSource
 
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
-# Textual inversions: the vectors for one encoder, or one key for each of several.
-_EMBEDDING_KEYS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+# Vectors of new words: beside an adapter under the word's name, or alone in a file.
+_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\..+|emb_params|clip_[lgh]|t5xxl)")
+_ALONE = re.compile(r"(string_to_param\..+|emb_params|clip_[lgh]|t5xxl|<.+>|.*prompt_embeddings)")
+# What cloneofsimo's trainer says of a word's vector, in the metadata.
+_EMBED_FLAG = "<embed>"
+# Models by the width of what an embedding file gives the text encoder; two encoders are SDXL's.
+_BY_WIDTH = {768: "sd1", 1024: "sd2"}
 _CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
 
 
@@ -45,14 +61,18 @@ class Info:
 
     Attributes:
         name: The file, as the source calls it.
-        kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, …, unknown.
+        kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, ControlNet,
+            embedding, upscaler, …, unknown.
         format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
+        spelling: Whose names the file has, where it was read under other ones; None if they are
+            its own.
         architecture: Title of the model family; None where nothing tells.
         naming: Of a diffusion model: native or diffusers; None for anything else.
         components: By component.
         targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
         ranks: Number of LoRA layers by rank.
         alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none.
+        embeddings: Shapes of the vectors of new words, by word or by key.
         dtypes: Number of tensors by dtype.
         bytes: Size of the tensors, without the header.
         metadata: The file's string map.
@@ -61,12 +81,14 @@ class Info:
     name: str
     kind: str
     format: str | None
+    spelling: str | None
     architecture: str | None
     naming: str | None
     components: Mapping[str, Part]
     targets: Mapping[str, int]
     ranks: Mapping[int, int]
     alphas: Mapping[str, int]
+    embeddings: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, int]
     bytes: int
     metadata: Mapping[str, str]
@@ -76,39 +98,77 @@ class Info:
         return asdict(self)
 
 
-def describe(source: TensorSource) -> Info:
+def describe(source: TensorSource, spelling: str | None = None) -> Info:
     """Return what a file is. Only the header is read, and the alphas of an adapter.
+
+    Args:
+        source: The file.
+        spelling: Whose names it has, where the source gives it other ones.
 
     Raises:
         LayerShapeError: An alpha is not one number.
     """
     keys = source.keys()
     grouped = modules(keys)
-    found, adapter = grouped.modules, grouped.is_adapter
-    named = {} if adapter else parameters(source)
-    architecture = _architecture(source, found) if adapter else detect_architecture(named)
-    kind = _adapter_kind(source, found) if adapter else _model_kind(named, architecture)
-    parts = dict.fromkeys(keys, "other")
+    other, method = recognise(grouped), foreign_method(grouped)
+    adapter = grouped.is_adapter and other is None
+    found = grouped.modules if adapter else {}
+    named = {} if adapter or other or method else parameters(source)
+    embeddings = _embeddings(source, grouped)
     if adapter:
-        for name, module in found.items():
-            parts.update(dict.fromkeys(module.keys.values(), component(name)))
-    elif kind not in ("embedding", "unknown"):
+        architecture = _architecture(source, found)
+        kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+    elif other or method:
+        architecture = _embedded(embeddings) if other else None
+        kind = other.title if other else f"adapter: {method[0]}" if method else ""
+    else:
+        architecture = detect_architecture(named)
+        kind = _model_kind(named, architecture)
+    parts = dict.fromkeys(keys, "other")
+    for name, module in found.items():
+        parts.update(dict.fromkeys(module.keys.values(), component(name)))
+    if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
-    lora = [one for one in found.values() if adapter and _is_lora(source, one)]
+    lora = [one for one in found.values() if _is_lora(source, one)]
     return Info(
         name=source.name,
         kind=kind,
-        format=detect_format(keys, source.name) if adapter else None,
+        format=commonest(grouped) if adapter else None,
+        spelling=spelling,
         architecture=architecture.title if architecture is not None else None,
-        naming=naming_of(named) if not adapter and "unet" in parts.values() else None,
+        naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(source, parts),
-        targets=_sorted(_target(source, one) for one in found.values() if adapter),
+        targets=_sorted(_target(source, one) for one in found.values()),
         ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora),
         alphas=_sorted(_alpha(source, one) for one in lora),
+        embeddings=embeddings,
         dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
         bytes=sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys),
         metadata=dict(source.metadata),
     )
+
+
+def _embeddings(source: TensorSource, grouped: Modules) -> dict[str, tuple[int, ...]]:
+    """The vectors of new words; in a file of nothing else, by key."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key in grouped.extras:
+        bundled = _BUNDLED.fullmatch(key)
+        alone = not grouped.modules and _ALONE.fullmatch(key)
+        if bundled is not None:
+            encoder = bundled[2] if bundled[2].startswith(("clip_", "t5")) else ""
+            found[f"{bundled[1]} {encoder}".rstrip()] = source.shape(key)
+        elif alone or source.metadata.get(key) == _EMBED_FLAG:
+            found[key] = source.shape(key)
+    return found
+
+
+def _embedded(embeddings: Mapping[str, tuple[int, ...]]) -> Architecture | None:
+    """The model that an embedding file is for."""
+    if {"clip_l", "clip_g"} <= embeddings.keys():
+        return architecture_named("sdxl")
+    widths = {shape[-1] for shape in embeddings.values() if shape}
+    name = _BY_WIDTH.get(min(widths)) if len(widths) == 1 else None
+    return None if name is None else architecture_named(name)
 
 
 def _adapter_kind(source: TensorSource, found: Mapping[str, Module]) -> str:
@@ -125,9 +185,6 @@ def _adapter_kind(source: TensorSource, found: Mapping[str, Module]) -> str:
 
 
 def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | None) -> str:
-    keys = {one.key for one in named.values()}
-    if keys and keys <= _EMBEDDING_KEYS:
-        return "embedding"
     if architecture is None and all(
         f"diffusion_model.{one.key}" == one.name for one in named.values()
     ):

@@ -1,54 +1,47 @@
-"""An adapter file and how strongly it is wanted: what add and bake are made of."""
+"""An adapter and how much of it is wanted: what scale, add and bake are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from .formats import modules
+from .metadata import Input, Source
 from .rules import strengths
 from .source import TensorSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ingredient:
-    """An adapter and how strongly it is applied.
+    """An opened adapter and how much of it is wanted.
 
     Attributes:
-        source: The adapter, opened.
-        strength: The user's factor, of every layer that `strengths` does not name.
-        strengths: The whole factor by module name, as it stands in the file.
-        blocks: What the user asked for by block, as text, for the record.
+        source: The adapter.
+        strength: Factor on all of it, any finite number.
+        blocks: Block weights or a preset; see `rules`.
+        where: `PATTERN=S`, in order; see `rules`.
     """
 
     source: TensorSource
     strength: float = 1.0
-    strengths: Mapping[str, float] | None = None
-    blocks: str = ""
+    blocks: str | None = None
+    where: Sequence[str] = ()
 
-    def strength_of(self, module: str) -> float:
-        """The factor of one module."""
-        return (self.strengths or {}).get(module, self.strength)
+    def strengths(self, names: Collection[str]) -> dict[str, float]:
+        """Return the factor of each of its modules.
 
+        Args:
+            names: All of them, as its file writes them, or targets.
 
-def ingredient(
-    source: TensorSource,
-    strength: float = 1.0,
-    blocks: str | None = None,
-    where: Sequence[str] = (),
-) -> Ingredient:
-    """Return an adapter with the strength that rules give each of its modules.
+        Raises:
+            ArgumentError: A rule that fits nothing, or a strength that is no finite number.
+        """
+        return strengths(names, strength=self.strength, blocks=self.blocks, where=self.where)
 
-    Args:
-        source: The adapter, opened; only its header is read.
-        strength: Factor on all of it.
-        blocks: Block weights or a preset; see `rules`.
-        where: `PATTERN=S`, in order; see `rules`.
+    def record(self, file: Input) -> Source:
+        """Return what the metadata of a result says of it.
 
-    Raises:
-        ArgumentError: A rule that fits nothing.
-    """
-    names = modules(source.keys()).modules
-    found = strengths(names, strength=strength, blocks=blocks, where=where)
-    record = " ".join([*([blocks] if blocks else []), *where])
-    return Ingredient(source, strength, found, record)
+        Args:
+            file: Its name and hash.
+        """
+        rules = [*([self.blocks] if self.blocks else []), *self.where]
+        return Source(file, self.source.metadata, self.strength, " ".join(rules))

@@ -14,6 +14,12 @@ from .metadata import Input
 from .source import TensorSource
 
 
+def paths_of(*sources: TensorSource | None) -> list[Path]:
+    """The files that are read; none of what is no file."""
+    files = [one for one in sources if isinstance(one, FileSource)]
+    return [path for file in files for path in file.paths]
+
+
 def unhashed(source: TensorSource) -> Input:
     """The record of an input without its hash."""
     return Input(Path(source.name).name)

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from .architectures import Architecture, Parameter, detect, naming, parameters
 from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from .formats import modules
+from .formats import modules, recognise
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -145,7 +145,7 @@ def pair(
         ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
     for source in (base, tuned):
-        _refuse_adapter(source)
+        refuse_adapter(source)
     ours, theirs = parameters(base), parameters(tuned)
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
@@ -249,8 +249,20 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
     return kept
 
 
-def _refuse_adapter(source: TensorSource) -> None:
-    if modules(source.keys()).is_adapter:
+def refuse_adapter(source: TensorSource) -> None:
+    """Refuse a file that is no checkpoint but a LoRA, an embedding or the like.
+
+    Raises:
+        MismatchError: It is one.
+    """
+    grouped = modules(source.keys())
+    other = recognise(grouped)
+    if other is not None and not other.is_network:
+        raise MismatchError(
+            f"{source.name} is {other.article} {other.title}, not a checkpoint; "
+            "give the checkpoint itself"
+        )
+    if grouped.is_adapter:
         raise MismatchError(
             f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
             "give the checkpoint itself, or see what it is with `lorakit info`"

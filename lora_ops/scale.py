@@ -118,7 +118,8 @@ def _check_proportional(target: str, layer: Layer) -> None:
         return
     raise UnsupportedLayerError(
         f"layer `{target}` {described(layer)}: its change is not proportional to its factors, "
-        "so no strength can be written into them; set the strength where the file is used",
+        "so no strength can be written into them; set the strength where the file is used, or "
+        "make it a plain LoRA first: `lorakit convert LORA --to lora --base CHECKPOINT`",
         target=target,
     )
 
@@ -138,7 +139,7 @@ def multiplied(target: str, layer: Layer, strength: float, has_alpha: bool) -> L
     if isinstance(layer, ReshapedLayer):
         return rewrapped(multiplied(target, layer.inner, strength, has_alpha), layer)
     if isinstance(layer, LoraLayer) and not has_alpha:
-        return _folded(target, layer, strength)
+        return folded(target, layer, strength)
     if strength == 1:
         return layer
     if isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
@@ -174,8 +175,17 @@ def _times(target: str, tensor: Tensor, strength: float) -> Tensor:
     return rounded(tensor.double() * strength, loadable(tensor.dtype), target)
 
 
-def _folded(target: str, layer: LoraLayer, strength: float) -> LoraLayer:
-    """The layer with its whole scale in up."""
+def folded(target: str, layer: LoraLayer, strength: float = 1.0) -> LoraLayer:
+    """Return a layer with its whole scale in up, where the file has no place for an alpha.
+
+    Args:
+        target: Its name, for messages.
+        layer: Not written into.
+        strength: What its change is multiplied by besides.
+
+    Raises:
+        NonFiniteError: A number is then out of the range of what stores it.
+    """
     factor, dtype = layer.scale * strength, loadable(layer.dtype)
     if factor == 1:
         return replace(layer, alpha=None)

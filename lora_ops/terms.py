@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .adapter import Adapter
@@ -19,11 +19,13 @@ from .errors import (
 from .formats import (
     BIAS,
     Format,
+    ModelNames,
     Respell,
     format_named,
     format_of,
     join_key,
     join_keys,
+    model_names,
     module_keys,
     respeller,
 )
@@ -59,8 +61,8 @@ class Term:
         if layer.needs_base:
             raise UnsupportedLayerError(
                 f"layer `{target}` of {self.name} {described(layer)}: what it changes depends on "
-                "the base weight, so it cannot be added or compared; bake it into its checkpoint, "
-                "or use a plain LoRA",
+                "the base weight, so it cannot be added or compared; make it a plain LoRA first "
+                "(`lorakit convert LORA --to lora --base CHECKPOINT`), or bake it into its checkpoint",
                 target=target,
             )
         return layer
@@ -83,6 +85,7 @@ class Group:
 
 def grouped(
     terms: Sequence[Term],
+    model: Architecture | None,
     format: str | None = None,
     reference: Sequence[str] = (),
 ) -> list[Group]:
@@ -90,6 +93,7 @@ def grouped(
 
     Args:
         terms: One or more.
+        model: That all are for; None if it is not known.
         format: How the result is named; None: as the first term is.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
 
@@ -97,21 +101,29 @@ def grouped(
         Groups in the order of the first term, then of the second, and so on.
 
     Raises:
-        MismatchError: Two terms are for different models, or one names a weight twice.
+        MismatchError: One names a weight twice.
         ArgumentError: A layer has no name in that format.
     """
-    model = common_model(terms)
     scheme = format_named(format or terms[0].adapter.format)
     members: dict[str, list[tuple[int, str]]] = {}
     for index, term in enumerate(terms):
         for target, key in join_keys(term.adapter.layers).items():
             members.setdefault(key, []).append((index, target))
-    dotted = [*reference, *(t for term in terms for t in term.adapter.layers)]
-    known = {join_key(name): name for name in reversed(dotted) if format_of(name).name != "kohya"}
+    names = dict.fromkeys([*reference, *(t for term in terms for t in term.adapter.layers)])
+    dotted = [name for name in names if format_of(name).name != "kohya"]
+    known = {join_key(name): name for name in reversed(dotted)}
+    known = _by_table(names, model_names(model, reference)) | known
     respell = respeller(scheme, known, model)
     groups = [_group(terms, scheme, found, respell) for found in members.values()]
     _check_names(terms, groups)
     return groups
+
+
+def _by_table(names: Iterable[str], table: ModelNames) -> dict[str, str]:
+    """Dotted names of those that have lost their dots, as the model's table has them."""
+    flat = (name for name in names if format_of(name).name == "kohya")
+    places = {name: table.place(name) for name in flat}
+    return {join_key(name): at.native for name, at in places.items() if at and at.is_whole}
 
 
 def common_model(terms: Sequence[Term]) -> Architecture | None:
@@ -171,7 +183,7 @@ def _group(
     if name is None:
         raise ArgumentError(
             f"layer `{target}` of {terms[index].name} has no name in format `{scheme.name}`; "
-            "choose another --format, or give the model as --reference",
+            "choose another --format, or give the model as --reference, or its name as --architecture",
             target=target,
         )
     return Group(name + bias, module_keys(scheme, name + bias), tuple(members))

@@ -6,19 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .architectures import Architecture
 from .edit import Edited, converted, summarise
-from .files import FileSource, SafetensorsWriter
+from .files import Output, writer_of
 from .files.header import render_header
 from .inputs import hashed
 from .layers import Scaled, innermost
 from .metadata import HASH_KEYS, Input, Result, room_for
 from .report import Report
+from .source import TensorSource
 
 # Gives the string map of the file, from its inputs with their hashes and what was written.
 Describe = Callable[[Sequence[Input], Result], Mapping[str, str]]
@@ -32,7 +32,7 @@ class Draft:
     """A file that is to be written, as far as it is known before.
 
     Attributes:
-        output: Where to; replaced if it exists.
+        output: Where to; replaced if it exists. One in memory is filled.
         format: How it is named.
         sources: What it is made from.
         keys: Keys by role, by target; as many as there may be.
@@ -40,9 +40,9 @@ class Draft:
         architecture: Of the model it is for; None if unknown.
     """
 
-    output: Path
+    output: Output
     format: str
-    sources: Sequence[FileSource]
+    sources: Sequence[TensorSource]
     keys: Mapping[str, Mapping[str, str]]
     extras: Mapping[str, Tensor]
     architecture: Architecture | None = None
@@ -101,7 +101,7 @@ def write_adapter(
     dtypes: Counter[torch.dtype] = Counter()
     with (
         hashed(draft.sources) as inputs,
-        SafetensorsWriter(draft.output, header_room=draft.room) as writer,
+        writer_of(draft.output, header_room=draft.room) as writer,
     ):
         for result in results:
             known.append(replace(result, layer=None))

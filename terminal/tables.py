@@ -75,12 +75,14 @@ def show_info(info: Info) -> None:
     rows = [
         ("kind", info.kind),
         ("format", info.format or ""),
+        ("names", f"those of {info.spelling}; read under today's" if info.spelling else ""),
         ("architecture", info.architecture or "unknown"),
         ("naming", info.naming or ""),
         ("components", _listed({name: _part(part) for name, part in info.components.items()})),
         ("targets", _listed(info.targets)),
         ("ranks", _layers(info.ranks)),
         ("alphas", _layers(info.alphas)),
+        ("embeddings", _listed({k: shape_text(v) for k, v in info.embeddings.items()})),
         ("dtypes", _listed(info.dtypes)),
         ("size", human_size(info.bytes)),
     ]

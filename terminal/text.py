@@ -1,26 +1,8 @@
-"""Text for and from a terminal: names out of files made harmless, sizes, shares."""
+"""Text for and from a terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..lora_ops.sizes import parse_size as parse_size
-
-
-def plain(text: str | Path) -> str:
-    """One line without control characters: a file's names and metadata are a stranger's words."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-
-
-def human_size(size: float) -> str:
-    """Bytes for people: 1.4 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def human_error(error: float) -> str:
-    """A relative error: 0.1234; 2.1e-05 where four places would show nothing of it."""
-    return f"{error:.1e}" if 0 < abs(error) < 0.001 else f"{error:.4f}"
+from ..lora_ops.text import human_error as human_error
+from ..lora_ops.text import human_size as human_size
+from ..lora_ops.text import plain as plain

@@ -9,11 +9,26 @@ import os
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+from collections.abc import Iterator  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from comfy_server import Server
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test begins with the same global generator, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one real ComfyUI server of all tests that run graphs; they skip where there is none."""
+    from graphs import serving
+
+    with serving(tmp_path_factory.mktemp("comfy")) as server:
+        yield server

@@ -537,10 +537,10 @@ def test_a_core_and_plain_factors_of_one_kernel():
 
 
 def test_a_kohya_name_gets_its_dots_from_the_reference_or_another_input():
-    part = Part(module="single_blocks.0.linear1")
+    part = Part(module="brand_new.0.linear1")
     with pytest.raises(ArgumentError, match=r"has no name in format `comfy`.*--reference"):
         add([term([part])], format="comfy")
-    target = "diffusion_model.single_blocks.0.linear1"
+    target = "diffusion_model.brand_new.0.linear1"
     result, _ = add([term([part])], format="comfy", reference=[target])
     assert set(result.layers) == {target}
     result, _ = add([term([part]), term([part], format="peft")], format="comfy")

@@ -123,12 +123,13 @@ def test_the_change_is_linear_in_the_strength(strength, factor):
     assert torch.allclose(more[key], factor * once[key], rtol=1e-12, atol=1e-15)
 
 
-def test_strengths_by_module_stand_before_the_one_for_all():
+def test_rules_multiply_the_strength_of_the_modules_that_they_fit():
     base = grid(WAN, torch.float32)
     lora = whole_model(WAN)
     names = {key.partition(".lora")[0] for key in lora}
     some = {name: 0.25 if ".q" in name else 0.0 for name in names if "self_attn" in name}
-    baked, report = bake(source(base), [adapter(lora, 2.0, strengths=some)])
+    where = ["self_attn=0", "*self_attn.q=0.125"]
+    baked, report = bake(source(base), [adapter(lora, 2.0, where=where)])
     for name in names:
         strength = some.get(name, 2.0)
         key = name.removeprefix("diffusion_model.") + ".weight"

@@ -139,7 +139,7 @@ NAN = {key: tensor.clone().fill_(math.nan) for key, tensor in LAYER.items()}
     [
         ([], ArgumentError, "nothing to bake: no adapter is given"),
         ([adapter(LAYER, 0.0)], ArgumentError, "nothing to bake: every strength is 0"),
-        ([adapter(LAYER, math.nan)], ArgumentError, "strength nan of `diffusion_model"),
+        ([adapter(LAYER, math.nan)], ArgumentError, "strength nan is not a finite number"),
         (
             [adapter(LAYER | MISSPELT)],
             TargetMismatchError,

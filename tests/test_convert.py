@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lorakit.lora_ops import DictSource
 from lorakit.lora_ops.add import add
-from lorakit.lora_ops.align import aligned
+from lorakit.lora_ops.align import matched
 from lorakit.lora_ops.architectures import ARCHITECTURES, UNET, architecture_named, module_renames
 from lorakit.lora_ops.convert import convert
 from lorakit.lora_ops.errors import (
@@ -495,7 +495,7 @@ def test_stacked_rows_are_the_rows_of_each_block(ranks, alphas, gap):
 def test_fused_and_split_adapters_can_be_added():
     one, other = fused(), convert(fused(), "diffusers")[0]
     for first, second in ((one, other), (other, one)):
-        terms = aligned([Term(first), Term(second, name="other")])
+        terms = matched([Term(first), Term(second, name="other")]).terms
         total, report = add(terms)
         assert len(total.layers) == len(first.layers) == len(report.layers)
         back, _ = convert(total, "comfy", architecture=FLUX)
@@ -507,12 +507,12 @@ def test_strengths_of_parts_are_in_the_layer_that_joins_them():
     split = convert(adapter_of(lora(QKV, 3 * WIDTH)), "diffusers")[0]
     whole = adapter_of(lora(QKV, 3 * WIDTH, seed=1))
     strengths = {SPLIT[0]: 0.5, SPLIT[1]: -1.0, SPLIT[2]: 0.0}
-    terms = aligned([Term(whole, {QKV: 3.0}), Term(split, strengths)])
+    terms = matched([Term(whole, {QKV: 3.0}), Term(split, strengths)]).terms
     assert terms[0].strength(QKV) == 3
     assert terms[1].strength(QKV) == 1
     parts = [strengths[module] * split.layers[module].delta(torch.float64) for module in SPLIT]
     assert torch.allclose(terms[1].layer(QKV).delta(torch.float64), torch.cat(parts), atol=1e-6)
-    alike = aligned([Term(whole), Term(split, dict.fromkeys(SPLIT, 0.5))])
+    alike = matched([Term(whole), Term(split, dict.fromkeys(SPLIT, 0.5))]).terms
     assert alike[1].strength(QKV) == 0.5
 
 
@@ -521,11 +521,11 @@ def test_native_and_diffusers_adapters_are_one_model(name):
     """Also where modules only have another name: without the table each weight would be there twice."""
     native = whole_adapter(KNOWN[name])
     theirs, _ = convert(native, "diffusers", architecture=KNOWN[name])
-    total, _ = add(aligned([Term(native), Term(theirs, name="other")]))
+    total, _ = add(matched([Term(native), Term(theirs, name="other")]).terms)
     assert total.layers.keys() == native.layers.keys()
     assert_same(canonical(total), {name: 2 * one for name, one in canonical(native).items()}, 1e-5)
 
 
 def test_adapters_that_agree_are_left_alone():
     terms = [Term(fused()), Term(convert(fused(), "kohya")[0])]
-    assert aligned(terms) == terms
+    assert matched(terms).terms == terms

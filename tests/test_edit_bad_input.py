@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lorakit.lora_ops import errors, open_source
 from lorakit.lora_ops.compare import compare
-from lorakit.lora_ops.edit_file import Ingredient, add_files, resize_file, scale_file
+from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.formats import decode
+from lorakit.lora_ops.ingredients import Ingredient
 
 GOOD = tensors([Part(p.form, 4, 2.0, torch.float16, p.seed) for p in EVERY_FORM])
 Q = module_name(Part().name, "kohya")
@@ -220,7 +221,8 @@ def test_an_alpha_of_two_numbers(do: Do, good: Path) -> None:
 def test_a_file_without_layers(do: Do, found: dict[str, Tensor], good: Path) -> None:
     message = refused(do, good, found, errors.UnknownFormatError)
     assert "bad.safetensors" in message
-    assert f"none of {len(found)} keys belongs to a known adapter format" in message
+    unknown = f"none of {len(found)} keys belongs to a known adapter format"
+    assert ("is an embedding, not a LoRA" if "emb_params" in found else unknown) in message
 
 
 @every

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Adapter, DictSource, open_source
 from lorakit.lora_ops.add import add
-from lorakit.lora_ops.edit_file import Ingredient, add_files, resize_file, scale_file
+from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, MismatchError, NonFiniteError
 from lorakit.lora_ops.files import SafetensorsWriter
 from lorakit.lora_ops.formats import decode
+from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.report import Report
 from lorakit.lora_ops.resize import resize
 from lorakit.lora_ops.scale import scale

@@ -11,10 +11,11 @@ from adapters import Part
 from commands import contents
 from safetensors.torch import load_file
 
-from lorakit.lora_ops.edit_file import Ingredient, resize_file, scale_file
+from lorakit.lora_ops.edit_file import resize_file, scale_file
 from lorakit.lora_ops.edit_folder import check_folders, edit_folder
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, NonFiniteError, WriteError
 from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.report import Report
 
 

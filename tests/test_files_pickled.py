@@ -94,6 +94,36 @@ def test_keys_come_in_the_order_of_their_data(tmp_path: Path) -> None:
         assert list(file.keys()) == ["first", "middle", "last"]
 
 
+INSIDE: dict[str, tuple[Any, set[str]]] = {
+    "a textual inversion": ({"string_to_param": {"*": torch.ones(2, 768)}, "name": "x"}, {"string_to_param.*"}),
+    "a hypernetwork": ({320: [{"linear.0.bias": torch.ones(3)}, {}], "step": 9}, {"320.0.linear.0.bias"}),
+    "an ip-adapter": (
+        {"image_proj": {"norm.bias": torch.ones(1)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(1, 1)}},
+        {"image_proj.norm.bias", "ip_adapter.1.to_k_ip.weight"},
+    ),
+    "a list": ([torch.ones(1), torch.zeros(1)], {"0", "1"}),
+    "a tensor": (torch.ones(3), {"tensor"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_tensors_within_are_named_by_the_way_to_them(name: str, tmp_path: Path) -> None:
+    value, keys = INSIDE[name]
+    torch.save(value, tmp_path / "a.pt")
+    with PickledFile(tmp_path / "a.pt") as file:
+        assert set(file.keys()) == keys
+
+
+def test_a_pickle_that_holds_itself_a_thousand_times_is_walked_once(tmp_path: Path) -> None:
+    """Without a memory that would be 1e12 steps."""
+    nest: list[Any] = [torch.ones(1)]
+    for _ in range(3):
+        nest = [nest] * 1000
+    torch.save(nest, tmp_path / "a.pt")
+    with PickledFile(tmp_path / "a.pt") as file:
+        assert file.keys() == ["0.0.0.0"]
+
+
 KINDS = ["zip", "legacy", *(f"protocol {n}" for n in range(2, pickle.HIGHEST_PROTOCOL + 1))]
 
 
@@ -121,7 +151,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     torch.save(STATE, old, _use_new_zipfile_serialization=False)
     zipped, legacy = new.getvalue(), old.getvalue()
     none, wide, sparse, cyclic = (io.BytesIO() for _ in range(4))
-    torch.save({"epoch": 1, "inner": {"w": torch.ones(1)}}, none)
+    torch.save({"epoch": 1, "names": ["w", {"of": None}]}, none)
     torch.save({"w": torch.ones(1).expand(1 << 20, 1 << 20)}, wide)
     torch.save({"w": torch.eye(3).to_sparse()}, sparse)
     ring: dict[str, Any] = {}

@@ -291,11 +291,6 @@ def test_a_file_of_no_format_says_what_is_in_it():
         ),
         ({"hada_w1_a": (4, 2)}, LayerShapeError, "layer `m` has no w1_b factor, only `m.hada_w1_a`"),
         ({"lora_up.weight": (4, 2), "lora_down.weight": (2, 5), "diff": (4, 5)}, UnsupportedLayerError, "mixed"),
-        (
-            {"lora_B.weight": (4, 2), "lora_A.weight": (2, 5), "lora_B.bias": (4,)},
-            UnsupportedLayerError,
-            "`m.lora_B.bias`",
-        ),
         ({"oft_diag": (2, 4, 4)}, UnsupportedLayerError, "kind OFT with `m.oft_diag`"),
     ],
 )  # fmt: skip

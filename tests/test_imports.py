@@ -10,10 +10,11 @@ import pytest
 from commands import ROOT, python
 
 LONGEST = 330  # lines
-PARTS = ("cli", "commands", "examples", "lora_ops", "nodes", "terminal")
+PARTS = ("cli", "commands", "examples", "lora_ops", "nodes", "pictures", "terminal")
 EDITS = (
     *("add", "align", "assemble", "bake", "combine", "compare", "convert", "convert_plan"),
-    *("decomposed", "edit", "models", "resize", "rows", "scale", "terms"),
+    *("base_weights", "changes", "convert_pieces", "resize_layer", "to_lora", "truncation"),
+    *("decomposed", "edit", "models", "resize", "rows", "scale", "spectra", "terms"),
 )
 OPERATIONS = ("extract", "extract_file", "info", "plan", "verify", *EDITS)
 
@@ -52,11 +53,15 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "lorakit.terminal": ("click", *HOST, "lorakit.cli", "lorakit.commands", "lorakit.nodes"),
     "lorakit.nodes": (
         *("click", "rich"),
-        *(skin for skin in SKINS if skin != "lorakit.nodes"),
+        *(skin for skin in SKINS if skin not in ("lorakit.nodes", "lorakit.pictures")),
+    ),
+    "lorakit.pictures": (
+        *("click", "rich", *HOST),
+        *(skin for skin in SKINS if skin != "lorakit.pictures"),
     ),
     "lorakit.examples": (
         *("click", "rich", *HOST),
-        *(skin for skin in SKINS if skin != "lorakit.examples"),
+        *(skin for skin in SKINS if skin not in ("lorakit.examples", "lorakit.pictures")),
     ),
 }
 
@@ -194,7 +199,7 @@ def test_only_the_way_from_file_to_file_joins_both() -> None:
     ]
     assert both == [
         "lorakit.lora_ops",
-        *core("bake_file", "convert_file", "edit_file", "extract_file", "writing"),
+        *core("bake_file", "convert_file", "edit_file", "extract_file", "save", "writing"),
     ]
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from keys import checkpoints
 from safetensors.torch import load_file
 
+from lorakit.lora_ops import decode, open_source
 from lorakit.lora_ops.errors import LayerShapeError
 from lorakit.lora_ops.info import Part, describe
 from lorakit.lora_ops.source import DictSource
@@ -163,8 +166,8 @@ def test_kinds_of_adapters(keys, kind, targets):
         ),
         (checkpoints.clip(768), "text encoder", None, None),
         (checkpoints.vae(), "VAE", None, None),
-        ({"emb_params": (8, 768)}, "embedding", None, None),
-        ({"clip_l": (8, 768), "clip_g": (8, 1280)}, "embedding", None, None),
+        ({"emb_params": (8, 768)}, "embedding", "Stable Diffusion 1", None),
+        ({"clip_l": (8, 768), "clip_g": (8, 1280)}, "embedding", "Stable Diffusion XL", None),
         ({"layer1.weight": (8, 8)}, "unknown", None, None),
         ({}, "unknown", None, None),
     ],
@@ -200,6 +203,45 @@ def test_only_alphas_are_read():
     source = Watched(pair("lora_unet_a", 4, 4) | pair("lora_unet_b", 4, 4, alpha=None))
     describe(source)
     assert source.read == ("lora_unet_a.alpha",)
+
+
+class CountingFile(io.FileIO):
+    """Counts the bytes that are read, by whatever file."""
+
+    total = 0
+
+    def readinto(self, memory):
+        count = super().readinto(memory)
+        CountingFile.total += count
+        return count
+
+
+def test_of_700_mb_only_the_header_and_the_alphas_are_read(tmp_path, monkeypatch):
+    """The data is a hole: the file is as long as it says, and takes no room on the disk."""
+    rows, end = {}, 0
+    for index in range(560):
+        for name, shape, kind, size in (
+            ("lora_up.weight", [3072, 96], "F16", 2 * 3072 * 96),
+            ("lora_down.weight", [96, 3072], "F16", 2 * 96 * 3072),
+            ("alpha", [], "F32", 4),
+        ):
+            key = f"lora_unet_single_blocks_{index}_linear2.{name}"
+            rows[key] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+    text = json.dumps(rows).encode()
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    assert path.stat().st_size > 600e6
+    monkeypatch.setattr(
+        "lorakit.lora_ops.files.safetensors_file.open_binary",
+        lambda path: CountingFile(path, "rb"),
+    )
+    with open_source(path) as source:
+        info = describe(source)
+        opened = len(decode(source).layers)
+    assert (info.kind, info.ranks, opened) == ("LoRA adapter", {96: 560}, 560)
+    assert len(text) <= CountingFile.total <= len(text) + 560 * 4 + 4096
 
 
 def test_factors_without_axes_are_counted_as_incomplete():

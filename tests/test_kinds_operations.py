@@ -16,7 +16,6 @@ from lorakit.lora_ops.add import add
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_plan import plan_bake
 from lorakit.lora_ops.compare import compare
-from lorakit.lora_ops.edit_file import Ingredient as FileIngredient
 from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import UnsupportedLayerError, WeightShapeError
 from lorakit.lora_ops.files import open_source
@@ -336,7 +335,7 @@ def test_a_file_of_mixed_kinds_is_resized(tmp_path):
 
 def test_a_file_of_mixed_kinds_is_scaled(tmp_path):
     with open_source(written(tmp_path / "a.safetensors")) as found:
-        scale_file(FileIngredient(found, 0.5), tmp_path / "b.safetensors")
+        scale_file(Ingredient(found, 0.5), tmp_path / "b.safetensors")
     before, after = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -352,7 +351,7 @@ def test_the_record_has_the_inner_size_of_a_loha(tmp_path):
     path, result = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file(tensors_of("linear", "loha"), path, {"ss_network_dim": "2"})
     with open_source(path) as found:
-        scale_file(FileIngredient(found, 2.0), result)
+        scale_file(Ingredient(found, 2.0), result)
     with open_source(result) as found:
         assert (found.metadata["ss_network_dim"], found.metadata["ss_network_alpha"]) == ("2", "3")
 
@@ -361,7 +360,7 @@ def test_files_of_mixed_kinds_are_added(tmp_path):
     other = tmp_path / "c.safetensors"
     save_file(tensors_of("linear", "loha", "diffusion_model.blocks.0.q"), other)
     with open_source(written(tmp_path / "a.safetensors")) as one, open_source(other) as two:
-        add_files([FileIngredient(one, 0.5), FileIngredient(two)], tmp_path / "b.safetensors")
+        add_files([Ingredient(one, 0.5), Ingredient(two)], tmp_path / "b.safetensors")
     first, *others = dense(tmp_path / "b.safetensors")
     assert close(first, 0.5 * meant("linear", "lora") + meant("linear", "loha"), 1e-5)
     for name, found in zip(list(SIZES)[1:], others, strict=True):

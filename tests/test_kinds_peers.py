@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,9 +189,8 @@ PEFT_CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["linear", "conv1x1", "conv3x3"])
-@pytest.mark.parametrize("name", PEFT_CONFIGS)
-def test_what_peft_saves_means_the_weight_that_it_merges(name, form, tmp_path):
+def saved_by_peft(name: str, form: str, folder: Path) -> tuple[nn.Module, Tensor, int]:
+    """Save a trained adapter of one layer: the layer, the weight that peft merges, and the rank."""
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
     torch.manual_seed(5)
     base = FORMS[form]()
@@ -201,11 +201,15 @@ def test_what_peft_saves_means_the_weight_that_it_merges(name, form, tmp_path):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(tmp_path)
-    scale = 6 / config.r
-    if name == "lora, rank-stabilised":
-        scale = 6 / math.sqrt(config.r)
+    model.save_pretrained(folder)
+    return base, model.merge_and_unload().layer.weight, config.r
+
+
+@pytest.mark.parametrize("form", ["linear", "conv1x1", "conv3x3"])
+@pytest.mark.parametrize("name", PEFT_CONFIGS)
+def test_what_peft_saves_means_the_weight_that_it_merges(name, form, tmp_path):
+    base, theirs, rank = saved_by_peft(name, form, tmp_path)
+    scale = 6 / (math.sqrt(rank) if name == "lora, rank-stabilised" else rank)
     layer = read(load_file(tmp_path / "adapter_model.safetensors"), scale)
-    theirs = model.merge_and_unload().layer.weight
     same(base.weight + layer.change(base.weight.detach()), theirs)
     assert not torch.allclose(theirs, base.weight, atol=1e-2), "a change that can be seen"

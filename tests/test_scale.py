@@ -17,7 +17,7 @@ from oracles import ROUNDING, error_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lorakit.lora_ops.edit_file import Ingredient, scale_file
+from lorakit.lora_ops.edit_file import scale_file
 from lorakit.lora_ops.errors import (
     ArgumentError,
     MismatchError,
@@ -26,6 +26,7 @@ from lorakit.lora_ops.errors import (
     UnsupportedLayerError,
 )
 from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.layers import FullLayer
 from lorakit.lora_ops.scale import scale
 

@@ -107,10 +107,25 @@ def train(
     Returns:
         The averaged state dict, float16.
     """
+    model.model.requires_grad_(True)
+    average, _ = fit(model, images, digits, steps=steps, rate=rate, seed=seed)
+    return {key: value.half() for key, value in {**model.state_dict(), **average}.items()}
+
+
+def fit(
+    model: DigitModel, images: Tensor, digits: Tensor, *, steps: int, rate: float, seed: int
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Train whatever parameters of the model are to be trained; see `train`.
+
+    Returns:
+        Their averages by name, and the loss of every step.
+    """
     generator = torch.Generator().manual_seed(seed)
-    weights = list(model.model.requires_grad_(True).parameters())
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    weights = list(trained.values())
     optimiser = torch.optim.Adam(weights, lr=rate)
-    average = {key: value.clone() for key, value in model.state_dict().items()}
+    average = {key: value.detach().clone() for key, value in trained.items()}
+    losses: list[float] = []
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * _schedule(step, steps)
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
@@ -125,11 +140,12 @@ def train(
         optimiser.step()
         # The average starts short, so that it forgets the untrained weights.
         decay = min(AVERAGING, step / (step + 10))
-        for key, value in model.state_dict().items():
-            average[key].lerp_(value, 1 - decay)
+        for key, value in trained.items():
+            average[key].lerp_(value.detach(), 1 - decay)
+        losses.append(loss.item())
         if step % 50 == 49 or step == steps - 1:
-            log.info("step %d of %d: loss %.4f", step + 1, steps, loss.item())
-    return {key: value.half() for key, value in average.items()}
+            log.info("step %d of %d: loss %.4f", step + 1, steps, losses[-1])
+    return average, losses
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -28,8 +28,17 @@ _LLM = tuple(
     )
 )
 
+# HunyuanDiT's first encoder.
+_BERT = tuple(
+    f"bert.encoder.layer.{{}}.{part}"
+    for part in (
+        *(f"attention.self.{name}" for name in ("query", "key", "value")),
+        *("attention.output.dense", "intermediate.dense", "output.dense"),
+    )
+)
+
 #: The layers of text encoders, which have one name everywhere.
-ENCODERS = renames(same(*_CLIP, *_T5, *_LLM, "text_projection"))
+ENCODERS = renames(same(*_CLIP, *_T5, *_LLM, *_BERT, "text_projection"))
 
 
 def module_renames(architecture: Architecture | None, names: Collection[str] = ()) -> Renames:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition, TargetRule
-from .renames import Packing, renamed, within
+from .flux import SWAPPED_FINAL
+from .renames import Packing, renamed, same, within
 
 _BLOCK = (
     Packing("attn.qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
@@ -50,9 +51,43 @@ PIXART = Architecture(
     ),
 )  # fmt: skip
 
+# Its second and third norm have each other's names in diffusers: left out, as no adapter has them.
+_HUNYUAN_BLOCK = (
+    Packing("attn1.Wqkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+    Packing("attn2.kv_proj", ("attn2.to_k", "attn2.to_v")),
+    *renamed(
+        ("attn1.out_proj", "attn1.to_out.0"),
+        ("attn2.q_proj", "attn2.to_q"),
+        ("attn2.out_proj", "attn2.to_out.0"),
+        ("default_modulation.1", "norm1.linear"),
+        ("mlp.fc1", "ff.net.0.proj"),
+        ("mlp.fc2", "ff.net.2"),
+        ("norm1", "norm1.norm"),
+        *((f"{attention}.{part}_norm", f"{attention}.norm_{part}")
+          for attention in ("attn1", "attn2") for part in "qk"),
+    ),
+    *same("skip_linear", "skip_norm"),
+)  # fmt: skip
+
 HUNYUAN_DIT = Architecture(
     name="hunyuan_dit",
     title="HunyuanDiT",
     recognise=(Condition(has_all=("mlp_t5.0.weight",)),),
     targets=(TargetRule(r"^blocks_\d+_(attn1_Wqkv|attn2_(q_proj|kv_proj))$"),),
+    # diffusers has such a model and no loader of adapters for it: its names are read, not written.
+    packings=(
+        *within("blocks.{}.", "blocks.{}.", _HUNYUAN_BLOCK),
+        *renamed(
+            ("t_embedder.mlp.0", "time_extra_emb.timestep_embedder.linear_1"),
+            ("t_embedder.mlp.2", "time_extra_emb.timestep_embedder.linear_2"),
+            ("extra_embedder.0", "time_extra_emb.extra_embedder.linear_1"),
+            ("extra_embedder.2", "time_extra_emb.extra_embedder.linear_2"),
+            *((f"pooler.{part}_proj", f"time_extra_emb.pooler.{part}_proj") for part in "qkvc"),
+            ("mlp_t5.0", "text_embedder.linear_1"),
+            ("mlp_t5.2", "text_embedder.linear_2"),
+            ("x_embedder.proj", "pos_embed.proj"),
+            ("final_layer.linear", "proj_out"),
+        ),
+        SWAPPED_FINAL,
+    ),
 )

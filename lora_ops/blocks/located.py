@@ -14,7 +14,6 @@ from .layouts import ANY_STACK, LAYOUTS, Layout, Section
 _TE = re.compile(r"te\d?:")
 _CLIP_H = "text_encoders.clip_h."
 _NATIVE = {to.replace(".", "_"): of.replace(".", "_") for to, of in unet_names().diffusers.items()}
-_DIFFUSERS = re.compile(f"^({'|'.join(sorted(_NATIVE, key=len, reverse=True))})(?=_|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,9 @@ def flat(name: str) -> str:
     plain = flattened(name)
     if component(name) == "te":
         return plain if _TE.match(plain) else f"te:{plain}"
-    return _DIFFUSERS.sub(lambda match: _NATIVE[match[1]], plain)
+    ends = (at for at in range(len(plain), 0, -1) if plain[at : at + 1] in ("_", ""))
+    known = next((end for end in ends if plain[:end] in _NATIVE), None)
+    return plain if known is None else _NATIVE[plain[:known]] + plain[known:]
 
 
 def _is_possible(layout: Layout, blocks: Iterable[Block], known: Collection[str]) -> bool:

@@ -7,10 +7,12 @@ from .dtypes import dtype_name
 from .folder import open_folder
 from .hashes import data_sha256, file_sha256, input_sha256
 from .joined import JoinedSource
+from .memory import MemoryFile, Output, writer_of
 from .opening import open_source
 from .outputs import check_output
 from .pickled import PickledFile
 from .quantised import quantisation, refuse_quantised
+from .renamed import RenamedSource, modernised
 from .safetensors_file import SafetensorsFile
 from .sharded import open_sharded
 from .shards import INDEX, ShardsWriter, partition, shard_paths
@@ -20,7 +22,10 @@ __all__ = [
     "INDEX",
     "FileSource",
     "JoinedSource",
+    "MemoryFile",
+    "Output",
     "PickledFile",
+    "RenamedSource",
     "SafetensorsFile",
     "SafetensorsWriter",
     "ShardsWriter",
@@ -30,6 +35,7 @@ __all__ = [
     "dtype_name",
     "file_sha256",
     "input_sha256",
+    "modernised",
     "open_folder",
     "open_sharded",
     "open_source",
@@ -38,4 +44,5 @@ __all__ = [
     "refuse_quantised",
     "save",
     "shard_paths",
+    "writer_of",
 ]

@@ -29,11 +29,13 @@ class FileSource(ABC):
         name: The path as the user gave it.
         metadata: The file's own string map; empty where it has none.
         paths: The files that are read.
+        spelling: Whose names the file has, where its keys are not its own; see `RenamedSource`.
     """
 
     name: str
     metadata: Mapping[str, str]
     paths: tuple[Path, ...]
+    spelling: str | None = None
 
     @abstractmethod
     def keys(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 
 from .base import FileSource, open_binary
+from .memory import MemoryFile
 from .safetensors_file import SafetensorsFile
 
 _CHUNK = 1 << 20  # bytes
@@ -28,6 +29,8 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
 def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     """SHA-256 of an opened file; of a list of hashes and names where it is several files.
 
+    Of a file in memory, that of the file it was read from, if it is still that.
+
     Args:
         source: The file or files.
         stop: Once it is set, by another thread, the rest is not read and the result is no hash.
@@ -35,6 +38,8 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     Raises:
         ArgumentError: a file is gone, or may not be read.
     """
+    if isinstance(source, MemoryFile):
+        return source.sha256
     digests = [file_sha256(path, stop) for path in source.paths]
     if len(digests) == 1:
         return digests[0]

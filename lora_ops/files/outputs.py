@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ArgumentError
+from .memory import MemoryFile, Output
 
 
 def check_output(
-    output: Path, inputs: Sequence[Path], *, force: bool, suffix: str = ".safetensors"
+    output: Output, inputs: Sequence[Path], *, force: bool, suffix: str = ".safetensors"
 ) -> None:
     """Refuse a name under which the result could not, or must not, be written.
 
     Args:
-        output: Where the result is to go.
+        output: Where the result is to go; in memory there is nothing to check.
         inputs: The files it is made from.
         force: Whether a file that is already there may be replaced.
         suffix: What the name must end in.
@@ -24,6 +25,8 @@ def check_output(
         ArgumentError: the output is an input (also by another name), exists already, is a folder,
             does not end in the suffix, or lies where nothing can be written.
     """
+    if isinstance(output, MemoryFile):
+        return
     try:
         _check(output, inputs, force, suffix)
     except OSError as error:

@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,9 @@ from ..errors import FormatError, UnsafePickleError
 from .base import FileSource, open_binary, quote
 
 # Where trainers put the state dict inside a checkpoint (Lightning, many scripts, DeepSpeed).
-_NESTS = ("state_dict", "model", "module")
+_NESTS = ("state_dict", "model", "module", "params_ema", "params")
+# Levels of dicts and lists that are looked into.
+_DEPTH = 4
 
 # What torch's weights-only reader says when a pickle wants more than tensors.
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -49,8 +51,9 @@ class PickledFile(FileSource):
     """A PyTorch checkpoint as a `TensorSource`, read with `weights_only=True`.
 
     Zip archives (PyTorch 1.6 and later) are memory-mapped: what is not asked for is not read.
-    Older files have to be loaded whole. `state_dict`, `model` and `module` are unwrapped; what
-    is not a tensor (optimiser, step counters) is left out.
+    Older files have to be loaded whole. `state_dict`, `model` and the like are unwrapped; what is
+    not a tensor (optimiser, step counters) is left out. Where no dict of tensors is, those in dicts
+    and lists within have the names and places that lead to them: `string_to_param.*`, `320.0.bias`.
 
     Raises:
         ArgumentError: there is no such file, or it may not be read.
@@ -67,7 +70,8 @@ class PickledFile(FileSource):
             zipped = file.read(2) == b"PK"
         if zipped:
             self._check_stored()
-        found = _state_dict(self._load(zipped))
+        value = self._load(zipped)
+        found = _state_dict(value) or dict(_inside(value, set()))
         if not found:
             raise FormatError("there are no tensors in it", path=self._path)
         for key, tensor in found.items():
@@ -143,6 +147,29 @@ class PickledFile(FileSource):
             raise FormatError(
                 f"{quote(key)} claims {size} bytes, more than the file has", path=self._path
             )
+
+
+def _inside(
+    value: object, seen: set[int], way: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in dicts and lists, by the keys and numbers on the way to them.
+
+    A container that is in several places is looked into once.
+    """
+    if isinstance(value, Tensor):
+        yield ".".join(way) or "tensor", value
+        return
+    if len(way) == _DEPTH or id(value) in seen:
+        return
+    seen.add(id(value))
+    members: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        members = cast("Mapping[object, object]", value).items()
+    elif isinstance(value, list | tuple):
+        members = enumerate(cast("Sequence[object]", value))
+    for key, member in members:
+        if isinstance(key, str | int):
+            yield from _inside(member, seen, (*way, str(key)))
 
 
 def _state_dict(value: object, depth: int = 3) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import decode, detect
+from .decode import commonest, decode, detect
 from .encode import encode_full, encode_layer, module_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
 from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
@@ -15,6 +15,7 @@ from .peft_config import (
     peft_scales,
     with_unit_scales,
 )
+from .recognise import Mark, foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, modules
 from .table import (
     COMFY,
@@ -39,12 +40,14 @@ __all__ = [
     "PEFT_METADATA",
     "Format",
     "Kind",
+    "Mark",
     "ModelNames",
     "Module",
     "Modules",
     "Namer",
     "Respell",
     "adapter_config",
+    "commonest",
     "component",
     "configured_scales",
     "decode",
@@ -52,6 +55,7 @@ __all__ = [
     "encode_full",
     "encode_layer",
     "flattened",
+    "foreign_method",
     "format_named",
     "format_of",
     "join_key",
@@ -64,6 +68,7 @@ __all__ = [
     "peft_scales",
     "read_alpha",
     "read_kind",
+    "recognise",
     "resolve",
     "respeller",
     "title_of",

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..errors import UnknownFormatError
+from ..errors import UnknownFormatError, UnsupportedLayerError
 from ..layers import Layer
 from ..source import TensorSource
-from .kinds import read_kind
+from .joining import format_of
+from .kinds import read_alpha, read_kind
 from .names import resolve
 from .peft_config import configured_scales
-from .suffixes import Module, modules
-from .table import FORMATS, PEFT
+from .recognise import foreign_method, recognise
+from .suffixes import BIAS, Module, Modules, modules
+from .table import FORMATS, format_named
 
 
 def detect(keys: Iterable[str], name: str = "the file") -> str:
@@ -27,17 +29,16 @@ def detect(keys: Iterable[str], name: str = "the file") -> str:
         name: What messages call the file.
 
     Raises:
-        UnknownFormatError: No key belongs to an adapter.
+        UnknownFormatError: No key belongs to an adapter, or it is an adapter of another thing.
+        UnsupportedLayerError: It is of a method that is not read.
     """
-    listed = list(keys)
-    found = Counter(_format(module) for module in modules(listed).modules)
-    if found:
-        return found.most_common(1)[0][0]
-    formats = ", ".join(known.name for known in FORMATS)
-    first = f"; the first is `{listed[0]}`" if listed else ""
-    raise UnknownFormatError(
-        f"{name}: none of {len(listed)} keys belongs to a known adapter format ({formats}){first}"
-    )
+    return _detected(modules(keys), name)
+
+
+def commonest(grouped: Modules) -> str | None:
+    """Return the name of the format that most modules have; None where there are none."""
+    found = Counter(format_of(module).name for module in grouped.modules)
+    return found.most_common(1)[0][0] if found else None
 
 
 def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
@@ -50,20 +51,42 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
 
     Raises:
         UnknownFormatError: It is no adapter file.
+        UnsupportedLayerError: A layer is of a method that is not read.
     """
-    keys = source.keys()
-    format = detect(keys, source.name)
-    grouped = modules(keys)
+    grouped = modules(source.keys())
+    format = _detected(grouped, source.name)
     targets_of = resolve(grouped.modules, targets)
     names = _distinct({name: targets_of.get(name, name) for name in grouped.modules})
     layers = {target: (name, grouped.modules[name]) for name, target in names.items()}
     spelled = {
-        target: {"alpha": f"{name}.alpha", **module.keys}
+        target: {"alpha": f"{name}.alpha", **_own_keys(format, name, module)}
         for target, (name, module) in layers.items()
     }
-    scales = configured_scales(source, grouped.modules)
+    scales = _scales(source, grouped.modules)
     extras = _Tensors(source, grouped.extras)
     return Adapter(_Layers(source, layers, scales), extras, source.metadata, format, spelled)
+
+
+def _scales(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
+    """What stands elsewhere: scales in the configuration, and of a bias that of its layer."""
+    thin = [name for name, module in found.items() if module.kind != "full"]
+    scales = configured_scales(source, thin)
+    for name, module in found.items():
+        layer = found.get(name.removesuffix(BIAS))
+        if not module.is_up_bias or layer is None or "down" not in layer.keys:
+            continue
+        scales[name] = scales.get(name.removesuffix(BIAS), 1.0)
+        if "alpha" in layer.keys:
+            alpha = read_alpha(source, layer.keys["alpha"])
+            scales[name] = alpha / source.shape(layer.keys["down"])[0]
+    return scales
+
+
+def _own_keys(format: str, name: str, module: Module) -> Mapping[str, str]:
+    """The keys to write a layer under again, after its numbers have been read."""
+    if module.is_up_bias and format_named(format).holds_full:
+        return {"diff": name.removesuffix(BIAS) + ".diff_b"}
+    return module.keys
 
 
 def _distinct(names: Mapping[str, str]) -> dict[str, str]:
@@ -72,8 +95,30 @@ def _distinct(names: Mapping[str, str]) -> dict[str, str]:
     return {module: name if often[name] == 1 else module for module, name in names.items()}
 
 
-def _format(module: str) -> str:
-    return next((known.name for known in FORMATS if module.startswith(known.prefixes)), PEFT.name)
+def _detected(grouped: Modules, name: str) -> str:
+    method = foreign_method(grouped)
+    if method is not None:
+        title, key = method
+        raise UnsupportedLayerError(
+            f"{name}: `{key}` is a layer of {title}, which is not read; merge it into its model "
+            "with the program that made it, and `lorakit extract` a LoRA from the result",
+            target=key,
+        )
+    other = recognise(grouped)
+    if other is not None:
+        raise UnknownFormatError(
+            f"{name}: is {other.article} {other.title}, not a LoRA or the like; give one, and see "
+            "`lorakit info` for what a file is"
+        )
+    format = commonest(grouped)
+    if format is not None:
+        return format
+    formats = ", ".join(known.name for known in FORMATS)
+    first = f"; the first is `{grouped.extras[0]}`" if grouped.extras else ""
+    raise UnknownFormatError(
+        f"{name}: none of {len(grouped.extras)} keys belongs to a known adapter format "
+        f"({formats}){first}"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

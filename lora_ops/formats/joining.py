@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from ..architectures import TE, UNET, Architecture, UnetNames, naming, unet_names
-from .names import INSIDE, NATIVE_PREFIXES, flattened, underscored
+from .names import INSIDE, NATIVE_PREFIXES, encoder_layer, flattened, underscored
 from .table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format
 
 Respell = Callable[[str], "str | None"]
@@ -49,6 +49,7 @@ _KOHYA_TE = {
     "clip_h": "lora_te_",
     "clip_g": "lora_te2_",
     "t5xxl": "lora_te3_",
+    "hydit_clip": "lora_te1_",
 }
 
 
@@ -181,6 +182,8 @@ def encoder_target(second: bool, inner: str, clip: str) -> str:
         return f"{TE}t5xxl{INSIDE}{inner}"
     if inner.startswith(("model.", "layers.", "language_model.")):
         return f"{TE}transformer.{inner}"
+    if inner.startswith("bert."):
+        return f"{TE}hydit_clip{INSIDE}{inner}"
     if inner.startswith("encoder.layers."):
         inner = f"text_model.{inner}"
     return f"{TE}{'clip_g' if second else clip}{INSIDE}{inner}"
@@ -193,7 +196,7 @@ def kohya_encoder(target: str, architecture: Architecture | None) -> str:
     prefixes = {**_KOHYA_TE, **(kohya.encoders if kohya is not None else {})}
     if not inner:
         encoder, inner = "", target.removeprefix(TE + "transformer.")
-    return prefixes.get(encoder, "lora_te_") + underscored(inner.removeprefix("model."))
+    return prefixes.get(encoder, "lora_te_") + encoder_layer(inner)
 
 
 def diffusers_encoder(target: str) -> str | None:

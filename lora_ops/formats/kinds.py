@@ -91,7 +91,7 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
         source: The adapter file.
         name: The module's name, for messages.
         module: Its keys.
-        scale: What the file's configuration gives a layer without an alpha of its own.
+        scale: Of a layer without an alpha of its own, and of the bias of an up.
 
     Raises:
         UnsupportedLayerError: It is of two kinds, or holds what belongs to none.
@@ -166,7 +166,9 @@ def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
 
 
 def _configured(layer: Layer, scale: float | None) -> Layer:
-    """The layer at the scale of the file's configuration, where it has no alpha of its own."""
+    """The layer at the scale that stands elsewhere, where it has no alpha of its own."""
+    if isinstance(layer, FullLayer) and scale not in (None, 1.0):
+        return FullLayer(layer.diff.float() * scale)
     if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
         return layer
     rank = layer.factor_rank

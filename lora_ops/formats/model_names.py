@@ -21,8 +21,14 @@ from ..architectures import (
     naming,
 )
 from ..errors import UnsupportedLayerError
-from .joining import PROCESSORS, diffusers_encoder, encoder_target, join_key, kohya_encoder
-from .names import FLAT_PREFIXES, NATIVE_PREFIXES, underscored
+from .joining import (
+    PROCESSORS,
+    diffusers_encoder,
+    encoder_target,
+    join_key,
+    kohya_encoder,
+)
+from .names import FLAT_PREFIXES, LEFT_OUT, NATIVE_PREFIXES, underscored
 from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
 
@@ -125,7 +131,8 @@ class ModelNames:
 
     def _encoder(self, match: re.Match[str]) -> Place | None:
         inner = match["inner"]
-        found = ENCODERS.find(inner) or ENCODERS.find(f"model.{inner}")
+        spellings = (inner, *(root + inner for root in LEFT_OUT))
+        found = next((at for one in spellings if (at := ENCODERS.find(one)) is not None), None)
         if found is None and "." not in inner:
             return None
         # Stable Cascade's only encoder is what is the second of others.

@@ -6,6 +6,7 @@ targets of a model would get.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from ..architectures import ARCHITECTURES, TE, UNET, Architecture, UnetNames, unet_names
@@ -27,8 +28,11 @@ _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clip_l": (("lora_te_", "lora_te1_"), ("text_encoder.",)),
     "clip_h": (("lora_te_", "lora_te1_"), ("text_encoder.",)),
     "clip_g": (("lora_te2_",), ("text_encoder_2.",)),
+    "hydit_clip": (("lora_te1_",), ("text_encoder.",)),
     "t5xxl": (("lora_te2_", "lora_te3_"), ("text_encoder_2.", "text_encoder_3.")),
 }
+# What stands first in an encoder's own names, and in none of kohya's.
+LEFT_OUT = ("model.", "bert.")
 # Loaders know the layers of an encoder under kohya's names, not its embeddings.
 _KOHYA_TE = ("text_model.encoder.layers.", "encoder.block.")
 _LONE_CLIP_G = (("lora_te_", "lora_te2_"), ("text_encoder.", "text_encoder_2."))
@@ -39,6 +43,9 @@ _TE_PREFIXES = (
     ("te2:", ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer.")),
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
 )
+
+# Layers of a language model, in a file of it alone.
+_LLM = re.compile(r"model_(language_model_)?layers_\d+_(self_attn|mlp)_")
 
 _PARTS = (UNET, TE, "transformer.", "unet.", "vae.")
 # ComfyUI maps no plain number of a text encoder.
@@ -121,7 +128,8 @@ def resolve(modules: Iterable[str], targets: Collection[str]) -> dict[str, str]:
 
 def component(module: str) -> str:
     """Say whether a module name in an adapter file is the text encoder's (te) or the unet's."""
-    return "te" if module.startswith(("lora_te", "lora_prior_te", "text_encoder")) else "unet"
+    te = module.startswith(("lora_te", "lora_prior_te", "text_encoder"))
+    return "te" if te or _LLM.match(flattened(module)) else "unet"
 
 
 def flattened(module: str) -> str:
@@ -142,6 +150,13 @@ def flattened(module: str) -> str:
 def underscored(name: str) -> str:
     """Return a dotted name as kohya's scripts spell it, without prefix."""
     return name.replace(".", "_")
+
+
+def encoder_layer(inner: str) -> str:
+    """Return a text encoder's dotted name as kohya's scripts spell it, without prefix."""
+    for root in LEFT_OUT:
+        inner = inner.removeprefix(root)
+    return underscored(inner)
 
 
 def _inside_unet(names: Iterable[str]) -> list[str]:
@@ -175,9 +190,7 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
             flat, dotted = encoders.get(encoder, other)
             if inner and not encoder.startswith("clip_"):
                 yield TE + INSIDE.removeprefix(".") + inner
-            yield from (
-                prefix + underscored(inner.removeprefix("model.")) for prefix in flat if inner
-            )
+            yield from (prefix + encoder_layer(inner) for prefix in flat if inner)
             yield from (prefix + inner for prefix in dotted if inner)
         else:
             for root in (UNET, "transformer.", "unet."):

@@ -81,6 +81,8 @@ def with_unit_scales(
     written: Config = {}
     for component in components:
         config = _agreed([configs[component] for configs in found if component in configs])
+        if config.get("peft_type", "LORA") != "LORA":
+            config = {}  # the fields of a LoHa or LoKr are not LoRA's
         here = {
             name: rank
             for module, rank in ranks.items()
@@ -145,11 +147,13 @@ def _located(module: str, components: Collection[str]) -> tuple[str, str]:
 
 
 def _scale(config: Config, name: str) -> float:
-    if not config.keys() & {"r", "lora_alpha"}:
+    # LoRA's field has a prefix that those of LoHa and LoKr lack.
+    alpha_field = "lora_alpha" if "lora_alpha" in config else "alpha"
+    if not config.keys() & {"r", alpha_field}:
         return 1.0
     rank, alpha = (
         _number(_matching(config.get(pattern), name, config.get(field, _DEFAULT)))
-        for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+        for field, pattern in (("r", "rank_pattern"), (alpha_field, "alpha_pattern"))
     )
     if rank is None or alpha is None or rank <= 0:
         return 1.0

@@ -2,54 +2,58 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-# Every spelling of a LoRA pair that ComfyUI, A1111, diffusers or PEFT write; the name of PEFT's
-# adapter (`default`) may stand before `.weight`.
+# PEFT's own files have the name of the adapter in their keys, `default`.
+_PEFT_ENDS = ("", ".weight", ".default", ".default.weight")
+_UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
+# Every spelling of a LoRA pair that ComfyUI, A1111, diffusers or PEFT write.
 _LORA = (
-    (r"\.lora_up\.weight", "up"),
-    (r"\.lora_down\.weight", "down"),
-    (r"\.lora_mid\.weight", "mid"),
-    (r"\.lora_B(\.default)?(\.weight)?", "up"),
-    (r"\.lora_A(\.default)?(\.weight)?", "down"),
-    (r"_lora\.up\.weight", "up"),
-    (r"_lora\.down\.weight", "down"),
-    (r"\.lora\.up\.weight", "up"),
-    (r"\.lora\.down\.weight", "down"),
-    (r"\.lora_linear_layer\.up\.weight", "up"),
-    (r"\.lora_linear_layer\.down\.weight", "down"),
-    (r"\.lora_B(\.default)?\.bias", "up_bias"),
+    (".lora_up.weight", "up"),
+    (".lora_down.weight", "down"),
+    (".lora_mid.weight", "mid"),
+    *((f".lora_B{end}", "up") for end in _PEFT_ENDS),
+    *((f".lora_A{end}", "down") for end in _PEFT_ENDS),
+    ("_lora.up.weight", "up"),
+    ("_lora.down.weight", "down"),
+    (".lora.up.weight", "up"),
+    (".lora.down.weight", "down"),
+    (".lora_linear_layer.up.weight", "up"),
+    (".lora_linear_layer.down.weight", "down"),
 )
 _OTHERS = (
-    ("full", (r"\.diff", "diff"), (r"\.diff_b", "diff_b")),
-    ("full", (r"\.w_norm", "diff"), (r"\.b_norm", "diff_b")),
-    ("loha", *((rf"\.hada_{part}", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))),
-    ("lokr", *((rf"\.lokr_{part}", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"))),
-    ("lokr", (r"\.lokr_t2", "t2")),
-    ("glora", *((rf"\.{part}\.weight", part) for part in ("a1", "a2", "b1", "b2"))),
+    ("full", (".diff", "diff"), (".diff_b", "diff_b")),
+    ("full", (".w_norm", "diff"), (".b_norm", "diff_b")),
+    ("full", *((ending, "diff_b") for ending in _UP_BIAS)),
+    ("loha", *((f".hada_{part}", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))),
+    ("lokr", *((f".lokr_{part}", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"))),
+    ("lokr", (".lokr_t2", "t2")),
+    ("glora", *((f".{part}.weight", part) for part in ("a1", "a2", "b1", "b2"))),
     # Programs disagree on what `oft_diag` of the first LyCORIS is: the rotation, or what makes it.
-    ("oft", (r"\.oft_blocks", "blocks"), (r"\.oft_diag", "diag"), (r"\.rescale", "rescale")),
-    ("ia3", (r"\.on_input", "on_input")),
-    ("set", (r"\.set_weight", "set_weight")),
+    ("oft", (".oft_blocks", "blocks"), (".oft_diag", "diag"), (".rescale", "rescale")),
+    ("ia3", (".on_input", "on_input")),
+    ("set", (".set_weight", "set_weight")),
 )
 # Beside a layer of any kind.
 _SHARED = (
-    (r"\.alpha", "alpha"),
-    (r"\.dora_scale", "dora_scale"),
-    (r"\.lora_magnitude_vector(\.default)?(\.weight)?", "magnitude"),
-    (r"\.reshape_weight", "reshape_weight"),
+    (".alpha", "alpha"),
+    (".dora_scale", "dora_scale"),
+    *((f".lora_magnitude_vector{end}", "magnitude") for end in _PEFT_ENDS),
+    (".reshape_weight", "reshape_weight"),
 )
-_SUFFIXES: tuple[tuple[re.Pattern[str], str | None, str], ...] = tuple(
-    (re.compile(rf"^(.+){pattern}$"), kind, role)
+_SUFFIXES: dict[str, tuple[str | None, str]] = {
+    suffix: (kind, role)
     for kind, spellings in (
         ("lora", _LORA),
         *((kind, tuple(spellings)) for kind, *spellings in _OTHERS),
         (None, _SHARED),
     )
-    for pattern, role in spellings
-)
+    for suffix, role in spellings
+}
+# Parts between dots that a suffix has at most.
+_PARTS = 3
+_ATTACHED = "_lora."  # a suffix that begins within a part
 
 BIAS = ".bias"
 # The gains of IA3, a key like any parameter's: they are told by the flag beside them.
@@ -68,6 +72,11 @@ class Module:
 
     kind: str
     keys: Mapping[str, str]
+
+    @property
+    def is_up_bias(self) -> bool:
+        """Whether it is a bias that PEFT gives an up: it counts times the scale of that layer."""
+        return self.kind == "full" and self.keys.get("diff", "").endswith(_UP_BIAS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +127,22 @@ def modules(keys: Iterable[str]) -> Modules:
 
 
 def _split(key: str) -> tuple[str, str | None, str | None]:
-    for pattern, kind, role in _SUFFIXES:
-        match = pattern.match(key)
-        if match is not None:
-            return (match[1] + BIAS, kind, "diff") if role == "diff_b" else (match[1], kind, role)
+    for end in _ends(key):
+        found = _SUFFIXES.get(key[end:])
+        if found is not None:
+            kind, role = found
+            return (key[:end] + BIAS, kind, "diff") if role == "diff_b" else (key[:end], kind, role)
     return key, None, None
+
+
+def _ends(key: str) -> Iterator[int]:
+    """Where a suffix may begin; there is a name before it."""
+    end = len(key)
+    for _ in range(_PARTS):
+        end = key.rfind(".", 0, end)
+        if end <= 0:
+            break
+        yield end
+    attached = key.rfind(_ATTACHED)
+    if attached > 0:
+        yield attached

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .boft import BoftLayer
-from .dora import DoraLayer
+from .dora import BasedDoraLayer, DoraLayer
 from .full import FullLayer
 from .glora import GloraLayer
 from .ia3 import Ia3Layer
@@ -11,6 +11,7 @@ from .layer import Convention, Layer, fits
 from .loha import LohaLayer
 from .lokr import LokrLayer
 from .lora import LoraLayer, low_rank
+from .made import MadeLayer
 from .oft import OftLayer
 from .replacement import ReplacementLayer
 from .reshaped import ReshapedLayer, rewrapped
@@ -33,6 +34,7 @@ def stored_alpha(layer: Layer) -> float | None:
 
 
 __all__ = [
+    "BasedDoraLayer",
     "BoftLayer",
     "Convention",
     "DoraLayer",
@@ -43,6 +45,7 @@ __all__ = [
     "LohaLayer",
     "LokrLayer",
     "LoraLayer",
+    "MadeLayer",
     "OftLayer",
     "ReplacementLayer",
     "ReshapedLayer",

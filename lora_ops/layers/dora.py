@@ -6,8 +6,8 @@ Liu et al. (2024), arXiv:2402.09353. Over any kind that changes a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -129,3 +129,37 @@ class DoraLayer(ChangeOfBase):
         length.clamp_(min=torch.finfo(torch.float32).eps)
         turned = changed.mul_(self.magnitudes(base.ndim).to(weight) / length)
         return turned.sub_(weight).mul_(strength)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BasedDoraLayer(DoraLayer):
+    """DoRA with its weight at hand: the inner change can be cut, and what that loses be measured.
+
+    Attributes:
+        weight: Reads the weight.
+        convention: Whose length the weight is divided by.
+    """
+
+    weight: Callable[[], Tensor] = field(kw_only=True)
+    convention: Convention = field(default="paper", kw_only=True)
+
+    @property
+    def needs_base(self) -> bool:
+        """No longer: it has it."""
+        return False
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return those of the inner change."""
+        return self.inner.factors(strength)
+
+    def over(self, inner: Layer) -> DoraLayer:
+        """Return the magnitudes over another inner layer."""
+        return DoraLayer(inner, self.magnitude, self.role)
+
+    def measured(self, other: DoraLayer) -> tuple[float, float]:
+        """Return the Frobenius norms of the true change, and of it less that of another layer."""
+        weight = self.weight()
+        exact, near = (
+            one.change(weight, 1.0, torch.float64, self.convention) for one in (self, other)
+        )
+        return float(torch.linalg.vector_norm(exact)), float(torch.linalg.vector_norm(exact - near))

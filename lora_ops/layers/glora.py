@@ -112,6 +112,23 @@ class GloraLayer(ChangeOfBase):
         both = own.reshape(len(base), -1).add_(up @ down)
         return both.mul_(self.scale * strength).reshape(base.shape)
 
+    def factors_of(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Return up (out, r) and down (r, in * kernel), float32, of the change of a weight.
+
+        Exact: r is that of b and, for each tap of the kernel, that of a. Scale is in up.
+
+        Raises:
+            WeightShapeError: The layer is for a weight of another shape.
+        """
+        check_fits(self, base)
+        first, second, up, down = (
+            one.to(base.device, torch.float32).flatten(1) for one in self._ordered
+        )
+        channels = base.float().reshape(len(base), first.shape[0], -1)
+        own = torch.einsum("oik,ir->ork", channels, first).flatten(1)
+        taps = torch.eye(channels.shape[2], device=base.device)
+        return torch.cat([own, up], 1) * self.scale, torch.cat([torch.kron(second, taps), down])
+
     @property
     def _stored(self) -> dict[str, Tensor]:
         return {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}

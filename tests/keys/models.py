@@ -116,6 +116,18 @@ MODELS = {
         {"num_text_blocks": 1, "num_visual_blocks": 1},
     ),
     "pixart": ("pixart.pixartms", "PixArtMS", {"depth": 1}),
+    "hunyuan_dit": (
+        "hydit.models",
+        "HunYuanDiT",
+        {
+            "hidden_size": 128,
+            "depth": 4,
+            "num_heads": 2,
+            "text_states_dim": 64,
+            "text_states_dim_t5": 64,
+            "text_len_t5": 8,
+        },
+    ),
     "krea2": ("krea2.model", "SingleStreamDiT", {}),
     "stable_cascade": (
         "cascade.stage_c",
@@ -202,6 +214,10 @@ HOSTED = {
     "anima": Hosted("anima", "Anima", {}, formats=_NATIVE),
     "kandinsky5": Hosted("kandinsky5", "Kandinsky5", {}),
     "pixart": Hosted("pixart", "PixArt", {"depth": 1, "hidden_size": 1152}),
+    # Its second and third norm have each other's names in diffusers.
+    "hunyuan_dit": Hosted(
+        "hunyuan_dit", "HunyuanDiT", {}, own=r"norm[23]$", formats=("comfy", "kohya", "peft")
+    ),
     "krea2": Hosted("krea2", "Krea2", {"layers": 28}),
     "stable_cascade": Hosted("stable_cascade", "StableCascade_C", {}, formats=_NATIVE),
 }

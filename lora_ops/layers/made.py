@@ -1,0 +1,71 @@
+"""A change on its way from another kind to a LoRA: made when it is asked for, never written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .full import FullLayer
+from .layer import OwnChange
+from .lora import LoraLayer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeLayer(OwnChange):
+    """The change of a layer of another kind, exact: what a LoRA in its place is to approximate.
+
+    Attributes:
+        kind: What people call the layer that it is made of.
+        size: Shape of the weight, (out, in, *kernel).
+        inner_rank: The rank that this layer says it has.
+        stored: The dtype of its numbers.
+        is_dense: Whether factors of the change would take more room than the change itself.
+        make: Makes the change anew, in float32: a full difference where it is dense, else a LoRA.
+    """
+
+    kind: str
+    size: tuple[int, ...]
+    inner_rank: int
+    stored: torch.dtype
+    is_dense: bool
+    make: Callable[[], LoraLayer | FullLayer]
+
+    @property
+    def title(self) -> str:
+        """That of the layer it is made of."""
+        return self.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes."""
+        return self.size
+
+    @property
+    def rank(self) -> int:
+        """That of the layer it is made of, which a dense change exceeds."""
+        return self.inner_rank
+
+    @property
+    def scale(self) -> float:
+        """Always 1: it is in the change."""
+        return 1.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the layer it is made of."""
+        return self.stored
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the change by role."""
+        return self.make().tensors()
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the change, of `shape`."""
+        return self.make().delta(dtype)
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return up (out, r) and down (r, in * kernel), float32, whose product is the change."""
+        return self.make().factors(strength)

@@ -1,0 +1,117 @@
+"""How a program reads an adapter: data. What the words mean, `reading` knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+AlphaLaw = Literal["read", "needed", "refused"]
+
+#: Suffix of up, and that of down which goes with it.
+PAIRS = {
+    ".lora_up.weight": ".lora_down.weight",
+    "_lora.up.weight": "_lora.down.weight",
+    ".lora_B.weight": ".lora_A.weight",
+    ".lora.up.weight": ".lora.down.weight",
+    ".lora_B": ".lora_A",
+    ".lora_linear_layer.up.weight": ".lora_linear_layer.down.weight",
+    ".lora_B.default.weight": ".lora_A.default.weight",
+}
+#: The layers of a CLIP that trainers adapt, dotted and flat.
+CLIP = r"text_model\.encoder\.layers\.\d+\.(mlp\.fc[12]|self_attn\.([qkv]|out)_proj)"
+CLIP_FLAT = CLIP.replace(r"\.", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Names of modules that a program knows.
+
+    Attributes:
+        prefix: What they begin with.
+        names: What follows: the model's own name (native), that of diffusers (foreign), that of
+            diffusers with `processor` (processor), a text encoder's own name (encoder), or whatever
+            ``only`` allows (any).
+        flat: Whether dots are underscores.
+        of: Short names of the architectures it is for; () all.
+        only: Regular expression of the whole remainder; empty for no limit.
+        but: Regular expression, looked for in the remainder, of what it does not know.
+        needs: Keys that the file must have for it.
+    """
+
+    prefix: str
+    names: Literal["native", "foreign", "processor", "encoder", "any"]
+    flat: bool = False
+    of: tuple[str, ...] = ()
+    only: str = ""
+    but: str = ""
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way of a program's loader through a file.
+
+    Attributes:
+        schemes: Names of modules.
+        pairs: Suffixes of up that it knows; see `PAIRS`.
+        kinds: Kinds of layer that it knows.
+        ignores: Roles that it leaves out without a word: mid, magnitude, dora_scale, ….
+        alpha: Whether it reads them, stops where one is missing, or where one is left over.
+        strict: What ends loading with an error: nothing, a key that makes no pair (keys), or also a
+            pair of a name that it does not know (all).
+        needs_lora: Whether it refuses a file in which a key does not have `lora` in it.
+        when: Regular expression that some key must fit for this way; the first that fits is gone.
+        every: Regular expression that every key must fit.
+        drops: Regular expression of keys that are left out without harm to the rest.
+        refuses: Regular expression of keys that end loading with an error.
+        common_alpha: Regular expression of modules that get the commonest alpha of the file instead
+            of their own; so do those without one. Empty: nothing of the kind.
+        bounded: Kinds that it fails on where they have no alpha.
+        up_bias: Whether it reads the bias of up, which PEFT can train.
+        float_alphas: Whether it stops at an alpha stored as an integer.
+        configured: Whether it reads scales from the PEFT configuration in the metadata.
+    """
+
+    schemes: tuple[Scheme, ...]
+    pairs: tuple[str, ...]
+    kinds: tuple[str, ...] = ("lora",)
+    ignores: tuple[str, ...] = ()
+    alpha: AlphaLaw = "read"
+    strict: Literal["", "keys", "all"] = ""
+    needs_lora: bool = False
+    when: str = ""
+    every: str = ""
+    drops: str = ""
+    refuses: str = ""
+    common_alpha: str = ""
+    bounded: tuple[str, ...] = ()
+    up_bias: bool = False
+    float_alphas: bool = False
+    configured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program.
+
+    Attributes:
+        name: As the user calls it.
+        title: For sentences, with the version that was looked at.
+        format: That `lorakit convert` writes for it.
+        routes: By short name of an architecture, the ways through its loader; "" for all others.
+        stops: Whether a layer without its second factor ends loading with an error.
+        quirks: By kind, what it does to the strength; `dora` for magnitudes over a kind.
+        legacy: Spellings of the past that it reads; see `files.legacy`.
+    """
+
+    name: str
+    title: str
+    format: str
+    routes: dict[str, tuple[Route, ...]]
+    stops: bool
+    quirks: tuple[tuple[str, str], ...] = ()
+    legacy: tuple[str, ...] = ()
+
+    def routes_of(self, architecture: str | None) -> tuple[Route, ...]:
+        """The ways for a model; () for one that it does not run, or has no loader for."""
+        return self.routes.get(architecture or "", self.routes.get("", ()))

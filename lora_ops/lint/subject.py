@@ -1,0 +1,261 @@
+"""What lint looks at: a file by its header, sorted and placed once for all checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..architectures import ARCHITECTURES, TE, Architecture, Place, detect_targets
+from ..convert_plan import is_packed
+from ..errors import LayerShapeError, LoraOpsError
+from ..formats import (
+    KINDS,
+    ModelNames,
+    Module,
+    component,
+    configured_scales,
+    flattened,
+    kind_of,
+    model_names,
+    modules,
+    read_alpha,
+    read_kind,
+)
+from ..formats import detect as detect_format
+from ..layers import DoraLayer, Layer, ReshapedLayer
+from ..models import CROSS_ATTENTION
+from ..outline import Outline
+from ..source import TensorSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One module of the file.
+
+    Attributes:
+        name: As in the file.
+        keys: By role.
+        kind: lora, loha, ...; mixed.
+        layer: Without data; None where its tensors make none.
+        trouble: Why they make none.
+        place: Where it is in the model; None if that is not known.
+        stranger: Title of another model, whose name it has; empty for a name of this one, or of none.
+        rank: The number that alpha is divided by; None for a kind that has none.
+        alpha: As stored; None where there is none, or it is not one number.
+        scale: What the file means: alpha / rank, or that of the configuration, or 1.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    kind: str
+    layer: Layer | None
+    trouble: LoraOpsError | None
+    place: Place | None
+    stranger: str
+    rank: int | None
+    alpha: float | None
+    scale: float
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether magnitudes stand beside its factors."""
+        return bool({"dora_scale", "magnitude"} & self.keys.keys())
+
+    @property
+    def is_up_bias(self) -> bool:
+        """Whether it is the bias of a LoRA layer's up, as PEFT trains it."""
+        return Module(self.kind, self.keys).is_up_bias
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a factor is missing that its kind cannot be without."""
+        return self.kind in KINDS and not set(KINDS[self.kind].needs) <= self.keys.keys()
+
+    @property
+    def stored_scale(self) -> float:
+        """Its scale for a program that reads nothing but the tensors."""
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A file, and what its header says.
+
+    Attributes:
+        source: Its tensors.
+        format: kohya, comfy, peft or diffusers: that of most modules.
+        possible: Architectures whose names it has, the likeliest first.
+        names: Of the one that it is taken for.
+        parts: Its modules, in the order of the file.
+        extras: Keys that belong to no layer.
+        spelling: Whose names are in the file, where those here are lorakit's reading of them.
+    """
+
+    source: TensorSource
+    format: str
+    possible: tuple[Architecture, ...]
+    names: ModelNames
+    parts: tuple[Part, ...]
+    extras: tuple[str, ...]
+    spelling: str
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model that it is taken for."""
+        return self.names.architecture
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in the order of the file."""
+        return tuple(self.source.keys())
+
+
+def subject(
+    source: TensorSource, spelling: str = "", architecture: Architecture | None = None
+) -> Subject:
+    """Sort a file by its header; of its data only alphas are read.
+
+    Args:
+        source: The file.
+        spelling: Whose names are in the file, where those of the source are others.
+        architecture: Of the model that it is for; None: told by its names and shapes.
+
+    Raises:
+        UnknownFormatError: It is no adapter file.
+    """
+    keys = source.keys()
+    format = detect_format(keys, source.name)
+    grouped = modules(keys)
+    outline = Outline(source)
+    built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
+    layers = {name: layer for name, (layer, _) in built.items() if layer is not None}
+    possible = detect_targets(map(flattened, grouped.modules), _width(layers))
+    named = None if architecture is None else model_names(architecture)
+    names = named or _names(possible, layers, source.metadata)
+    scales = _configured(source, grouped.modules)
+    parts: list[Part] = []
+    for name, module in grouped.modules.items():
+        layer, trouble = built[name]
+        alpha = _alpha(source, module)
+        rank = _rank(layer) if layer is not None else _stored_rank(source, module)
+        stored = None if alpha is None or not rank else alpha / rank
+        parts.append(
+            Part(
+                name=name,
+                keys=module.keys,
+                kind=kind_of(source, module),
+                layer=layer,
+                trouble=trouble,
+                place=names.place(name),
+                stranger=_stranger(names, name),
+                rank=rank,
+                alpha=alpha,
+                scale=scales.get(name, 1.0) if stored is None else stored,
+            )
+        )
+    return Subject(source, format, possible, names, tuple(parts), grouped.extras, spelling)
+
+
+def _built(
+    outline: TensorSource, name: str, module: Module
+) -> tuple[Layer | None, LoraOpsError | None]:
+    keys = {role: key for role, key in module.keys.items() if role != "alpha"}
+    try:
+        return read_kind(outline, name, Module(module.kind, keys)), None
+    except LoraOpsError as error:
+        return None, error
+
+
+def _rank(layer: Layer) -> int | None:
+    if isinstance(layer, DoraLayer | ReshapedLayer):
+        return _rank(layer.inner)
+    return getattr(layer, "factor_rank", None)
+
+
+def _stored_rank(source: TensorSource, module: Module) -> int | None:
+    """Of a pair that lorakit does not read as a layer, for it has more than that."""
+    shape = source.shape(module.keys["down"]) if "down" in module.keys else ()
+    return shape[0] if shape else None
+
+
+def _alpha(source: TensorSource, module: Module) -> float | None:
+    if "alpha" not in module.keys:
+        return None
+    try:
+        alpha = read_alpha(source, module.keys["alpha"])
+    except LayerShapeError:
+        return None
+    return alpha if math.isfinite(alpha) else None
+
+
+def _configured(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
+    try:
+        return configured_scales(source, found)
+    except LoraOpsError:  # ranks by regular expressions, which are not run
+        return {}
+
+
+def _width(layers: Mapping[str, Layer]) -> int | None:
+    """Input features of a cross-attention's keys."""
+    for name, layer in layers.items():
+        if (
+            flattened(name).endswith(CROSS_ATTENTION)
+            and len(layer.shape) > 1
+            and layer.shape[1] > 0
+        ):
+            return layer.shape[1]
+    return None
+
+
+def _names(
+    possible: Sequence[Architecture], layers: Mapping[str, Layer], metadata: Mapping[str, str]
+) -> ModelNames:
+    """Of the model that most of the file's names and shapes are of.
+
+    Of equals, that which the metadata name, or the likeliest. One that is not possible by its marks
+    must know more of the names than any that is, and be the only one that does.
+    """
+    version = metadata.get("ss_base_model_version")
+    spec = metadata.get("modelspec.architecture", "").removesuffix("/lora")
+
+    def weight(names: ModelNames) -> tuple[int, bool]:
+        known = {name: place for name in layers if (place := _packed(names, name)) is not None}
+        fitting = sum(is_packed(names, layers[name].shape, at) for name, at in known.items())
+        one = names.architecture
+        is_told = one is not None and (
+            (bool(version) and version == one.base_model_version)
+            or (bool(spec) and spec == one.modelspec)
+        )
+        return fitting, is_told
+
+    best = max(map(model_names, possible), key=weight, default=model_names(None))
+    inside = sum(component(name) == "unet" and not name.startswith(TE) for name in layers)
+    least = weight(best)[0]
+    if least == inside:
+        return best
+    others = [(weight(names), names) for names in map(model_names, ARCHITECTURES)]
+    most = max(rank for rank, _ in others)
+    first = [names for rank, names in others if rank == most]
+    return first[0] if len(first) == 1 and most[0] > least else best
+
+
+def _stranger(names: ModelNames, module: str) -> str:
+    """The title of the first other model that has a module, where this one has not."""
+    inside = component(module) == "unet" and not module.startswith(TE)
+    if names.architecture is None or not inside or has(names, module):
+        return ""
+    others = (one for one in ARCHITECTURES if has(model_names(one), module))
+    return next((one.title for one in others), "")
+
+
+def has(names: ModelNames, module: str) -> bool:
+    """Whether the table of a model has a module."""
+    return _packed(names, module) is not None
+
+
+def _packed(names: ModelNames, module: str) -> Place | None:
+    """Where a module is in a model, if that has it."""
+    place = names.place(module)
+    return place if place is not None and names.packing(place.native) else None

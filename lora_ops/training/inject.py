@@ -1,0 +1,207 @@
+"""Inject, eject, collect: adapters into a live module, out of it, and back into files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import Adapter
+from ..errors import ArgumentError, MismatchError
+from ..formats import COMFY, PEFT, format_of
+from .adapted import Adapted, adapt, dense_weight, restore
+from .make import Fresh, fresh_path, paths_of
+from .paths import LoraPath
+from .targets import chosen
+
+_SVD_OF = "svd_of="
+# Where the parameters that were trainable before are kept, until the last adapter has gone.
+_FROZEN = "_frozen_by_lorakit"
+
+
+def inject(
+    module: nn.Module,
+    targets: str | Sequence[str] | Adapter,
+    rank: int = 16,
+    alpha: float | None = None,
+    *,
+    kind: str = "lora",
+    dropout: float = 0.0,
+    init: str = "normal",
+    name: str = "default",
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Put trainable paths beside linear, convolution and embedding layers; freeze everything else.
+
+    h = W x + (alpha / rank) up down x (Hu et al., 2021). The frozen weights stay the parameters
+    that they are, under their names in the state dict; what is trained is whatever parameter of the
+    module then has `requires_grad`.
+
+    Args:
+        module: The model; changed in place, see `eject`.
+        targets: A preset (`attention`, `all`), shell patterns for names of submodules (`*.to_q`),
+            or an adapter whose layers are to go on being trained, or just to run.
+        rank: Directions of each path; at most the smaller side of a weight.
+        alpha: The number behind the scale, alpha / rank; None: scale 1.
+        kind: `lora`; or `dora`, with a trained magnitude by output channel, of linear and
+            convolution layers.
+        dropout: Share of the input's numbers that the path does not see in training, 0 to 1.
+        init: `normal` (Hu et al.; PEFT's `gaussian`) or `kaiming` (PEFT's default), which change
+            nothing at first; `pissa`, which starts from the weight's leading directions and changes
+            nothing at first either; `svd_of=FILE`, the best factors of that checkpoint less this
+            model. An embedding starts from zero and unit noise under the first two.
+        name: Of the adapter: a module carries any number.
+        prefix: What a file's targets have before the module's own names (`diffusion_model.`).
+        dtype: Of what is trained; None: that of an adapter that is given; else float32, or the
+            weight's where that is wider.
+        generator: Of the random start; None: torch's own, as for any new layer.
+
+    Returns:
+        The names of the submodules with paths, in order.
+
+    Raises:
+        ArgumentError: No submodule is meant, the name is taken, the rank is too high, or an option
+            means nothing.
+        TargetMismatchError: The adapter has layers that the module has no submodule for.
+        WeightShapeError: A layer of the adapter is for a weight of another shape.
+        UnsupportedLayerError: A kind of layer, or of module, that no path can stand for.
+    """
+    if not name.isidentifier():
+        raise ArgumentError(f"`{name}` is no name for an adapter; use letters, digits and `_`")
+    submodules = dict(module.named_modules())
+    if isinstance(targets, Adapter):
+        made = dict(paths_of(module, targets, prefix, dropout, dtype))
+    else:
+        own, path = (
+            ("normal", init.removeprefix(_SVD_OF)) if init.startswith(_SVD_OF) else (init, "")
+        )
+        options = Fresh(rank, alpha, kind, dropout, own, dtype, generator)
+        wanted = chosen(module, targets)
+        differences = _differences(wanted, path, prefix) if path else dict.fromkeys(wanted)
+        made = {
+            one: fresh_path(one, wanted[one], options, difference)
+            for one, difference in differences.items()
+        }
+    for target in made:
+        held = submodules[target]
+        if isinstance(held, Adapted) and name in held.adapters:
+            raise ArgumentError(
+                f"`{target}` has an adapter `{name}` already; eject it first, or give another name"
+            )
+    _freeze(module)
+    for target, path in made.items():
+        adapt(submodules[target]).adapters[name] = path.train(submodules[target].training)
+    return list(made)
+
+
+def eject(module: nn.Module, name: str | None = None) -> None:
+    """Take an adapter out again; with the last of them the module is exactly what it was.
+
+    Args:
+        module: As it was given to `inject`.
+        name: Of the adapter; None: all of them.
+
+    Raises:
+        MismatchError: It has no such adapter.
+    """
+    for _, layer in adapted_layers(module, name):
+        for one, path in layer.paths().items():
+            if name in (None, one):
+                layer.unmerge([path])
+                del layer.adapters[one]
+        if not layer.adapters:
+            restore(layer)
+    if not any(isinstance(one, Adapted) for one in module.modules()):
+        for parameter in module.__dict__.pop(_FROZEN, ()):
+            parameter.requires_grad_(True)
+
+
+def collect(module: nn.Module, name: str | None = None, *, prefix: str = "") -> Adapter:
+    """Return what was trained as an adapter: the inverse of injecting one.
+
+    Strengths are not in it, for they are the user's, not the adapter's.
+
+    Args:
+        module: As it was given to `inject`.
+        name: Of the adapter; None: the only one.
+        prefix: What the targets get before the module's own names. With `diffusion_model.`, as
+            ComfyUI calls a diffusion model's, every format can be written.
+
+    Raises:
+        MismatchError: It has no such adapter.
+        ArgumentError: It has several, and no name is given.
+    """
+    layers = list(adapted_layers(module, name))
+    names = {one for _, layer in layers for one in layer.adapters}
+    if name is None and len(names) > 1:
+        raise ArgumentError(
+            f"the module has several adapters, {', '.join(sorted(names))}: name one"
+        )
+    own = name or names.pop()
+    found = {prefix + target: layer.paths()[own].layer() for target, layer in layers}
+    format = format_of(prefix + layers[0][0]).name
+    return Adapter(found, {}, {}, format if format in (COMFY.name, PEFT.name) else PEFT.name)
+
+
+def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Adapted]]:
+    """Yield the layers that carry an adapter, with their names.
+
+    Args:
+        module: The model.
+        name: Of the adapter; None: any.
+
+    Raises:
+        MismatchError: There is none.
+    """
+    found = [(one, sub) for one, sub in module.named_modules() if isinstance(sub, Adapted)]
+    fitting = [(one, sub) for one, sub in found if name is None or name in sub.adapters]
+    if not fitting:
+        held = sorted({one for _, sub in found for one in sub.adapters})
+        there = f"it has {', '.join(held)}" if held else "inject one first"
+        raise MismatchError(f"the module has no adapter{f' `{name}`' if name else ''}; {there}")
+    yield from fitting
+
+
+def _freeze(module: nn.Module) -> None:
+    """Stop all training but that of paths, and remember what was trained before."""
+    paths = {
+        id(parameter)
+        for one in module.modules()
+        if isinstance(one, LoraPath)
+        for parameter in one.parameters()
+    }
+    frozen: list[nn.Parameter] = module.__dict__.setdefault(_FROZEN, [])
+    for parameter in module.parameters():
+        if parameter.requires_grad and id(parameter) not in paths:
+            parameter.requires_grad_(False)
+            frozen.append(parameter)
+
+
+def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[str, Tensor]:
+    """A checkpoint's weights less those of the submodules, float32.
+
+    Raises:
+        MismatchError: It lacks a weight, or has it in another shape.
+    """
+    from ..architectures import parameters
+    from ..files import open_source
+
+    found: dict[str, Tensor] = {}
+    with open_source(path) as source:
+        known = {one.target: key for key, one in parameters(source).items()}
+        known |= {key.removesuffix(".weight"): key for key in source.keys()}  # noqa: SIM118
+        for name, module in wanted.items():
+            weight = dense_weight(module)
+            key = known.get(prefix + name, known.get(name, ""))
+            if not key or source.shape(key) != tuple(weight.shape):
+                what = f"is {source.shape(key)} there" if key else "is not in it"
+                raise MismatchError(
+                    f"`{name}` {what}, and {tuple(weight.shape)} here; give the checkpoint of this model",
+                    target=name,
+                    path=path,
+                )
+            found[name] = source.tensor(key).to(weight) - weight
+    return found

@@ -1,0 +1,161 @@
+"""What is trained: a low-rank path beside a frozen layer, and DoRA's magnitudes over it.
+
+LoRA (Hu et al., 2021, arXiv:2106.09685): h = W x + (alpha / rank) up down x. DoRA (Liu et al., 2024,
+arXiv:2402.09353): h = m * (W + delta) x / |W + delta|, the length by output channel and, as the
+paper's section 4.3 has it, without a gradient of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import DoraLayer, Layer, LoraLayer
+
+
+class Frozen(Protocol):
+    """The layer beside which a path runs, as paths see it."""
+
+    bias: Tensor | None
+
+    def plain(self, input: Tensor) -> Tensor:
+        """The layer's own output."""
+        ...
+
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """The output of a change up @ down of the weight."""
+        ...
+
+    def by_channel(self, numbers: Tensor) -> Tensor:
+        """One number an output channel, in a shape that multiplies the output."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The weight, float32, without a gradient."""
+        ...
+
+
+class LoraPath(nn.Module):
+    """scale * up(down(x)), with a strength that may change at any time.
+
+    Attributes:
+        up: (out, rank, 1...); trained.
+        down: (rank, in, *kernel); trained.
+        alpha: The number behind the scale, alpha / rank; None: scale 1.
+        strength: Factor on the path, any finite number.
+        enabled: Whether the path adds anything.
+        merged: Whether the change is in the weight instead of beside it.
+    """
+
+    def __init__(
+        self, up: Tensor, down: Tensor, alpha: float | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.up = nn.Parameter(up)
+        self.down = nn.Parameter(down)
+        self.alpha = alpha
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.strength = 1.0
+        self.enabled = True
+        self.merged = False
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has to be added to the layer's output."""
+        return self.enabled and not self.merged
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The factors (out, r, 1...) and (r, in, *kernel) whose product, times scale, is the change."""
+        return self.up, self.down
+
+    def contribution(self, frozen: Frozen, input: Tensor, plain: Tensor) -> Tensor:
+        """Return what the path adds to the layer's output at strength 1, in the factors' dtype.
+
+        Args:
+            frozen: The layer.
+            input: Its input.
+            plain: Its own output.
+        """
+        del plain
+        return self._product(frozen, self.dropout(self._wide(input)))
+
+    def layer(self) -> Layer:
+        """What the path is in a file; detached, sharing memory."""
+        up, down = self.factors()
+        scale = None if self.alpha is None else self.scale * down.shape[0]
+        return LoraLayer(up.detach(), down.detach(), scale)
+
+    def _product(self, frozen: Frozen, input: Tensor) -> Tensor:
+        return frozen.low_rank(input, *self.factors()) * self.scale
+
+    def _wide(self, input: Tensor) -> Tensor:
+        """The input in the factors' dtype, unless autocast decides; indices stay as they are."""
+        if torch.is_autocast_enabled(input.device.type) or not input.is_floating_point():
+            return input
+        return input.to(self.down.dtype)
+
+
+class DifferencePath(LoraPath):
+    """A path that starts from factors which are not zero and adds what they have become since.
+
+    PiSSA (Meng et al., 2024, arXiv:2404.02948) starts from the weight's own leading directions and
+    takes them off the weight; here the weight is not touched, and they are taken off the path.
+    """
+
+    def __init__(
+        self, up: Tensor, down: Tensor, alpha: float | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__(up.clone(), down.clone(), alpha, dropout)
+        self.register_buffer("start_up", up, persistent=False)
+        self.register_buffer("start_down", down, persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Both products side by side: twice the rank."""
+        up = torch.cat([self.up, -self.get_buffer("start_up")], dim=1)
+        return up, torch.cat([self.down, self.get_buffer("start_down")], dim=0)
+
+
+class DoraPath(LoraPath):
+    """The low-rank path, and a magnitude by output channel.
+
+    Attributes:
+        magnitude: (out,); trained.
+    """
+
+    def __init__(
+        self,
+        magnitude: Tensor,
+        up: Tensor,
+        down: Tensor,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(up, down, alpha, dropout)
+        self.magnitude = nn.Parameter(magnitude)
+
+    def contribution(self, frozen: Frozen, input: Tensor, plain: Tensor) -> Tensor:
+        """Return what turns the layer's output into DoRA's, at strength 1."""
+        dropped = self.dropout(self._wide(input))
+        is_dropping = self.training and not isinstance(self.dropout, nn.Identity)
+        own = frozen.plain(dropped.to(input.dtype)) if is_dropping else plain
+        own = own if frozen.bias is None else own - frozen.by_channel(frozen.bias)
+        ratio = frozen.by_channel(self.magnitude / self._length(frozen))
+        return (ratio - 1) * own + ratio * self._product(frozen, dropped)
+
+    def layer(self) -> Layer:
+        """What the path is in a file; detached, sharing memory."""
+        shape = [-1, *(1 for _ in self.down.shape[1:])]
+        return DoraLayer(super().layer(), self.magnitude.detach().reshape(shape))
+
+    def _length(self, frozen: Frozen) -> Tensor:
+        with torch.no_grad():
+            weight = frozen.dense()
+            change = self.up.float().flatten(1) @ self.down.float().flatten(1) * self.scale
+            return torch.linalg.vector_norm(weight.flatten(1) + change, dim=1)

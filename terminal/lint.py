@@ -1,0 +1,76 @@
+"""What lint found, as lines: programs first, then the findings in groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lora_ops.report import counted
+from .layout import open_console, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..lora_ops.lint import Finding, Lint, Verdict
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def show_lint(found: Lint) -> None:
+    """Print what the file is, a line for each program, and a line for each finding with its cure."""
+    console = open_console()
+    layers = found.verdicts[0].layers if found.verdicts else 0
+    model = found.architecture or "unknown architecture"
+    console.print(
+        f"[bold]{safe(found.name)}[/]: {safe(model)}, {found.format} names, "
+        f"{counted(layers, 'layer')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for verdict in found.verdicts:
+        line = f"  {verdict.program:<9}  {_summary(verdict)}"
+        console.print(safe(line), highlight=False, soft_wrap=True)
+    for program in (None, *(verdict.program for verdict in found.verdicts)):
+        findings = found.of(program)
+        if findings:
+            console.print(f"\n[bold]{program or 'the file'}[/]")
+            _show(console, findings)
+    if not found.findings:
+        console.print("\nnothing to say")
+
+
+def _show(console: Console, findings: tuple[Finding, ...]) -> None:
+    told = ""
+    for one in findings:
+        style = _STYLES[one.severity]
+        console.print(
+            f"  [{style}]{one.severity:<7}[/]  {one.code}  {safe(one.message + _where(one))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if one.cure and one.cure != told:
+            console.print(f"           [dim]{safe(one.cure)}[/]", highlight=False, soft_wrap=True)
+            told = one.cure
+
+
+def _where(one: Finding) -> str:
+    for first in one.where:
+        more = f" and {len(one.where) - 1} more" if len(one.where) > 1 else ""
+        return f": `{first}`{more}"
+    return ""
+
+
+def _summary(verdict: Verdict) -> str:
+    if verdict.refused:
+        return f"none of {counted(verdict.layers, 'layer')} loads: it stops with an error"
+    perhaps = verdict.count("perhaps")
+    sure = verdict.count("loads")
+    loads = f"{sure or perhaps} of {counted(verdict.layers, 'layer')} load"
+    if perhaps:
+        loads += f", and {perhaps} more" if sure else ""
+        loads += " if the model has them"
+    scales = list(verdict.scales)
+    if not scales:
+        return loads
+    if len(scales) == 1:
+        return f"{loads}, at scale {scales[0]:g}"
+    return f"{loads}, at scales from {scales[0]:g} to {scales[-1]:g}"
