@@ -5,4 +5,19 @@ This folder is both the pip package ``lorakit`` and a ComfyUI node pack; importi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes.extension import LorakitExtension
+
 __version__ = "0.1.0"
+
+# Where ComfyUI finds the help pages of the nodes.
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint() -> LorakitExtension:
+    """What ComfyUI calls to get the nodes."""
+    from .nodes.extension import LorakitExtension
+
+    return LorakitExtension()

@@ -29,6 +29,7 @@ from .outline import Outline
 from .parallel import Progress
 from .ranks import RankRule
 from .report import Report
+from .source import TensorSource
 from .to_lora import plan_to_lora
 from .writing import Draft, write_adapter
 
@@ -45,7 +46,7 @@ def convert_file(
     to: str | None = None,
     architecture: str | None = None,
     reference: FileSource | None = None,
-    base: FileSource | None = None,
+    base: TensorSource | None = None,
     rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,18 +19,19 @@ from .errors import ArgumentError, UnsupportedLayerError
 from .formats import Format, ModelNames
 from .layers import (
     DoraLayer,
-    FullLayer,
     GloraLayer,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    ReshapedLayer,
     low_rank,
+    rewrapped,
 )
 from .linalg import distance, factored_svd, inner, thinned
 from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule
-from .scale import folded
+from .scale import folded, stored_change
 
 _WORKERS = 2
 
@@ -94,12 +96,31 @@ def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Pl
 
 
 def _written(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
-    """The layer as the format holds it."""
-    format, dtype, target = converting.format, converting.dtype, piece.module
+    """The layer as the format holds it, in the dtype that is asked for."""
+    formed = _formed(layer, piece, converting, where)
+    dtype = converting.dtype
+    return formed if dtype is None else _in_dtype(formed, dtype, piece.module)
+
+
+def _in_dtype(layer: Layer, dtype: torch.dtype, target: str) -> Layer:
+    """The layer with its numbers rounded, those of DoRA's magnitudes apart."""
+    if isinstance(layer, ReshapedLayer):
+        return rewrapped(_in_dtype(layer.inner, dtype, target), layer)
     if isinstance(layer, DoraLayer):
-        return _magnified(layer, _written(layer.inner, piece, converting, where), format, target)
-    if isinstance(layer, FullLayer) and dtype is not None:
-        return FullLayer(rounded(layer.diff, dtype, target))
+        return replace(layer, inner=_in_dtype(layer.inner, dtype, target))
+    numbers = {
+        role: rounded(tensor, dtype, target)
+        for role, tensor in layer.tensors().items()
+        if role not in ("alpha", "on_input")
+    }
+    return replace(cast("LoraLayer", layer), **numbers)  # every kind's roles are its fields
+
+
+def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+    """The layer as the format holds it."""
+    format, target = converting.format, piece.module
+    if isinstance(layer, DoraLayer):
+        return _magnified(layer, _formed(layer.inner, piece, converting, where), format, target)
     if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
         rank = layer.factor_rank
         return replace(layer, alpha=float(rank)) if layer.alpha is None and rank else layer
@@ -109,12 +130,7 @@ def _written(layer: Layer, piece: Piece, converting: Converting, where: Placemen
         layer = _lowered(layer, converting.rule, target, where)
     if format.needs_alpha and layer.alpha is None:
         layer = replace(layer, alpha=float(layer.rank))
-    if not format.keeps_alpha:
-        layer = folded(target, layer)
-    if dtype is None:
-        return layer
-    up, down = (rounded(factor, dtype, target) for factor in (layer.up, layer.down))
-    return replace(layer, up=up, down=down, mid=layer.mid and rounded(layer.mid, dtype, target))
+    return layer if format.keeps_alpha else folded(target, layer)
 
 
 def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:
@@ -168,19 +184,22 @@ def _factors_in(layer: Layer) -> Layer:
 
 
 def _norm(layer: Layer) -> Tensor:
-    """Frobenius norm of a change, float64; of DoRA, that of the inner change."""
+    """Frobenius norm of a change, float64; of DoRA, that of the inner change.
+
+    Of what is made from the base weight, that of the stored numbers: its change is not known.
+    """
     inside = _factors_in(layer)
     if isinstance(inside, LoraLayer):
         up, down = _factors(inside)
         return inner(up, down, up, down).clamp(min=0).sqrt()
-    return torch.linalg.vector_norm(inside.delta(torch.float64))
+    return torch.linalg.vector_norm(stored_change(inside))
 
 
 def _missed(exact: Layer, result: Layer) -> float:
     """Frobenius norm of the exact change less that of the layer that is written."""
     mine, theirs = _factors_in(exact), _factors_in(result)
     if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
-        lost = mine.delta(torch.float64) - theirs.delta(torch.float64)
+        lost = stored_change(mine) - stored_change(theirs)
         return float(torch.linalg.vector_norm(lost))
     up, down = _factors(mine)
     other_up, other_down = _factors(theirs)

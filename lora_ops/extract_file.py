@@ -61,7 +61,7 @@ def plan_file(
     if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
-            "give the tuned checkpoint second"
+            "give the base and the tuned checkpoint"
         )
     for source in (base, tuned):
         refuse_quantised(source)

@@ -199,7 +199,7 @@ def _norm(layer: Layer) -> Tensor:
     if isinstance(plain, LoraLayer):
         up, down = plain.factors()
         return inner(up, down, up, down).clamp(min=0).sqrt()
-    return torch.linalg.vector_norm(_change(plain))
+    return torch.linalg.vector_norm(stored_change(plain))
 
 
 def _missed(layer: Layer, result: Layer, strength: float) -> float:
@@ -211,10 +211,10 @@ def _missed(layer: Layer, result: Layer, strength: float) -> float:
         up, down = before.factors(strength)
         lost = up - after.factors()[0]
         return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-    return float(torch.linalg.vector_norm(_change(before) * strength - _change(after)))
+    return float(torch.linalg.vector_norm(stored_change(before) * strength - stored_change(after)))
 
 
-def _change(layer: Layer) -> Tensor:
+def stored_change(layer: Layer) -> Tensor:
     """The change, float64; of a kind that is made from the weight, its stored numbers, scaled."""
     if not layer.needs_base:
         return layer.delta(torch.float64)

@@ -99,16 +99,18 @@ def show_info(info: Info) -> None:
 
 def show_demo(rows: Sequence[DemoRow]) -> None:
     """Print what each LoRA of the demo is and does."""
-    table = new_table("LoRA", "file", "ranks", "size", "error", "verified", "distance of pictures")
+    table = new_table(
+        *("LoRA", "file", "ranks", "numbers", "size", "error", "verified", "distance of pictures")
+    )
     for row in rows:
         low, high = row.ranks
         table.add_row(
             row.title,
             safe(row.path.name),
             str(high) if low == high else f"{low} - {high}",
+            f"{row.numbers:,}",
             human_size(row.size),
-            human_error(row.error),
-            human_error(row.verified),
+            *("" if error is None else human_error(error) for error in (row.error, row.verified)),
             f"{row.distance:.2f}",
         )
     open_console().print(table)

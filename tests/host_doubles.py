@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.nodes.patching import Models, Place
+from lorakit.nodes.patch_places import Models, Place
 
 UNET = "diffusion_model."
 

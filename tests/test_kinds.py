@@ -540,3 +540,17 @@ def test_stored_dtypes_are_computed_in_the_one_asked_for(dtype):
         }
         wide = {s: one.float() if one.is_floating_point() else one for s, one in stored.items()}
         assert close(read(stored).change(weight("linear")), change(wide, weight("linear"))), name
+
+
+@pytest.mark.parametrize(("form", "name"), CASES)
+def test_the_order_in_which_numbers_lie_does_not_matter(form, name):
+    """A node or a program may hand on views."""
+    turned = {
+        suffix: one.mT.contiguous().mT if one.ndim > 1 else one
+        for suffix, one in kinds(form)[name].items()
+    }
+    layer, base = read(turned), weight(form)
+    assert close(layer.change(base), change(turned, base))
+    if not layer.needs_base:
+        up, down = layer.factors()
+        assert close((up @ down).reshape(base.shape), change(turned, base))

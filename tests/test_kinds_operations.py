@@ -16,6 +16,7 @@ from lorakit.lora_ops.add import add
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_plan import plan_bake
 from lorakit.lora_ops.compare import compare
+from lorakit.lora_ops.convert import convert
 from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import UnsupportedLayerError, WeightShapeError
 from lorakit.lora_ops.files import open_source
@@ -379,3 +380,19 @@ def test_one_layer_that_needs_the_base_stops_the_whole_file(tmp_path, name):
     ):
         resize_file(found, tmp_path / "b.safetensors", 1)
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_every_kind_is_rounded_to_the_dtype_that_is_asked_for(form):
+    """Tucker's cores too, and kinds that are made from the weight; DoRA's magnitudes are kept."""
+    for name in kinds(form):
+        before = adapter(form, name)
+        format = "kohya" if name.startswith("ia3") else "comfy"
+        after, report = convert(before, format, dtype=torch.float16)
+        ((target, layer),) = after.layers.items()
+        kept = before.layers[MODULE].tensors()
+        for role, tensor in layer.tensors().items():
+            if role not in ("alpha", "on_input", "dora_scale", "reshape_weight"):
+                assert tensor.dtype == torch.float16, (name, role)
+                assert tensor.shape == kept[role].shape
+        assert 0 < report.error < 1e-2, (name, target)

@@ -1,4 +1,4 @@
-"""The demo: LoRAs of several ranks from the digits pair, verified, applied, sampled and drawn."""
+"""The demo: LoRAs of several ranks from the digits pair, and two trained ones, applied and drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ...lora_ops import extract_file, open_source, plan_file, verify
+from ...lora_ops import Adapter, extract_file, open_source, plan_file, verify
 from ...lora_ops.architectures import parameters
 from ...lora_ops.errors import WriteError
 from ...lora_ops.files import FileSource
@@ -30,6 +30,11 @@ RULES = {
     "rank 16": "16",
     "energy 0.9": "energy=0.9",
 }
+TRAINED = {
+    f"{kind}, trained": Path(__file__).parent / f"{kind.lower()}.safetensors"
+    for kind in ("LoRA", "DoRA")
+}
+"""What `train_lora` trained from the frozen base."""
 PICTURE = "digits.png"
 
 
@@ -40,20 +45,22 @@ class DemoRow:
     Attributes:
         title: Its rule, for people.
         path: Where it is.
+        numbers: How many there are in its factors.
         ranks: Smallest and largest rank of a layer.
         size: Bytes of the file.
-        error: Relative Frobenius error, from the extraction's report.
-        verified: The same, recomputed from the files.
+        error: Relative Frobenius error, from the extraction's report; None for one that was trained.
+        verified: The same, recomputed from the files; None likewise.
         distance: Root mean square difference of its pictures from the tuned model's, as a share
             of the base's.
     """
 
     title: str
     path: Path
+    numbers: int
     ranks: tuple[int, int]
     size: int
-    error: float
-    verified: float
+    error: float | None = None
+    verified: float | None = None
     distance: float = math.nan
 
 
@@ -63,7 +70,7 @@ def run_demo(
     version: str = "",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[DemoRow], Path]:
-    """Write six LoRAs and a picture into a folder, which is made if need be.
+    """Write six LoRAs and a picture of them and the trained ones into a folder, made if need be.
 
     Args:
         folder: Files of an earlier demo in it are replaced.
@@ -93,9 +100,12 @@ def run_demo(
             with open_source(path) as lora:
                 verified = verify(base, tuned, lora).error
                 models.append(apply(base, before, lora))
-            ranks = [layer.rank for layer in report.layers]
-            span = (min(ranks), max(ranks))
-            rows.append(DemoRow(title, path, span, report.size, report.error, verified))
+                row = _row(title, path, decode(lora))
+            rows.append(replace(row, error=report.error, verified=verified))
+        for title, path in TRAINED.items():
+            with open_source(path) as lora:
+                models.append(apply(base, before, lora))
+                rows.append(_row(title, path, decode(lora)))
     samples: list[Tensor] = []
     # Side by side, a core each: the network is too small for threads inside it.
     for images in ordered_map(_samples, [*models, after], torch.get_num_threads()):
@@ -110,7 +120,7 @@ def run_demo(
     ]
     picture = folder / PICTURE
     try:
-        _sheet(rows, samples).save(picture)
+        _sheet(rows, samples, sum(one.numel() for one in before.values())).save(picture)
     except OSError as error:
         raise WriteError(f"could not be written: {error.strerror}", path=picture) from error
     return rows, picture
@@ -129,18 +139,39 @@ def apply(base: FileSource, tensors: Mapping[str, Tensor], lora: FileSource) -> 
     result = dict(tensors)
     for target, layer in decode(lora, targets).layers.items():
         key = targets[target]
-        result[key] = tensors[key].float() + layer.delta()
+        weight = tensors[key].float()
+        result[key] = weight + layer.change(weight)
     return result
+
+
+def _row(title: str, path: Path, adapter: Adapter) -> DemoRow:
+    layers = list(adapter.layers.values())
+    ranks = [layer.rank for layer in layers]
+    numbers = sum(
+        tensor.numel()
+        for layer in layers
+        for role, tensor in layer.tensors().items()
+        if role != "alpha"
+    )
+    return DemoRow(title, path, numbers, (min(ranks), max(ranks)), path.stat().st_size)
 
 
 def _samples(tensors: Mapping[str, Tensor]) -> Tensor:
     return sample_digits(load_model(tensors), starting_noise())
 
 
-def _sheet(rows: list[DemoRow], samples: list[Tensor]) -> Image:
+def _sheet(rows: list[DemoRow], samples: list[Tensor], numbers: int) -> Image:
+    whole = f"{numbers / 1e6:.2f} M"
     titles = [
-        ("base", f"{BASE.stat().st_size / 1e6:.1f} MB"),
-        *((row.title, f"{row.size / 1e3:.0f} kB", f"error {row.verified:.2f}") for row in rows),
-        ("tuned", f"{TUNED.stat().st_size / 1e6:.1f} MB"),
+        ("base", whole),
+        *(
+            (
+                row.title.removesuffix(", trained"),
+                f"{row.numbers / 1e3:.0f} k",
+                "trained" if row.verified is None else f"error {row.verified:.2f}",
+            )
+            for row in rows
+        ),
+        ("tuned", whole),
     ]
     return contact_sheet([Column(*column) for column in zip(titles, samples, strict=True)])

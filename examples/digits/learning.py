@@ -63,13 +63,13 @@ def learning_picture(
     """
     colours = (GREEN, BLUE, ORANGE)
     named = [
-        Series(f"{one.title}, {one.parameters / 1e3:.0f} k numbers", colour, ())
+        Series(f"{one.title}: {one.parameters / 1e3:.0f} k", colour, ())
         for one, colour in zip(courses, colours, strict=False)
     ]
     smooth = [smoothed(one.losses) for one in courses]
     steps = linear_axis([max(map(len, smooth))])
-    losses = linear_axis([value for one in smooth for value in one[_SMOOTHED:]])
-    shapes = background(_LOSSES, "loss by step", losses, named)
+    losses = linear_axis([value for one in smooth for value in one])
+    shapes = background(_LOSSES, "Loss by step", losses, named)
     shapes += across_marks(_LOSSES, steps)
     for values, colour in zip(smooth, colours, strict=False):
         shapes.append(Line(curve(_LOSSES, steps, losses, range(len(values)), values), colour, 3))
@@ -79,11 +79,11 @@ def learning_picture(
 
 def _spectrum(sizes: Tensor, kept: Tensor) -> list[Shape]:
     names = [
-        Series("the best rank keeps, of the squared change", BLUE, ()),
-        Series("singular value, of the largest", ORANGE, ()),
+        Series("kept by the best rank", BLUE, ()),
+        Series("singular value", ORANGE, ()),
     ]
     ranks = doubling_axis(len(sizes))
-    shapes = background(_SPECTRUM, "the fine-tune", _PERCENT, names)
+    shapes = background(_SPECTRUM, "What all weights changed by", _PERCENT, names)
     shapes += across_marks(_SPECTRUM, ranks)
     xs = range(1, len(sizes) + 1)
     for values, colour in ((kept, BLUE), (sizes, ORANGE)):

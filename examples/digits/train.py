@@ -113,9 +113,25 @@ def train(
 
 
 def fit(
-    model: DigitModel, images: Tensor, digits: Tensor, *, steps: int, rate: float, seed: int
+    model: DigitModel,
+    images: Tensor,
+    digits: Tensor,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    batch: int = BATCH,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Train whatever parameters of the model are to be trained; see `train`.
+
+    Args:
+        model: Trained in place.
+        images: As for `train`.
+        digits: As for `train`.
+        steps: Batches to see.
+        rate: Highest learning rate.
+        seed: Of batches, noise and times.
+        batch: Images in each.
 
     Returns:
         Their averages by name, and the loss of every step.
@@ -128,10 +144,10 @@ def fit(
     losses: list[float] = []
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * _schedule(step, steps)
-        chosen = torch.randint(len(images), (BATCH,), generator=generator)
-        image, noise = images[chosen], torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+        chosen = torch.randint(len(images), (batch,), generator=generator)
+        image, noise = images[chosen], torch.randn(batch, 3, SIZE, SIZE, generator=generator)
         # One time in each slice of 0..1: the batch's loss then wavers less than with free draws.
-        time = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        time = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         mixed = torch.lerp(image, noise, time[:, None, None, None])
         loss = functional.mse_loss(model(mixed, time, model.prompt(digits[chosen])), noise - image)
         optimiser.zero_grad()

@@ -29,9 +29,10 @@ from .train import fit, load_fields, neon
 RANK = 8
 TARGETS = ("*.time_embed.*", "*_blocks.*")
 """All linear and convolution layers but the last, which has three channels."""
-RATES = {"full": 1e-3, "lora": 4e-3, "dora": 4e-3}
+BATCH = 32
+RATES = {"full": 1e-3, "lora": 5e-3, "dora": 5e-3}
 """Highest learning rates: paths that start at zero bear more than trained weights."""
-TITLES = {"lora": "lorakit digits, trained LoRA", "dora": "lorakit digits, trained DoRA"}
+TITLES = {"lora": "LoRA", "dora": "DoRA"}
 PICTURE = "training.png"
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ def train_full(base: Mapping[str, Tensor], images: Tensor, digits: Tensor, **how
     """Train all weights, as the tuned file was, for the course alone."""
     model = load_model(base)
     model.model.requires_grad_(True)
-    _, losses = fit(model, images, digits, rate=RATES["full"], **how)
-    return Course("full fine-tune", _trained(model), losses)
+    _, losses = fit(model, images, digits, rate=RATES["full"], batch=BATCH, **how)
+    return Course("all weights", _trained(model), losses)
 
 
 def train_adapter(
@@ -64,8 +65,10 @@ def train_adapter(
     model = load_model(base)
     generator = torch.Generator().manual_seed(seed)
     inject(model.model, TARGETS, RANK, kind=kind, init="kaiming", generator=generator)
-    course = Course(f"{TITLES[kind].split()[-1]}, rank {RANK}", _trained(model), [])
-    average, losses = fit(model, images, digits, steps=steps, rate=RATES[kind], seed=seed)
+    course = Course(f"{TITLES[kind]}, rank {RANK}", _trained(model), [])
+    average, losses = fit(
+        model, images, digits, steps=steps, rate=RATES[kind], seed=seed, batch=BATCH
+    )
     with torch.no_grad():
         for key, value in average.items():
             model.get_parameter(key).copy_(value)

@@ -120,7 +120,9 @@ class MemoryWriter:
             for key, t in self._tensors.items()
         ]
         header = len(render_header(rows, self._file.metadata))
-        return Written(Path(self._file.name), 8 + header + sum(row[3] for row in rows), "", len(rows))
+        return Written(
+            Path(self._file.name), 8 + header + sum(row[3] for row in rows), "", len(rows)
+        )
 
 
 def writer_of(output: Output, *, header_room: int) -> SafetensorsWriter | MemoryWriter:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import LayerShapeError
 from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .matrix import kron
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +128,7 @@ class GloraLayer(ChangeOfBase):
         channels = base.float().reshape(len(base), first.shape[0], -1)
         own = torch.einsum("oik,ir->ork", channels, first).flatten(1)
         taps = torch.eye(channels.shape[2], device=base.device)
-        return torch.cat([own, up], 1) * self.scale, torch.cat([torch.kron(second, taps), down])
+        return torch.cat([own, up], 1) * self.scale, torch.cat([kron(second, taps), down])
 
     @property
     def _stored(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import LayerShapeError
 from .layer import OwnChange, by_role
-from .matrix import ThinMatrix, WholeMatrix, beside_identity
+from .matrix import ThinMatrix, WholeMatrix, beside_identity, kron
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,13 +104,13 @@ class LokrLayer(OwnChange):
         if self._columns > self.rank:
             return beside_identity(self.delta().flatten(1) * strength)
         (up_1, down_1), (up_2, down_2) = (one.factors(torch.float32) for one in self._matrices)
-        return torch.kron(up_1, up_2) * (self.scale * strength), torch.kron(down_1, down_2)
+        return kron(up_1, up_2) * (self.scale * strength), kron(down_1, down_2)
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change, of `shape`, multiplied out in ``dtype``."""
         first, second = (one.product(dtype) for one in self._matrices)
         # The kernel is on the input side of the second, so its taps stay together.
-        return torch.kron(first, second).mul_(self.scale).reshape(self.shape)
+        return kron(first, second).mul_(self.scale).reshape(self.shape)
 
     @property
     def _columns(self) -> int:

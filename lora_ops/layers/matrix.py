@@ -115,3 +115,11 @@ def beside_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
     out, into = matrix.shape
     eye = torch.eye(min(out, into), dtype=matrix.dtype, device=matrix.device)
     return (eye, matrix) if out < into else (matrix, eye)
+
+
+def kron(first: Tensor, second: Tensor) -> Tensor:
+    """Return Kronecker's product of two matrices, in whatever order their numbers lie.
+
+    PyTorch's own, since 2.13, fails on some that are not contiguous.
+    """
+    return torch.kron(first.contiguous(), second.contiguous())

@@ -1,0 +1,43 @@
+"""Extract and Save LoRA: Extract LoRA and Save LoRA as one, for those who only want the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .extract_lora import ExtractLora
+from .lora_model import as_file
+from .saving import DEFAULT_PREFIX, saved
+from .schema import path_output, prefix_input, report_output, reported, schema
+from .wording import explained
+
+
+class ExtractAndSave(io.ComfyNode):
+    """Extracts from models as they take effect, and writes the file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "ExtractAndSave",
+            "Extract and Save LoRA",
+            description="Extract LoRA and Save LoRA in one node: from loaded models to a file in the "
+            "output folder.",
+            search_aliases=["lora extract", "extract and save lora", "LoraSave", "LoraExtractKJ"],
+            is_output_node=True,
+            inputs=[*ExtractLora.define_schema().inputs, prefix_input(DEFAULT_PREFIX)],
+            outputs=[path_output(), report_output()],
+        )
+
+    @classmethod
+    @explained
+    def execute(cls, prefix: str, **inputs: Any) -> io.NodeOutput:
+        """Extract it and write the file.
+
+        Raises:
+            LoraOpsError: As Extract LoRA, or the disk is full.
+        """
+        lora, report = ExtractLora.execute(**inputs).args
+        path, told = saved(as_file(lora), prefix)
+        return reported(f"{report}\n{told}", str(path))

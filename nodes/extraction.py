@@ -1,0 +1,107 @@
+"""What both extraction nodes take, and how they run: from two sources to a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from . import host
+from .lora_model import LoraModel, from_file
+from .schema import dtype_of, rank_inputs, rule_of
+from .texts import edit_text
+
+if TYPE_CHECKING:
+    from ..lora_ops import TensorSource
+
+FORMATS = ("comfy", "kohya")
+
+
+def extraction_inputs() -> list[io.Input]:
+    """Rank, rule, and what else an extraction can be told."""
+    return [
+        *rank_inputs(default=32),
+        io.Boolean.Input(
+            "exact",
+            default=False,
+            optional=True,
+            tooltip="The exact truncation instead of one within 0.001 of its error: about 4 times "
+            "slower.",
+        ),
+        io.Boolean.Input(
+            "full_differences",
+            default=False,
+            optional=True,
+            tooltip="Keep differences of biases, norms and embeddings too, whole (comfy format only).",
+        ),
+        io.Combo.Input(
+            "dtype",
+            options=["fp16", "bf16", "fp32"],
+            default="fp16",
+            optional=True,
+            tooltip="What the factors are stored as. Arithmetic is in fp32 whatever this is.",
+        ),
+        io.Combo.Input(
+            "format",
+            options=list(FORMATS),
+            default=FORMATS[0],
+            optional=True,
+            tooltip="Names of the tensors: comfy loads in ComfyUI for every architecture; kohya for "
+            "SD1.5, SD2, SDXL and Flux, in other programs too.",
+        ),
+    ]
+
+
+def extracted(
+    base: TensorSource,
+    tuned: TensorSource,
+    title: str,
+    *,
+    rank: int,
+    rule: str | None,
+    exact: bool,
+    full_differences: bool,
+    dtype: str,
+    format: str,
+) -> tuple[str, LoraModel]:
+    """Extract, with progress and Cancel; return the report and the adapter.
+
+    Args:
+        base: What was started from.
+        tuned: What came of it.
+        title: What the result is called.
+        rank: Directions of each layer.
+        rule: A rule instead of the rank.
+        exact: Compute the exact truncation.
+        full_differences: Keep what has no low-rank form whole.
+        dtype: Of the factors, by name.
+        format: comfy or kohya.
+
+    Raises:
+        LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
+    """
+    from .. import __version__
+    from ..lora_ops import extract_file, plan_file
+    from ..lora_ops.files import MemoryFile
+
+    made = MemoryFile(title)
+    plan = plan_file(
+        base,
+        tuned,
+        rule_of(rank, rule) or rank,
+        format=format,
+        dtype=dtype_of(dtype),
+        full_differences=full_differences,
+    )
+    report = extract_file(
+        plan,
+        base,
+        tuned,
+        made,
+        format=format,
+        exact=exact,
+        placement=host.placement(),
+        version=__version__,
+        progress=host.progress(),
+    )
+    return edit_text(made.name, report), from_file(made)

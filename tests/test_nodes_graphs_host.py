@@ -1,0 +1,172 @@
+"""How the nodes behave in a real ComfyUI: cache, progress, Cancel, what stands on them, its own nodes."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+import pytest
+import torch
+from comfy_server import GraphError
+from graphs import FLUX, Graph, distance, lora
+from safetensors.torch import load_file, save_file
+
+
+def applied(server, strength=1.0, name="one"):
+    """A graph that samples; its nodes by what they are."""
+    graph = Graph(server)
+    nodes = {"lora": graph.lora(name), "model": graph.checkpoint()}
+    nodes["apply"] = graph.add(
+        "LorakitApplyLora", model=nodes["model"], lora=nodes["lora"], strength_model=strength
+    )
+    nodes["sample"] = graph.sample(nodes["apply"])
+    nodes["show"] = graph.add("PreviewAny", source=nodes["sample"])
+    return graph, nodes
+
+
+def executed(server, graph, nodes):
+    """Which of the nodes ran, by what they are."""
+    ran = server.executed(graph.nodes)
+    return {what for what, node in nodes.items() if node in ran}
+
+
+def test_an_identical_graph_comes_out_of_the_cache(comfy):
+    graph, _ = applied(comfy, 0.111)
+    graph.run()
+    assert comfy.executed(graph.nodes) == set()
+
+
+def test_a_strength_re_runs_what_depends_on_it(comfy):
+    applied(comfy, 0.222)[0].run()
+    assert executed(comfy, *applied(comfy, 0.333)) == {"apply", "sample", "show"}
+
+
+def rewritten(path, tensors):
+    """The file with other content, and a time of its own even on a clock that is coarse."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    save_file(tensors, path)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def test_a_lora_that_changed_on_disk_is_loaded_again(comfy):
+    path = comfy.base / "models" / "loras" / "edited.safetensors"
+    rewritten(path, lora(FLUX, seed=3))
+    graph, nodes = applied(comfy, name="edited")
+    first = graph.tensor(nodes["sample"])
+    assert executed(comfy, graph, nodes) == set()
+    rewritten(path, lora(FLUX, seed=4))
+    assert executed(comfy, graph, nodes) == {"lora", "apply", "sample", "show"}
+    assert distance(graph.tensor(nodes["sample"]), first) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["LorakitExtractLoraFromFiles", "LorakitBakeLora"])
+def test_a_checkpoint_that_changed_on_disk_is_read_again(comfy, kind):
+    folder = comfy.base / "models" / "checkpoints"
+    path = folder / "edited.safetensors"
+    tensors = load_file(folder / "flux-tuned.safetensors")
+    rewritten(path, tensors)
+    graph = Graph(comfy)
+    if kind == "LorakitBakeLora":
+        node = graph.add(kind, checkpoint=path.name, loras=[graph.lora()])
+    else:
+        node = graph.add(kind, tuned_name=path.name, base_name="flux.safetensors", rank=2)
+    graph.text(node)
+    assert node not in comfy.executed(graph.nodes)
+    rewritten(path, tensors)
+    assert node in comfy.executed(graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("LorakitLoadLora", {"lora_name": "one"}),
+        ("LorakitResizeFile", {"lora_name": "one"}),
+        ("LorakitExtractLoraFromFiles", {"tuned_name": "flux-tuned", "base_name": "flux"}),
+        ("LorakitBakeLora", {"checkpoint": "flux"}),
+    ],
+)
+def test_a_file_that_another_node_names_is_read_every_time(comfy, kind, names):
+    """The host does not tell the name beforehand, so nothing says whether the file changed."""
+    graph = Graph(comfy)
+    inputs = {name: graph.add("TestName", name=f"{one}.safetensors") for name, one in names.items()}
+    if kind == "LorakitBakeLora":
+        inputs["loras"] = [graph.lora()]
+    node = graph.add(kind, **inputs)
+    graph.text(node)
+    assert node in comfy.executed(graph.nodes)
+
+
+@pytest.fixture(scope="module")
+def medium(comfy):
+    """A pair whose exact extraction takes seconds, a layer of it a fraction of one."""
+    generator = torch.Generator().manual_seed(0)
+    names = [f"model.diffusion_model.blocks.{at}.ffn.0.weight" for at in range(24)]
+    for name in ("medium", "medium-tuned"):
+        made = {one: torch.randn(768, 768, generator=generator).half() for one in names}
+        save_file(made, comfy.base / "models" / "checkpoints" / f"{name}.safetensors")
+    return {"tuned_name": "medium-tuned.safetensors", "base_name": "medium.safetensors"}
+
+
+def first_steps(server, graph, client, count=3):
+    """Start a graph; return its number, and the first progress it tells of, node and share."""
+    steps = []
+    with server.listening(client) as messages:
+        number = server.start(graph.nodes, client)
+        for kind, told in messages:
+            if kind == "progress":
+                steps.append((told["node"], told["value"] / told["max"]))
+            if len(steps) == count:
+                break
+    return number, steps
+
+
+def cancelled(server, number):
+    """Cancel a graph; it ends with the layer that it is at, on a machine that may be busy."""
+    server.post("/interrupt")
+    start = time.monotonic()
+    with pytest.raises(GraphError, match="interrupted"):
+        server.result(number)
+    assert time.monotonic() - start < 3
+
+
+def test_progress_and_cancel_of_an_extraction(comfy, medium):
+    graph = Graph(comfy)
+    extracted = graph.add("LorakitExtractLoraFromFiles", **medium, exact=True)
+    graph.add("LorakitSaveLora", lora=extracted, prefix="loras/cancelled")
+    number, steps = first_steps(comfy, graph, uuid.uuid4().hex)
+    assert [node for node, _ in steps] == [extracted] * 3
+    assert 0 <= steps[0][1] < steps[1][1] < steps[2][1] < 0.5
+    cancelled(comfy, number)
+    assert not list((comfy.base / "output").rglob("*cancelled*"))
+
+
+def test_a_bake_that_is_cancelled_leaves_no_file(comfy, medium):
+    shapes = {f"blocks.{at}.ffn.0.weight": (768, 768) for at in range(24)}
+    path = comfy.base / "models" / "loras" / "medium.safetensors"
+    save_file(lora(shapes, rank=64), path)
+    graph = Graph(comfy)
+    graph.add(
+        "LorakitBakeLora",
+        checkpoint=medium["base_name"],
+        loras=[graph.lora("medium")] * 16,
+        prefix="checkpoints/cancelled",
+    )
+    number, _ = first_steps(comfy, graph, uuid.uuid4().hex, count=1)
+    cancelled(comfy, number)
+    assert not list((comfy.base / "output").rglob("*cancelled*"))
+
+
+def test_the_report_reaches_whoever_watches(comfy):
+    graph, client = Graph(comfy), uuid.uuid4().hex
+    scaled = graph.add("LorakitScaleLora", lora=graph.lora(), strength=0.123)
+    graph.add("PreviewAny", source=scaled[1])
+    texts = {}
+    with comfy.listening(client) as messages:
+        comfy.start(graph.nodes, client)
+        for kind, told in messages:
+            if kind == "text":
+                texts[told["node"]] = told["text"]
+            if kind == "execution_success":
+                break
+    assert texts[scaled].startswith("one.safetensors: 23 layers, rank 4 → 4")

@@ -1,0 +1,191 @@
+"""What comes with the nodes: help pages, translations and example workflows, whole and up to date."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT
+from object_info import SNAPSHOT, WORKFLOWS
+from PIL import Image
+
+INFO: dict[str, Any] = {
+    name: node
+    for name, node in json.loads(SNAPSHOT.read_text("utf-8")).items()
+    if name.startswith("Lorakit")
+}
+PAGES = ROOT / "web" / "docs"
+LANGUAGES = ("ja", "zh")
+EXAMPLES = ROOT / "example_workflows"
+#: Letters that only the language has: a translation without one is English.
+LETTERS = {"ja": re.compile("[\u3040-\u30ff\u4e00-\u9fff]"), "zh": re.compile("[\u4e00-\u9fff]")}
+# What a user types: it stays as it is in every language.
+TYPED = re.compile(
+    r"\b[a-z_]+=(?:[\d.]*\d)?|`\w+`|\b[A-Z]{4,}\b|\b\w+/\w+\b|\*\w+\*|\b[a-z]+_[a-z]+\b", re.ASCII
+)
+NO_WORDS = {"LoRA", "CLIP", "t"}
+
+
+def inputs(node: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(name, type, options) of each input, those of a method as ComfyUI's front end calls them."""
+    for name, (kind, options) in {
+        **node["input"]["required"],
+        **node["input"].get("optional", {}),
+    }.items():
+        yield name, kind, options
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            for choice in options["options"]:
+                for nested, (own, more) in choice["inputs"].get("required", {}).items():
+                    yield f"{name}_{nested}", own, more
+
+
+def translations(language: str) -> dict[str, Any]:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+
+
+def texts(entry: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(where, text) of everything that is said."""
+    if isinstance(entry, str):
+        yield path, entry
+        return
+    for key, value in entry.items():
+        yield from texts(value, f"{path}/{key}")
+
+
+# Help pages
+
+
+def test_every_node_has_a_page_and_every_page_a_node() -> None:
+    assert {path.stem for path in PAGES.iterdir()} == set(INFO)
+
+
+@pytest.mark.parametrize("name", INFO)
+def test_a_page_says_it_all(name: str) -> None:
+    page = (PAGES / f"{name}.md").read_text("utf-8")
+    assert page.startswith(f"# {INFO[name]['display_name']}\n")
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    assert heads == ["## Inputs", "## Example", "## When something is off"]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for input_name, kind, options in inputs(INFO[name]):
+        own = input_name.removeprefix("method_")
+        (row,) = (one for one in rows if one.startswith(f"| `{own}`"))
+        if kind in ("INT", "FLOAT"):
+            assert (
+                f"| {options['min']:g} to {options['max']:g}, default {options['default']:g} |"
+                in row
+            )
+        if kind == "COMBO" and options["options"]:
+            assert ", ".join(options["options"]) in row
+    assert len(rows) == len({input_name for input_name, _, _ in inputs(INFO[name])})
+
+
+# Translations
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_has_every_text_and_no_other(language: str) -> None:
+    found = translations(language)
+    assert found.keys() == INFO.keys()
+    for name, node in INFO.items():
+        entry = found[name]
+        assert entry.keys() == {"display_name", "description", "inputs", "outputs"}, name
+        assert entry["inputs"].keys() == {one for one, _, _ in inputs(node)}, name
+        assert list(entry["outputs"]) == [str(at) for at in range(len(node["output"]))], name
+        for part in (*entry["inputs"].values(), *entry["outputs"].values()):
+            assert part.keys() == {"name", "tooltip"}, name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_is_in_its_language(language: str) -> None:
+    for where, text in texts(translations(language)):
+        plain = text.rstrip("。") in NO_WORDS
+        assert plain or LETTERS[language].search(text), f"{where}: {text}"
+    assert not LETTERS[language].search("The LoRA. It is not changed.")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nodes_have_names_of_their_own(language: str) -> None:
+    names = [entry["display_name"] for entry in translations(language).values()]
+    assert len(set(names)) == len(names)
+
+
+def test_what_is_typed_stands_in_every_language(comfy: Any) -> None:
+    """Rules, names and examples in a tooltip are in its translation too."""
+    info, seen = comfy.get("/object_info"), 0
+    for language in LANGUAGES:
+        for name, entry in translations(language).items():
+            for input_name, _, options in inputs(info[name]):
+                typed = set(TYPED.findall(options["tooltip"]))
+                kept = set(TYPED.findall(entry["inputs"][input_name]["tooltip"]))
+                assert typed <= kept, f"{language} {name} {input_name}"
+                seen += len(typed)
+    assert seen > 100
+
+
+def test_comfyui_hands_the_translations_out(comfy: Any) -> None:
+    told = comfy.get("/i18n")
+    for language in LANGUAGES:
+        known = told[language]["nodeDefs"]
+        assert {name: known[name] for name in INFO} == translations(language)
+
+
+# Example workflows
+
+
+def test_every_example_has_a_picture_and_an_api_version() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.json")}
+    assert names == {path.stem for path in EXAMPLES.glob("*.jpg")}
+    assert names == {path.stem for path in WORKFLOWS}
+    assert len(list(EXAMPLES.iterdir())) == 2 * len(names)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
+def test_a_picture_of_an_example_is_light_and_legible(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width >= 1200
+    assert path.stat().st_size < 300_000
+
+
+def sent(workflow: dict[str, Any]) -> dict[str, Any]:
+    """A workflow as the front end saves it, in the form in which it is sent to run."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    found: dict[str, Any] = {}
+    for node in workflow["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        values = {
+            name: value
+            for name, value in node.get("widgets_values_named", {}).items()
+            if name != "control_after_generate"
+        }
+        wired = {one["name"]: links[one["link"]] for one in node["inputs"] if one["link"]}
+        found[str(node["id"])] = {"class_type": node["type"], "inputs": values | wired}
+    return found
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_both_versions_of_an_example_are_one(path: Path) -> None:
+    api = json.loads(path.read_text("utf-8"))
+    saved = json.loads((EXAMPLES / path.name).read_text("utf-8"))
+    assert sent(saved) == {
+        number: {"class_type": node["class_type"], "inputs": node["inputs"]}
+        for number, node in api.items()
+    }
+    assert any(node["class_type"].startswith("Lorakit") for node in api.values())
+    assert [node["type"] for node in saved["nodes"]].count("MarkdownNote") == 1
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nodes_of_an_example_do_not_lie_on_each_other(path: Path) -> None:
+    saved = json.loads((EXAMPLES / path.name).read_text("utf-8"))
+    boxes = [(*node["pos"], *node["size"]) for node in saved["nodes"]]
+    for at, (x, y, w, h) in enumerate(boxes):
+        for other_x, other_y, other_w, other_h in boxes[:at]:
+            apart_x = x >= other_x + other_w or other_x >= x + w
+            apart_y = y - 30 >= other_y + other_h or other_y - 30 >= y + h
+            assert apart_x or apart_y

@@ -1,0 +1,115 @@
+"""The nodes without ComfyUI: what they declare fits what they take, the tables of the core, and the snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from commands import ROOT, python
+from host_double import standing_in
+from object_info import SNAPSHOT
+
+from lorakit.lora_ops.dtypes import DTYPES
+from lorakit.lora_ops.methods import METHODS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double() -> Iterator[None]:
+    with standing_in():
+        yield
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(f"lorakit.nodes.{name}")
+
+
+def schemas() -> dict[Any, Any]:
+    return {node: node.define_schema() for node in module("extension").NODES}
+
+
+def given(one: Any) -> dict[str, Any]:
+    return one.given
+
+
+def test_every_node_is_in_the_extension() -> None:
+    listed = module("extension").NODES
+    base = module("schema").io.ComfyNode
+    files = [path.stem for path in (ROOT / "nodes").glob("*.py") if path.stem != "__init__"]
+    found = {
+        one
+        for name in files
+        for one in vars(module(name)).values()
+        if inspect.isclass(one) and issubclass(one, base) and one is not base
+    }
+    assert found == set(listed)
+    assert len(listed) == len(found)
+
+
+def test_the_snapshot_has_these_nodes_and_inputs() -> None:
+    saved = json.loads(SNAPSHOT.read_text("utf-8"))
+    declared = {
+        schema.node_id: sorted(given(one)["id"] for one in schema.inputs)
+        for schema in schemas().values()
+    }
+    assert declared == {
+        name: sorted(
+            one for part in ("required", "optional") for one in node["input_order"].get(part, [])
+        )
+        for name, node in saved.items()
+        if name.startswith("Lorakit")
+    }
+
+
+def test_what_is_declared_is_what_is_taken() -> None:
+    for node, schema in schemas().items():
+        taken = inspect.signature(node.execute).parameters
+        named = {name for name, one in taken.items() if one.kind is not one.VAR_KEYWORD}
+        declared = {given(one)["id"]: given(one) for one in schema.inputs}
+        assert named <= set(declared), schema.node_id
+        for name in set(declared) - named:  # handed on as they are
+            assert len(taken) > len(named), f"{schema.node_id}.{name} is not taken"
+        for name in named:
+            if declared[name].get("optional"):
+                default = taken[name].default
+                assert default is not inspect.Parameter.empty, f"{schema.node_id}.{name}"
+
+
+def test_tables_are_the_core_s() -> None:
+    """They are written out again in the nodes, which must not import the core to be listed."""
+    assert list(module("add_loras").METHODS) == list(METHODS)
+    assert set(module("schema").DTYPES[1:]) <= set(DTYPES)
+
+
+def test_a_schema_of_an_older_host_gets_the_fields_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = module("schema").io
+    known = [(field.name, Any, None) for field in dataclasses.fields(api.Schema)]
+    older = dataclasses.make_dataclass("Schema", [one for one in known if "search" not in one[0]])
+    monkeypatch.setattr(api, "Schema", older)
+    importlib.reload(module("schema"))
+    made = module("schema").schema("Some", "Some", description="x", search_aliases=["y"])
+    assert (made.node_id, made.description) == ("LorakitSome", "x")
+    monkeypatch.undo()
+    importlib.reload(module("schema"))
+    assert module("schema").schema("Some", "Some", search_aliases=["y"]).search_aliases == ["y"]
+
+
+def test_the_package_is_imported_without_the_nodes() -> None:
+    """`pip install` has no ComfyUI."""
+    run = python("import lorakit, sys; print([m for m in sys.modules if m.startswith('lorakit.')])")
+    assert (run.status, run.out.strip()) == (0, "[]")
+
+
+def test_the_double_refuses_what_the_host_would() -> None:
+    api = module("schema").io
+    with pytest.raises(TypeError):
+        api.Int.Input("rank", maximum=3)
+    with pytest.raises(TypeError):
+        api.Schema("id", colour="red")

@@ -1,0 +1,3 @@
+from torch import Tensor
+
+def convert_lora(sd: dict[str, Tensor]) -> dict[str, Tensor]: ...

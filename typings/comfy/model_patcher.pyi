@@ -1,0 +1,20 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+class ModelPatcher:
+    model: nn.Module
+    # By weight: what adds to it; and what it was, before what adds was put into it.
+    patches: dict[str, list[Any]]
+    backup: dict[str, Any]
+    hook_backup: dict[str, Any]
+    def clone(self) -> ModelPatcher: ...
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0
+    ) -> Sequence[Any]: ...
+
+# (weight, how it is set, how it is converted out of its storage)
+def get_key_weight(
+    model: nn.Module, key: str
+) -> tuple[Tensor, Callable[..., Any] | None, Callable[..., Tensor] | None]: ...
