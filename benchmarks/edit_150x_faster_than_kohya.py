@@ -21,15 +21,17 @@ from pathlib import Path
 import torch
 from machine import machine
 from peers import full_svd, lowrank_2, qr_of_factors
+from safetensors.torch import load_file
 from torch import Tensor
 from unets import SDXL, targets, unet_shapes
 
-from lorakit.lora_ops import open_source
+from lorakit.lora_ops import add, decode, open_source
 from lorakit.lora_ops.edit_file import add_files
-from lorakit.lora_ops.files import SafetensorsWriter
+from lorakit.lora_ops.files import MemoryFile, SafetensorsWriter
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.linalg import distance, factored_svd, thinned
 from lorakit.lora_ops.parallel import ordered_map
+from lorakit.lora_ops.terms import Term
 
 RANK = 32
 Factors = tuple[Tensor, Tensor]
@@ -104,7 +106,7 @@ def compare(counts: Counter[tuple[int, int]], ranks: list[int], skip_slow: bool)
 
 
 def concatenate(folder: Path) -> None:
-    """Time the exact sum of three files, whole."""
+    """Time the exact sum of three LoRAs: of the tensors, as above, and of the files, whole."""
     paths = [folder / f"{name}.safetensors" for name in "abc"]
     for index, path in enumerate(paths):
         with SafetensorsWriter(path, header_room=1 << 18) as writer:
@@ -116,15 +118,25 @@ def concatenate(folder: Path) -> None:
             writer.finish()
     for strengths in ((1.0, 1.0, 1.0), (0.7, -0.3, 1.0)):
         opened = [open_source(path) for path in paths]
+        given = [Ingredient(source, s) for source, s in zip(opened, strengths, strict=True)]
+        held = [MemoryFile(path.name, load_file(path)) for path in paths]
+        terms = [
+            Term(adapter := decode(file), one.strengths(adapter.layers), file.name)
+            for file, one in zip(held, given, strict=True)
+        ]
+        started = time.perf_counter()
+        add(terms)
+        in_memory = time.perf_counter() - started
         report = add_files(
-            [Ingredient(source, s) for source, s in zip(opened, strengths, strict=True)],
+            given,
             folder / f"{strengths[0]}.safetensors",
         )
         for source in opened:
             source.close()
         size = report.size / 1e6
         print(
-            f"| strengths {strengths} | {report.seconds:.1f} s | {size:.0f} MB | {report.error:.1e} |"
+            f"| strengths {strengths} | {in_memory:.1f} s | {report.seconds:.1f} s | {size:.0f} MB "
+            f"| {report.error:.1e} |"
         )
 
 
@@ -142,9 +154,9 @@ def main() -> None:
     compare(counts, [128], arguments.skip_slow)
     print(f"add, three of rank {RANK} to one of rank {RANK}")
     compare(counts, [RANK] * 3, arguments.skip_slow)
-    print("add, exactly, from file to file, provenance hashes included")
-    print("\n| inputs | time | file | error |")
-    print("|---|---|---|---|")
+    print("add, exactly: of the tensors; and from file to file, provenance hashes included")
+    print("\n| inputs | tensors | files | size | error |")
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         concatenate(Path(folder))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 from .files import FileSource, input_sha256
 from .metadata import Input
+from .parallel import in_background
 from .source import TensorSource
 
 
@@ -38,9 +38,9 @@ def hashed(sources: Sequence[TensorSource]) -> Generator[Callable[[], list[Input
         sha256 = input_sha256(source, stop) if isinstance(source, FileSource) else ""
         return replace(unhashed(source), sha256=sha256)
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(record, source) for source in sources]
-        try:
-            yield lambda: [one.result() for one in pending]
-        finally:
-            stop.set()
+    result, wait = in_background(lambda: [record(source) for source in sources])
+    try:
+        yield result
+    finally:
+        stop.set()
+        wait()

@@ -21,7 +21,7 @@ from .scale import multiplied
 
 def save_adapter(
     adapter: Adapter,
-    output: Path,
+    output: str | Path,
     *,
     format: str | None = None,
     force: bool = False,
@@ -40,6 +40,7 @@ def save_adapter(
         LoraOpsError: The format has no name or no place for a layer, or the output cannot, or must
             not, be written.
     """
+    output = Path(output)
     memory = adapter_file(adapter, output.name, version=version)
     if format is not None:
         convert_file(memory, output, format, force=force, version=version)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file
+from .lora_model import from_file
 from .schema import (
-    lora_input,
     lora_output,
     rank_inputs,
     report_output,
@@ -19,11 +19,10 @@ from .schema import (
     rule_of,
     schema,
 )
+from .several import ingredients_of, several_inputs
 from .texts import edit_text
 from .wording import explained
 
-MOST = 16
-_LORA = "lora"
 # `lora_ops.methods.METHODS`, in words: importing that would slow the host's start. A test compares.
 METHODS = {
     "sum": "add them, each times its strength",
@@ -56,21 +55,7 @@ class AddLoras(io.ComfyNode):
                 "lora merge",
             ],
             inputs=[
-                io.Autogrow.Input(
-                    "loras",
-                    template=io.Autogrow.TemplatePrefix(
-                        lora_input(tooltip="One of the LoRAs."), prefix=_LORA, min=2, max=MOST
-                    ),
-                    tooltip="The LoRAs; a new socket appears for the next.",
-                ),
-                io.String.Input(
-                    "strengths",
-                    default="",
-                    optional=True,
-                    placeholder="1, 0.7, -0.3",
-                    tooltip="A strength for each LoRA, in order, separated by commas; 1 for those that "
-                    "are not given. Below 0 subtracts.",
-                ),
+                *several_inputs(2, "1, 0.7, -0.3", " Below 0 subtracts."),
                 _method_input(),
                 *rank_inputs(default=0, none="all of them: the sum is exact."),
             ],
@@ -96,16 +81,11 @@ class AddLoras(io.ComfyNode):
         from ..lora_ops.edit_file import add_files
         from ..lora_ops.errors import ArgumentError
         from ..lora_ops.files import MemoryFile
-        from ..lora_ops.ingredients import Ingredient
 
         if method is None:  # the host does not check this choice, and drops what it does not know
             raise ArgumentError(f"no such method; use one of {', '.join(METHODS)}")
-        sources = [as_file(lora) for lora in loras.values() if lora is not None]
-        factors = parse_strengths(strengths, len(sources))
-        ingredients = [
-            Ingredient(one, factor) for one, factor in zip(sources, factors, strict=True)
-        ]
-        made = MemoryFile(" + ".join(one.stem for one in sources))
+        ingredients = ingredients_of(loras, strengths)
+        made = MemoryFile(" + ".join(Path(one.source.name).stem for one in ingredients))
         report = add_files(
             ingredients,
             made,
@@ -145,27 +125,3 @@ def _parameters(method: str) -> list[io.Input]:
             tooltip="Stop at steps of this share of the size.",
         ),
     ]
-
-
-def parse_strengths(text: str, count: int) -> list[float]:
-    """Return a strength for each of so many LoRAs, from text with commas between them.
-
-    Raises:
-        ArgumentError: One is no finite number, or there are more than LoRAs.
-    """
-    import math
-
-    from ..lora_ops.errors import ArgumentError
-
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if len(parts) > count:
-        raise ArgumentError(f"{len(parts)} strengths for {count} LoRAs: give one each, in order")
-    found: list[float] = []
-    for part in parts:
-        try:
-            found.append(float(part or 1))
-        except ValueError:
-            found.append(math.nan)
-        if not math.isfinite(found[-1]):
-            raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
-    return found + [1.0] * (count - len(found))

@@ -8,24 +8,22 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file
 from .schema import (
     DTYPES,
     dtype_input,
     dtype_of,
     file_input,
-    lora_input,
     path_output,
     prefix_input,
     report_output,
     reported,
     schema,
 )
+from .several import ingredients_of, several_inputs
 from .texts import baked_text
 from .wording import explained
 
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
-MOST = 16
 _PREFIX = "checkpoints/lorakit"
 
 
@@ -44,21 +42,7 @@ class BakeLora(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 file_input("checkpoint", "What the LoRAs go into. It is not changed.", FOLDERS),
-                io.Autogrow.Input(
-                    "loras",
-                    template=io.Autogrow.TemplatePrefix(
-                        lora_input(tooltip="One of the LoRAs."), prefix="lora", min=1, max=MOST
-                    ),
-                    tooltip="The LoRAs; a new socket appears for the next.",
-                ),
-                io.String.Input(
-                    "strengths",
-                    default="",
-                    optional=True,
-                    placeholder="1, 0.7",
-                    tooltip="A strength for each LoRA, in order, separated by commas; 1 for those that "
-                    "are not given.",
-                ),
+                *several_inputs(1, "1, 0.7"),
                 prefix_input(_PREFIX, " In output/checkpoints the loaders list it."),
                 dtype_input(),
                 io.Boolean.Input(
@@ -97,17 +81,17 @@ class BakeLora(io.ComfyNode):
                 quantised, or the disk is full.
         """
         from .. import __version__
-        from ..lora_ops import Ingredient, open_source
+        from ..lora_ops import open_source
         from ..lora_ops.bake_file import bake_file, plan_bake_file
-        from .add_loras import parse_strengths
 
-        sources = [as_file(lora) for lora in loras.values() if lora is not None]
-        factors = parse_strengths(strengths, len(sources))
-        given = [Ingredient(one, factor) for one, factor in zip(sources, factors, strict=True)]
         path = host.output_path(prefix, _PREFIX)
         with open_source(host.file_path(checkpoint, *FOLDERS)) as model:
             plan = plan_bake_file(
-                model, given, output=path, dtype=dtype_of(dtype), allow_partial=allow_partial
+                model,
+                ingredients_of(loras, strengths),
+                output=path,
+                dtype=dtype_of(dtype),
+                allow_partial=allow_partial,
             )
             report = bake_file(plan, model, path, version=__version__, progress=host.progress())
         return reported(baked_text(path.name, report), str(path))

@@ -55,6 +55,7 @@ class ExtractFromFiles(io.ComfyNode):
         rule: str | None = None,
         exact: bool = False,
         full_differences: bool = False,
+        allow_partial: bool = False,
         dtype: str = "fp16",
         format: str = "comfy",
     ) -> io.NodeOutput:
@@ -78,6 +79,7 @@ class ExtractFromFiles(io.ComfyNode):
                 rule=rule,
                 exact=exact,
                 full_differences=full_differences,
+                allow_partial=allow_partial,
                 dtype=dtype,
                 format=format,
             )

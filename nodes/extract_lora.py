@@ -56,6 +56,7 @@ class ExtractLora(io.ComfyNode):
         rule: str | None = None,
         exact: bool = False,
         full_differences: bool = False,
+        allow_partial: bool = False,
         dtype: str = "fp16",
         format: str = "comfy",
         base: Any = None,
@@ -78,6 +79,7 @@ class ExtractLora(io.ComfyNode):
             rule=rule,
             exact=exact,
             full_differences=full_differences,
+            allow_partial=allow_partial,
             dtype=dtype,
             format=format,
         )

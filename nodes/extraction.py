@@ -34,6 +34,13 @@ def extraction_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Keep differences of biases, norms and embeddings too, whole (comfy format only).",
         ),
+        io.Boolean.Input(
+            "allow_partial",
+            default=False,
+            optional=True,
+            tooltip="Go on where fewer than 95 % of the weights are found on both sides; those on one "
+            "side alone are listed. Off: that is an error.",
+        ),
         io.Combo.Input(
             "dtype",
             options=["fp16", "bf16", "fp32"],
@@ -61,6 +68,7 @@ def extracted(
     rule: str | None,
     exact: bool,
     full_differences: bool,
+    allow_partial: bool,
     dtype: str,
     format: str,
 ) -> tuple[str, LoraModel]:
@@ -74,6 +82,7 @@ def extracted(
         rule: A rule instead of the rank.
         exact: Compute the exact truncation.
         full_differences: Keep what has no low-rank form whole.
+        allow_partial: Go on where few weights are found on both sides.
         dtype: Of the factors, by name.
         format: comfy or kohya.
 
@@ -92,6 +101,7 @@ def extracted(
         format=format,
         dtype=dtype_of(dtype),
         full_differences=full_differences,
+        allow_partial=allow_partial,
     )
     report = extract_file(
         plan,

@@ -145,7 +145,7 @@ def running(base: Path) -> Iterator[Server]:
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-    shutil.copy(SCRIPTS / "test_nodes.py", base / "custom_nodes")
+    shutil.copy(SCRIPTS / "graph_nodes.py", base / "custom_nodes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

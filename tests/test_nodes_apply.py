@@ -10,8 +10,8 @@ import torch
 from keys.models import HOSTED
 from kinds import WEIGHTS, kinds, weight
 from safetensors.torch import load_file, save_file
-from test_nodes_models import FORMATS, SHAPES, numbers
 from test_renames import adapter_of, tensors_of
+from tiny_flux import FORMATS, SHAPES, numbers
 
 from lorakit.lora_ops import DictSource, formats
 from lorakit.lora_ops.architectures import architecture_named

@@ -67,7 +67,10 @@ def test_files_that_are_no_lora(bad, name, told):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("for-sd1", "nothing of `for-sd1.safetensors`, which is for Stable Diffusion 1, fits this model, so"),
+        (
+            "for-sd1",
+            "nothing of `for-sd1.safetensors`, which is for Stable Diffusion 1, fits this model, so",
+        ),
         ("te", "1 layer: for a text encoder, and no CLIP is connected"),
     ],
 )

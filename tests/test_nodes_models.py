@@ -5,14 +5,10 @@ from __future__ import annotations
 import comfy_host
 import pytest
 import torch
-from keys import checkpoints
 from safetensors.torch import load_file, save_file
+from tiny_flux import FORMATS, SHAPES, numbers
 
 UNET = "diffusion_model."
-SHAPES = {
-    **checkpoints.flux(),
-    **{f"{name}.in_layer.weight": (128, 256) for name in ("time_in", "guidance_in")},
-}
 LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2", "single_blocks.0.linear1")
 STRENGTH = 0.8
 ALPHA = 3.0
@@ -24,16 +20,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp8": torch.float8_e4m3fn,
 }
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "int8_tensorwise")
 ROTATED = ("convrot_w4a4", "asym_w4a8_int8")
-
-
-def numbers(seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (torch.randn(shape, generator=generator) * 0.3).to(dtype)
-        for name, shape in SHAPES.items()
-    }
 
 
 def adapter():

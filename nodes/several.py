@@ -1,0 +1,82 @@
+"""Any number of LoRAs with a strength each: what adding and baking take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from .lora_model import as_file
+from .schema import lora_input
+
+if TYPE_CHECKING:
+    from ..lora_ops import Ingredient
+
+MOST = 16
+
+
+def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
+    """Sockets for LoRAs, and their strengths as text.
+
+    Args:
+        least: How many there are at first.
+        example: Of strengths.
+        more: What else to say of them.
+    """
+    return [
+        io.Autogrow.Input(
+            "loras",
+            template=io.Autogrow.TemplatePrefix(
+                lora_input(tooltip="One of the LoRAs."), prefix="lora", min=least, max=MOST
+            ),
+            tooltip="The LoRAs; a new socket appears for the next.",
+        ),
+        io.String.Input(
+            "strengths",
+            default="",
+            optional=True,
+            placeholder=example,
+            tooltip="A strength for each LoRA, in order, separated by commas; 1 for those that are not "
+            f"given.{more}",
+        ),
+    ]
+
+
+def ingredients_of(
+    loras: Mapping[str, Mapping[str, Tensor] | None], strengths: str
+) -> list[Ingredient]:
+    """Return the LoRAs that are connected, each with its strength.
+
+    Raises:
+        ArgumentError: A strength is no finite number, or there are more of them than LoRAs.
+    """
+    from ..lora_ops import Ingredient
+
+    sources = [as_file(lora) for lora in loras.values() if lora is not None]
+    factors = parse_strengths(strengths, len(sources))
+    return [Ingredient(one, factor) for one, factor in zip(sources, factors, strict=True)]
+
+
+def parse_strengths(text: str, count: int) -> list[float]:
+    """Return a strength for each of so many LoRAs, from text with commas between them.
+
+    Raises:
+        ArgumentError: One is no finite number, or there are more than LoRAs.
+    """
+    from ..lora_ops.errors import ArgumentError
+
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if len(parts) > count:
+        raise ArgumentError(f"{len(parts)} strengths for {count} LoRAs: give one each, in order")
+    found: list[float] = []
+    for part in parts:
+        try:
+            found.append(float(part or 1))
+        except ValueError:
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
+            raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
+    return found + [1.0] * (count - len(found))
