@@ -44,8 +44,7 @@ class Adapted(_Base):
         plain = result = self.plain(input)
         for path in self.paths().values():
             if path.is_active:
-                added = path.contribution(self, input, plain) * path.strength
-                result = result + added.to(result.dtype)
+                result = result + path.contribution(self, input, plain).to(result.dtype)
         return result
 
     def paths(self) -> dict[str, LoraPath]:
@@ -106,27 +105,28 @@ class Adapted(_Base):
         """One number an output channel, in a shape that multiplies the output."""
         return numbers
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        """The output of a change up @ down of the weight."""
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
+        """The output of a change factor * up @ down of the weight."""
         raise NotImplementedError
 
 
 class OfLinear(Adapted):
     """Of a linear layer: (…, in) to (…, out)."""
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Down, then up."""
-        return functional.linear(functional.linear(input, down), up)
+        return functional.linear(_times(functional.linear(input, down), factor), up)
 
 
 class OfConvolution(Adapted):
     """Of a convolution: down with its kernel, stride and padding, then up with a kernel of 1."""
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Two convolutions; the first by the layer's own hand, which knows its padding mode."""
         layer = cast("nn.Conv2d | nn.Conv3d", self)
         narrow = layer._conv_forward(input, down, None)  # pyright: ignore[reportPrivateUsage]
-        return (functional.conv2d if up.ndim == 4 else functional.conv3d)(narrow, up)
+        convolution = functional.conv2d if up.ndim == 4 else functional.conv3d
+        return convolution(_times(narrow, factor), up)
 
     def by_channel(self, numbers: Tensor) -> Tensor:
         """Channels are the second axis of a batch."""
@@ -136,13 +136,13 @@ class OfConvolution(Adapted):
 class OfEmbedding(Adapted):
     """Of a table of rows: up is looked up instead of the weight, (numbers, rank)."""
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Rows of up, then down."""
         table = cast("nn.Embedding", self)
         rows = functional.embedding(
             input, up, table.padding_idx, None, 2.0, table.scale_grad_by_freq, table.sparse
         )
-        return rows @ down
+        return _times(rows, factor) @ down
 
 
 class AdaptedLinear(OfLinear, nn.Linear):
@@ -182,6 +182,11 @@ _KNOWN: tuple[type[Adapted], ...] = (
     AdaptedConv3d,
     AdaptedEmbedding,
 )
+
+
+def _times(narrow: Tensor, factor: float) -> Tensor:
+    """The numbers between the factors, of which there are few, times what is needed."""
+    return narrow if factor == 1 else narrow * factor
 
 
 def dense_weight(module: nn.Module) -> Tensor:

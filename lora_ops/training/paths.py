@@ -24,8 +24,8 @@ class Frozen(Protocol):
         """The layer's own output."""
         ...
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        """The output of a change up @ down of the weight."""
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
+        """The output of a change factor * up @ down of the weight."""
         ...
 
     def by_channel(self, numbers: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class LoraPath(nn.Module):
         return self.up, self.down
 
     def contribution(self, frozen: Frozen, input: Tensor, plain: Tensor) -> Tensor:
-        """Return what the path adds to the layer's output at strength 1, in the factors' dtype.
+        """Return what the path adds to the layer's output at its strength, in the factors' dtype.
 
         Args:
             frozen: The layer.
@@ -93,7 +93,7 @@ class LoraPath(nn.Module):
         return LoraLayer(up.detach(), down.detach(), scale)
 
     def _product(self, frozen: Frozen, input: Tensor) -> Tensor:
-        return frozen.low_rank(input, *self.factors()) * self.scale
+        return frozen.low_rank(input, *self.factors(), self.scale * self.strength)
 
     def _wide(self, input: Tensor) -> Tensor:
         """The input in the factors' dtype, unless autocast decides; indices stay as they are."""
@@ -141,13 +141,14 @@ class DoraPath(LoraPath):
         self.magnitude = nn.Parameter(magnitude)
 
     def contribution(self, frozen: Frozen, input: Tensor, plain: Tensor) -> Tensor:
-        """Return what turns the layer's output into DoRA's, at strength 1."""
+        """Return what turns the layer's output into DoRA's, that part of the way."""
         dropped = self.dropout(self._wide(input))
         is_dropping = self.training and not isinstance(self.dropout, nn.Identity)
         own = frozen.plain(dropped.to(input.dtype)) if is_dropping else plain
         own = own if frozen.bias is None else own - frozen.by_channel(frozen.bias)
-        ratio = frozen.by_channel(self.magnitude / self._length(frozen))
-        return (ratio - 1) * own + ratio * self._product(frozen, dropped)
+        ratio = self.magnitude / self._length(frozen)
+        turned = frozen.by_channel(self.strength * (ratio - 1)) * own
+        return turned + frozen.by_channel(ratio) * self._product(frozen, dropped)
 
     def layer(self) -> Layer:
         """What the path is in a file; detached, sharing memory."""
