@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 
@@ -48,6 +49,60 @@ class Pending(Generic[Result]):
         return cast("Result", value)
 
 
+class _Workers(Generic[Result]):
+    """Threads that make calls in the order in which they are given."""
+
+    def __init__(self, count: int, cores: int) -> None:
+        self._tasks: SimpleQueue[Pending[Result] | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._pending: deque[Pending[Result]] = deque()
+        self._running = 0
+        _STARTED.add(self)
+        for _ in range(count):
+            start_new_thread(self._work, (cores,))
+            self._running += 1
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def give(self, call: Callable[[], Result]) -> None:
+        """Have a call made."""
+        task = Pending(call)
+        self._pending.append(task)
+        self._tasks.put(task)
+
+    def take(self) -> Result:
+        """Wait for the result of the earliest call that was not taken."""
+        return self._pending.popleft().result()
+
+    def stop(self) -> None:
+        """Cancel what has not begun, and wait for the rest; nothing the second time."""
+        for task in self._pending:
+            task.is_cancelled = True
+        running, self._running = self._running, 0
+        for _ in range(running):
+            self._tasks.put(None)
+        for _ in range(running):
+            self._ended.get()
+        _STARTED.discard(self)
+
+    def _work(self, cores: int) -> None:
+        torch.set_num_threads(cores)
+        while (task := self._tasks.get()) is not None:
+            task.run()
+        self._ended.put(None)
+
+
+_STARTED: set[_Workers[Any]] = set()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let no thread outlive the interpreter: after an error, iterators may be there to the end."""
+    for workers in list(_STARTED):
+        workers.stop()
+
+
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, spare: int = 1
 ) -> Iterator[Result]:
@@ -64,37 +119,16 @@ def ordered_map(
     An exception in a job, or closing the iterator, cancels what has not begun and waits for the rest.
     """
     cores = torch.get_num_threads()
-    tasks: SimpleQueue[Pending[Result] | None] = SimpleQueue()
-
-    ended: SimpleQueue[None] = SimpleQueue()
-    started = 0
-
-    def work() -> None:
-        torch.set_num_threads(max(1, cores // workers))
-        while (task := tasks.get()) is not None:
-            task.run()
-        ended.put(None)
-
-    pending: deque[Pending[Result]] = deque()
+    threads = _Workers[Result](workers, max(1, cores // workers))
     try:
-        for _ in range(workers):
-            start_new_thread(work, ())
-            started += 1
         for item in items:
-            task = Pending(partial(function, item))
-            pending.append(task)
-            tasks.put(task)
-            if len(pending) >= workers + spare:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            threads.give(partial(function, item))
+            if len(threads) >= workers + spare:
+                yield threads.take()
+        while len(threads):
+            yield threads.take()
     finally:
-        for task in pending:
-            task.is_cancelled = True
-        for _ in range(workers):
-            tasks.put(None)
-        for _ in range(started):
-            ended.get()
+        threads.stop()
         torch.set_num_threads(cores)
 
 
