@@ -106,10 +106,10 @@ def convert(
         from ..lora_ops import open_source
         from ..lora_ops.convert_file import convert_file
         from ..lora_ops.inputs import paths_of
+        from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_converted, show_edit
         from ..terminal.progress import progress_bar
-        from ..terminal.text import plain
 
         placement = parse_placement(device, vram)
         source = stack.enter_context(open_source(lora))

@@ -26,9 +26,9 @@ def demo(output: Path) -> None:
     """
     with clear_errors():
         from ..examples.digits.demo import run_demo
+        from ..lora_ops.text import plain
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_demo
-        from ..terminal.text import plain
 
         with progress_bar("demo") as progress:
             columns, picture = run_demo(output, version=__version__, progress=progress)

@@ -105,10 +105,10 @@ def extract(
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file
         from ..lora_ops.extract_file import largest_size
+        from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, plan_dict, write_json
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_plan, show_report
-        from ..terminal.text import plain
 
         placement = parse_placement(device, vram)
         with open_source(base) as base_source, open_source(tuned) as tuned_source:

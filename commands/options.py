@@ -134,7 +134,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 def parse_placement(device: str, vram: str | None) -> Placement:
     """Where to compute, from --device and --vram."""
     from ..lora_ops import place
-    from ..terminal.text import parse_size
+    from ..lora_ops.sizes import parse_size
 
     return place(device, memory=parse_size(vram) if vram is not None else None)
 
@@ -182,8 +182,8 @@ def tell(
         verbose: Whether the table shows every layer.
         output: The file that was written, if one was.
     """
+    from ..lora_ops.text import plain
     from ..terminal.as_json import write_json
-    from ..terminal.text import plain
 
     if not write_json(report.to_dict(), json_to):
         show(report, verbose=verbose)
@@ -195,7 +195,7 @@ def tell(
 def clear_errors() -> Generator[None, None, None]:
     """What lorakit says becomes one line; a bug stays a traceback."""
     from ..lora_ops.errors import ArgumentError, LoraOpsError
-    from ..terminal.text import plain
+    from ..lora_ops.text import plain
 
     try:
         yield

@@ -102,10 +102,10 @@ def resize(
         from ..lora_ops import open_source
         from ..lora_ops.edit_file import resize_file
         from ..lora_ops.inputs import paths_of
+        from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_edit
         from ..terminal.progress import progress_bar
-        from ..terminal.text import plain
 
         placement = parse_placement(device, vram)
         with contextlib.ExitStack() as stack:

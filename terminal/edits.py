@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 from ..lora_ops.edit import EditReport
 from ..lora_ops.errors import LoraOpsError
 from ..lora_ops.report import counted
+from ..lora_ops.text import human_error, human_size, plain
 from .layout import fill, new_table, open_console, print_rest, shape_text, tail
-from .text import human_error, human_size, plain
 
 if TYPE_CHECKING:
     from ..lora_ops import Report

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..lora_ops.report import counted
-from .text import human_error, human_size, plain
+from ..lora_ops.text import human_error, human_size, plain
 
 if TYPE_CHECKING:
     from ..lora_ops import Report

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..lora_ops.report import counted
+from ..lora_ops.text import human_error, human_size
 from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
-from .text import human_error, human_size
 
 if TYPE_CHECKING:
     from ..examples.digits.demo import DemoRow
