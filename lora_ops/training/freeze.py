@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -12,9 +14,16 @@ from .adapted import Adapted
 from .stored import STORES
 from .targets import chosen
 
+BACKENDS = ("auto", "torch", "bitsandbytes")
+_BITSANDBYTES = "bitsandbytes"
+
 
 def store_frozen(
-    module: nn.Module, targets: str | Sequence[str] = "all", *, store: str = "nf4"
+    module: nn.Module,
+    targets: str | Sequence[str] = "all",
+    *,
+    store: str = "nf4",
+    backend: str = "auto",
 ) -> int:
     """Replace linear layers by frozen ones in 4 or 8 bits, in place, for good.
 
@@ -25,16 +34,20 @@ def store_frozen(
         module: The model.
         targets: As in `inject`; of what they mean, the linear layers.
         store: `nf4`, 0.52 bytes a number; or `int8`, 1 byte.
+        backend: Whose layers: `torch`, ours; `bitsandbytes`, its Linear4bit, of `nf4`; `auto`, the
+            latter for weights on a CUDA device where it is installed, for it has kernels there.
 
     Returns:
         How many layers were replaced.
 
     Raises:
-        ArgumentError: No such store, or no linear layer is meant.
+        ArgumentError: No such store or backend, it is not installed, or no linear layer is meant.
         UnsupportedLayerError: A layer carries an adapter already.
     """
     if store not in STORES:
         raise ArgumentError(f"unknown store `{store}`; it is one of {', '.join(STORES)}")
+    has_it = importlib.util.find_spec(_BITSANDBYTES) is not None
+    _check_backend(backend, store, has_it)
     linears = {
         name: one
         for name, one in chosen(module, targets).items()
@@ -52,6 +65,43 @@ def store_frozen(
         bias = cast("nn.Parameter | None", layer.bias)
         if bias is not None:
             bias.requires_grad_(False)
-        stored = STORES[store](layer.weight, bias).train(layer.training)
-        setattr(module.get_submodule(parent), own, stored)
+        fits = backend == "auto" and has_it and store == "nf4" and layer.weight.is_cuda
+        if fits or backend == _BITSANDBYTES:
+            stored = _linear_4bit(layer, bias)
+        else:
+            stored = STORES[store](layer.weight, bias)
+        setattr(module.get_submodule(parent), own, stored.train(layer.training))
     return len(linears)
+
+
+def _check_backend(backend: str, store: str, has_it: bool) -> None:
+    if backend not in BACKENDS:
+        raise ArgumentError(f"unknown backend `{backend}`; it is one of {', '.join(BACKENDS)}")
+    if backend == _BITSANDBYTES and not has_it:
+        raise ArgumentError("bitsandbytes is not installed: pip install bitsandbytes")
+    if backend == _BITSANDBYTES and store != "nf4":
+        raise ArgumentError(f"backend `bitsandbytes` is for store `nf4`; for `{store}` use `torch`")
+
+
+def _linear_4bit(layer: nn.Linear, bias: nn.Parameter | None) -> nn.Module:
+    """The layer as bitsandbytes' own, with its double quantisation; quantised where it lies."""
+    library: Any = importlib.import_module(_BITSANDBYTES)
+    made = library.nn.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=bias is not None,
+        compute_dtype=layer.weight.dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+        device="meta",
+    )
+    made.weight = library.nn.Params4bit(
+        layer.weight.detach().clone(),
+        requires_grad=False,
+        compress_statistics=True,
+        quant_type="nf4",
+        module=made,
+    )
+    if bias is not None:
+        made.bias = bias
+    return made.to(layer.weight.device)
