@@ -24,6 +24,7 @@ def save_adapter(
     output: str | Path,
     *,
     format: str | None = None,
+    architecture: str | None = None,
     force: bool = False,
     version: str = "",
 ) -> None:
@@ -33,6 +34,7 @@ def save_adapter(
         adapter: What `extract`, `collect` or another operation gave.
         output: Where to; for format `peft` a folder, as PEFT reads it.
         format: kohya, comfy, diffusers or peft; None: as the adapter is named, in one file.
+        architecture: Short name of the model's, for another format; None: told by the names.
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
 
@@ -43,7 +45,9 @@ def save_adapter(
     output = Path(output)
     memory = adapter_file(adapter, output.name, version=version)
     if format is not None:
-        convert_file(memory, output, format, force=force, version=version)
+        convert_file(
+            memory, output, format, architecture=architecture, force=force, version=version
+        )
         return
     check_output(output, [], force=force)
     save(output, memory.tensors, memory.metadata, hash_keys=HASH_KEYS)

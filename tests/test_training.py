@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -262,6 +263,29 @@ def test_what_is_saved_does_what_the_module_did(tmp_path) -> None:
     other = model(seed=5)
     other.load_state_dict({k.removeprefix("diffusion_model."): one for k, one in baked.items()})
     torch.testing.assert_close(other(tokens()), live, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["kohya", "comfy", "diffusers", "peft"])
+def test_what_is_collected_is_saved_in_every_format(format: str, tmp_path) -> None:
+    """Under names of Stable Diffusion 1, that every format has."""
+    block = "input_blocks.1.1.transformer_blocks.0.attn1"
+    unet = nn.ModuleDict({"diffusion_model": Model()})
+    names = {
+        "diffusion_model.attn.to_q": f"{block}.to_q",
+        "diffusion_model.attn.to_k": f"{block}.to_k",
+    }
+    inject(unet, "*.attn.*", 2, alpha=3)
+    for one in trained_parameters(unet).values():
+        nn.init.normal_(one)
+    found = collect(unet)
+    layers = {f"diffusion_model.{names[target]}": one for target, one in found.layers.items()}
+    adapter = dataclasses.replace(found, layers=layers)
+    output = tmp_path / ("saved" if format == "peft" else "saved.safetensors")
+    lora_ops.save_adapter(adapter, output, format=format, architecture="sd1")
+    with lora_ops.open_source(output) as source:
+        told = lora_ops.compare(adapter, lora_ops.decode(source))
+    assert told.shared == 2
+    assert told.distance < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
