@@ -44,6 +44,19 @@ _TE_PREFIXES = (
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
 )
 
+# What stands for a text encoder's prefix in a flattened name; the first prefix that fits counts, of
+# a diffusion model's the longest.
+_SHORTENED = {prefix: number for number, prefixes in _TE_PREFIXES for prefix in prefixes}
+_PREFIX = re.compile(
+    "|".join(
+        re.escape(prefix)
+        for prefix in (
+            *_SHORTENED,
+            *sorted((*FLAT_PREFIXES, *NATIVE_PREFIXES), key=len, reverse=True),
+        )
+    )
+)
+
 # Layers of a language model, in a file of it alone.
 _LLM = re.compile(r"model_(language_model_)?layers_\d+_(self_attn|mlp)_")
 
@@ -137,14 +150,9 @@ def flattened(module: str) -> str:
 
     Names of text encoders begin with ``te1:`` (any first one), ``te2:`` or ``te3:`` instead.
     """
-    for number, prefixes in _TE_PREFIXES:
-        for prefix in prefixes:
-            if module.startswith(prefix):
-                return number + underscored(module.removeprefix(prefix))
-    for prefix in sorted((*FLAT_PREFIXES, *NATIVE_PREFIXES), key=len, reverse=True):
-        if module.startswith(prefix):
-            return underscored(module.removeprefix(prefix))
-    return underscored(module)
+    found = _PREFIX.match(module)
+    prefix = found[0] if found is not None else ""
+    return _SHORTENED.get(prefix, "") + underscored(module[len(prefix) :])
 
 
 def underscored(name: str) -> str:

@@ -102,20 +102,20 @@ def modules(keys: Iterable[str]) -> Modules:
     """Sort the keys of an adapter file into modules. Every key is in one module or in the extras."""
     roles: dict[str, dict[str, str]] = {}
     kinds: dict[str, set[str]] = {}
-    extras: list[str] = []
+    extras: dict[str, None] = {}
     for key in keys:
         module, kind, role = _split(key)
-        if role is None or role in roles.get(module, {}):
-            extras.append(key)
+        if role is None or role in roles.get(module, ()):
+            extras[key] = None
             continue
         roles.setdefault(module, {})[role] = key
         if kind is not None:
             kinds.setdefault(module, set()).add(kind)
     for module in roles.keys() - kinds.keys():  # an alpha of nothing is no layer
-        extras.extend(roles.pop(module).values())
+        extras |= dict.fromkeys(roles.pop(module).values())
     for module in (name for name, found in kinds.items() if found == {"ia3"}):
         if module + _GAINS in extras:
-            extras.remove(module + _GAINS)
+            del extras[module + _GAINS]
             roles[module]["weight"] = module + _GAINS
     return Modules(
         {
