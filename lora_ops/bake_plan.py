@@ -10,6 +10,7 @@ import torch
 
 from .architectures import Parameter, parameters
 from .bake_shares import Change, Share, check_fit, check_kind
+from .checkpoints import check_checkpoint
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
 from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
 from .ingredients import Ingredient
@@ -80,11 +81,12 @@ def plan_bake(
         TargetMismatchError: Layers of an adapter are not in the checkpoint; always where none is.
         WeightShapeError: A layer does not have its parameter's shape.
         UnsupportedLayerError: A layer is of a kind that is not read, or that cannot be unbaked.
-        FormatError: A parameter that is to change is not stored as floating point numbers.
+        FormatError: A parameter that is to change is not stored as floating point numbers, or with
+            scales.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    _refuse_adapter(checkpoint)
+    check_checkpoint(checkpoint, "give the checkpoint first, or use `lorakit add` to join adapters")
     known = parameters(checkpoint)
     targets = {parameter.target: parameter for parameter in known.values()}
     found: dict[str, list[Share]] = {}
@@ -122,14 +124,6 @@ def plan_bake(
         notes=(*_notes(ingredients), *_side_by_side(changes)),
         dora=dora,
     )
-
-
-def _refuse_adapter(checkpoint: TensorSource) -> None:
-    if modules(checkpoint.keys()).is_adapter:
-        raise MismatchError(
-            f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
-            "checkpoint first, or use `lorakit add` to join adapters"
-        )
 
 
 def _grouped(adapter: TensorSource) -> Modules:

@@ -12,12 +12,12 @@ from .adapter import Adapter
 from .architectures import Architecture, Parameter, detect, parameters
 from .bake_plan import found_targets
 from .bake_shares import check_fit
+from .checkpoints import check_checkpoint
 from .convert_plan import names_for
 from .deltas import read_parameter
 from .errors import NonFiniteError
 from .formats import ModelNames, resolve
 from .layers import Layer, ReshapedLayer
-from .pairs import refuse_adapter
 from .source import TensorSource
 
 
@@ -76,9 +76,9 @@ def base_weights(
         MismatchError: The checkpoint is an adapter.
         TargetMismatchError: A weight that is needed is not there.
         WeightShapeError: A layer does not have its weight's shape.
-        FormatError: A weight is not stored as floating point numbers.
+        FormatError: A weight is not stored as floating point numbers, or with scales.
     """
-    refuse_adapter(checkpoint)
+    check_checkpoint(checkpoint)
     known = parameters(checkpoint)
     targets = {one.target: one for one in known.values()}
     found = {

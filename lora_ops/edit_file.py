@@ -19,7 +19,7 @@ from .changes import as_changes
 from .devices import Placement
 from .edit import EditReport, all_keys, converted
 from .errors import ArgumentError
-from .files import FileSource, Output, check_output, refuse_quantised
+from .files import FileSource, Output, check_output
 from .formats import decode, format_named
 from .importance import importance
 from .ingredients import Ingredient
@@ -85,8 +85,6 @@ def resize_file(
             f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
             "nothing; use a budget: size=, mean= or total_error="
         )
-    for checkpoint in filter(None, (relative_to, base)):
-        refuse_quantised(checkpoint)
     adapter = decode(source)
     if base is not None:
         layers = decode(Outline(source)).layers

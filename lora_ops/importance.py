@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from torch import Tensor
 
 from .architectures import parameters
+from .checkpoints import check_checkpoint
 from .deltas import read_parameter
 from .errors import ArgumentError, NonFiniteError, TargetMismatchError
 from .formats import resolve
@@ -39,10 +40,13 @@ def importance(
     Raises:
         ArgumentError: No such norm.
         TargetMismatchError: The checkpoint lacks a weight that is changed.
+        MismatchError: The checkpoint is an adapter.
+        QuantisedError: Its numbers are stored with scales.
         NonFiniteError: A weight holds NaN or infinity.
     """
     if norm not in NORMS:
         raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
+    check_checkpoint(checkpoint)
     known = {one.target: one for one in parameters(checkpoint).values()}
     found = resolve(modules, known)
     lost = [module for module in modules if found.get(module) not in known]

@@ -184,13 +184,16 @@ def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[s
     """A checkpoint's weights less those of the submodules, float32.
 
     Raises:
-        MismatchError: It lacks a weight, or has it in another shape.
+        MismatchError: It is an adapter, lacks a weight, or has it in another shape.
+        QuantisedError: Its numbers are stored with scales.
     """
     from ..architectures import parameters
+    from ..checkpoints import check_checkpoint
     from ..files import open_source
 
     found: dict[str, Tensor] = {}
     with open_source(path) as source:
+        check_checkpoint(source)
         known = {one.target: key for key, one in parameters(source).items()}
         known |= {key.removesuffix(".weight"): key for key in source.keys()}  # noqa: SIM118
         for name, module in wanted.items():
