@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import from_file
+from .lora_model import from_file, nothing_in_it
 from .schema import (
     lora_output,
     rank_inputs,
@@ -85,6 +85,8 @@ class AddLoras(io.ComfyNode):
         if method is None:  # the host does not check this choice, and drops what it does not know
             raise ArgumentError(f"no such method; use one of {', '.join(METHODS)}")
         ingredients = ingredients_of(loras, strengths)
+        if loras and not ingredients:
+            return nothing_in_it()
         made = MemoryFile(" + ".join(Path(one.source.name).stem for one in ingredients))
         report = add_files(
             ingredients,

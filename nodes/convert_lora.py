@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file
+from .lora_model import as_file, from_file, nothing_in_it
 from .model_source import ModelSource
 from .schema import (
     lora_input,
@@ -89,6 +89,8 @@ class ConvertLora(io.ComfyNode):
         from ..lora_ops.convert_file import convert_file
         from ..lora_ops.files import MemoryFile
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         report = convert_file(

@@ -7,7 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfy_api.latest import io
 from torch import Tensor
+
+from .schema import reported
 
 if TYPE_CHECKING:
     from ..lora_ops.files import MemoryFile
@@ -55,6 +58,11 @@ def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
     return MemoryFile(file.name, {key: names.tensor(key) for key in names.keys()}, names.metadata)  # noqa: SIM118 - not a mapping
 
 
+def nothing_in_it() -> io.NodeOutput:
+    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
+    return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))
+
+
 def from_file(file: MemoryFile) -> LoraModel:
     """Return a file in memory as what a socket holds."""
     return LoraModel(file.tensors, file.name, file.metadata, file.sha256)
@@ -75,7 +83,8 @@ def read(path: Path) -> LoraModel:
     with open_source(path) as source, hashed([source]) as inputs:
         found, keys = describe(source), source.keys()
         if found.format is None:
-            raise UnknownFormatError(f"it is no adapter: it is a {found.kind}", path=path)
+            what = "of no kind that is known here" if found.kind == "unknown" else f"a {found.kind}"
+            raise UnknownFormatError(f"it is no adapter: it is {what}", path=path)
         tensors = {key: source.tensor(key) for key in keys}
         _check_finite(path, tensors)
         return LoraModel(tensors, path.name, source.metadata, inputs()[0].sha256)

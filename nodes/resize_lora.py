@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file
+from .lora_model import as_file, from_file, nothing_in_it
 from .schema import (
     dtype_input,
     dtype_of,
@@ -61,6 +61,8 @@ class ResizeLora(io.ComfyNode):
         """
         from ..lora_ops.files import MemoryFile
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         report = resized(source, made, rank, rule, dtype)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file
+from .lora_model import as_file, from_file, nothing_in_it
 from .schema import (
     block_inputs,
     lines,
@@ -54,6 +54,8 @@ class ScaleLora(io.ComfyNode):
         from ..lora_ops.files import MemoryFile
         from ..lora_ops.ingredients import Ingredient
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         ingredient = Ingredient(source, strength, blocks.strip() or None, lines(where))
