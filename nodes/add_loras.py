@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import from_file, nothing_in_it
+from .lora_model import from_file
 from .schema import (
     lora_output,
     rank_inputs,
@@ -19,7 +19,7 @@ from .schema import (
     rule_of,
     schema,
 )
-from .several import ingredients_of, several_inputs
+from .several import ingredients_of, nothing_in_it, several_inputs
 from .texts import edit_text
 from .wording import explained
 

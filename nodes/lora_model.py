@@ -7,10 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
 from torch import Tensor
-
-from .schema import reported
 
 if TYPE_CHECKING:
     from ..lora_ops.files import MemoryFile
@@ -56,11 +53,6 @@ def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
     if names is file:
         return file
     return MemoryFile(file.name, {key: names.tensor(key) for key in names.keys()}, names.metadata)  # noqa: SIM118 - not a mapping
-
-
-def nothing_in_it() -> io.NodeOutput:
-    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
-    return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))
 
 
 def from_file(file: MemoryFile) -> LoraModel:

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file, nothing_in_it, read
+from .lora_model import as_file, from_file, read
 from .saving import saved_once
 from .schema import (
     lora_input,
@@ -20,6 +20,7 @@ from .schema import (
     schema,
     strength_input,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file, nothing_in_it
+from .lora_model import as_file, from_file
 from .schema import (
     dtype_input,
     dtype_of,
@@ -21,6 +21,7 @@ from .schema import (
     rule_of,
     schema,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 

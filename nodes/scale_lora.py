@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .lora_model import as_file, from_file, nothing_in_it
+from .lora_model import as_file, from_file
 from .schema import (
     block_inputs,
     lines,
@@ -19,6 +19,7 @@ from .schema import (
     schema,
     strength_input,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 

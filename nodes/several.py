@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
-from .lora_model import as_file
-from .schema import lora_input
+from .lora_model import LoraModel, as_file
+from .schema import lora_input, reported
 
 if TYPE_CHECKING:
     from ..lora_ops import Ingredient
@@ -87,3 +87,8 @@ def parse_strengths(text: str, count: int) -> list[float]:
         if not math.isfinite(found[-1]):
             raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
     return found + [1.0] * (count - len(found))
+
+
+def nothing_in_it() -> io.NodeOutput:
+    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
+    return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))
