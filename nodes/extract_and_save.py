@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from . import host
 from .extract_lora import ExtractLora
 from .lora_model import as_file
 from .saving import DEFAULT_PREFIX, saved
@@ -38,6 +39,7 @@ class ExtractAndSave(io.ComfyNode):
         Raises:
             LoraOpsError: As Extract LoRA, or the disk is full.
         """
+        host.output_path(prefix, DEFAULT_PREFIX)  # before the work: it has to be one
         lora, report = ExtractLora.execute(**inputs).args
         path, told = saved(as_file(lora), prefix)
         return reported(f"{report}\n{told}", str(path))

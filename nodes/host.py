@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +48,21 @@ def file_path(name: str, *folders: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(folders[-1], name))
 
 
-def fingerprint(name: str | None, *folders: str) -> str | float:
+def fingerprint(name: str | None, *folders: str) -> str:
     """What changes when a file of the host's lists does: the host itself does not look at files.
 
     Args:
         name: Of the file; None where another node gives it, which the host does not tell here: then
-            it always counts as changed.
+            it is that of all files in the folders.
         folders: Of the host's lists.
     """
-    if name is None:
-        return float("nan")  # a new one each time, as one and the same would be equal to itself
-    status = file_path(name, *folders).stat()
-    return f"{status.st_mtime_ns}:{status.st_size}"
+    names = file_names(*folders) if name is None else [name]
+    told = hashlib.sha256()
+    for one in names:
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+            status = file_path(one, *folders).stat()
+            told.update(f"{one}:{status.st_mtime_ns}:{status.st_size}\n".encode())
+    return told.hexdigest()
 
 
 def output_path(prefix: str, default: str) -> Path:
@@ -70,6 +75,27 @@ def output_path(prefix: str, default: str) -> Path:
     Raises:
         ArgumentError: The prefix leads out of the output folder.
     """
+    folder, name, counter = _place(prefix, default)
+    return folder / f"{name}_{counter:05}_.safetensors"
+
+
+def output_path_of(prefix: str, default: str, content: str) -> Path:
+    """The `.safetensors` name of some content under a prefix in the output folder, which is made.
+
+    Args:
+        prefix: As in the host's save nodes: folders and the beginning of a name.
+        default: What stands for a prefix that is empty.
+        content: What tells it from other content, such as a hash.
+
+    Raises:
+        ArgumentError: The prefix leads out of the output folder.
+    """
+    folder, name, _ = _place(prefix, default)
+    return folder / f"{name}_{content}.safetensors"
+
+
+def _place(prefix: str, default: str) -> tuple[Path, str, int]:
+    """Folder, beginning of the name and next free number that the host gives for a prefix."""
     from ..lora_ops.errors import ArgumentError
 
     chosen = Path(prefix.strip() or default)
@@ -80,7 +106,7 @@ def output_path(prefix: str, default: str) -> Path:
         )
     root = folder_paths.get_output_directory()
     folder, name, counter, _, _ = folder_paths.get_save_image_path(str(chosen), root)
-    return Path(folder, f"{name}_{counter:05}_.safetensors")
+    return Path(folder), name, counter
 
 
 def listed_name(path: Path) -> str:
