@@ -18,7 +18,7 @@ from .schema import (
     schema,
     strength_input,
 )
-from .texts import edit_text
+from .texts import edit_text, headed
 from .wording import explained
 
 LoraStack = io.Custom("LORA_STACK")
@@ -128,4 +128,4 @@ class LoraToStack(io.ComfyNode):
 
         path, told = saved(as_file(lora), f"loras/{prefix.removeprefix('loras/') or 'stack'}")
         row = (host.listed_name(path), strength_model, strength_clip)
-        return reported(told, [*(lora_stack or ()), row])
+        return reported(headed(*told), [*(lora_stack or ()), row])

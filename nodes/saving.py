@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import host
+from .texts import loading_lines
 
 if TYPE_CHECKING:
     from ..lora_ops.files import MemoryFile
@@ -16,8 +17,8 @@ DEFAULT_PREFIX = "loras/lorakit"
 _TITLES = ("ss_output_name", "modelspec.title")
 
 
-def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
-    """Write an adapter into the output folder; return where it is, and what to say of it.
+def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
+    """Write an adapter into the output folder; return where it is, and lines to say of it.
 
     Args:
         file: The adapter.
@@ -28,6 +29,7 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
     """
     from ..lora_ops.files import save
     from ..lora_ops.formats import detect
+    from ..lora_ops.lint import lint
     from ..lora_ops.metadata import HASH_KEYS
     from ..lora_ops.text import human_size
 
@@ -35,7 +37,7 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
     path = host.output_path(prefix, DEFAULT_PREFIX)
     written = save(path, file.tensors, titled(file.metadata, path.stem), hash_keys=HASH_KEYS)
     told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
-    return path, told
+    return path, [told, *loading_lines(lint(file, headers_only=True).verdicts)]
 
 
 def titled(metadata: Mapping[str, str], title: str) -> dict[str, str]:
