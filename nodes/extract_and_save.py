@@ -11,6 +11,7 @@ from .extract_lora import ExtractLora
 from .lora_model import as_file
 from .saving import DEFAULT_PREFIX, saved
 from .schema import path_output, prefix_input, report_output, reported, schema
+from .texts import headed
 from .wording import explained
 
 
@@ -42,4 +43,5 @@ class ExtractAndSave(io.ComfyNode):
         host.output_path(prefix, DEFAULT_PREFIX)  # before the work: it has to be one
         lora, report = ExtractLora.execute(**inputs).args
         path, told = saved(as_file(lora), prefix)
-        return reported(f"{report}\n{told}", str(path))
+        headline, *rest = report.splitlines()
+        return reported(headed(headline, *told, *rest), str(path))

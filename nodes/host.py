@@ -15,7 +15,6 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import get_key_weight
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -139,15 +138,6 @@ def placement() -> Placement:
     return place(str(device), memory=max(int(0.7 * free), 1))
 
 
-def show_text(text: str) -> None:
-    """Show a text on the running node."""
-    from server import PromptServer
-
-    context = get_executing_context()
-    if context is not None:
-        PromptServer.instance.send_progress_text(text, context.node_id)
-
-
 def convert_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an adapter under the names that the host gives to a few odd files."""
     return comfy.lora_convert.convert_lora(dict(tensors))
@@ -214,6 +204,23 @@ def patched(
     return clone
 
 
+def quantisation(patcher: ModelPatcher, key: str) -> str:
+    """How a weight is stored that only the pack which loaded it can read: Q4_K, Params4bit, ….
+
+    Empty where it holds numbers: what the host itself quantises does, whatever it is stored as.
+    """
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if weight.is_floating_point():
+        return ""
+    # ComfyUI-GGUF's tensors name their kind.
+    return getattr(getattr(weight, "tensor_type", None), "name", "") or type(weight).__name__
+
+
+def injections(patcher: ModelPatcher) -> list[str]:
+    """What acts on a model's layers as they run, by the names that it has in the host."""
+    return list(patcher.injections)
+
+
 @torch.no_grad()
 def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
@@ -229,6 +236,8 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     elif key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
     own = weight.detach()
+    if hasattr(own, "tensor_type"):  # ComfyUI-GGUF's, whose copies are none
+        own = own.as_subclass(Tensor)
     if convert is not None:
         # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the
         # model computes in, rounded.

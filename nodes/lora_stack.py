@@ -21,7 +21,7 @@ from .schema import (
     strength_input,
 )
 from .several import nothing_in_it
-from .texts import edit_text
+from .texts import edit_text, headed
 from .wording import explained
 
 LoraStack = io.Custom("LORA_STACK")
@@ -149,4 +149,4 @@ class LoraToStack(io.ComfyNode):
         inside = inside if inside.parts[0] == host.LORAS else host.LORAS / inside
         path, told = saved_once(as_file(lora), str(inside))
         row = (host.listed_name(path), strength_model, strength_clip)
-        return reported(told, [*lora_stack, row])
+        return reported(headed(*told), [*lora_stack, row])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import host
+from .texts import loading_lines
 
 if TYPE_CHECKING:
     from ..lora_ops.files import MemoryFile
@@ -20,8 +21,8 @@ DEFAULT_PREFIX = "loras/lorakit"
 _TITLES = ("ss_output_name", "modelspec.title")
 
 
-def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
-    """Write an adapter into the output folder; return where it is, and what to say of it.
+def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
+    """Write an adapter into the output folder; return where it is, and lines to say of it.
 
     Args:
         file: The adapter.
@@ -34,18 +35,20 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
     return path, _written(file, path)
 
 
-def _written(file: MemoryFile, path: Path) -> str:
+def _written(file: MemoryFile, path: Path) -> list[str]:
     from ..lora_ops.files import save
     from ..lora_ops.formats import detect
+    from ..lora_ops.lint import lint
     from ..lora_ops.metadata import HASH_KEYS
     from ..lora_ops.text import human_size
 
     scheme = detect(file.keys(), file.name)
     written = save(path, file.tensors, titled(file.metadata, path.stem), hash_keys=HASH_KEYS)
-    return f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
+    told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
+    return [told, *loading_lines(lint(file, headers_only=True).verdicts)]
 
 
-def saved_once(file: MemoryFile, prefix: str) -> tuple[Path, str]:
+def saved_once(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
     """Write an adapter under a name of its content, unless it is there; return as `saved`.
 
     Args:
@@ -57,7 +60,7 @@ def saved_once(file: MemoryFile, prefix: str) -> tuple[Path, str]:
     """
     path = host.output_path_of(prefix, DEFAULT_PREFIX, _digest(file)[:12])
     if path.is_file():
-        return path, f"{path.name}: there already"
+        return path, [f"{path.name}: there already"]
     return path, _written(file, path)
 
 
