@@ -216,7 +216,7 @@ def _with_attributes(function: object, kind: object, arguments: object, _: objec
     if rebuild is None or rebuild is _with_attributes or not isinstance(arguments, tuple):
         raise ValueError("a tensor that nothing of torch rebuilds")
     tensor = call(rebuild, cast("tuple[object, ...]", arguments))
-    if isinstance(kind, Name) and kind.text in _TENSOR_CLASSES:
+    if isinstance(tensor, Strange) or (isinstance(kind, Name) and kind.text in _TENSOR_CLASSES):
         return tensor
     return Strange("of a class of its own")
 
