@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
-from .base import FileSource, open_binary
+from .base import FileSource, open_binary, reading
 from .memory import MemoryFile
 from .safetensors_file import SafetensorsFile
 
@@ -22,6 +22,7 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
 
     Raises:
         ArgumentError: there is no such file, or it may not be read.
+        FormatError: reading it fails in the middle.
     """
     return _sha256(Path(path), 0, stop)
 
@@ -37,6 +38,7 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
 
     Raises:
         ArgumentError: a file is gone, or may not be read.
+        FormatError: reading it fails in the middle.
     """
     if isinstance(source, MemoryFile):
         return source.sha256
@@ -65,7 +67,7 @@ def data_sha256(path: str | Path) -> str:
 def _sha256(path: Path, start: int, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK))
-    with open_binary(path) as file:
+    with open_binary(path) as file, reading(path):
         file.seek(start)
         while count := file.readinto(chunk):
             if stop is not None and stop.is_set():
