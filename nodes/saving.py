@@ -43,7 +43,8 @@ def _written(file: MemoryFile, path: Path) -> list[str]:
     from ..lora_ops.text import human_size
 
     scheme = detect(file.keys(), file.name)
-    written = save(path, file.tensors, titled(file.metadata, path.stem), hash_keys=HASH_KEYS)
+    metadata = titled(file.metadata, path.stem)
+    written = save(path, file.tensors, metadata, hash_keys=HASH_KEYS, replace=False)
     told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
     return [told, *loading_lines(lint(file, headers_only=True).verdicts)]
 
