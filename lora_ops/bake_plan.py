@@ -11,7 +11,16 @@ import torch
 from .architectures import Parameter, parameters
 from .bake_shares import Change, Share, check_fit, check_kind
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
-from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
+from .formats import (
+    Modules,
+    component,
+    configuration_notes,
+    detect,
+    flattened,
+    modules,
+    resolve,
+    told,
+)
 from .ingredients import Ingredient
 from .layers import Convention
 from .pairs import COMPONENT_TITLES, nearest
@@ -148,6 +157,8 @@ def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
     for name, count in Counter(one.source.name for one in ingredients).items():
         if count > 1:
             yield f"{name} is given {count} times: its strengths add up"
+        for note in configuration_notes(sources[name].metadata):
+            yield f"{name}: {note}"
         extras = modules(sources[name].keys()).extras
         if extras:
             yield f"{counted(len(extras), 'tensor')} of {name} of no layer, the first `{extras[0]}`"
@@ -185,9 +196,9 @@ def _shares(
         checkpoint=checkpoint.name,
         allow_partial=allow_partial,
     )
-    scales = configured_scales(ingredient.source, grouped.modules)
+    settings = told(ingredient.source, grouped.modules)
     for name, module in grouped.modules.items():
-        share = Share(ingredient.source, name, module, sign * strengths[name], scales.get(name))
+        share = Share(ingredient.source, name, module, sign * strengths[name], settings.get(name))
         target = target_of.get(name)
         layer = check_kind(share, sign)
         share = replace(share, needs_base=layer.needs_base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import FileSource
 from .dtypes import dtype_name
-from .folder import open_folder
+from .folder import is_peft_folder, open_folder
 from .hashes import data_sha256, file_sha256, input_sha256
 from .joined import JoinedSource
 from .memory import MemoryFile, Output, writer_of
@@ -35,6 +35,7 @@ __all__ = [
     "dtype_name",
     "file_sha256",
     "input_sha256",
+    "is_peft_folder",
     "modernised",
     "open_folder",
     "open_sharded",
