@@ -10,7 +10,7 @@ from torch import nn
 from lorakit.lora_ops import Ingredient, bake, compare, describe
 from lorakit.lora_ops.convert_file import convert_file
 from lorakit.lora_ops.edit_file import add_files, resize_file
-from lorakit.lora_ops.errors import LoraOpsError, UnsupportedLayerError
+from lorakit.lora_ops.errors import LoraOpsError, TargetMismatchError, UnsupportedLayerError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.lint import lint
@@ -86,13 +86,22 @@ CONFIGS = {
         r=32, alpha=5, target_modules=["q", "up"], init_weights=False
     ),
 }
+BESIDE = {
+    "biases of layers": lambda: lora(bias="lora_only"),
+    "all biases": lambda: lora(bias="all"),
+    "modules to save": lambda: lora(modules_to_save=["head", "norm"]),
+    "tokens": lambda: lora(trainable_token_indices={"words": [2, 5, 11]}),
+    "tokens alone": lambda: peft.TrainableTokensConfig(
+        target_modules=["words"], token_indices=[7, 1], init_weights=False
+    ),
+}
 WHERE = {"folder": "", "file": "adapter_model.safetensors"}
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *BESIDE])
 def test_bake_gives_the_weights_that_peft_merges(name, where, base, tmp_path):
-    folder = trained(tmp_path / "adapter", CONFIGS[name]())
+    folder = trained(tmp_path / "adapter", (CONFIGS | BESIDE)[name]())
     with open_source(base) as model, open_source(folder / WHERE[where]) as adapter:
         made, _ = bake(model, [Ingredient(adapter)])
     expected = merged(folder)
@@ -100,7 +109,9 @@ def test_bake_gives_the_weights_that_peft_merges(name, where, base, tmp_path):
     before = load_file(base)
     for key, weight in made.items():
         torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=2e-6)
-    assert sum(not torch.equal(before[key], made[key]) for key in made) >= 4
+    changed = {key for key in made if not torch.equal(before[key], made[key])}
+    assert changed == {key for key in made if not torch.equal(before[key], expected[key])}
+    assert changed
 
 
 def as_lora(folder, base, output, **options):
@@ -193,3 +204,24 @@ def test_lora_ga_is_loaded_as_it_is_by_peft_and_said(base, tmp_path):
     for key, weight in merged(folder).items():
         torch.testing.assert_close(made[key], weight, rtol=1e-5, atol=2e-6)
     assert any("LoRA-GA" in note for note in report.notes)
+
+
+def test_a_head_that_the_checkpoint_lacks_is_counted(base, tmp_path):
+    folder = trained(tmp_path / "adapter", BESIDE["modules to save"]())
+    headless = tmp_path / "headless.safetensors"
+    save_file({k: t for k, t in load_file(base).items() if not k.startswith("head.")}, headless)
+    with open_source(headless) as model, open_source(folder) as adapter:
+        with pytest.raises(TargetMismatchError, match=r"2 of \d+ layers.*head"):
+            bake(model, [Ingredient(adapter)])
+        _, report = bake(model, [Ingredient(adapter)], allow_partial=True)
+    weights = load_file(folder / WHERE["file"])
+    lost = [weights[f"base_model.model.head.{one}"].norm().item() for one in ("weight", "bias")]
+    assert sorted(one.norm for one in report.skips) == pytest.approx(sorted(lost))
+    assert report.left_out > 0
+
+
+def test_a_conversion_says_that_trained_biases_are_only_carried(base, tmp_path):
+    folder = trained(tmp_path / "adapter", BESIDE["all biases"]())
+    with open_source(base) as model, open_source(folder) as adapter:
+        report = convert_file(adapter, tmp_path / "out.safetensors", "comfy", reference=model)
+    assert any("6 trained parameters" in note and "PEFT alone" in note for note in report.notes)

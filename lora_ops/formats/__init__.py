@@ -26,6 +26,7 @@ from .peft_config import (
     peft_scales,
     special,
 )
+from .peft_saved import saved_parameters
 from .peft_written import adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, modules
@@ -87,6 +88,7 @@ __all__ = [
     "recognise",
     "resolve",
     "respeller",
+    "saved_parameters",
     "special",
     "title_of",
     "told",

@@ -28,7 +28,13 @@ PEFT_CONFIG = "adapter_config.json"
 # Initialisations after which the weight is what it was. LoRA-GA changes it, but not at loading.
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 _HARMLESS = (*_PLAIN_STARTS, "lora_ga")
-_TITLES = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
+_TITLES = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}
 _METHODS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "TRAINABLE_TOKENS")
 _RANDOM = "PEFT takes factors out of the weight at each loading that are in no file"
 # Fields of LoRA that make something else of it, wherever they are set.
