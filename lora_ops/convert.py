@@ -96,7 +96,11 @@ def convert(
         keys = {piece.module: piece.keys for piece in pieces}
         result, report = collect(adapter, results, format=scheme.name, keys=keys)
         notes = convert_notes(adapter, pieces, converting.rule)
-    metadata = {key: text for key, text in adapter.metadata.items() if key not in (PEFT_METADATA, PEFT_CONFIG)}
+    metadata = {
+        key: text
+        for key, text in adapter.metadata.items()
+        if key not in (PEFT_METADATA, PEFT_CONFIG)
+    }
     if not format_named(result.format).keeps_alpha:
         ranks = {module: layer.rank for module, layer in result.layers.items()}
         metadata |= with_unit_scales([adapter.metadata], ranks)
