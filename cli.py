@@ -1,14 +1,21 @@
 """The command line: the commands of `commands/` under one name.
 
-Exit status: 0 done, 1 could not (one line says why and what to do), 2 asked wrongly.
+Exit status: 0 done, 1 could not (one line says why and what to do), 2 asked wrongly; 130, 143 or 129
+after Ctrl-C, SIGTERM or SIGHUP, which leave no half file either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
+import signal
 import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import click
 
@@ -36,7 +43,54 @@ from .commands.verify import verify
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 
-@click.group(context_settings=_SETTINGS)
+# What asks a program to end: Ctrl-C; timeout, SLURM, systemd; a terminal that closes (not on Windows).
+_ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class _Program(click.Group):
+    """A group of commands that ends in order: what was begun is taken back, and the status tells."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; see `click.Group.main`."""
+        with _ended_in_order() as signals:
+            try:
+                return super().main(*args, **kwargs)
+            except (SystemExit, OSError):  # no terminal is left to write to
+                if not signals:
+                    raise
+                sys.exit(128 + signals[0])
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Generator[list[int], None, None]:
+    """Turn signals that end a program into Ctrl-C's exception; give the list of those that came.
+
+    One that is ignored stays so: SIGHUP under nohup, SIGINT in the background of a script.
+    """
+    came: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        # A second Ctrl-C is impatience; the rest may follow one another, as SIGTERM does SIGHUP.
+        if not came or number == signal.SIGINT:
+            came.append(number)
+            raise KeyboardInterrupt
+
+    known = [getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)]
+    before = {one: signal.getsignal(one) for one in known}
+    ours = [one for one in known if before[one] not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # only the main thread may say what signals do
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield came
+    finally:
+        for one in ours:
+            signal.signal(one, before[one])
+
+
+@click.group(cls=_Program, context_settings=_SETTINGS)
 @click.version_option(__version__, "-V", "--version", prog_name="lorakit")
 def main() -> None:
     """Extract LoRA adapters from checkpoints, prove them right, look into them."""

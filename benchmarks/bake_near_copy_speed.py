@@ -41,7 +41,7 @@ from lorakit.lora_ops.ingredients import Ingredient
 checkpoint, lora, output = sys.argv[1:]
 with open_source(checkpoint) as source, open_source(lora) as adapter:
     plan = plan_bake_file(source, [Ingredient(adapter, 0.8)], output=Path(output), force=True)
-    print(bake_file(plan, source, Path(output)).seconds)
+    print(bake_file(plan, source, Path(output), force=True).seconds)
 """
 
 

@@ -91,7 +91,7 @@ def add(
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
         model = stack.enter_context(open_source(reference)) if reference is not None else None
         read = [*opened, *([model] if model else [])]
-        check_json(json_to, [path for source in read for path in source.paths])
+        check_json(json_to, [path for source in read for path in source.paths], output)
         with progress_bar("adding", unit="layers") as progress:
             report = add_files(
                 [

@@ -60,10 +60,16 @@ def bake(**arguments: object) -> None:
 
 @click.command()
 @_arguments
+@click.option(
+    "--allow-other",
+    is_flag=True,
+    help="Take out also what is not in CHECKPOINT by its record, or not at that strength.",
+)
 def unbake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS taken out of it again.
 
-    What rounding took when they were baked in does not come back.
+    What rounding took when they were baked in does not come back. If CHECKPOINT records what was
+    baked into it, another LoRA or another strength is an error.
     """
     _bake(-1, **arguments)  # pyright: ignore[reportArgumentType]
 
@@ -81,6 +87,7 @@ def _bake(
     force: bool,
     verbose: bool,
     json_to: str | None,
+    allow_other: bool = False,
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import Ingredient, open_source
@@ -93,7 +100,7 @@ def _bake(
         terms = [parse_term(text) for text in loras]
         model = stack.enter_context(open_source(checkpoint))
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
-        check_json(json_to, [path for source in (model, *opened) for path in source.paths])
+        check_json(json_to, [path for source in (model, *opened) for path in source.paths], output)
         plan = plan_bake_file(
             model,
             [
@@ -105,8 +112,11 @@ def _bake(
             dtype=parse_dtype(dtype),
             allow_partial=allow_partial,
             sign=sign,
+            allow_other=allow_other,
             dora=dora,
         )
         with progress_bar("baking" if sign > 0 else "unbaking") as progress:
-            report = bake_file(plan, model, output, version=__version__, progress=progress)
+            report = bake_file(
+                plan, model, output, force=force, version=__version__, progress=progress
+            )
         tell(report, show_baked, json_to=json_to, verbose=verbose, output=output)

@@ -117,7 +117,7 @@ def convert(
             stack.enter_context(open_source(path)) if path is not None else None
             for path in (reference, base)
         )
-        check_json(json_to, paths_of(source, model, weights))
+        check_json(json_to, paths_of(source, model, weights), output)
         with progress_bar("converting", unit="layers") as progress:
             report = convert_file(
                 source,

@@ -112,7 +112,7 @@ def extract(
 
         placement = parse_placement(device, vram)
         with open_source(base) as base_source, open_source(tuned) as tuned_source:
-            check_json(json_to, [*base_source.paths, *tuned_source.paths])
+            check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
             plan = plan_file(
                 base_source,
                 tuned_source,
@@ -139,6 +139,7 @@ def extract(
                     tuned_source,
                     output,
                     format=format_,
+                    force=force,
                     exact=exact,
                     placement=placement,
                     seed=seed,

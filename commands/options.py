@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -157,12 +158,11 @@ def save_picture(picture: Image, path: Path) -> None:
     Raises:
         WriteError: The disk is full, or the like.
     """
-    from ..lora_ops.errors import WriteError
+    from ..lora_ops.files import write_whole
 
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise WriteError(f"could not be written: {error.strerror}", path=path) from error
+    content = io.BytesIO()
+    picture.save(content, format="png")
+    write_whole(path, content.getvalue(), replace=True)
 
 
 def tell(

@@ -113,7 +113,7 @@ def resize(
                 stack.enter_context(open_source(path)) if path is not None else None
                 for path in (relative_to, base)
             )
-            check_json(json_to, [lora, *paths_of(measure, weights)])
+            check_json(json_to, [lora, *paths_of(measure, weights)], output)
 
             def edit(source: FileSource, to: Path) -> Report:
                 with progress_bar("resizing", unit="layers") as progress:

@@ -54,7 +54,7 @@ def scale(
         from ..terminal.progress import progress_bar
 
         with open_source(lora) as source:
-            check_json(json_to, source.paths)
+            check_json(json_to, source.paths, output)
             with progress_bar("scaling", unit="layers") as progress:
                 report = scale_file(
                     Ingredient(source, strength, blocks, where),

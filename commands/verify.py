@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 @click.argument("lora", type=PATH)
 @click.option("--strength", type=float, default=1.0, help="Factor on the LoRA; 1 is all of it.")
 @dora_option
+@click.option(
+    "--allow-other",
+    is_flag=True,
+    help="Go on where BASE or TUNED is another file than LORA records.",
+)
 @verbose_option
 @json_option
 def verify(
@@ -27,12 +32,15 @@ def verify(
     lora: Path,
     strength: float,
     dora: Convention,
+    allow_other: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
     """Recompute the true error of LORA, from the files alone.
 
-    How close BASE with LORA comes to TUNED, layer by layer.
+    How close BASE with LORA comes to TUNED, layer by layer. If LORA records hashes, of its own data
+    or of the checkpoints that it was extracted from, they are compared with the files: one that
+    differs is an error.
     """
     with clear_errors():
         from ..lora_ops import open_source
@@ -57,6 +65,7 @@ def verify(
                     lora_source,
                     strength=strength,
                     convention=dora,
+                    allow_other=allow_other,
                     progress=progress,
                 )
         if not write_json(report.to_dict(), json_to):

@@ -29,10 +29,12 @@ from .files.header import render_header
 from .ingredients import Ingredient
 from .inputs import hashed, paths_of, unhashed
 from .layers import Convention
-from .metadata import Input, Operation, baked_metadata
+from .metadata import Input, Operation, Source, baked_metadata
 from .parallel import Progress
+from .provenance import check_bakes
 from .report import Report, Skip
 from .source import TensorSource
+from .writing import finished
 
 #: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
 SHARD_SIZE = 5 * 10**9
@@ -47,6 +49,7 @@ def plan_bake_file(
     dtype: torch.dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
+    allow_other: bool = False,
     dora: Convention = "paper",
     shard_size: int = SHARD_SIZE,
 ) -> BakePlan:
@@ -61,12 +64,15 @@ def plan_bake_file(
         dtype: Of the result; None: each tensor as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
+        allow_other: Unbake also what is not in the checkpoint by its record.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
 
     Raises:
         ArgumentError: The output cannot or must not be written, or the checkpoint is a folder.
         QuantisedError: The checkpoint's numbers are stored with scales.
+        MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
+            that strength.
         LoraOpsError: See `plan_bake`.
     """
     if Path(checkpoint.name).is_dir():
@@ -82,6 +88,11 @@ def plan_bake_file(
     plan = plan_bake(
         checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
     )
+    if sign < 0:
+        with hashed([one.source for one in ingredients]) as files:
+            records = _records(ingredients, files())
+        notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
+        plan = replace(plan, notes=(*plan.notes, *notes))
     if output is not None and _is_index(output):
         shards = partition(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):
@@ -94,6 +105,7 @@ def bake_file(
     checkpoint: FileSource,
     output: Path,
     *,
+    force: bool = False,
     version: str = "",
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
@@ -104,12 +116,15 @@ def bake_file(
         plan: From `plan_bake_file`, of this checkpoint.
         checkpoint: What is changed.
         output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
-            stem for a name and hold what those of the checkpoint held. Replaced if it exists.
+            stem for a name and hold what those of the checkpoint held.
+        force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         progress: Called after each tensor.
 
     Raises:
+        ArgumentError: The output exists.
+        FormatError: An input changed while it was read; no file is written.
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
         WriteError: The disk is full, or the like; no file is written.
     """
@@ -117,15 +132,19 @@ def bake_file(
     reports: list[BakedLayer | Skip] = []
     with (
         hashed(_sources(plan)) as inputs,
-        _writer(plan, checkpoint, output, shard_size, version) as writer,
+        _writer(plan, checkpoint, output, shard_size, version, force) as writer,
     ):
         workers = place("cpu").workers
         for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
             writer.write(baked.key, baked.tensor)
             reports.extend(baked.reports)
         report = summarise_bake(plan, reports)
-        written = writer.finish(_metadata(plan, inputs(), _measured(report), version))
-    return replace(report, seconds=time.perf_counter() - started, size=written.size)
+        read = inputs()
+        written = writer.finish(_metadata(plan, read, _measured(report), version))
+    if plan.sign > 0:
+        notes = check_bakes(plan.checkpoint.metadata, _records(plan.ingredients, read[1:]), 1)
+        report = replace(report, notes=(*report.notes, *notes))
+    return finished(report, read, started, written.size)
 
 
 def _is_index(output: Path) -> bool:
@@ -133,7 +152,12 @@ def _is_index(output: Path) -> bool:
 
 
 def _writer(
-    plan: BakePlan, checkpoint: FileSource, output: Path, shard_size: int, version: str
+    plan: BakePlan,
+    checkpoint: FileSource,
+    output: Path,
+    shard_size: int,
+    version: str,
+    force: bool,
 ) -> SafetensorsWriter | ShardsWriter:
     """The writer for this output, with room for the header of what is planned."""
     blank = [replace(one, sha256="0" * 64) for one in map(unhashed, _sources(plan))]
@@ -146,9 +170,13 @@ def _writer(
     ]
     room = len(render_header(rows, metadata))
     if not _is_index(output):
-        return SafetensorsWriter(output, header_room=room, hashed=False)
+        return SafetensorsWriter(output, header_room=room, hashed=False, replace=force)
     shards = partition(checkpoint, plan.dtypes, shard_size)
-    return ShardsWriter(output, shards, header_room=room, hashed=False)
+    return ShardsWriter(output, shards, header_room=room, hashed=False, replace=force)
+
+
+def _records(ingredients: Sequence[Ingredient], files: Sequence[Input]) -> list[Source]:
+    return [one.record(file) for file, one in zip(files, ingredients, strict=True)]
 
 
 def _sources(plan: BakePlan) -> list[TensorSource]:
@@ -166,7 +194,7 @@ def _metadata(
     return baked_metadata(
         checkpoint,
         plan.checkpoint.metadata,
-        [one.record(file) for file, one in zip(adapters, plan.ingredients, strict=True)],
+        _records(plan.ingredients, adapters),
         Operation(plan.operation, version),
         dtype=plan.dtype,
         measured=measured,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +22,13 @@ from .convert_plan import convert_notes, names_for, planned
 from .devices import Placement
 from .edit import Edited, all_keys
 from .errors import ArgumentError, WriteError
-from .files import FileSource, Output, check_output, refuse_quantised
+from .files import (
+    FileSource,
+    Output,
+    check_output,
+    move_all,
+    refuse_quantised,
+)
 from .formats import PEFT, Format, adapter_config, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
@@ -79,6 +87,7 @@ def convert_file(
     Raises:
         LoraOpsError: As `convert`; or the output cannot, or must not, be written.
     """
+    started = time.perf_counter()
     check_request(format, to, base)
     read = paths_of(source, reference, base)
     folder = output if format == PEFT.name and isinstance(output, Path) else None
@@ -123,13 +132,22 @@ def convert_file(
         return edited_metadata(Source(inputs[0], source.metadata), operation, titled)
 
     def written(path: Output) -> Report:
-        draft = Draft(path, scheme.name, [source], work.keys, adapter.extras, work.architecture)
+        draft = Draft(
+            path,
+            scheme.name,
+            [source],
+            work.keys,
+            adapter.extras,
+            work.architecture,
+            [reference, base],
+            force,
+        )
         results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
-        return write_adapter(draft, results, describe, notes=work.notes)
+        return write_adapter(draft, results, describe, started=started, notes=work.notes)
 
     if folder is None:
         return written(output)
-    with _folder(folder) as made:
+    with _folder(folder, force=force) as made:
         report = written(made / WEIGHTS)
         ranks = {layer.target: layer.rank for layer in report.layers}
         use_dora = any("magnitude" in work.keys[layer.target] for layer in report.layers)
@@ -204,26 +222,29 @@ def _check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
         )
     inside = output / WEIGHTS if output.is_dir() else output.with_suffix(".safetensors")
     check_output(inside, inputs, force=force or not output.is_dir())
+    if output.is_dir():
+        check_output(output / CONFIG, inputs, force=force, suffix=CONFIG)
 
 
 @contextmanager
-def _folder(output: Path) -> Generator[Path, None, None]:
+def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
     """A hidden sibling, which becomes the output, or whose files do, when all is well.
 
     Raises:
         WriteError: It cannot be made, or not be renamed.
     """
-    hidden = output.with_name(f".{output.name}.partial")
+    # The name is new, for another process may be at the same output; in a folder that is there, as
+    # it may lead to another disk.
+    name = f".{output.name[:40]}.{secrets.token_hex(4)}.partial"
+    hidden = output / name if output.is_dir() else output.with_name(name)
     try:
         hidden.mkdir()
         yield hidden
         if not output.is_dir():
-            hidden.rename(output)
+            hidden.rename(output)  # refused where there is a folder by now that holds anything
             return
-        for file in sorted(
-            hidden.iterdir(), reverse=True
-        ):  # the weights before what is said of them
-            file.replace(output / file.name)
+        # The weights before what is said of them.
+        move_all([hidden / WEIGHTS, hidden / CONFIG], output, replace=force)
     except OSError as error:
         raise WriteError(f"cannot be written: {error.strerror}", path=output) from error
     finally:

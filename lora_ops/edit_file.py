@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,7 @@ def resize_file(
     Raises:
         LoraOpsError: As `resize`; or the output cannot, or must not, be written.
     """
+    started = time.perf_counter()
     check_output(output, paths_of(source, relative_to, base), force=force)
     chosen = parse_rule(rule)
     if relative_to is not None and isinstance(chosen, RankRule):
@@ -92,7 +94,7 @@ def resize_file(
         layers = decode(Outline(source)).layers
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
-    draft = _draft(source, adapter, output)
+    draft = _draft(source, adapter, output, force, (relative_to, base))
     resizing = Resizing(
         chosen,
         alpha,
@@ -113,7 +115,11 @@ def resize_file(
 
     results = run_resize(adapter, resizing, placement=placement, progress=progress)
     return write_adapter(
-        draft, results, describe, notes=lambda report: resize_notes(resizing, report)
+        draft,
+        results,
+        describe,
+        started=started,
+        notes=lambda report: resize_notes(resizing, report),
     )
 
 
@@ -137,6 +143,7 @@ def scale_file(
     Raises:
         LoraOpsError: As `scale`; or the output cannot, or must not, be written.
     """
+    started = time.perf_counter()
     source = ingredient.source
     check_output(output, paths_of(source), force=force)
     adapter = decode(source)
@@ -153,7 +160,8 @@ def scale_file(
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
     results = run_scale(adapter, factors, progress=progress)
-    return write_adapter(_draft(source, adapter, output), results, describe)
+    draft = _draft(source, adapter, output, force)
+    return write_adapter(draft, results, describe, started=started)
 
 
 def add_files(
@@ -194,6 +202,7 @@ def add_files(
     Raises:
         LoraOpsError: As `add`; or the output cannot, or must not, be written.
     """
+    started = time.perf_counter()
     if not ingredients:
         raise ArgumentError("there is nothing to add; give one adapter or more")
     sources = [one.source for one in ingredients]
@@ -213,7 +222,7 @@ def add_files(
     adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras, notes = _extras(match.terms, taken)
-    draft = Draft(output, scheme.name, sources, match.keys, extras, match.model)
+    draft = Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force)
 
     def describe(inputs: Sequence[Input], result: Result) -> dict[str, str]:
         record = [one.record(file) for one, file in zip(ingredients, inputs, strict=True)]
@@ -226,11 +235,21 @@ def add_files(
     results = run_add(match, adding, placement=placement, progress=progress)
     notes += add_notes(match)
     return write_adapter(
-        draft, results, describe, notes=lambda report: [*notes, *converted(report)]
+        draft,
+        results,
+        describe,
+        started=started,
+        notes=lambda report: [*notes, *converted(report)],
     )
 
 
-def _draft(source: TensorSource, adapter: Adapter, output: Output) -> Draft:
+def _draft(
+    source: TensorSource,
+    adapter: Adapter,
+    output: Output,
+    force: bool,
+    others: Sequence[TensorSource | None] = (),
+) -> Draft:
     models = models_of(adapter)
     return Draft(
         output,
@@ -239,6 +258,8 @@ def _draft(source: TensorSource, adapter: Adapter, output: Output) -> Draft:
         all_keys(adapter),
         adapter.extras,
         models[0] if models else None,
+        others,
+        force,
     )
 
 

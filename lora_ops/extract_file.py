@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule
 from .report import LayerReport, Report, Skip
 from .source import TensorSource
+from .writing import finished
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,6 +77,7 @@ def extract_file(
     output: Output,
     *,
     format: str = "comfy",
+    force: bool = False,
     exact: bool = False,
     placement: Placement | None = None,
     seed: int = 0,
@@ -89,8 +90,9 @@ def extract_file(
         plan: From `plan_file`, of these two.
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        output: The LoRA file; replaced if it exists. One in memory is filled.
+        output: The LoRA file. One in memory is filled.
         format: comfy or kohya.
+        force: Whether the output may replace a file.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
         seed: Of the random start.
@@ -99,8 +101,9 @@ def extract_file(
 
     Raises:
         ArgumentError: The format is not offered for this architecture, or cannot hold full
-            differences.
+            differences; or the output exists.
         MismatchError: No layer differs; no file is written.
+        FormatError: A checkpoint changed while it was read; no file is written.
         NonFiniteError: NaN or infinity in, or out of the factors' dtype.
         WriteError: The disk is full, or the like.
     """
@@ -109,7 +112,7 @@ def extract_file(
     reports: list[LayerReport | Skip] = []
     with (
         hashed((base, tuned)) as inputs,
-        writer_of(output, header_room=_header_room(plan, scheme)) as writer,
+        writer_of(output, header_room=_header_room(plan, scheme), replace=force) as writer,
     ):
         outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
         for outcome in outcomes:
@@ -134,7 +137,7 @@ def extract_file(
             version=version,
         )
         written = writer.finish(metadata, hash_keys=HASH_KEYS)
-    return replace(report, seconds=time.perf_counter() - started, size=written.size)
+    return finished(report, (base_input, tuned_input), started, written.size)
 
 
 def _paths(source: TensorSource) -> tuple[Path, ...]:

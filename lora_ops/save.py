@@ -50,7 +50,7 @@ def save_adapter(
         )
         return
     check_output(output, [], force=force)
-    save(output, memory.tensors, memory.metadata, hash_keys=HASH_KEYS)
+    save(output, memory.tensors, memory.metadata, hash_keys=HASH_KEYS, replace=force)
 
 
 def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from .adapter import Adapter
 from .deltas import Sides, change_norm, measured_difference, read_parameter
@@ -15,6 +16,7 @@ from .layers import Convention, LoraLayer, fits
 from .linalg import frobenius, residual_
 from .pairs import Pair, is_candidate, nearest, pair
 from .parallel import Progress, ordered_map
+from .provenance import originals
 from .report import LayerReport, Report, Skip
 from .source import TensorSource
 
@@ -28,10 +30,13 @@ def verify(
     *,
     strength: float = 1.0,
     convention: Convention = "paper",
+    allow_other: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Report:
     """Return the true error of every layer of an adapter, recomputed from the three files alone.
+
+    What the adapter records of itself and of its checkpoints is compared with the files.
 
     Args:
         base: The checkpoint that the adapter is applied to.
@@ -39,6 +44,7 @@ def verify(
         lora: The adapter, of any naming that the base's targets can be found under.
         strength: The user's factor.
         convention: Whose, of kinds that programs read differently; see docs/kinds.md.
+        allow_other: Go on where base or tuned are other files than the adapter records: a note.
         workers: Layers side by side.
         progress: Called after each parameter.
 
@@ -48,7 +54,8 @@ def verify(
 
     Raises:
         ArgumentError: The strength is not finite.
-        MismatchError: Base and tuned do not differ.
+        FormatError: The adapter's data is not what its hash says, or a file changes meanwhile.
+        MismatchError: Base and tuned do not differ, or are not those that the adapter records.
         TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have.
         WeightShapeError: A layer does not have its weight's shape.
         UnsupportedLayerError: A layer is of a kind that is not read yet.
@@ -56,6 +63,22 @@ def verify(
     started = time.perf_counter()
     if not math.isfinite(strength):
         raise ArgumentError(f"strength {strength}: give a finite number, such as 0.8 or -1")
+    with originals(base, tuned, lora, allow_other=allow_other) as notes:
+        report = _measured(base, tuned, lora, strength, convention, workers, progress)
+        told = notes()
+    return replace(report, notes=(*report.notes, *told), seconds=time.perf_counter() - started)
+
+
+def _measured(
+    base: TensorSource,
+    tuned: TensorSource,
+    lora: TensorSource,
+    strength: float,
+    convention: Convention,
+    workers: int,
+    progress: Progress | None,
+) -> Report:
+    """The report, of whatever files these are."""
     vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
     pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
     pairs = (*pairing.candidates, *pairing.rest)
@@ -93,9 +116,7 @@ def verify(
             f"no layer differs between {base.name} and {tuned.name}: there is no change to compare "
             f"{lora.name} with; give the tuned checkpoint second"
         )
-    return Report(
-        tuple(layers), tuple(skips), pairing.absent, seconds=time.perf_counter() - started
-    )
+    return Report(tuple(layers), tuple(skips), pairing.absent)
 
 
 def _measure(

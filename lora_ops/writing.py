@@ -32,12 +32,14 @@ class Draft:
     """A file that is to be written, as far as it is known before.
 
     Attributes:
-        output: Where to; replaced if it exists. One in memory is filled.
+        output: Where to. One in memory is filled.
         format: How it is named.
         sources: What it is made from.
         keys: Keys by role, by target; as many as there may be.
         extras: Tensors that are carried.
         architecture: Of the model it is for; None if unknown.
+        others: What else is read, and not recorded: checkpoints that it is measured by.
+        force: Whether the output may replace a file.
     """
 
     output: Output
@@ -46,6 +48,8 @@ class Draft:
     keys: Mapping[str, Mapping[str, str]]
     extras: Mapping[str, Tensor]
     architecture: Architecture | None = None
+    others: Sequence[TensorSource | None] = ()
+    force: bool = False
 
     @property
     def room(self) -> int:
@@ -68,6 +72,19 @@ class Draft:
         return 8 + self.room + sum(t.numel() * t.element_size() for t in self.extras.values())
 
 
+def finished(report: Report, inputs: Sequence[Input], started: float, size: int) -> Report:
+    """Return the report of what was written, with what its inputs are worth a sentence for.
+
+    Args:
+        report: Of the layers.
+        inputs: What it was made from.
+        started: When the work began, of `time.perf_counter`.
+        size: Of the file, in bytes.
+    """
+    notes = (*report.notes, *(one.note for one in inputs if one.note))
+    return replace(report, notes=notes, seconds=time.perf_counter() - started, size=size)
+
+
 def _likely(keys: Mapping[str, str], held: Collection[str]) -> list[str]:
     """Of the keys of all roles, those that a layer will have: as in its file, or a LoRA's."""
     found = [key for key in keys.values() if key in held]
@@ -80,6 +97,7 @@ def write_adapter(
     results: Iterable[Edited],
     describe: Describe,
     *,
+    started: float,
     notes: Callable[[Report], Iterable[str]] = lambda _: (),
 ) -> Report:
     """Write layers as they come, and return the report of what was written.
@@ -88,20 +106,21 @@ def write_adapter(
         draft: The file.
         results: What became of each layer.
         describe: Gives the metadata.
+        started: When the work began, of `time.perf_counter`: reading what it needs counts.
         notes: What else is worth saying, from the report.
 
     Raises:
         MismatchError: No layer is left; no file is written.
+        FormatError: An input changed while it was read; no file is written.
         WriteError: The disk is full, or the like.
     """
-    started = time.perf_counter()
     known: list[Edited] = []
     alphas: dict[str, float | None] = {}
     sizes: dict[str, int] = {}
     dtypes: Counter[torch.dtype] = Counter()
     with (
-        hashed(draft.sources) as inputs,
-        writer_of(draft.output, header_room=draft.room) as writer,
+        hashed(draft.sources, draft.others) as inputs,
+        writer_of(draft.output, header_room=draft.room, replace=draft.force) as writer,
     ):
         for result in results:
             known.append(replace(result, layer=None))
@@ -128,5 +147,6 @@ def write_adapter(
             converted=any(converted(report)),
             architecture=draft.architecture,
         )
-        written = writer.finish(describe(inputs(), result), hash_keys=HASH_KEYS)
-    return replace(report, seconds=time.perf_counter() - started, size=written.size)
+        read = inputs()
+        written = writer.finish(describe(read, result), hash_keys=HASH_KEYS)
+    return finished(report, read, started, written.size)

@@ -33,7 +33,8 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, str]:
 
     scheme = detect(file.keys(), file.name)
     path = host.output_path(prefix, DEFAULT_PREFIX)
-    written = save(path, file.tensors, titled(file.metadata, path.stem), hash_keys=HASH_KEYS)
+    metadata = titled(file.metadata, path.stem)
+    written = save(path, file.tensors, metadata, hash_keys=HASH_KEYS, replace=False)
     told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
     return path, told
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..lora_ops.dtypes import spelled
-from ..lora_ops.errors import ArgumentError, WriteError
+from ..lora_ops.errors import ArgumentError
+from ..lora_ops.files import check_name, write_whole
+from ..lora_ops.files.folder import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from ..lora_ops import Plan
@@ -18,15 +20,17 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
-def check_json(json_to: str | None, inputs: Iterable[Path]) -> None:
+def check_json(json_to: str | None, inputs: Iterable[Path], output: Path | None = None) -> None:
     """Refuse, before the work, a name under which the report could not, or must not, be written.
 
     Args:
         json_to: A file, `-` for stdout, None for no JSON.
         inputs: Files that are read, an index of shards among them.
+        output: What the command is to write besides: a file, or a folder with a configuration.
 
     Raises:
-        ArgumentError: It does not end in `.json`, is one of the inputs, or has no place.
+        ArgumentError: It does not end in `.json`, is one of the inputs or the output, is no
+            regular file, or has no place.
     """
     if json_to is None or json_to == STDOUT:
         return
@@ -34,13 +38,17 @@ def check_json(json_to: str | None, inputs: Iterable[Path]) -> None:
     # A checkpoint must never be lost to a report because two arguments were swapped.
     if path.suffix.lower() != ".json":
         raise ArgumentError("a report must end in `.json`; `-` is stdout", path=path)
-    if path.is_dir():
-        raise ArgumentError("is a folder; give a file name in it", path=path)
+    check_name(path, replace=True)
     if not path.parent.is_dir():
         raise ArgumentError(f"the folder `{path.parent}` does not exist; make it first", path=path)
     if path.exists() and any(one.exists() and path.samefile(one) for one in inputs):
         raise ArgumentError(
             "the report is the same file as an input; choose another name", path=path
+        )
+    outputs = () if output is None else (output, output / ADAPTER_CONFIG)
+    if path.absolute() in [one.absolute() for one in outputs]:
+        raise ArgumentError(
+            "the report is the same file as the output; choose another name", path=path
         )
 
 
@@ -56,10 +64,7 @@ def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
     if json_to == STDOUT:
         sys.stdout.write(text)
         return True
-    try:
-        Path(json_to).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise WriteError(f"could not be written: {error.strerror}", path=json_to) from error
+    write_whole(Path(json_to), text.encode("utf-8", "backslashreplace"), replace=True)
     return False
 
 

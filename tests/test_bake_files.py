@@ -69,7 +69,15 @@ def run(checkpoint: Path, output: Path, strength: float = 0.7, progress=None, **
     shard_size = options.get("shard_size", 5 * 10**9)
     with open_source(checkpoint) as one, open_source(lora) as other:
         plan = plan_bake_file(one, [Ingredient(other, strength)], output=output, **options)
-        return bake_file(plan, one, output, version="0.0", shard_size=shard_size, progress=progress)
+        return bake_file(
+            plan,
+            one,
+            output,
+            force=options.get("force", False),
+            version="0.0",
+            shard_size=shard_size,
+            progress=progress,
+        )
 
 
 def sha256(path: Path) -> str:

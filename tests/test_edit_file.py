@@ -498,7 +498,7 @@ def test_a_disk_that_fills_up_leaves_nothing(folder: Path, monkeypatch: pytest.M
     before = contents(folder)
 
     def full(self: SafetensorsWriter, data: memoryview) -> None:
-        with self._explained():
+        with self.place.explained():
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SafetensorsWriter, "_append", full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from ...lora_ops import Adapter, extract_file, open_source, plan_file, verify
 from ...lora_ops.architectures import parameters
 from ...lora_ops.errors import WriteError
-from ...lora_ops.files import FileSource
+from ...lora_ops.files import FileSource, write_whole
 from ...lora_ops.formats import decode
 from ...lora_ops.parallel import ordered_map
 from .picture import Column, contact_sheet
@@ -96,7 +97,7 @@ def run_demo(
         for title, rule in RULES.items():
             path = folder / f"{title.replace(' ', '_')}.safetensors"
             plan = plan_file(base, tuned, rule, output=path, force=True)
-            report = extract_file(plan, base, tuned, path, version=version)
+            report = extract_file(plan, base, tuned, path, force=True, version=version)
             with open_source(path) as lora:
                 verified = verify(base, tuned, lora).error
                 models.append(apply(base, before, lora))
@@ -119,10 +120,9 @@ def run_demo(
         for row, images in zip(rows, samples[1:], strict=False)
     ]
     picture = folder / PICTURE
-    try:
-        _sheet(rows, samples, sum(one.numel() for one in before.values())).save(picture)
-    except OSError as error:
-        raise WriteError(f"could not be written: {error.strerror}", path=picture) from error
+    content = io.BytesIO()
+    _sheet(rows, samples, sum(one.numel() for one in before.values())).save(content, format="png")
+    write_whole(picture, content.getvalue(), replace=True)
     return rows, picture
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from .base import FileSource
+from .base import FileSource, Stamp, stamp
 from .dtypes import dtype_name
 from .folder import is_peft_folder, open_folder
-from .hashes import data_sha256, file_sha256, input_sha256
+from .hashes import data_sha256, false_hash, file_sha256, input_sha256
 from .joined import JoinedSource
 from .memory import MemoryFile, Output, writer_of
 from .opening import open_source
 from .outputs import check_output
 from .pickled import PickledFile
+from .publish import check_name, move_all, write_whole
 from .quantised import quantisation, refuse_quantised
 from .renamed import RenamedSource, modernised
 from .safetensors_file import SafetensorsFile
@@ -29,14 +30,18 @@ __all__ = [
     "SafetensorsFile",
     "SafetensorsWriter",
     "ShardsWriter",
+    "Stamp",
     "Written",
+    "check_name",
     "check_output",
     "data_sha256",
     "dtype_name",
+    "false_hash",
     "file_sha256",
     "input_sha256",
     "is_peft_folder",
     "modernised",
+    "move_all",
     "open_folder",
     "open_sharded",
     "open_source",
@@ -45,5 +50,7 @@ __all__ = [
     "refuse_quantised",
     "save",
     "shard_paths",
+    "stamp",
+    "write_whole",
     "writer_of",
 ]

@@ -9,7 +9,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,9 @@ from .dtypes import DTYPE_NAMES
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: By which a file is seen to have changed: inode, size and time of the last change, in ns.
+Stamp = tuple[int, int, int]
+
 
 class FileSource(ABC):
     """A `TensorSource` that reads files: close it, or use it in a `with` statement.
@@ -30,12 +33,14 @@ class FileSource(ABC):
         metadata: The file's own string map; empty where it has none.
         paths: The files that are read.
         spelling: Whose names the file has, where its keys are not its own; see `RenamedSource`.
+        stamps: How each file was when it was opened, as far as that is known.
     """
 
     name: str
     metadata: Mapping[str, str]
     paths: tuple[Path, ...]
     spelling: str | None = None
+    stamps: Mapping[Path, Stamp | None] = MappingProxyType({})
 
     @abstractmethod
     def keys(self) -> Sequence[str]:
@@ -76,6 +81,15 @@ class FileSource(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def stamp(path: Path) -> Stamp | None:
+    """What tells whether a file is still the same; None where it cannot be told."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def is_folder(path: Path) -> bool:

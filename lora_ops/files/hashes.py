@@ -6,10 +6,13 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
+from ..errors import FormatError
 from .base import FileSource, open_binary
 from .memory import MemoryFile
 from .safetensors_file import SafetensorsFile
 
+#: The entry of a file's metadata that says what the SHA-256 of its data is.
+DATA_HASH = "sshs_model_hash"
 _CHUNK = 1 << 20  # bytes
 
 
@@ -48,6 +51,27 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def false_hash(source: FileSource, stop: Event | None = None) -> tuple[str, str] | None:
+    """What a file says of its data, and the data's SHA-256, where they differ; reads all of it.
+
+    Args:
+        source: A safetensors file, with a configuration beside it or without. One that says nothing
+            is never false, nor are several files.
+        stop: Once it is set, by another thread, the rest is not read and the result is None.
+
+    Raises:
+        ArgumentError: the file is gone, or may not be read.
+    """
+    told = source.metadata.get(DATA_HASH, "").strip().lower().removeprefix("0x")
+    files = [path for path in source.paths if path.suffix.lower() in (".safetensors", ".sft")]
+    if not told or len(files) != 1:
+        return None
+    with open_binary(files[0]) as file:  # its header is known to be sound
+        start = 8 + int.from_bytes(file.read(8), "little")
+    true = _sha256(files[0], start, stop)
+    return (told, true) if true and true != told else None
+
+
 def data_sha256(path: str | Path) -> str:
     """SHA-256 of a safetensors file's data, lower-case hex: kohya's `sshs_model_hash`.
 
@@ -66,9 +90,12 @@ def _sha256(path: Path, start: int, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK))
     with open_binary(path) as file:
-        file.seek(start)
-        while count := file.readinto(chunk):
-            if stop is not None and stop.is_set():
-                return ""
-            digest.update(chunk[:count])
+        try:
+            file.seek(start)
+            while count := file.readinto(chunk):
+                if stop is not None and stop.is_set():
+                    return ""
+                digest.update(chunk[:count])
+        except OSError as error:
+            raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
     return digest.hexdigest()

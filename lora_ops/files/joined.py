@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import FileSource
+from .base import FileSource, stamp
 
 
 class JoinedSource(FileSource):
@@ -32,6 +32,9 @@ class JoinedSource(FileSource):
         self._sources = list(dict.fromkeys(source for source, _ in self._routes.values()))
         self.name = str(path)
         self.paths = (*paths, *(path for source in self._sources for path in source.paths))
+        self.stamps = {path: stamp(path) for path in paths}
+        for source in self._sources:
+            self.stamps |= source.stamps
         held = {k: v for source in self._sources for k, v in source.metadata.items()}
         self.metadata = {**held, **(metadata or {})}
 

@@ -125,13 +125,16 @@ class MemoryWriter:
         )
 
 
-def writer_of(output: Output, *, header_room: int) -> SafetensorsWriter | MemoryWriter:
+def writer_of(
+    output: Output, *, header_room: int, replace: bool
+) -> SafetensorsWriter | MemoryWriter:
     """Return what takes the tensors of a result.
 
     Args:
         output: Where to.
         header_room: Bytes to keep for the header of a file on disk.
+        replace: Whether a file that is there on disk may be replaced.
     """
     if isinstance(output, MemoryFile):
         return MemoryWriter(output)
-    return SafetensorsWriter(output, header_room=header_room)
+    return SafetensorsWriter(output, header_room=header_room, replace=replace)

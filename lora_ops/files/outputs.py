@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ArgumentError
 from .memory import MemoryFile, Output
+from .publish import check_name
 
 
 def check_output(
@@ -23,7 +24,7 @@ def check_output(
 
     Raises:
         ArgumentError: the output is an input (also by another name), exists already, is a folder,
-            does not end in the suffix, or lies where nothing can be written.
+            a pipe or a device, does not end in the suffix, or lies where nothing can be written.
     """
     if isinstance(output, MemoryFile):
         return
@@ -45,9 +46,9 @@ def _check(output: Path, inputs: Sequence[Path], force: bool, suffix: str) -> No
                 f"the output is the same file as the input `{path}`; choose another name",
                 path=output,
             )
-    # A link to nothing is still something under that name.
-    if (output.exists() or output.is_symlink()) and not force:
-        raise ArgumentError("exists already; choose another name or use --force", path=output)
+    check_name(output, replace=force)
+    if output.is_symlink():  # what it leads to is replaced
+        _check_folder(Path(os.path.realpath(output)))
 
 
 def _check_folder(output: Path) -> None:

@@ -22,6 +22,7 @@ class RenamedSource(FileSource):
         self.spelling = names.spelling
         self.name = original.name
         self.paths = original.paths
+        self.stamps = original.stamps
         self.metadata = names.metadata
         self._names = dict(names.names)
         self._added = dict(names.added)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
+import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import WriteError
 from .base import FileSource
+from .publish import Place, publish_all, write_all
 from .writer import SafetensorsWriter, Written
 
 if TYPE_CHECKING:
@@ -58,16 +59,18 @@ def shard_paths(index: Path, count: int) -> list[Path]:
 class ShardsWriter:
     """Shards and their index, one tensor at a time; use it in a `with` statement.
 
-    Everything lies in a hidden folder beside the index until `finish` gives all files their names,
-    the index last; without `finish` nothing stays.
+    Every file is a hidden sibling until `finish` gives all of them their names, the index last;
+    without `finish` nothing stays.
 
     Args:
         index: The output, ending in `.safetensors.index.json`.
         shards: The keys of each shard.
         header_room: Bytes to keep for the header of each shard.
         hashed: See `SafetensorsWriter`.
+        replace: Whether files that are there may be replaced; see `Place`.
 
     Raises:
+        ArgumentError: by `with`: a name is taken.
         WriteError: by `with`, `write` and `finish`: a file could not be written.
     """
 
@@ -78,12 +81,13 @@ class ShardsWriter:
         *,
         header_room: int = 1 << 16,
         hashed: bool = True,
+        replace: bool = True,
     ) -> None:
         self._index = index
-        self._folder = index.with_name(f".{index.name[:40]}.{secrets.token_hex(4)}.partial")
+        self._replace = replace
         self._paths = shard_paths(index, len(shards))
         self._writers = [
-            SafetensorsWriter(self._folder / path.name, header_room=header_room, hashed=hashed)
+            SafetensorsWriter(path, header_room=header_room, hashed=hashed, replace=replace)
             for path in self._paths
         ]
         self._shard_of = {key: number for number, keys in enumerate(shards) for key in keys}
@@ -91,9 +95,9 @@ class ShardsWriter:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with self._explained(), contextlib.ExitStack() as stack:
-            self._folder.mkdir()
-            stack.callback(self._remove)
+        with self._named(), contextlib.ExitStack() as stack:
+            self._place = Place(self._index, replace=self._replace)
+            stack.callback(self._place.clean)
             for writer in self._writers:
                 stack.enter_context(writer)
             self._open = stack.pop_all()
@@ -113,7 +117,7 @@ class ShardsWriter:
         Raises:
             WriteError: the file could not be written.
         """
-        with self._explained():
+        with self._named():
             self._writers[self._shard_of[key]].write(key, tensor)
         self._size += tensor.numel() * tensor.element_size()
 
@@ -132,13 +136,14 @@ class ShardsWriter:
         Raises:
             WriteError: a file could not be written.
         """
-        with self._explained():
-            written = [writer.finish(metadata, hash_keys=hash_keys) for writer in self._writers]
-            index = self._folder / self._index.name
-            index.write_text(self._index_text(), encoding="utf-8")
-            size = index.stat().st_size + sum(shard.size for shard in written)
-            for path in (*self._paths, self._index):
-                (self._folder / path.name).replace(path)
+        with self._named():
+            written = [writer.complete(metadata, hash_keys=hash_keys) for writer in self._writers]
+            text = self._index_text().encode()
+            with self._place.explained(), self._place.open() as file:
+                write_all(file, memoryview(text))
+                os.fsync(file.fileno())
+        publish_all([*(writer.place for writer in self._writers), self._place])
+        size = len(text) + sum(shard.size for shard in written)
         return Written(self._index, size, "", sum(shard.tensors for shard in written))
 
     def _index_text(self) -> str:
@@ -151,21 +156,11 @@ class ShardsWriter:
             indent=2,
         )
 
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._folder.rmdir()
-
     @contextlib.contextmanager
-    def _explained(self) -> Generator[None, None, None]:
-        """Errors name the output, not the hidden folder."""
+    def _named(self) -> Generator[None, None, None]:
+        """Errors name the output, not one of its shards."""
         try:
             yield
         except WriteError as error:
             error.path = self._index
             raise
-        except OSError as error:
-            raise WriteError(
-                f"could not be written: {error.strerror}; choose another place", path=self._index
-            ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import FileSource, open_binary
+from .base import FileSource, open_binary, stamp
 from .magic import HEAD, identify
 from .pickled import PickledFile
 from .safetensors_file import SafetensorsFile
@@ -19,6 +19,13 @@ def open_file(path: str | Path) -> FileSource:
         ArgumentError: there is no such file, or it may not be read.
         FormatError: it is damaged, or of no kind that is read here.
     """
+    before = stamp(Path(path))
+    source = _opened(path)
+    source.stamps = {Path(path): before}
+    return source
+
+
+def _opened(path: str | Path) -> FileSource:
     if Path(path).suffix.lower() in _SAFETENSORS:
         return SafetensorsFile(path)
     with open_binary(Path(path)) as file:

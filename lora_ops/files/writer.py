@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import io
 import os
-import secrets
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +18,7 @@ from torch import Tensor
 from ..errors import WriteError
 from .dtypes import DTYPE_BITS, dtype_name
 from .header import MAX_HEADER, METADATA_KEY, render_header
+from .publish import Place, publish_all, write_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,16 +28,6 @@ _ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start 
 # takes it two to three times faster than tens of megabytes in one call.
 _PART = 1 << 20
 _SLACK = 200  # one part in that many of a file may be unused room
-
-_WAY_OUT = {
-    errno.ENOSPC: "free some space or choose another place",
-    errno.EFBIG: "the file system or a limit takes no file so large; choose another place",
-    errno.EACCES: "choose a place you may write to, and close programs that use the file",
-    errno.EPERM: "choose a place you may write to",
-    errno.EROFS: "choose a place that is not read-only",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOENT: "create the folder first",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +80,41 @@ class SafetensorsWriter:
             would notice, cost one copy of the file in `finish`.
         hashed: Whether the data is hashed, which takes as long as writing it; `finish` can then
             fill in `hash_keys`, and `Written.data_sha256` is not empty.
+        replace: Whether a file that is there may be replaced; see `Place`.
+
+    Attributes:
+        place: Of the output, within the `with` statement.
 
     Raises:
+        ArgumentError: by `with`: the name is taken.
         WriteError: by `with`, `write` and `finish`: the file could not be written.
     """
 
     def __init__(
-        self, path: str | Path, *, header_room: int = 1 << 16, hashed: bool = True
+        self,
+        path: str | Path,
+        *,
+        header_room: int = 1 << 16,
+        hashed: bool = True,
+        replace: bool = True,
     ) -> None:
         self._path = Path(path)
+        self._replace = replace
         self._room = _rounded(header_room)
         self._pieces: dict[str, _Piece] = {}
         self._waiting: dict[str, bytes] = {}
         self._hash = hashlib.sha256() if hashed else None
         self._size = 0
-        self._temporaries: list[Path] = []
 
     def __enter__(self) -> Self:
-        with self._explained():
-            self._file = self._open_temporary()
-            self._file.seek(8 + self._room)
+        self.place = Place(self._path, replace=self._replace)
+        try:
+            with self.place.explained():
+                self._file = self.place.open()
+                self._file.seek(8 + self._room)
+        except BaseException:  # Ctrl-C too: nobody else would clean up yet
+            self.place.clean()
+            raise
         return self
 
     def __exit__(
@@ -122,9 +125,7 @@ class SafetensorsWriter:
     ) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-        for temporary in self._temporaries:
-            with contextlib.suppress(OSError):  # the last one has its name by now if all went well
-                temporary.unlink()
+        self.place.clean()
 
     def write(self, key: str, tensor: Tensor) -> None:
         """Add one tensor, any device, shape and strides. It may change afterwards.
@@ -154,8 +155,16 @@ class SafetensorsWriter:
             hash_keys: Metadata keys that get the SHA-256 of the data section.
 
         Raises:
-            WriteError: the file could not be written.
+            WriteError: the file could not be written, or must not replace another.
         """
+        written = self.complete(metadata, hash_keys=hash_keys)
+        publish_all([self.place])
+        return written
+
+    def complete(
+        self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
+    ) -> Written:
+        """Do what `finish` does, all but the name: for a file that gets it together with others."""
         pieces = _file_order(self._pieces.values())
         for piece in pieces[len(pieces) - len(self._waiting) :]:
             self._append(memoryview(self._waiting.pop(piece.key)))
@@ -167,16 +176,14 @@ class SafetensorsWriter:
                 "shorten the metadata",
                 path=self._path,
             )
-        with self._explained():
+        with self.place.explained():
             # Where the file is small, what is left of the room would be much of it.
             if not 0 <= self._room - len(text) <= self._size // _SLACK + _ALIGNMENT:
                 self._move_data(len(text))
             self._file.seek(0)
-            _write_all(self._file, memoryview(_framed(text, self._room)))
+            write_all(self._file, memoryview(_framed(text, self._room)))
             os.fsync(self._file.fileno())
             self._file.close()
-            self._temporaries[-1].replace(self._path)
-        _sync_folder(self._path.parent)
         return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
 
     def _append(self, data: memoryview) -> None:
@@ -184,36 +191,19 @@ class SafetensorsWriter:
             part = data[start : start + _PART]
             if self._hash:
                 self._hash.update(part)
-            with self._explained():
-                _write_all(self._file, part)
+            with self.place.explained():
+                write_all(self._file, part)
         self._size += len(data)
 
     def _move_data(self, room: int) -> None:
         """Copy the data behind room of another size."""
         old, data_start = self._file, 8 + self._room
         self._room = _rounded(room)
-        self._file = self._open_temporary()
+        self._file = self.place.open()
         with old:
             old.seek(data_start)
             self._file.seek(8 + self._room)
             shutil.copyfileobj(old, self._file, 1 << 20)
-
-    def _open_temporary(self) -> io.FileIO:
-        # The name is new even where a killed process of the same number left its own behind.
-        token = f"{os.getpid()}.{secrets.token_hex(4)}"
-        temporary = self._path.with_name(f".{self._path.name[:40]}.{token}.partial")
-        self._temporaries.append(temporary)
-        return io.FileIO(temporary, "x+")
-
-    @contextlib.contextmanager
-    def _explained(self) -> Generator[None, None, None]:
-        try:
-            yield
-        except OSError as error:
-            way_out = _WAY_OUT.get(error.errno or 0, "choose another place")
-            raise WriteError(
-                f"could not be written: {error.strerror}; {way_out}", path=self._path
-            ) from error
 
 
 def save(
@@ -222,23 +212,25 @@ def save(
     metadata: Mapping[str, str] | None = None,
     *,
     hash_keys: Sequence[str] = (),
+    replace: bool = True,
 ) -> Written:
     """Write tensors that are all in memory, with no room to spare in the header.
 
     Args:
-        path: The output; what is there is replaced.
+        path: The output.
         tensors: By key, in the order in which they are written.
         metadata: Strings by strings.
         hash_keys: Metadata keys that get the SHA-256 of the data section.
+        replace: Whether a file that is there may be replaced; see `Place`.
 
     Raises:
-        ArgumentError: the format cannot hold a dtype.
+        ArgumentError: the format cannot hold a dtype, or the name is taken.
         WriteError: the file could not be written.
     """
     pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
     blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
     room = len(_header(pieces, {**(metadata or {}), **blank}))
-    with SafetensorsWriter(path, header_room=room) as writer:
+    with SafetensorsWriter(path, header_room=room, replace=replace) as writer:
         for key, tensor in tensors.items():
             writer.write(key, tensor)
         return writer.finish(metadata, hash_keys=hash_keys)
@@ -273,18 +265,3 @@ def _framed(text: bytes, room: int) -> bytes:
 
 def _rounded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _write_all(file: io.FileIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power cut, where folders can be synced (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -7,7 +7,7 @@ about its maker's disk.
 from __future__ import annotations
 
 from .baked import baked_metadata
-from .common import HASH_KEYS, Input, Operation, Result, Source, room_for
+from .common import HASH_KEYS, Input, Operation, Result, Source, history, room_for
 from .edited import edited_metadata
 from .extraction import extraction_metadata, metadata_room
 from .joined import joined_metadata
@@ -21,6 +21,7 @@ __all__ = [
     "baked_metadata",
     "edited_metadata",
     "extraction_metadata",
+    "history",
     "joined_metadata",
     "metadata_room",
     "room_for",

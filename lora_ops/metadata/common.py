@@ -32,10 +32,12 @@ class Input:
     Attributes:
         name: File name, without folders.
         sha256: Of the file's bytes; empty where it was not taken.
+        note: What is worth a sentence of it: that it is not what its own hash says.
     """
 
     name: str
     sha256: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
