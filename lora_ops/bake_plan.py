@@ -12,7 +12,17 @@ from .architectures import Parameter, parameters
 from .bake_shares import Change, Share, check_fit, check_kind
 from .checkpoints import check_checkpoint
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
-from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
+from .formats import (
+    Modules,
+    component,
+    configuration_notes,
+    detect,
+    flattened,
+    modules,
+    resolve,
+    saved_parameters,
+    told,
+)
 from .ingredients import Ingredient
 from .layers import Convention
 from .pairs import COMPONENT_TITLES, nearest
@@ -128,13 +138,16 @@ def plan_bake(
 
 def _grouped(adapter: TensorSource) -> Modules:
     keys = adapter.keys()
+    grouped = modules(keys)
+    if any(one.kind == "rows" for one in saved_parameters(grouped.extras).values()):
+        return grouped  # vectors of tokens may be all that was trained
     try:
         detect(keys, adapter.name)
     except UnknownFormatError as error:
         raise MismatchError(
             f"{error}; give one checkpoint, first, and then the adapters for it"
         ) from None
-    return modules(keys)
+    return grouped
 
 
 def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
@@ -142,7 +155,11 @@ def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
     for name, count in Counter(one.source.name for one in ingredients).items():
         if count > 1:
             yield f"{name} is given {count} times: its strengths add up"
+        for note in configuration_notes(sources[name].metadata):
+            yield f"{name}: {note}"
         extras = modules(sources[name].keys()).extras
+        saved = {key for one in saved_parameters(extras).values() for key in one.keys.values()}
+        extras = [key for key in extras if key not in saved]
         if extras:
             yield f"{counted(len(extras), 'tensor')} of {name} of no layer, the first `{extras[0]}`"
 
@@ -171,23 +188,28 @@ def _shares(
 ) -> Iterator[tuple[Share, str | None]]:
     """The layers of an adapter, checked, each with its target; None where there is none."""
     grouped = _grouped(ingredient.source)
-    strengths = ingredient.strengths(grouped.modules)
+    saved = saved_parameters(grouped.extras)
+    names = list(dict.fromkeys([*grouped.modules, *saved]))
+    strengths = ingredient.strengths(names)
     target_of = found_targets(
-        grouped.modules,
+        names,
         targets,
         adapter=ingredient.source.name,
         checkpoint=checkpoint.name,
         allow_partial=allow_partial,
     )
-    scales = configured_scales(ingredient.source, grouped.modules)
-    for name, module in grouped.modules.items():
-        share = Share(ingredient.source, name, module, sign * strengths[name], scales.get(name))
-        target = target_of.get(name)
-        layer = check_kind(share, sign)
-        share = replace(share, needs_base=layer.needs_base)
-        if target is not None:
-            check_fit(layer, name, ingredient.source.name, targets[target], checkpoint)
-        yield share, target
+    # A weight that is saved may have a layer of the same name, which is then added to it.
+    for found in (grouped.modules, saved):
+        settings = told(ingredient.source, found)
+        for name, module in found.items():
+            strength = sign * strengths[name]
+            share = Share(ingredient.source, name, module, strength, settings.get(name))
+            target = target_of.get(name)
+            layer = check_kind(share, sign)
+            share = replace(share, needs_base=layer.needs_base)
+            if target is not None:
+                check_fit(layer, name, ingredient.source.name, targets[target], checkpoint)
+            yield share, target
 
 
 def found_targets(

@@ -31,6 +31,7 @@ from .layers import (
     Layer,
     LoraLayer,
     MadeLayer,
+    PissaLayer,
     ReshapedLayer,
     innermost,
     low_rank,
@@ -142,7 +143,7 @@ def _change(
         weight = None if weight is None else layer.padded(weight)
         layer = layer.inner
     if not plan.is_dense:
-        if isinstance(layer, GloraLayer) and weight is not None:
+        if isinstance(layer, GloraLayer | PissaLayer) and weight is not None:
             up, down = layer.factors_of(weight)
         else:
             up, down = layer.factors()
@@ -258,7 +259,7 @@ def _is_dense(layer: Layer, shape: Sequence[int]) -> bool:
     """Whether factors of the change would be larger than the change; a vector has none."""
     plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
     out, into = _sides(shape)
-    made_whole = plain.needs_base and not isinstance(plain, GloraLayer)
+    made_whole = plain.needs_base and not isinstance(plain, GloraLayer | PissaLayer)
     return made_whole or len(shape) < 2 or _rank(layer) * (out + into) > out * into
 
 

@@ -14,7 +14,7 @@ from .assemble import assembled, blocks_of
 from .convert_plan import Piece
 from .devices import Placement, place, upload
 from .dtypes import loadable, rounded
-from .edit import Edited, check_not_empty, edited, finite
+from .edit import Edited, base_bound, check_not_empty, edited, finite
 from .errors import ArgumentError, UnsupportedLayerError
 from .formats import Format, ModelNames
 from .layers import (
@@ -24,6 +24,7 @@ from .layers import (
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    PissaLayer,
     ReshapedLayer,
     low_rank,
     rewrapped,
@@ -119,6 +120,8 @@ def _in_dtype(layer: Layer, dtype: torch.dtype, target: str) -> Layer:
 def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it."""
     format, target = converting.format, piece.module
+    if isinstance(layer, PissaLayer):
+        raise base_bound(target, layer)
     if isinstance(layer, DoraLayer):
         return _magnified(layer, _formed(layer.inner, piece, converting, where), format, target)
     if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:

@@ -11,7 +11,7 @@ from .adapter import Adapter
 from .architectures import Architecture, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
-from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys
+from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys, saved_parameters
 from .models import models_of
 from .ranks import RankRule
 from .report import counted
@@ -125,6 +125,12 @@ def convert_notes(
         yield f"{counted(incomplete, 'fused layer')} had no change for some rows, which stay as they are"
     if len(pieces) != len(adapter.layers):
         yield f"{len(adapter.layers)} layers in, {len(pieces)} layers out"
+    saved = [key for one in saved_parameters(adapter.extras).values() for key in one.keys.values()]
+    if saved:
+        yield (
+            f"{counted(len(saved), 'trained parameter')} beside the layers, the first `{saved[0]}`: "
+            "carried, but PEFT alone reads them; `lorakit bake` applies them"
+        )
 
 
 def names_for(

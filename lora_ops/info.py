@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .architectures import (
 from .architectures import detect as detect_architecture
 from .architectures import naming as naming_of
 from .dtypes import spelled
+from .errors import FormatError
 from .formats import (
     MAGNITUDES,
     Module,
@@ -30,8 +31,10 @@ from .formats import (
     foreign_method,
     kind_of,
     modules,
+    peft_scales,
     read_alpha,
     recognise,
+    special,
     title_of,
 )
 from .source import TensorSource
@@ -71,7 +74,8 @@ class Info:
         components: By component.
         targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
         ranks: Number of LoRA layers by rank.
-        alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none.
+        alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none, with the scale that a
+            PEFT configuration gives instead, if it is not 1.
         embeddings: Shapes of the vectors of new words, by word or by key.
         dtypes: Number of tensors by dtype.
         bytes: Size of the tensors, without the header.
@@ -118,6 +122,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     if adapter:
         architecture = _architecture(source, found)
         kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+        began = special(source.metadata)
+        kind += f" ({began})" if began else ""
     elif other or method:
         architecture = _embedded(embeddings) if other else None
         kind = other.title if other else f"adapter: {method[0]}" if method else ""
@@ -129,7 +135,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
-    lora = [one for one in found.values() if _is_lora(source, one)]
+    lora = {name: one for name, one in found.items() if _is_lora(source, one)}
+    scales = _scales(source, lora)
     return Info(
         name=source.name,
         kind=kind,
@@ -139,8 +146,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(source, parts),
         targets=_sorted(_target(source, one) for one in found.values()),
-        ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora),
-        alphas=_sorted(_alpha(source, one) for one in lora),
+        ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora.values()),
+        alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
         bytes=sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys),
@@ -236,9 +243,17 @@ def _is_lora(source: TensorSource, module: Module) -> bool:
     return module.kind == "lora" and down is not None and len(source.shape(down)) >= 2
 
 
-def _alpha(source: TensorSource, module: Module) -> str:
+def _scales(source: TensorSource, found: Collection[str]) -> dict[str, float]:
+    """What the file's configuration gives layers without an alpha."""
+    try:
+        return peft_scales(source.metadata, found)
+    except FormatError:  # a pattern that is not read: what the file is can still be said
+        return dict.fromkeys(found, 1.0)
+
+
+def _alpha(source: TensorSource, module: Module, scale: float) -> str:
     if "alpha" not in module.keys:
-        return "absent"
+        return "absent" if scale == 1 else f"absent, scale {scale:g}"
     return f"{read_alpha(source, module.keys['alpha']):g}"
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .convert_file import convert_file
-from .edit import check_not_empty, edited, summarise
+from .edit import base_bound, check_not_empty, edited, summarise
 from .files import MemoryFile, check_output, save
 from .formats import encode_layer, format_named
-from .layers import DoraLayer, Layer, innermost, stored_alpha
+from .layers import DoraLayer, Layer, PissaLayer, innermost, stored_alpha
 from .metadata import HASH_KEYS, Input, Operation, Result, Source, edited_metadata
 from .models import models_of
 from .scale import multiplied
@@ -70,6 +70,9 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
     tensors: dict[str, Tensor] = {}
     reports = []
     for target, layer in adapter.layers.items():
+        plain = innermost(layer)
+        if isinstance(plain, PissaLayer):
+            raise base_bound(target, plain)
         known = adapter.keys.get(target, {})
         own = layer if scheme.keeps_alpha else _without_alpha(target, layer)
         if own.tensors().keys() <= known.keys():

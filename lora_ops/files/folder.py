@@ -27,9 +27,8 @@ COMPONENTS = (
     "vae",
 )
 
-#: Where PEFT's folders give ranks and alphas, and the entry of a file's metadata that says the same.
+#: Where PEFT's folders give ranks and alphas; an opened one has the text under this name as metadata.
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_METADATA = "lora_adapter_metadata"
 
 # Class named in a component's config.json -> component.
 _CLASSES = (
@@ -57,6 +56,10 @@ _ENDINGS = (
 _PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "adapter_model.bin")
 _WEIGHTS = (*(stem + ending for ending in _ENDINGS for stem in _STEMS), *_PICKLED)
 
+# What PEFT calls its weights, and the first part of each of their keys.
+_OF_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
+_PEFT_ROOT = "base_model."
+
 
 def open_folder(path: str | Path) -> JoinedSource:
     """Open a diffusers pipeline, one component of it, or any folder with one file of weights.
@@ -83,6 +86,37 @@ def open_folder(path: str | Path) -> JoinedSource:
     return _join(folder, parts, config if is_file(config) else None)
 
 
+def is_peft_folder(path: str | Path) -> bool:
+    """Whether a folder is one adapter, as PEFT writes it: its weights and their configuration."""
+    folder = Path(path)
+    return is_file(folder / ADAPTER_CONFIG) and any(is_file(folder / name) for name in _OF_PEFT)
+
+
+def governed(source: FileSource) -> FileSource:
+    """Return an opened file with the configuration beside it, where both are PEFT's.
+
+    Without it the scale is not in the file. What only lies beside one has another name, or keys
+    that are not PEFT's, and stays as it is.
+
+    Raises:
+        FormatError: The configuration cannot be read.
+    """
+    path = Path(source.name)
+    config = path.with_name(ADAPTER_CONFIG)
+    keys = source.keys()
+    if path.name not in _OF_PEFT or not is_file(config):
+        return source
+    if not any(key.startswith(_PEFT_ROOT) for key in keys):
+        return source
+    try:
+        text = _text(config)
+    except FormatError:
+        source.close()
+        raise
+    routes = {key: (source, key) for key in keys}
+    return JoinedSource(path, routes, (config,), {ADAPTER_CONFIG: text})
+
+
 def _join(
     folder: Path, parts: Sequence[tuple[str, Path]], config: Path | None = None
 ) -> JoinedSource:
@@ -97,7 +131,7 @@ def _join(
         stack.pop_all()
     if config is None:
         return JoinedSource(folder, routes)
-    return JoinedSource(folder, routes, (config,), {ADAPTER_METADATA: text})
+    return JoinedSource(folder, routes, (config,), {ADAPTER_CONFIG: text})
 
 
 def _text(path: Path) -> str:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from .decode import commonest, decode, detect
+from .decode import commonest, decode, detect, told
 from .encode import encode_full, encode_layer, module_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
-from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
+from .kinds import (
+    KINDS,
+    MAGNITUDES,
+    Kind,
+    kind_of,
+    read_alpha,
+    read_configured,
+    read_kind,
+    title_of,
+)
 from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
 from .peft_config import (
+    PEFT_CONFIG,
     PEFT_METADATA,
-    adapter_config,
-    configured_scales,
+    Configured,
+    configuration_notes,
+    configured,
     peft_scales,
-    with_unit_scales,
+    special,
 )
+from .peft_saved import saved_parameters
+from .peft_written import adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, modules
 from .table import (
@@ -37,7 +50,9 @@ __all__ = [
     "KOHYA",
     "MAGNITUDES",
     "PEFT",
+    "PEFT_CONFIG",
     "PEFT_METADATA",
+    "Configured",
     "Format",
     "Kind",
     "Mark",
@@ -49,7 +64,8 @@ __all__ = [
     "adapter_config",
     "commonest",
     "component",
-    "configured_scales",
+    "configuration_notes",
+    "configured",
     "decode",
     "detect",
     "encode_full",
@@ -67,11 +83,15 @@ __all__ = [
     "modules",
     "peft_scales",
     "read_alpha",
+    "read_configured",
     "read_kind",
     "recognise",
     "resolve",
     "respeller",
+    "saved_parameters",
+    "special",
     "title_of",
+    "told",
     "with_unit_scales",
     "writable",
 ]

@@ -13,9 +13,9 @@ from ..errors import UnknownFormatError, UnsupportedLayerError
 from ..layers import Layer
 from ..source import TensorSource
 from .joining import format_of
-from .kinds import read_alpha, read_kind
+from .kinds import read_alpha, read_configured
 from .names import resolve
-from .peft_config import configured_scales
+from .peft_config import Configured, configured
 from .recognise import foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, modules
 from .table import FORMATS, format_named
@@ -62,24 +62,32 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
         target: {"alpha": f"{name}.alpha", **_own_keys(format, name, module)}
         for target, (name, module) in layers.items()
     }
-    scales = _scales(source, grouped.modules)
+    settings = told(source, grouped.modules)
     extras = _Tensors(source, grouped.extras)
-    return Adapter(_Layers(source, layers, scales), extras, source.metadata, format, spelled)
+    return Adapter(_Layers(source, layers, settings), extras, source.metadata, format, spelled)
 
 
-def _scales(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
-    """What stands elsewhere: scales in the configuration, and of a bias that of its layer."""
+def told(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
+    """Return what stands elsewhere: in the configuration, and of a bias the scale of its layer.
+
+    Args:
+        source: The adapter file.
+        found: Its modules.
+
+    Raises:
+        FormatError, UnsupportedLayerError: As `configured`.
+    """
     thin = [name for name, module in found.items() if module.kind != "full"]
-    scales = configured_scales(source, thin)
+    settings = configured(source, thin)
     for name, module in found.items():
         layer = found.get(name.removesuffix(BIAS))
         if not module.is_up_bias or layer is None or "down" not in layer.keys:
             continue
-        scales[name] = scales.get(name.removesuffix(BIAS), 1.0)
+        settings[name] = settings.get(name.removesuffix(BIAS), Configured())
         if "alpha" in layer.keys:
             alpha = read_alpha(source, layer.keys["alpha"])
-            scales[name] = alpha / source.shape(layer.keys["down"])[0]
-    return scales
+            settings[name] = Configured(alpha / source.shape(layer.keys["down"])[0])
+    return settings
 
 
 def _own_keys(format: str, name: str, module: Module) -> Mapping[str, str]:
@@ -125,11 +133,11 @@ def _detected(grouped: Modules, name: str) -> str:
 class _Layers(Mapping[str, Layer]):
     source: TensorSource
     modules: Mapping[str, tuple[str, Module]]
-    scales: Mapping[str, float]
+    settings: Mapping[str, Configured]
 
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
-        return read_kind(self.source, name, module, self.scales.get(name))
+        return read_configured(self.source, name, module, self.settings.get(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

@@ -14,15 +14,19 @@ from ..layers import (
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    Initial,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    NewRowsLayer,
     OftLayer,
+    PissaLayer,
     ReplacementLayer,
     ReshapedLayer,
 )
 from ..source import TensorSource
+from .peft_config import Configured
 from .suffixes import Module
 
 BOFT = "boft"
@@ -64,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
     "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
+    "rows": Kind("new tokens", NewRowsLayer, ("rows",), has_alpha=False),
 }
 # What may stand beside a layer of any kind and changes what it means.
 MAGNITUDES = ("dora_scale", "magnitude")
@@ -82,6 +87,35 @@ def kind_of(source: TensorSource, module: Module) -> str:
     if module.kind == "oft" and "blocks" in module.keys:
         return BOFT if len(source.shape(module.keys["blocks"])) == 4 else module.kind
     return module.kind
+
+
+def read_configured(
+    source: TensorSource, name: str, module: Module, told: Configured | None
+) -> Layer:
+    """Read the layer of one module as the file's configuration means it; see `read_kind`.
+
+    Raises:
+        LayerShapeError: It has initial factors that its shape cannot have.
+    """
+    layer = read_kind(source, name, module, None if told is None else told.scale)
+    if told is None:
+        return layer
+    if isinstance(layer, NewRowsLayer):
+        return replace(layer, tokens=told.tokens)
+    if told.initial is None:
+        return layer
+    try:
+        return _begun(layer, told.initial)
+    except LayerShapeError as error:
+        message = f"layer `{name}`: {error}"
+        raise LayerShapeError(message, target=name, path=source.name) from None
+
+
+def _begun(layer: Layer, initial: Initial) -> Layer:
+    """The layer over a weight without the factors that it began as."""
+    if isinstance(layer, DoraLayer):
+        return replace(layer, inner=_begun(layer.inner, initial))
+    return PissaLayer(layer, initial) if isinstance(layer, LoraLayer) else layer
 
 
 def read_kind(source: TensorSource, name: str, module: Module, scale: float | None = None) -> Layer:
@@ -172,6 +206,8 @@ def _configured(layer: Layer, scale: float | None) -> Layer:
     if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
         return layer
     rank = layer.factor_rank
+    if isinstance(layer, LokrLayer) and rank is None and layer.w1 is not None and scale != 1:
+        return replace(layer, w1=layer.w1.float() * scale)  # no other program scales whole matrices
     return layer if layer.alpha is not None or rank is None else replace(layer, alpha=scale * rank)
 
 

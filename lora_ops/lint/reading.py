@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..architectures import ENCODERS, UNET
 from ..errors import LayerShapeError
-from ..formats import BIAS, ModelNames, title_of
+from ..formats import BIAS, PEFT_CONFIG, ModelNames, title_of
 from ..formats.names import underscored
 from ..report import counted
 from .programs import PAIRS, Program, Route, Scheme
@@ -180,7 +180,8 @@ def _scale(part: Part, file: Subject, route: Route) -> float:
     own = part.alpha is not None and not re.search(route.common_alpha, part.name)
     if common is not None and part.rank and not own:
         return common / part.rank
-    return part.scale if route.configured else part.stored_scale
+    beside = PEFT_CONFIG in file.source.metadata  # which PEFT alone looks at
+    return part.scale if route.configured and not beside else part.stored_scale
 
 
 def _common_alpha(file: Subject) -> float | None:

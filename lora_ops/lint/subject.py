@@ -15,7 +15,7 @@ from ..formats import (
     ModelNames,
     Module,
     component,
-    configured_scales,
+    configured,
     flattened,
     kind_of,
     model_names,
@@ -192,8 +192,8 @@ def _alpha(source: TensorSource, module: Module) -> float | None:
 
 def _configured(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
     try:
-        return configured_scales(source, found)
-    except LoraOpsError:  # ranks by regular expressions, which are not run
+        return {name: one.scale for name, one in configured(source, found).items()}
+    except LoraOpsError:  # a finding of its own
         return {}
 
 
