@@ -11,7 +11,16 @@ import torch
 from .architectures import Parameter, parameters
 from .bake_shares import Change, Share, check_fit, check_kind
 from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
-from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
+from .formats import (
+    Modules,
+    component,
+    configured_scales,
+    detect,
+    flattened,
+    foreign_method,
+    modules,
+    resolve,
+)
 from .ingredients import Ingredient
 from .layers import Convention
 from .pairs import COMPONENT_TITLES, nearest
@@ -125,7 +134,8 @@ def plan_bake(
 
 
 def _refuse_adapter(checkpoint: TensorSource) -> None:
-    if modules(checkpoint.keys()).is_adapter:
+    grouped = modules(checkpoint.keys())
+    if grouped.is_adapter or foreign_method(grouped):
         raise MismatchError(
             f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
             "checkpoint first, or use `lorakit add` to join adapters"

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from .architectures import Architecture, Parameter, detect, naming, parameters
 from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from .formats import modules, recognise
+from .formats import TABLES, foreign_method, modules, recognise
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -23,12 +23,6 @@ COMPONENT_TITLES = {
 }
 # Share of the weights that must be found on both sides.
 ENOUGH = 0.95
-# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies.
-EMBEDDINGS = (
-    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
-    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
-    *("learned_embedding", "wte", "wpe", "padding_embedding"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ def parameter_kind(parameter: Parameter) -> str:
         return "bias" if parameter.name.endswith(".bias") else "other"
     if len(shape) < 2:
         return "norm"
-    if module in EMBEDDINGS:
+    if module in TABLES:
         return "embedding"
     if len(shape) == 2:
         return "linear"
@@ -262,7 +256,7 @@ def refuse_adapter(source: TensorSource) -> None:
             f"{source.name} is {other.article} {other.title}, not a checkpoint; "
             "give the checkpoint itself"
         )
-    if grouped.is_adapter:
+    if grouped.is_adapter or foreign_method(grouped):
         raise MismatchError(
             f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
             "give the checkpoint itself, or see what it is with `lorakit info`"

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from .decode import commonest, decode, detect
-from .encode import encode_full, encode_layer, module_keys
+from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
-from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
+from .kinds import (
+    KINDS,
+    MAGNITUDES,
+    Kind,
+    inner_size,
+    kind_of,
+    read_alpha,
+    read_kind,
+    title_of,
+)
 from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
 from .peft_config import (
@@ -16,7 +25,7 @@ from .peft_config import (
     with_unit_scales,
 )
 from .recognise import Mark, foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, is_turned, modules
 from .table import (
     COMFY,
     DIFFUSERS,
@@ -38,6 +47,7 @@ __all__ = [
     "MAGNITUDES",
     "PEFT",
     "PEFT_METADATA",
+    "TABLES",
     "Format",
     "Kind",
     "Mark",
@@ -47,6 +57,7 @@ __all__ = [
     "Namer",
     "Respell",
     "adapter_config",
+    "as_stored",
     "commonest",
     "component",
     "configured_scales",
@@ -58,6 +69,8 @@ __all__ = [
     "foreign_method",
     "format_named",
     "format_of",
+    "inner_size",
+    "is_turned",
     "join_key",
     "join_keys",
     "kind_of",
@@ -71,6 +84,7 @@ __all__ = [
     "recognise",
     "resolve",
     "respeller",
+    "table_keys",
     "title_of",
     "with_unit_scales",
     "writable",

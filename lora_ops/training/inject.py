@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter
 from ..errors import ArgumentError, MismatchError, UnsupportedLayerError
-from ..formats import COMFY, PEFT, format_of
+from ..formats import COMFY, PEFT, format_of, table_keys
 from .adapted import Adapted, adapt, restore
 from .make import Fresh, fresh_path, paths_of
 from .paths import LoraPath
@@ -150,8 +150,11 @@ def collect(module: nn.Module, name: str | None = None, *, prefix: str = "") -> 
         )
     own = name or names.pop()
     found = {prefix + target: layer.paths()[own].layer() for target, layer in layers}
-    format = format_of(prefix + layers[0][0]).name
-    return Adapter(found, {}, {}, format if format in (COMFY.name, PEFT.name) else PEFT.name)
+    if format_of(prefix + layers[0][0]) == COMFY:
+        return Adapter(found, {}, {}, COMFY.name)
+    tables = [prefix + one for one, layer in layers if isinstance(layer, nn.Embedding)]
+    keys = {one: {**table_keys(one), "alpha": f"{one}.alpha"} for one in tables}
+    return Adapter(found, {}, {}, PEFT.name, keys)
 
 
 def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Adapted]]:
