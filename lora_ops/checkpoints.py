@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .errors import MismatchError
 from .files import refuse_quantised
-from .formats import modules, recognise
+from .formats import foreign_method, modules, recognise
 from .source import TensorSource
 
 _WAY_OUT = "give the checkpoint itself, or see what it is with `lorakit info`"
@@ -28,7 +28,7 @@ def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:
             f"{source.name} is {other.article} {other.title}, not a checkpoint; "
             "give the checkpoint itself"
         )
-    if grouped.is_adapter:
+    if grouped.is_adapter or foreign_method(grouped):
         raise MismatchError(
             f"{source.name} is an adapter (LoRA or the like), not a checkpoint; {way_out}"
         )

@@ -11,7 +11,18 @@ from .adapter import Adapter
 from .architectures import Architecture, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
-from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys, saved_parameters
+from .formats import (
+    BIAS,
+    PEFT,
+    Format,
+    ModelNames,
+    format_of,
+    is_turned,
+    model_names,
+    module_keys,
+    saved_parameters,
+    table_keys,
+)
 from .models import models_of
 from .ranks import RankRule
 from .report import counted
@@ -240,6 +251,8 @@ def _spelled_keys(
     if "mid" in suffixes:
         roles = zip(("up", "down", "mid"), format.tucker, strict=True)
         found |= {role: module + suffix for role, suffix in roles}
+    if format == PEFT and is_turned(suffixes.get("up", "")):
+        found |= table_keys(module)
     if suffixes.keys() & {"dora_scale", "magnitude"}:
         found |= {"dora_scale": f"{module}.dora_scale"}
         found |= {"magnitude": f"{module}.lora_magnitude_vector"}

@@ -29,6 +29,7 @@ from .formats import (
     component,
     flattened,
     foreign_method,
+    inner_size,
     kind_of,
     modules,
     peft_scales,
@@ -146,7 +147,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(source, parts),
         targets=_sorted(_target(source, one) for one in found.values()),
-        ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora.values()),
+        ranks=_sorted(inner_size(source, one) for one in lora.values()),
         alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
@@ -233,6 +234,8 @@ def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Par
 def _target(source: TensorSource, module: Module) -> str:
     if not _is_lora(source, module):
         return "incomplete" if module.kind == "lora" else title_of(kind_of(source, module))
+    if module.is_table:
+        return "embedding"
     shape = source.shape(module.keys.get("mid", module.keys["down"]))
     kernel = "x".join(map(str, shape[2:]))
     return f"conv{'' if len(shape) == 4 else f'{len(shape) - 2}d'} {kernel}" if kernel else "linear"

@@ -12,6 +12,7 @@ from .architectures import Architecture, Parameter, detect, naming, parameters
 from .checkpoints import check_checkpoint
 from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
+from .formats import TABLES
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -23,12 +24,6 @@ COMPONENT_TITLES = {
 }
 # Share of the weights that must be found on both sides.
 ENOUGH = 0.95
-# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies.
-EMBEDDINGS = (
-    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
-    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
-    *("learned_embedding", "wte", "wpe", "padding_embedding"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,7 @@ def parameter_kind(parameter: Parameter) -> str:
         return "bias" if parameter.name.endswith(".bias") else "other"
     if len(shape) < 2:
         return "norm"
-    if module in EMBEDDINGS:
+    if module in TABLES:
         return "embedding"
     if len(shape) == 2:
         return "linear"

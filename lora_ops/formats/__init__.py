@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .decode import commonest, decode, detect, told
-from .encode import encode_full, encode_layer, module_keys
+from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
 from .joining import Respell, format_of, join_key, join_keys, respeller
 from .kinds import (
     KINDS,
     MAGNITUDES,
     Kind,
+    inner_size,
     kind_of,
     read_alpha,
     read_configured,
@@ -29,7 +30,7 @@ from .peft_config import (
 from .peft_saved import saved_parameters
 from .peft_written import adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, is_turned, modules
 from .table import (
     COMFY,
     DIFFUSERS,
@@ -52,6 +53,7 @@ __all__ = [
     "PEFT",
     "PEFT_CONFIG",
     "PEFT_METADATA",
+    "TABLES",
     "Configured",
     "Format",
     "Kind",
@@ -62,6 +64,7 @@ __all__ = [
     "Namer",
     "Respell",
     "adapter_config",
+    "as_stored",
     "commonest",
     "component",
     "configuration_notes",
@@ -74,6 +77,8 @@ __all__ = [
     "foreign_method",
     "format_named",
     "format_of",
+    "inner_size",
+    "is_turned",
     "join_key",
     "join_keys",
     "kind_of",
@@ -90,6 +95,7 @@ __all__ = [
     "respeller",
     "saved_parameters",
     "special",
+    "table_keys",
     "title_of",
     "told",
     "with_unit_scales",

@@ -17,7 +17,7 @@ from .kinds import read_alpha, read_configured
 from .names import resolve
 from .peft_config import Configured, configured
 from .recognise import foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, adapter_names, modules
 from .table import FORMATS, format_named
 
 
@@ -111,6 +111,14 @@ def _detected(grouped: Modules, name: str) -> str:
             f"{name}: `{key}` is a layer of {title}, which is not read; merge it into its model "
             "with the program that made it, and `lorakit extract` a LoRA from the result",
             target=key,
+        )
+    held = (key for module in grouped.modules.values() for key in module.keys.values())
+    several = adapter_names([*held, *grouped.extras])
+    if len(several) > 1:
+        listed = ", ".join(f"`{one}`" for one in several)
+        raise UnsupportedLayerError(
+            f"{name}: holds the adapters {listed} of one model; save each in a file of its own, "
+            "as PEFT's `save_pretrained` does"
         )
     other = recognise(grouped)
     if other is not None:

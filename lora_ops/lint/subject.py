@@ -17,6 +17,7 @@ from ..formats import (
     component,
     configured,
     flattened,
+    inner_size,
     kind_of,
     model_names,
     modules,
@@ -176,8 +177,8 @@ def _rank(layer: Layer) -> int | None:
 
 def _stored_rank(source: TensorSource, module: Module) -> int | None:
     """Of a pair that lorakit does not read as a layer, for it has more than that."""
-    shape = source.shape(module.keys["down"]) if "down" in module.keys else ()
-    return shape[0] if shape else None
+    is_factor = "down" in module.keys and len(source.shape(module.keys["down"])) > 1
+    return inner_size(source, module) if is_factor else None
 
 
 def _alpha(source: TensorSource, module: Module) -> float | None:
