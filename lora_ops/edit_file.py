@@ -27,7 +27,7 @@ from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
-from .models import models_of
+from .models import recognised
 from .outline import Outline
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
@@ -231,14 +231,13 @@ def add_files(
 
 
 def _draft(source: TensorSource, adapter: Adapter, output: Output) -> Draft:
-    models = models_of(adapter)
     return Draft(
         output,
         adapter.format,
         [source],
         all_keys(adapter),
         adapter.extras,
-        models[0] if models else None,
+        recognised(adapter).certain,
     )
 
 

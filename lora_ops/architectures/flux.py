@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .architecture import Architecture, Condition, Kohya, TargetRule
+from .architecture import Architecture, Condition, Kohya, Sizes
 from .renames import Packing, renamed, same, within
 
-BLOCKS = (
-    r"^(double_blocks_\d+_(img|txt)_(attn|mlp|mod)_|single_blocks_\d+_(linear[12]|modulation_lin))"
-)
+_BLOCKS = {"double_blocks": (19,), "single_blocks": (38,)}
 _STREAMS = ("img_in.weight", "txt_in.weight", "double_blocks.0.img_attn.qkv.weight")
 _DIFFUSERS = (
     "single_transformer_blocks.0.attn.to_q.weight",
@@ -72,6 +70,28 @@ EMBEDDERS = renamed(
 _ENDS = renamed(
     ("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")
 )
+
+
+def stream_sizes(*widths: int, gated: bool = False) -> Sizes:
+    """Return the shapes of the blocks of models of these widths.
+
+    Args:
+        widths: Of the published ones.
+        gated: Whether half of the MLP's rows are gates for the other half.
+    """
+    ratio, rows = (3, 6) if gated else (4, 4)
+    return {
+        "_attn.qkv": tuple((3 * width, width) for width in widths),
+        "_attn.proj": tuple((width, width) for width in widths),
+        "_mlp.0": tuple((rows * width, width) for width in widths),
+        "_mlp.2": tuple((width, ratio * width) for width in widths),
+        "linear1": tuple(((3 + rows) * width, width) for width in widths),
+        "linear2": tuple((width, (1 + ratio) * width) for width in widths),
+        "_mod.lin": tuple((6 * width, width) for width in widths),
+        "modulation.lin": tuple((3 * width, width) for width in widths),
+    }
+
+
 # Flux.2's names of the single blocks, which ComfyUI reads for all of the family.
 UNSPLIT = renamed(("linear1", "attn.to_qkv_mlp_proj"), ("linear2", "attn.to_out"))
 
@@ -89,16 +109,17 @@ FLUX = Architecture(
     name="flux",
     title="Flux.1",
     recognise=(
-        Condition(has_all=(*_STREAMS, "guidance_in.in_layer.weight")),
+        Condition(
+            has_all=(*_STREAMS, "guidance_in.in_layer.weight"),
+            has_none=("double_stream_modulation_img.lin.weight",),
+        ),
         Condition(
             has_all=(*_DIFFUSERS, "time_text_embed.guidance_embedder.linear_1.weight"),
             root="transformer.",
         ),
     ),
-    targets=(
-        TargetRule(BLOCKS),
-        TargetRule(r"^single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp|proj_out|norm_linear)"),
-    ),
+    blocks=_BLOCKS,
+    sizes=stream_sizes(3072),
     modelspec="flux-1-dev",
     base_model_version="flux1",
     network_module="networks.lora_flux",
@@ -113,9 +134,13 @@ FLUX_SCHNELL = replace(
     title="Flux.1 schnell",
     recognise=(
         Condition(has_all=(*_STREAMS, "vector_in.in_layer.weight")),
-        Condition(has_all=_DIFFUSERS, root="transformer."),
+        Condition(
+            has_all=(*_DIFFUSERS, "time_text_embed.timestep_embedder.linear_1.weight"),
+            has_none=("context_embedder.token_refiner.*", "distilled_guidance_layer.*"),
+            root="transformer.",
+        ),
     ),
-    targets=(TargetRule(BLOCKS, shared=True),),
+    family="flux",
     modelspec="flux-1-schnell",
 )
 
@@ -126,7 +151,8 @@ CHROMA = Architecture(
         Condition(has_any=("distilled_guidance_layer.*",)),
         Condition(has_any=("distilled_guidance_layer.*",), root="transformer."),
     ),
-    targets=(TargetRule(r"^distilled_guidance_layer_"), TargetRule(BLOCKS, shared=True)),
+    blocks=_BLOCKS,
+    sizes=stream_sizes(3072),
     modelspec="chroma",
     base_model_version="chroma",
     network_module="networks.lora_flux",

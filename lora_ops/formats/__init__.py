@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .decode import commonest, decode, detect
 from .encode import encode_full, encode_layer, module_keys
-from .joining import Respell, format_of, join_key, join_keys, respeller
+from .headers import Told, told, told_of
+from .joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
 from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
 from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
@@ -38,6 +39,7 @@ __all__ = [
     "MAGNITUDES",
     "PEFT",
     "PEFT_METADATA",
+    "PROCESSORS",
     "Format",
     "Kind",
     "Mark",
@@ -46,6 +48,7 @@ __all__ = [
     "Modules",
     "Namer",
     "Respell",
+    "Told",
     "adapter_config",
     "commonest",
     "component",
@@ -72,6 +75,8 @@ __all__ = [
     "resolve",
     "respeller",
     "title_of",
+    "told",
+    "told_of",
     "with_unit_scales",
     "writable",
 ]

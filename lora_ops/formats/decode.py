@@ -12,6 +12,7 @@ from ..adapter import Adapter
 from ..errors import UnknownFormatError, UnsupportedLayerError
 from ..layers import Layer
 from ..source import TensorSource
+from .headers import Told, told
 from .joining import format_of
 from .kinds import read_alpha, read_kind
 from .names import resolve
@@ -130,6 +131,10 @@ class _Layers(Mapping[str, Layer]):
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
         return read_kind(self.source, name, module, self.scales.get(name))
+
+    def told(self, target: str) -> Told:
+        """What the header says of one layer."""
+        return told(self.source, *self.modules[target])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
