@@ -168,20 +168,21 @@ def names_for(
     known = [model_names(one, reference) for one in found.possible]
     if reference:
         return _referred(known, adapter, set(reference)) or unknown
-    for other in known[1:]:
-        for module in adapter.layers:
-            if _meaning(known[0], module, format) == _meaning(other, module, format):
-                continue
-            if keeps:
-                return unknown
-            titles = [names.architecture.title for names in known if names.architecture is not None]
-            raise ArgumentError(
-                f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
-                f"`{module}` means different things: no name is changed while it is in doubt; give "
-                "the model's checkpoint as --reference, or its name as --architecture",
-                target=module,
-            )
-    return known[0]
+    for module in adapter.layers:
+        meant = [one for names in known if (one := _meaning(names, module, format))]
+        if all(one == meant[0] for one in meant):
+            continue
+        if keeps:
+            return unknown
+        titles = found.titles
+        raise ArgumentError(
+            f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
+            f"`{module}` means different things: no name is changed while it is in doubt; give "
+            "the model's checkpoint as --reference, or its name as --architecture",
+            target=module,
+        )
+    named = (names for names in known if all(_meaning(names, m, format) for m in adapter.layers))
+    return next(named, known[0])
 
 
 def _referred(
@@ -199,14 +200,14 @@ def _referred(
 
 
 def _meaning(names: ModelNames, module: str, format: Format | None) -> tuple[object, ...]:
-    """Where a module is, and what it is called in a format."""
+    """Where a module is, and what it is called in a format; () for a model that has no name there."""
     place = names.place(module)
     if place is None or format is None:
         return (place,)
     try:
         return place, names.spelled(format, place.native)
     except UnsupportedLayerError:
-        return place, None
+        return ()
 
 
 def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:

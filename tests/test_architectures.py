@@ -348,7 +348,7 @@ SAME_NAMES = {"flux_schnell": "flux", "cosmos": "anima"}
 @pytest.mark.parametrize("name", CLASSES)
 def test_adapters_of_models_of_comfyui_are_recognised(comfy, name):
     weights = {
-        key.removesuffix(".weight").replace(".", "_"): shape
+        key.removesuffix(".weight").replace(".", "_"): tuple(shape)
         for key, shape in comfy["models"][name].items()
         if key.endswith(".weight") and len(shape) >= 2
     }
@@ -382,11 +382,15 @@ def test_architectures_have_distinct_names_and_titles():
         ("transformer_blocks_0_attn1_to_q", 2048, "ltxv"),
         ("joint_blocks_0_x_block_attn_qkv", None, "sd3"),
         ("layers_0_attention_to_q", None, "z_image"),
-        ("layers_0_attention_qkv", None, "lumina2"),
+        ("layers_0_attention_qkv", (3840, 2304), "lumina2"),
     ],
 )
 def test_adapters_are_recognised_by_their_targets(module, width, name):
-    shape = None if width is None else (320 if "attentions_0" in module else width, width)
+    shape = (
+        width
+        if isinstance(width, tuple) or width is None
+        else (320 if "attn2_to_k" in module and width < 2048 else min(width, 2048), width)
+    )
     assert recognise_layers({module: shape}).possible[0].name == name
 
 

@@ -90,6 +90,8 @@ class Architecture:
         sizes: Evidence: shapes that published models have.
         also: Evidence: names of its modules beyond ``packings``, natively or in diffusers, which
             no table translates.
+        mark: Evidence: regular expression of flattened names, of which a file must have one; what
+            has none of them is another's. Empty: no such thing.
         second_clip: Evidence: whether CLIP is its second text encoder.
         family: Short name of the first of several that have the same modules, of the same shapes.
         variant_of: Short name of a far commoner one whose names are these and more: a file is taken
@@ -111,6 +113,7 @@ class Architecture:
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     sizes: Sizes = field(default_factory=dict[str, "tuple[tuple[int | None, int | None], ...]"])
     also: tuple[str, ...] = ()
+    mark: str = ""
     second_clip: bool = False
     family: str = ""
     variant_of: str = ""

@@ -6,7 +6,7 @@ from .architecture import Architecture, Condition
 from .renames import renamed, same, within
 
 _SIZES = {
-    "self_attn.q_proj": ((2048, 2048), (5120, 5120)),
+    "self_attn.q_proj": ((2048, 2048), (5120, 5120), (1024, 1024)),  # the last of the adapter
     "mlp.layer1": ((8192, 2048), (20480, 5120)),
 }
 _ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))

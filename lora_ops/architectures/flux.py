@@ -51,11 +51,11 @@ SINGLE = (
     Packing("linear1", (*QKV, "proj_mlp"), parts=(1, 1, 1, 4)),
     *renamed(
         ("linear2", "proj_out"),
-        ("modulation.lin", "norm.linear"),
         ("norm.query_norm", "attn.norm_q"),
         ("norm.key_norm", "attn.norm_k"),
     ),
 )
+SINGLE_MODULATION = Packing("modulation.lin", ("norm.linear",))
 # ComfyUI's own name for the attention of a single block, for whoever trained that alone.
 SINGLE_QKV = Packing("linear1", ("linear1_qkv", ""), parts=(3, 4))
 EMBEDDERS = renamed(
@@ -95,13 +95,19 @@ def stream_sizes(*widths: int, gated: bool = False) -> Sizes:
 # Flux.2's names of the single blocks, which ComfyUI reads for all of the family.
 UNSPLIT = renamed(("linear1", "attn.to_qkv_mlp_proj"), ("linear2", "attn.to_out"))
 
-_PACKINGS = (
-    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
+# Chroma has no modulations and no embedders: what these would give, one layer makes.
+_SHARED = (
+    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP)),
     *within("double_blocks.{}.", "transformer_blocks.{}.", GATED_MLP),
     *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, *UNSPLIT)),
     *within("single_blocks.{}.", "single_blocks.{}.", (SINGLE_QKV,)),
-    *EMBEDDERS,
     *_ENDS,
+)
+_PACKINGS = (
+    *_SHARED,
+    *within("double_blocks.{}.", "transformer_blocks.{}.", MODULATION),
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", (SINGLE_MODULATION,)),
+    *EMBEDDERS,
     SWAPPED_FINAL,
 )
 
@@ -135,8 +141,11 @@ FLUX_SCHNELL = replace(
     recognise=(
         Condition(has_all=(*_STREAMS, "vector_in.in_layer.weight")),
         Condition(
-            has_all=(*_DIFFUSERS, "time_text_embed.timestep_embedder.linear_1.weight"),
-            has_none=("context_embedder.token_refiner.*", "distilled_guidance_layer.*"),
+            has_all=_DIFFUSERS,
+            has_none=(
+                *("time_embed.*", "timestep_embedder.*", "context_embedder.token_refiner.*"),
+                *("distilled_guidance_layer.*", "double_stream_modulation_img.*"),
+            ),
             root="transformer.",
         ),
     ),
@@ -159,7 +168,7 @@ CHROMA = Architecture(
     kohya=_KOHYA,
     diffusers="transformer.",
     packings=(
-        *_PACKINGS,
+        *_SHARED,
         *renamed(
             ("distilled_guidance_layer.layers.{}.in_layer", "distilled_guidance_layer.layers.{}.linear_1"),
             ("distilled_guidance_layer.layers.{}.out_layer", "distilled_guidance_layer.layers.{}.linear_2"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition, Sizes
-from .flux import ATTENTION, MLP, MODULATION, SINGLE, SWAPPED_FINAL, stream_sizes
+from .flux import ATTENTION, MLP, MODULATION, SINGLE, SINGLE_MODULATION, SWAPPED_FINAL, stream_sizes
 from .renames import Packing, renamed, same, within
 
 _BLOCKS = (
     *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
-    *within("single_blocks.{}.", "single_transformer_blocks.{}.", SINGLE),
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, SINGLE_MODULATION)),
 )
 _ENDS = (
     *renamed(
@@ -21,7 +21,7 @@ _TIME = renamed(
     ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
 )
 
-# diffusers alone has it; the native names are those of Flux.1's layers at the same places.
+# The native names are those of Flux.1's layers at the same places: no program has others.
 BRIA = Architecture(
     name="bria",
     title="Bria",
@@ -87,6 +87,7 @@ OVIS = Architecture(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MODULATION)),
         *within("double_blocks.{}.", "double_blocks.{}.",
                 same(*(f"{stream}_mlp.{part}" for stream in ("img", "txt") for part in _GATES))),
+        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1")),
         *within("single_blocks.{}.", "single_transformer_blocks.{}.", (
             Packing("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", ""), parts=(1, 1, 1, 8)),
             *renamed(("linear2", "proj_out"), ("modulation.lin", "norm.linear")),

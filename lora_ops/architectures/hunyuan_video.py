@@ -10,6 +10,7 @@ from .flux import (
     MODULATION,
     QKV,
     SINGLE,
+    SINGLE_MODULATION,
     SWAPPED_FINAL,
     stream_sizes,
 )
@@ -60,7 +61,7 @@ HUNYUAN_VIDEO = Architecture(
     diffusers="transformer.",
     packings=(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
-        *within("single_blocks.{}.", "single_transformer_blocks.{}.", SINGLE),
+        *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, SINGLE_MODULATION)),
         *within(_TOKENS, "context_embedder.token_refiner.refiner_blocks.{}.", _REFINER),
         *EMBEDDERS,
         *renamed(

@@ -82,6 +82,7 @@ HUNYUAN_DIT = Architecture(
     sizes={
         ".attn1.Wqkv": ((4224, 1408),),
         ".attn2.q_proj": ((1408, 1408),),
+        ".out_proj": ((1408, 1408),),
         ".attn2.kv_proj": ((2816, 1024),),
         ".mlp.fc1": ((6144, 1408),),
     },

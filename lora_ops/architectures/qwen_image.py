@@ -41,6 +41,7 @@ QWEN_IMAGE = Architecture(
                 "transformer_blocks.0.attn.add_q_proj.weight",
             ),
             has_none=("transformer_blocks.0.img_mlp.w1.weight",),  # Lens
+            sizes=(Size("txt_norm.weight", axis=0, size=3584),),
         ),
     ),
     blocks={"transformer_blocks": (60,)},

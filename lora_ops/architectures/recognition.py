@@ -23,12 +23,15 @@ from .unet_blocks import Layout, layout_names
 
 Shape = tuple[int, ...]
 
-# Names of strangers are said, not followed: one in so many does not change what a file is.
+# Names of strangers are said, not followed: one, or one in so many, does not change what a file is.
 _FEW = 10
+# Narrower than any published model: a toy, whose sizes are no evidence.
+_TOY = 256
 _CLIP = re.compile(r"te2:(text_model_)?encoder_layers_\d+_(self_attn|mlp)_")
 _ENCODER = re.compile(r"te\d:")
 # In a UNet the numbers of blocks are part of the names.
 _UNET = ("input_blocks_", "output_blocks_", "down_blocks_", "up_blocks_")
+_ALL = (Fraction(0), Fraction(1))
 _NUMBER = re.compile(r"(?<=_)\d+(?=_|$)")
 
 
@@ -69,6 +72,7 @@ class _Known:
     square: Fraction | None  # the share of the rows that must be as high as the input is wide
     stacks: tuple[str, ...]  # what stands before each number
     sizes: tuple[tuple[int | None, int | None], ...]
+    is_own: bool  # whether it is written, not only read
 
     def numbers(self, tokens: Iterable[str]) -> list[str] | None:
         """The numbers of a name; None for another name."""
@@ -94,7 +98,7 @@ class _Known:
 
     def is_sized(self, shape: Shape | None) -> bool:
         """Whether some published model has a module of this shape there."""
-        if not self.sizes or shape is None or len(shape) < 2:
+        if not self.sizes or shape is None or len(shape) < 2 or min(shape[:2]) < _TOY:
             return True
         share = self.stop - self.start
         return any(
@@ -115,11 +119,21 @@ class _Group:
 
 @dataclass(slots=True)
 class _Tally:
-    """The evidence on one architecture: names that it has, what speaks against it, blocks it has."""
+    """The evidence on one architecture.
+
+    Attributes:
+        known: How many of the names it has.
+        weak: How many of these only under names that are read and never written for it.
+        impossible: Whether a block or a size speaks against it.
+        unpacked: Whether a fused projection is of another packing.
+        blocks: Numbers of blocks that the file has, by stack.
+        attentions: Of a UNet, names of its blocks.
+    """
 
     known: int = 0
+    weak: int = 0
     impossible: bool = False
-    odd: bool = False
+    unpacked: bool = False
     blocks: dict[str, set[int]] = field(default_factory=dict[str, "set[int]"])
     attentions: set[str] = field(default_factory=set[str])
 
@@ -142,13 +156,17 @@ def recognise_layers(layers: Mapping[str, Shape | None]) -> Recognition:
         for one, ways in _ways(group.last).items():
             _count(tallies.setdefault(one, _Tally()), group, ways)
     possible = [one for one in ARCHITECTURES if one in tallies and not tallies[one].impossible]
+    possible = [one for one in possible if not one.mark or _has(inside, one.mark)]
     if clip and any(one.second_clip for one in possible):
         possible = [one for one in possible if one.second_clip]
     most = max((tallies[one].known for one in possible), default=0)
-    if not most or len(inside) - most > len(inside) // _FEW:
+    strays = len(inside) - most
+    if most < 2 * strays or strays > max(1, len(inside) // _FEW) or not most:
         return Recognition()
     possible = [one for one in possible if tallies[one].known == most]
-    possible = [one for one in possible if not tallies[one].odd] or possible
+    possible = [one for one in possible if not tallies[one].unpacked] or possible
+    least = min(tallies[one].weak for one in possible)
+    possible = [one for one in possible if tallies[one].weak == least]
     whole = {one.name for one in possible if _has_all_blocks(one, tallies[one])}
     names = {one.name for one in possible} - whole
     # Of a variant, only all blocks tell it from a part of what it is a variant of; nor do these for sure.
@@ -157,6 +175,11 @@ def recognise_layers(layers: Mapping[str, Shape | None]) -> Recognition:
     possible = [one for one in possible if one.name in whole] or possible
     lacking = [group.names for group in groups if possible[0] not in _ways(group.last)]
     return Recognition(tuple(possible), tuple(name for names in lacking for name in names))
+
+
+def _has(names: Iterable[str], mark: str) -> bool:
+    found = re.compile(mark)
+    return any(map(found.search, names))
 
 
 def _groups(layers: Mapping[str, Shape | None]) -> Sequence[_Group]:
@@ -174,12 +197,14 @@ def _groups(layers: Mapping[str, Shape | None]) -> Sequence[_Group]:
 
 
 def _count(tally: _Tally, group: _Group, ways: Sequence[tuple[_Known, list[str]]]) -> None:
-    there = [(known, numbers) for known, numbers in ways if known.is_there(numbers)]
-    packed = [(known, numbers) for known, numbers in there if known.is_packed(group.shape)]
+    there = [known for known, numbers in ways if known.is_there(numbers)]
+    fitting = [known for known in there if known.is_sized(group.shape)]
+    packed = [known for known in fitting if known.is_packed(group.shape)]
     tally.known += len(group.names)
-    tally.impossible |= not packed
-    tally.odd |= not any(known.is_sized(group.shape) for known, _ in packed)
-    for known, _ in packed:
+    tally.weak += 0 if any(known.is_own for known in fitting) else len(group.names)
+    tally.impossible |= not fitting
+    tally.unpacked |= not packed
+    for known in packed or fitting:
         if known.stacks:
             tally.blocks.setdefault(known.stacks[0], set()).update(group.numbers)
         tally.attentions.add(".".join(known.native.split(".")[:3]))
@@ -224,16 +249,24 @@ def _index() -> Mapping[tuple[str, ...], Sequence[_Known]]:
 
 
 def _names(one: Architecture) -> Iterator[_Known]:
-    squares: dict[str, Fraction | None] = {}
-    for packing in published_packings(one):
-        start, stop = packing.spans[0]
-        square = squares.setdefault(packing.native, stop - start if stop - start < 1 else None)
-        yield _known(one, packing.native, packing.native, (Fraction(0), Fraction(1)), square)
+    packings = published_packings(one)
+    squares = {
+        packing.native: packing.spans[0][1]
+        for packing in reversed(packings)
+        if len(packing.foreign) > 1
+    }
+    written: set[str] = set()
+    for packing in packings:
+        square = squares.get(packing.native)
+        own = packing.native not in written
+        written.add(packing.native)
+        if own:
+            yield _known(one, packing.native, packing.native, _ALL, square, own=True)
         for name, span in zip(packing.foreign, packing.spans, strict=True):
             if name and name != packing.native:
-                yield _known(one, name, packing.native, span, square)
+                yield _known(one, name, packing.native, span, square, own=own)
     for name in one.also:
-        yield _known(one, name, name, (Fraction(0), Fraction(1)), None)
+        yield _known(one, name, name, _ALL, None, own=True)
 
 
 def _known(
@@ -242,8 +275,10 @@ def _known(
     native: str,
     span: tuple[Fraction, Fraction],
     square: Fraction | None,
+    *,
+    own: bool,
 ) -> _Known:
-    parts = native.split(".")
+    sizes = (size for end, sizes in one.sizes.items() if native.endswith(end) for size in sizes)
     return _Known(
         architecture=one,
         tokens=tokens_of(name),
@@ -251,8 +286,7 @@ def _known(
         start=span[0],
         stop=span[1],
         square=square,
-        stacks=tuple(before for before, part in pairwise(parts) if part == "{}"),
-        sizes=tuple(
-            size for end, sizes in one.sizes.items() if native.endswith(end) for size in sizes
-        ),
+        stacks=tuple(before for before, part in pairwise(native.split(".")) if part == "{}"),
+        sizes=tuple(sizes),
+        is_own=own,
     )

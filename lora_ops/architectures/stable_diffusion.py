@@ -134,6 +134,7 @@ SVD = Architecture(
     title="Stable Video Diffusion",
     recognise=(Condition(has_all=("input_blocks.0.0.weight",), has_any=_VIDEO),),
     blocks={"transformer_blocks": (1,), "time_stack": (1,)},
+    mark=r"_time_(stack|pos_embed)_|_temporal_|_spatial_res_block_",
     sizes=_sizes(1024, 320, 640, 1280),
     also=(
         *(

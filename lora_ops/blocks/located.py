@@ -76,8 +76,8 @@ def locate(names: Iterable[str]) -> Blocks | None:
         None where the names show no numbered block, or several stacks of them that no layout knows.
     """
     flats = {name: flat(name) for name in names}
-    certain = recognise_layers(dict.fromkeys(flats.values())).certain
-    known = () if certain is None else (certain.name,)
+    likeliest = recognise_layers(dict.fromkeys(flats.values())).possible[:1]
+    known = {one.name for one in likeliest}
     for layout in (*LAYOUTS, *_lone_stack(flats.values())):
         of = {name: block for name, plain in flats.items() if (block := _block(plain, layout))}
         blocks = sorted({*of.values()}, key=lambda block: (block.order, block.index))
