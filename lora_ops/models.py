@@ -43,7 +43,8 @@ def _recognised(layers: Mapping[str, Told], metadata: Mapping[str, str]) -> Reco
     found = recognise_layers({names[name]: shape for name, shape in chosen.items()})
     strays = set(found.strays)
     encoders = all(component(name) == "te" for name in chosen)
-    known = found.possible or (ARCHITECTURES if encoders else ())
+    commoner = (one for one in ARCHITECTURES if not one.variant_of)
+    known = found.possible or (tuple(commoner) if encoders else ())
     possible = tuple(one for one in known if _is_told(one, metadata)) or found.possible
     return Recognition(possible, tuple(name for name in chosen if names[name] in strays))
 

@@ -90,6 +90,7 @@ class Architecture:
         sizes: Evidence: shapes that published models have.
         also: Evidence: names of its modules beyond ``packings``, natively or in diffusers, which
             no table translates.
+        foreign_only: Evidence: whether diffusers alone has it; its native names are those of kin.
         mark: Evidence: regular expression of flattened names, of which a file must have one; what
             has none of them is another's. Empty: no such thing.
         second_clip: Evidence: whether CLIP is its second text encoder.
@@ -113,6 +114,7 @@ class Architecture:
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     sizes: Sizes = field(default_factory=dict[str, "tuple[tuple[int | None, int | None], ...]"])
     also: tuple[str, ...] = ()
+    foreign_only: bool = False
     mark: str = ""
     second_clip: bool = False
     family: str = ""

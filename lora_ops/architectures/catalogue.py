@@ -23,6 +23,7 @@ from .krea2 import KREA2
 from .lens import LENS
 from .ltxv import LTXV
 from .minimax_h3 import MINIMAX_H3
+from .minimax_music import MINIMAX_MUSIC
 from .mmdit import AURAFLOW, SD3
 from .mochi import MOCHI
 from .next_dit import LUMINA2, Z_IMAGE
@@ -97,6 +98,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     HUNYUAN3D_2_1,
     SEEDVR2,
     MINIMAX_H3,
+    MINIMAX_MUSIC,
     STABLE_AUDIO,
     ACE_STEP,
 )

@@ -6,8 +6,15 @@ from .architecture import Architecture, Condition
 from .renames import renamed, same, within
 
 _SIZES = {
-    "self_attn.q_proj": ((2048, 2048), (5120, 5120), (1024, 1024)),  # the last of the adapter
-    "mlp.layer1": ((8192, 2048), (20480, 5120)),
+    "self_attn.q_proj": (
+        (2048, 2048),
+        (4096, 4096),
+        (5120, 5120),
+        (1024, 1024),
+    ),  # the last of the adapter
+    "mlp.layer1": ((8192, 2048), (16384, 4096), (20480, 5120)),
+    "cross_attn.k_proj": ((2048, 1024), (4096, 1024), (5120, 1024), (1024, 1024)),
+    "cross_attn.v_proj": ((2048, 1024), (4096, 1024), (5120, 1024), (1024, 1024)),
 }
 _ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))
 _PARTS = ("self_attn", "cross_attn", "mlp")

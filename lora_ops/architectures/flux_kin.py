@@ -33,7 +33,8 @@ BRIA = Architecture(
         ),
     ),
     blocks={"double_blocks": (8, 19), "single_blocks": (38,)},
-    sizes=stream_sizes(3072),
+    sizes={**stream_sizes(3072), "txt_in": ((3072, 4096),)},
+    foreign_only=True,
     also=("caption_projection.{}.linear",),
     packings=(*_BLOCKS, *_TIME, *_ENDS),
 )
@@ -53,7 +54,7 @@ LONGCAT = Architecture(
         ),
     ),
     blocks={"double_blocks": (10,), "single_blocks": (20,)},
-    sizes=stream_sizes(3072),
+    sizes={**stream_sizes(3072), "txt_in": ((3072, 3584),)},
     packings=(*_BLOCKS, *_TIME, *_ENDS),
 )
 
@@ -81,7 +82,7 @@ OVIS = Architecture(
     sizes=_SIZES,
     also=(
         *(f"transformer_blocks.{{}}.{mlp}.net.{layer}" for mlp in ("ff", "ff_context") for layer in ("0.proj", "2")),
-        "single_transformer_blocks.{}.proj_mlp",
+        *(f"single_transformer_blocks.{{}}.{part}" for part in ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v")),
     ),
     packings=(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MODULATION)),

@@ -49,6 +49,11 @@ LTXV = Architecture(
         ".ff.net.2": ((2048, 8192), (4096, 16384)),
         ".ff.net.0.proj": ((8192, 2048), (16384, 4096)),
     },
+    also=tuple(
+        f"{side}_embeddings_connector.transformer_1d_blocks.{{}}.{part}"
+        for side in ("audio", "video")
+        for part in (*(f"attn1.to_{name}" for name in ("q", "k", "v", "out.0")), "ff.net.0.proj", "ff.net.2")
+    ),
     diffusers="transformer.",
     packings=(
         *within("transformer_blocks.{}.", "transformer_blocks.{}.", _BLOCK),

@@ -23,8 +23,8 @@ from .unet_blocks import Layout, layout_names
 
 Shape = tuple[int, ...]
 
-# Names of strangers are said, not followed: one, or one in so many, does not change what a file is.
-_FEW = 10
+# Names of strangers are said, not followed: so many do not change what a file is.
+_FEW = 1
 # Narrower than any published model: a toy, whose sizes are no evidence.
 _TOY = 256
 _CLIP = re.compile(r"te2:(text_model_)?encoder_layers_\d+_(self_attn|mlp)_")
@@ -161,7 +161,7 @@ def recognise_layers(layers: Mapping[str, Shape | None]) -> Recognition:
         possible = [one for one in possible if one.second_clip]
     most = max((tallies[one].known for one in possible), default=0)
     strays = len(inside) - most
-    if most < 2 * strays or strays > max(1, len(inside) // _FEW) or not most:
+    if strays > _FEW or most < max(2 * strays, 1):
         return Recognition()
     possible = [one for one in possible if tallies[one].known == most]
     possible = [one for one in possible if not tallies[one].unpacked] or possible
@@ -260,10 +260,10 @@ def _names(one: Architecture) -> Iterator[_Known]:
         square = squares.get(packing.native)
         own = packing.native not in written
         written.add(packing.native)
-        if own:
+        if own and not one.foreign_only:
             yield _known(one, packing.native, packing.native, _ALL, square, own=True)
         for name, span in zip(packing.foreign, packing.spans, strict=True):
-            if name and name != packing.native:
+            if name and (name != packing.native or one.foreign_only):
                 yield _known(one, name, packing.native, span, square, own=own)
     for name in one.also:
         yield _known(one, name, name, _ALL, None, own=True)

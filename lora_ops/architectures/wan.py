@@ -20,7 +20,25 @@ _BLOCK = renamed(
     ("ffn.2", "ffn.net.2"),
 )  # fmt: skip
 
+_PACKINGS = (
+    *within("blocks.{}.", "blocks.{}.", _BLOCK),
+    *renamed(
+        *((f"{part}_embedding.{place}", f"condition_embedder.{part}_embedder.linear_{number}")
+          for part in ("text", "time") for place, number in ((0, 1), (2, 2))),
+        ("time_projection.1", "condition_embedder.time_proj"),
+        ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
+        ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
+        ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
+        ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+        ("head.head", "proj_out"),
+    ),
+    *same("patch_embedding"),
+)  # fmt: skip
 _VACE = renamed(("before_proj", "proj_in"), ("after_proj", "proj_out"))
+_VACES = (
+    *within("vace_blocks.{}.", "vace_blocks.{}.", (*_BLOCK, *_VACE)),
+    *same("vace_patch_embedding"),
+)
 
 WAN = Architecture(
     name="wan",
@@ -43,50 +61,23 @@ WAN = Architecture(
     base_model_version="wan",
     network_module="networks.lora_wan",
     diffusers="transformer.",
-    packings=(
-        *within("blocks.{}.", "blocks.{}.", _BLOCK),
-        *within("vace_blocks.{}.", "vace_blocks.{}.", (*_BLOCK, *_VACE)),
-        *renamed(
-            *((f"{part}_embedding.{place}", f"condition_embedder.{part}_embedder.linear_{number}")
-              for part in ("text", "time") for place, number in ((0, 1), (2, 2))),
-            ("time_projection.1", "condition_embedder.time_proj"),
-            ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
-            ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
-            ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
-            ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
-            ("head.head", "proj_out"),
-        ),
-        *same("patch_embedding", "vace_patch_embedding"),
-    ),
-)  # fmt: skip
+    packings=(*_PACKINGS, *_VACES),
+)
 
-# Wan's blocks by diffusers' names, which no other program has, with patches of three sizes.
+# diffusers alone has it: Wan's blocks behind patches of three sizes.
 HELIOS = Architecture(
     name="helios",
     title="Helios",
-    recognise=(Condition(has_all=("patch_short.weight", "patch_long.weight"), root="transformer."),),
+    recognise=(
+        Condition(has_all=("patch_short.weight", "patch_long.weight"), root="transformer."),
+    ),
     blocks={"blocks": (40,)},
     sizes={
-        ".attn1.to_q": ((5120, 5120),),
-        ".attn2.to_q": ((5120, 5120),),
-        ".attn2.to_k": ((5120, 5120),),
-        ".ffn.net.0.proj": ((13824, 5120),),
+        ".self_attn.q": ((5120, 5120),),
+        ".cross_attn.q": ((5120, 5120),),
+        ".ffn.0": ((13824, 5120),),
     },
+    foreign_only=True,
     diffusers="transformer.",
-    packings=(
-        *within(
-            "blocks.{}.",
-            "blocks.{}.",
-            same(
-                *(f"attn{number}.to_{part}" for number in (1, 2) for part in ("q", "k", "v", "out.0")),
-                *("ffn.net.0.proj", "ffn.net.2"),
-            ),
-        ),
-        *same(
-            *(f"patch_{part}" for part in ("embedding", "short", "mid", "long")),
-            *(f"condition_embedder.{part}_embedder.linear_{number}"
-              for part in ("time", "text") for number in (1, 2)),
-            *("condition_embedder.time_proj", "proj_out"),
-        ),
-    ),
-)  # fmt: skip
+    packings=(*_PACKINGS, *same("patch_short", "patch_mid", "patch_long")),
+)
