@@ -21,7 +21,7 @@ from .formats import (
     modules,
     resolve,
     saved_parameters,
-    told,
+    settings_of,
 )
 from .ingredients import Ingredient
 from .layers import Convention
@@ -200,7 +200,7 @@ def _shares(
     )
     # A weight that is saved may have a layer of the same name, which is then added to it.
     for found in (grouped.modules, saved):
-        settings = told(ingredient.source, found)
+        settings = settings_of(ingredient.source, found)
         for name, module in found.items():
             strength = sign * strengths[name]
             share = Share(ingredient.source, name, module, strength, settings.get(name))

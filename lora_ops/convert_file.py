@@ -179,7 +179,7 @@ def _renaming(
     dtype: torch.dtype | None,
 ) -> _Work:
     """Names that change, under which kinds stay."""
-    names = names_for(adapter, architecture, targets)
+    names = names_for(adapter, architecture, targets, scheme)
     converting = Converting(scheme, names, join_rule(rule), dtype)
     pieces = planned(adapter, scheme, names)
 

@@ -28,7 +28,7 @@ from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
-from .models import models_of
+from .models import recognised
 from .outline import Outline
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
@@ -248,14 +248,13 @@ def _draft(
     force: bool,
     others: Sequence[TensorSource | None] = (),
 ) -> Draft:
-    models = models_of(adapter)
     return Draft(
         output,
         adapter.format,
         [source],
         all_keys(adapter),
         adapter.extras,
-        models[0] if models else None,
+        recognised(adapter).certain,
         others,
         force,
     )

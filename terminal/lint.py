@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..lora_ops.report import counted
+from ..lora_ops.text import either
 from .layout import open_console, safe
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ def show_lint(found: Lint) -> None:
     """Print what the file is, a line for each program, and a line for each finding with its cure."""
     console = open_console()
     layers = found.verdicts[0].layers if found.verdicts else 0
-    model = found.architecture or "unknown architecture"
+    model = found.architecture or (
+        either(found.possible) if found.possible else "unknown architecture"
+    )
     console.print(
         f"[bold]{safe(found.name)}[/]: {safe(model)}, {found.format} names, "
         f"{counted(layers, 'layer')}",

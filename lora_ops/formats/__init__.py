@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .decode import commonest, decode, detect, told
+from .decode import commonest, decode, detect, settings_of
 from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
-from .joining import Respell, format_of, join_key, join_keys, respeller
+from .headers import Told, told, told_of
+from .joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
 from .kinds import (
     KINDS,
     MAGNITUDES,
@@ -53,6 +54,7 @@ __all__ = [
     "PEFT",
     "PEFT_CONFIG",
     "PEFT_METADATA",
+    "PROCESSORS",
     "TABLES",
     "Configured",
     "Format",
@@ -63,6 +65,7 @@ __all__ = [
     "Modules",
     "Namer",
     "Respell",
+    "Told",
     "adapter_config",
     "as_stored",
     "commonest",
@@ -94,10 +97,12 @@ __all__ = [
     "resolve",
     "respeller",
     "saved_parameters",
+    "settings_of",
     "special",
     "table_keys",
     "title_of",
     "told",
+    "told_of",
     "with_unit_scales",
     "writable",
 ]

@@ -12,6 +12,7 @@ from ..adapter import Adapter
 from ..errors import UnknownFormatError, UnsupportedLayerError
 from ..layers import Layer
 from ..source import TensorSource
+from .headers import Told, told
 from .joining import format_of
 from .kinds import read_alpha, read_configured
 from .names import resolve
@@ -62,12 +63,12 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
         target: {"alpha": f"{name}.alpha", **_own_keys(format, name, module)}
         for target, (name, module) in layers.items()
     }
-    settings = told(source, grouped.modules)
+    settings = settings_of(source, grouped.modules)
     extras = _Tensors(source, grouped.extras)
     return Adapter(_Layers(source, layers, settings), extras, source.metadata, format, spelled)
 
 
-def told(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
+def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
     """Return what stands elsewhere: in the configuration, and of a bias the scale of its layer.
 
     Args:
@@ -146,6 +147,10 @@ class _Layers(Mapping[str, Layer]):
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
         return read_configured(self.source, name, module, self.settings.get(name))
+
+    def told(self, target: str) -> Told:
+        """What the header says of one layer."""
+        return told(self.source, *self.modules[target])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
