@@ -141,7 +141,7 @@ def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> D
     """
     axes = len(layer.shape)
     if format.keeps_alpha:
-        return DoraLayer(inner, layer.magnitudes(axes))
+        return DoraLayer(inner, layer.dora_scale)
     if layer.axis == 1 or not isinstance(inner, LoraLayer):
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorakit.lora_ops import DictSource, formats
+from lorakit.lora_ops.convert import convert
+from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.layers import Layer
 
 wrapper = pytest.importorskip(
@@ -57,6 +59,9 @@ MODULES: dict[str, tuple[str, dict[str, object]]] = {
         )
     },
 }
+
+#: LyCORIS's names of what a converted file spells as ComfyUI's do.
+SPELLED = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 
 
 def trained(name: str, form: str) -> tuple[nn.Module, Tensor, nn.Module]:
@@ -120,6 +125,25 @@ def test_strength_is_what_lycoris_calls_multiplier(name):
     module.multiplier = 0.4
     module.apply_to()
     same(weight + read(state).change(weight, 0.4), effective(base, weight.shape))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [one for one in MODULES if "DoRA" in one])
+def test_what_is_converted_and_back_loads_into_lycoris_again(name, form):
+    base, weight, module = trained(name, form)
+    state = {f"diffusion_model.m.{key}": one.detach() for key, one in module.state_dict().items()}
+    result, _ = convert(decode(DictSource(state)), "comfy")
+    layer, keys = (one["diffusion_model.m"] for one in (result.layers, result.keys))
+    back = {
+        keys[role].removeprefix("diffusion_model.m."): tensor
+        for role, tensor in layer.tensors().items()
+    }
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    module.load_state_dict({SPELLED.get(key, key): one for key, one in back.items()})
+    module.apply_to()
+    same(weight + read(state).change(weight), effective(base, weight.shape))
 
 
 ALGORITHMS = ("lora", "loha", "lokr", "glora", "ia3", "diag-oft", "boft", "full")
