@@ -248,10 +248,8 @@ def _has_own_inner(layer: Layer) -> bool:
 
 def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ...]:
     """Of the weight: the checkpoint's, where it is known, for a kernel may be stored flat."""
-    parameter = base.parameters.get(target) if base is not None else None
-    if parameter is None or isinstance(layer, ReshapedLayer):
-        return layer.shape
-    return parameter.shape
+    shape = base.shape(target) if base is not None else None
+    return layer.shape if shape is None or isinstance(layer, ReshapedLayer) else shape
 
 
 def _is_dense(layer: Layer, shape: Sequence[int]) -> bool:
