@@ -192,12 +192,16 @@ def _norm(layer: Layer) -> Tensor:
     if isinstance(inside, LoraLayer):
         up, down = _factors(inside)
         return inner(up, down, up, down).clamp(min=0).sqrt()
+    if isinstance(inside, LokrLayer):
+        return inside.kron().norm()
     return torch.linalg.vector_norm(stored_change(inside))
 
 
 def _missed(exact: Layer, result: Layer) -> float:
     """Frobenius norm of the exact change less that of the layer that is written."""
     mine, theirs = _factors_in(exact), _factors_in(result)
+    if isinstance(mine, LokrLayer) and isinstance(theirs, LokrLayer):
+        return mine.kron().distance(theirs.kron())
     if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
         lost = stored_change(mine) - stored_change(theirs)
         return float(torch.linalg.vector_norm(lost))
