@@ -13,6 +13,7 @@ from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import (
     BIAS,
+    KOHYA,
     PEFT,
     Format,
     ModelNames,
@@ -32,12 +33,18 @@ _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
 
 # Formats whose loaders know the kind that a role is of; other roles are known to all, or to those
 # that read an alpha.
-_LOADERS = {"set_weight": ("comfy",), "reshape_weight": ("comfy",), "on_input": ("kohya",)}
+_LOADERS = {
+    "diff": ("kohya", "comfy"),
+    "set_weight": ("comfy",),
+    "reshape_weight": ("comfy",),
+    "on_input": ("kohya",),
+}
 # What a role is called, and what else can be done, where that is not to make it a LoRA.
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "leave it out, use format `comfy`, or, if it is of a matrix, convert it `--to lora`",
+        "leave it out, use format `comfy` or `kohya`, or, if it is of a matrix, convert it "
+        "`--to lora`",
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -314,8 +321,13 @@ def _spelled_keys(
     lost = [role for role in others if format.name not in _LOADERS.get(role, (format.name,))]
     if not format.keeps_alpha:
         lost += [role for role in suffixes if role == "mid" or role in others]
-    if "diff" in suffixes and "up" not in suffixes and not format.holds_full:
+    if "diff" in suffixes and "up" not in suffixes and format.name not in _LOADERS["diff"]:
         lost.append("diff")
+    if suffixes.get("diff", "").endswith("_norm") and format == KOHYA:
+        # LyCORIS loads the differences of norms by this name alone.
+        found["diff"] = module.removesuffix(BIAS) + (
+            ".b_norm" if module.endswith(BIAS) else ".w_norm"
+        )
     if lost:
         what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", "convert it `--to lora`"))
         raise UnsupportedLayerError(

@@ -116,9 +116,7 @@ def _encode_magnitudes(
 ) -> dict[str, Tensor]:
     if format.name in _BOTH:
         # PEFT's shapes would be read as another axis, or as none.
-        kept = layer.role == "dora_scale"
-        scale = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
-        return {f"{namer(target)}.dora_scale": scale}
+        return {f"{namer(target)}.dora_scale": layer.dora_scale}
     if layer.axis != 0 or not isinstance(layer.inner, LoraLayer):
         raise _no_place(format, target, layer)
     ones = [1] * (len(layer.shape) - 2)
