@@ -19,7 +19,7 @@ from .bake_shares import Share
 from .bake_tensor import Baked, BakedLayer, bake_tensor, matrix
 from .formats import component
 from .ingredients import Ingredient
-from .layers import Convention, LoraLayer
+from .layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
 from .linalg import frobenius, inner
 from .parallel import Progress, ordered_map
 from .report import Report, Skip, counted
@@ -125,11 +125,18 @@ def _skip(share: Share, reason: str, norm: float) -> Skip:
 
 
 def _norm(share: Share) -> float:
-    """Frobenius norm of what a share would have added; 0 of what only the weight could tell."""
+    """Frobenius norm of what a share would have added; 0 of what only the weight could tell.
+
+    A replacement of what is not there would have added all of itself.
+    """
     layer = share.read()
+    if isinstance(layer, ReplacementLayer):
+        return float(frobenius(matrix(layer.set_weight.float())).item()) if share.strength else 0.0
     if layer.needs_base:
         return 0.0
     if isinstance(layer, LoraLayer):
         factors = layer.factors(share.strength)
         return math.sqrt(max(0.0, float(inner(*factors, *factors))))
+    if isinstance(layer, LokrLayer):
+        return abs(share.strength) * float(layer.kron().norm())
     return abs(share.strength) * float(frobenius(matrix(layer.delta())).item())

@@ -8,8 +8,9 @@ from .architectures import Parameter
 from .dtypes import spelled
 from .edit import described
 from .errors import FormatError, UnsupportedLayerError, WeightShapeError
-from .formats import Module, read_kind
+from .formats import Configured, Module, read_configured
 from .layers import DoraLayer, Layer, ReshapedLayer, fits
+from .matching import Seat
 from .outline import Outline
 from .source import TensorSource
 
@@ -23,20 +24,22 @@ class Share:
         name: The module's name in it.
         module: The module's keys.
         strength: The factor; negative to take the layer out.
-        scale: What the file's configuration gives a layer without an alpha of its own.
+        told: What the file's configuration says of it.
         needs_base: Whether its change is made from the weight.
+        seat: Where it lies in the checkpoint; None where that has no place for it.
     """
 
     source: TensorSource
     name: str
     module: Module
     strength: float
-    scale: float | None = None
+    told: Configured | None = None
     needs_base: bool = False
+    seat: Seat | None = None
 
     def read(self) -> Layer:
         """Read the layer."""
-        return read_kind(self.source, self.name, self.module, self.scale)
+        return read_configured(self.source, self.name, self.module, self.told)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +66,7 @@ def check_kind(share: Share, sign: int = 1) -> Layer:
         UnsupportedLayerError: It is of a kind that is not read, or that cannot be taken out.
         LayerShapeError: Its factors do not fit together.
     """
-    layer = read_kind(Outline(share.source), share.name, share.module)
+    layer = read_configured(Outline(share.source), share.name, share.module, share.told)
     if sign < 0 and layer.needs_base:
         raise UnsupportedLayerError(
             f"layer `{share.name}` {described(layer)}: what it changed was made from the weight as "

@@ -19,7 +19,7 @@ from .convert_plan import convert_notes, names_for, planned
 from .devices import place
 from .edit import all_keys, collect
 from .errors import ArgumentError
-from .formats import PEFT_METADATA, format_named, with_unit_scales
+from .formats import PEFT_CONFIG, PEFT_METADATA, format_named, with_unit_scales
 from .layers import Convention
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
@@ -89,14 +89,18 @@ def convert(
         notes = lowering.notes(report)
     else:
         scheme = format_named(format or adapter.format)
-        names = names_for(adapter, architecture, reference)
+        names = names_for(adapter, architecture, reference, scheme)
         converting = Converting(scheme, names, join_rule(rule), dtype)
         pieces = planned(adapter, scheme, names)
         results = run_convert(adapter, pieces, converting, placement=where, progress=progress)
         keys = {piece.module: piece.keys for piece in pieces}
         result, report = collect(adapter, results, format=scheme.name, keys=keys)
         notes = convert_notes(adapter, pieces, converting.rule)
-    metadata = {key: text for key, text in adapter.metadata.items() if key != PEFT_METADATA}
+    metadata = {
+        key: text
+        for key, text in adapter.metadata.items()
+        if key not in (PEFT_METADATA, PEFT_CONFIG)
+    }
     if not format_named(result.format).keeps_alpha:
         ranks = {module: layer.rank for module, layer in result.layers.items()}
         metadata |= with_unit_scales([adapter.metadata], ranks)

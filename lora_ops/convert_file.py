@@ -22,13 +22,7 @@ from .convert_plan import convert_notes, names_for, planned
 from .devices import Placement
 from .edit import Edited, all_keys
 from .errors import ArgumentError, WriteError
-from .files import (
-    FileSource,
-    Output,
-    check_output,
-    move_all,
-    refuse_quantised,
-)
+from .files import FileSource, Output, check_output, move_all
 from .formats import PEFT, Format, adapter_config, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
@@ -95,8 +89,6 @@ def convert_file(
         _check_folder(folder, read, force=force)
     else:
         check_output(output, read, force=force)
-    if base is not None:
-        refuse_quantised(base)
     adapter = decode(source)
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
@@ -187,7 +179,7 @@ def _renaming(
     dtype: torch.dtype | None,
 ) -> _Work:
     """Names that change, under which kinds stay."""
-    names = names_for(adapter, architecture, targets)
+    names = names_for(adapter, architecture, targets, scheme)
     converting = Converting(scheme, names, join_rule(rule), dtype)
     pieces = planned(adapter, scheme, names)
 

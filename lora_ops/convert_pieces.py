@@ -14,7 +14,7 @@ from .assemble import assembled, blocks_of
 from .convert_plan import Piece
 from .devices import Placement, place, upload
 from .dtypes import loadable, rounded
-from .edit import Edited, check_not_empty, edited, finite
+from .edit import Edited, base_bound, check_not_empty, edited, finite
 from .errors import ArgumentError, UnsupportedLayerError
 from .formats import Format, ModelNames
 from .layers import (
@@ -24,6 +24,7 @@ from .layers import (
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    PissaLayer,
     ReshapedLayer,
     low_rank,
     rewrapped,
@@ -119,6 +120,8 @@ def _in_dtype(layer: Layer, dtype: torch.dtype, target: str) -> Layer:
 def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it."""
     format, target = converting.format, piece.module
+    if isinstance(layer, PissaLayer):
+        raise base_bound(target, layer)
     if isinstance(layer, DoraLayer):
         return _magnified(layer, _formed(layer.inner, piece, converting, where), format, target)
     if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
@@ -141,7 +144,7 @@ def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> D
     """
     axes = len(layer.shape)
     if format.keeps_alpha:
-        return DoraLayer(inner, layer.magnitudes(axes))
+        return DoraLayer(inner, layer.dora_scale)
     if layer.axis == 1 or not isinstance(inner, LoraLayer):
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
@@ -192,12 +195,16 @@ def _norm(layer: Layer) -> Tensor:
     if isinstance(inside, LoraLayer):
         up, down = _factors(inside)
         return inner(up, down, up, down).clamp(min=0).sqrt()
+    if isinstance(inside, LokrLayer):
+        return inside.kron().norm()
     return torch.linalg.vector_norm(stored_change(inside))
 
 
 def _missed(exact: Layer, result: Layer) -> float:
     """Frobenius norm of the exact change less that of the layer that is written."""
     mine, theirs = _factors_in(exact), _factors_in(result)
+    if isinstance(mine, LokrLayer) and isinstance(theirs, LokrLayer):
+        return mine.kron().distance(theirs.kron())
     if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
         lost = stored_change(mine) - stored_change(theirs)
         return float(torch.linalg.vector_norm(lost))

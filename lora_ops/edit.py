@@ -11,9 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from .adapter import Adapter
-from .errors import MismatchError, NonFiniteError, UnknownFormatError
+from .errors import MismatchError, NonFiniteError, UnknownFormatError, UnsupportedLayerError
 from .formats import component, format_named, module_keys
-from .layers import DoraLayer, FullLayer, Layer, LoraLayer, ReshapedLayer, innermost
+from .layers import (
+    DoraLayer,
+    FullLayer,
+    Layer,
+    LoraLayer,
+    PissaLayer,
+    ReshapedLayer,
+    innermost,
+)
 from .report import LayerReport, Report, Skip, counted
 
 ZERO = "changes nothing"
@@ -105,6 +113,16 @@ def described(layer: Layer) -> str:
         return described(layer.inner)
     is_dora = isinstance(layer, DoraLayer)
     return "has DoRA magnitudes" if is_dora else f"is of kind {layer.title}"
+
+
+def base_bound(target: str, layer: PissaLayer) -> UnsupportedLayerError:
+    """The error for a layer that no file holds but PEFT's own, with the way out."""
+    return UnsupportedLayerError(
+        f"layer `{target}` is of kind {layer.title}: it stands for what its factors became less what "
+        "they were, which PEFT makes from the weight at loading, and no other format says so; make "
+        "it a plain LoRA: `lorakit convert LORA --to lora --base CHECKPOINT`",
+        target=target,
+    )
 
 
 def converted(report: Report) -> Iterator[str]:

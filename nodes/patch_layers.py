@@ -18,8 +18,10 @@ from ..lora_ops.layers import (
     Layer,
     LokrLayer,
     LoraLayer,
+    PissaLayer,
     ReshapedLayer,
     fits,
+    innermost,
     low_rank,
 )
 
@@ -55,6 +57,8 @@ def why_not(layer: Layer, weight: Sequence[int]) -> str:
             layer.check_magnitudes(weight)
     except LoraOpsError as error:
         return str(error)
+    if isinstance(innermost(layer), PissaLayer):
+        return f"is of kind {layer.title}, which ComfyUI does not know; bake it instead"
     if fits(layer.shape, weight):
         return ""
     return f"changes a weight of shape {_times(layer.shape)}, this model's is {_times(weight)}"

@@ -123,6 +123,8 @@ ODD = {
     "metadata-alpha": Odd(layers(), TOLD | {"ss_network_alpha": "1"}),
     "metadata-module": Odd(layers(), TOLD | {"ss_network_module": "networks.oft"}),
     "metadata-model": Odd(layers(), TOLD | {"ss_base_model_version": "sdxl_base_v1-0"}),
+    "configuration": Odd(flux(), {"lora_adapter_metadata": '{"init_lora_weights": "corda"}'}),
+    "base-changed": Odd(flux(), {"lora_adapter_metadata": '{"init_lora_weights": "pissa"}'}, (FLUX,)),
     "refused": Odd(WAN_TIME, {}, (), ("diffusers",), "diffusers"),
     "nothing-loads": Odd(flux(), {}, (FLUX,), ("diffusers",), "diffusers"),
     "part-loads": Odd(layers() | pair(OTHER, 320, 320), TOLD, (OTHER,), ("kohya",), "kohya"),

@@ -5,11 +5,21 @@ import math
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from lorakit.lora_ops.errors import FormatError
-from lorakit.lora_ops.formats import PEFT_METADATA, peft_scales, with_unit_scales
+from lorakit.lora_ops import DictSource, open_source
+from lorakit.lora_ops.errors import FormatError, UnsupportedLayerError
+from lorakit.lora_ops.formats import (
+    PEFT_CONFIG,
+    PEFT_METADATA,
+    decode,
+    peft_scales,
+    with_unit_scales,
+)
+from lorakit.lora_ops.formats.peft_patterns import matches
 
 
 def of_peft(config, component, name):
@@ -76,10 +86,108 @@ def test_a_configuration_that_says_nothing_gives_scale_1(metadata):
     assert peft_scales(metadata, ["a.b"]) == {"a.b": 1.0}
 
 
-def test_a_regular_expression_is_not_run():
-    config = entry({"r": 4, "rank_pattern": {"(a+)+b": 8}})
-    with pytest.raises(FormatError, match=r"regular expression `\(a\+\)\+b`.*save the file"):
-        peft_scales(config, ["a" * 40])
+EXPRESSIONS = [
+    *(r"blocks\.\d+\.to_q", r"blocks\.(0|1)\.to_[qv]", r"^up\.blocks.*", r".*\.to_v", "to_(q|v)"),
+    *(r"(?:up\.)?blocks\.1\.to_q", r"blocks\.\d{2,}\.to_q", "blocks.0.to.q", "o[^a-s]her", r"\w+"),
+    *("^blocks.1.to_q$", "blocks", "", "(single_)?blocks.0.to_q", r"(\w+\.?)+to_q", "a|other"),
+]
+
+
+@pytest.mark.parametrize("pattern", EXPRESSIONS)
+def test_patterns_match_what_they_match_in_peft(pattern):
+    config = {"r": 8, "lora_alpha": 8, "alpha_pattern": {pattern: 3, "to_q": 5}}
+    expected = {name: of_peft(config, "", name) for name in NAMES}
+    for metadata in (entry(config), {PEFT_CONFIG: json.dumps(config)}):
+        assert peft_scales(metadata, NAMES) == expected
+    assert set(expected.values()) - {1.0}
+
+
+@given(
+    st.text("ab.1", max_size=6),
+    st.recursive(
+        st.sampled_from(["a", "b", r"\.", ".", "[ab]", "[^b]", r"\d", "^", "$"]),
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map("".join),
+            st.tuples(inner, inner).map("({0[0]}|{0[1]})".format),
+            st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,2}", "{,1}", "*?"])).map(
+                "(?:{0[0]}){0[1]}".format
+            ),
+        ),
+        max_leaves=8,
+    ),
+)
+def test_any_expression_matches_as_in_python(name, pattern):
+    assert matches(pattern, name) == bool(re.match(rf"(.*\.)?({pattern})$", name))
+
+
+def test_an_expression_that_python_never_ends_with_is_matched_at_once():
+    assert not matches("(a+)+b", "a" * 200)
+    assert not matches("((((a*)*)*)*)*b", "a" * 200)
+    with pytest.raises(ValueError, match="takes too long"):
+        matches("(a?a?a?){9999}b", "a" * 2000)
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)a", r"(a)\1", "a(", r"\ba", "a++", "(?P<x>a)"])
+def test_an_expression_that_is_not_read_is_refused_by_name(pattern):
+    config = entry({"r": 4, "rank_pattern": {pattern: 8}})
+    with pytest.raises(FormatError, match=re.escape(pattern) + ".*save the file"):
+        peft_scales(config, ["a.b"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"init_lora_weights": "corda"}, "corda.*path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16.*path_initial"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"init_lora_weights": "of tomorrow"}, "of tomorrow"),
+        ({"alora_invocation_tokens": [1, 2]}, "aLoRA.*merge it with PEFT"),
+        ({"arrow_config": {"top_k": 3}}, "Arrow"),
+        ({"use_qalora": True}, "QA-LoRA"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
+        ({"target_parameters": ["experts.down"]}, "target_parameters"),
+        ({"peft_type": "ADALORA"}, "ADALORA"),
+    ],
+)
+def test_what_changes_the_weight_otherwise_is_refused_by_name(fields, named):
+    keys = {"base_model.model.a.lora_A.weight": (2, 8), "base_model.model.a.lora_B.weight": (8, 2)}
+    tensors = {key: torch.ones(shape) for key, shape in keys.items()}
+    for metadata in (entry({"r": 2} | fields), {PEFT_CONFIG: json.dumps({"r": 2} | fields)}):
+        with pytest.raises(UnsupportedLayerError, match=named):
+            decode(DictSource(tensors, metadata))
+        if "peft_type" not in fields:  # fields of LoRA mean nothing in another method
+            assert decode(DictSource(tensors, entry({"peft_type": "LOKR"} | fields))).layers
+
+
+def test_the_configuration_beside_the_weights_of_peft_governs_them(tmp_path):
+    """Beside a file of another name, or with other keys, it is somebody else's."""
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 5}')
+    shapes = {"lora_A": (2, 8), "lora_B": (8, 2)}
+    ours = {f"base_model.model.a.{k}.weight": torch.ones(s) for k, s in shapes.items()}
+    kohya = {"lora_unet_a.lora_down.weight": torch.ones(2, 8)}
+    kohya["lora_unet_a.lora_up.weight"] = torch.ones(8, 2)
+    for name, tensors, scale in (
+        ("adapter_model.safetensors", ours, 2.5),
+        ("adapter_model.bin", ours, 2.5),
+        ("other.safetensors", ours, 1.0),
+        ("adapter_model.safetensors", kohya, 1.0),
+    ):
+        path = tmp_path / name
+        (torch.save if path.suffix == ".bin" else save_file)(tensors, path)
+        with open_source(path) as source:
+            assert {layer.scale for layer in decode(source).layers.values()} == {scale}
+            assert {one.name for one in source.paths} == {name} | (
+                {"adapter_config.json"} if scale != 1 else set()
+            )
+        path.unlink()
+    save_file(ours, tmp_path / "adapter_model.safetensors")
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with (
+            open_source(tmp_path / "adapter_model.safetensors") as source,
+            pytest.raises(FormatError, match=r"adapter_config\.json"),
+        ):
+            decode(source)
 
 
 def test_an_edited_file_has_scale_1_everywhere():

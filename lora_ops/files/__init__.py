@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import FileSource, Stamp, stamp
 from .dtypes import dtype_name
-from .folder import open_folder
+from .folder import is_peft_folder, open_folder
 from .hashes import data_sha256, false_hash, file_sha256, input_sha256
 from .joined import JoinedSource
 from .memory import MemoryFile, Output, writer_of
@@ -39,6 +39,7 @@ __all__ = [
     "false_hash",
     "file_sha256",
     "input_sha256",
+    "is_peft_folder",
     "modernised",
     "move_all",
     "open_folder",

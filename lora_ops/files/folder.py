@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import FormatError
-from .base import FileSource
+from .base import FileSource, is_file, reading
 from .joined import JoinedSource
 from .sharded import open_sharded
 from .single import open_file
@@ -27,9 +27,8 @@ COMPONENTS = (
     "vae",
 )
 
-#: Where PEFT's folders give ranks and alphas, and the entry of a file's metadata that says the same.
+#: Where PEFT's folders give ranks and alphas; an opened one has the text under this name as metadata.
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_METADATA = "lora_adapter_metadata"
 
 # Class named in a component's config.json -> component.
 _CLASSES = (
@@ -57,6 +56,10 @@ _ENDINGS = (
 _PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "adapter_model.bin")
 _WEIGHTS = (*(stem + ending for ending in _ENDINGS for stem in _STEMS), *_PICKLED)
 
+# What PEFT calls its weights, and the first part of each of their keys.
+_OF_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
+_PEFT_ROOT = "base_model."
+
 
 def open_folder(path: str | Path) -> JoinedSource:
     """Open a diffusers pipeline, one component of it, or any folder with one file of weights.
@@ -70,7 +73,7 @@ def open_folder(path: str | Path) -> JoinedSource:
     folder = Path(path)
     parts = [(name, folder / name) for name in COMPONENTS]
     found = [(name, file) for name, part in parts if (file := _weights(part)) is not None]
-    if (folder / "model_index.json").is_file() or found:
+    if is_file(folder / "model_index.json") or found:
         if not found:
             raise FormatError(
                 f"none of its components has weights ({', '.join(COMPONENTS)}); "
@@ -80,7 +83,38 @@ def open_folder(path: str | Path) -> JoinedSource:
         return _join(folder, found)
     parts = [(_component(folder), _weights(folder) or _only_file(folder))]
     config = folder / ADAPTER_CONFIG
-    return _join(folder, parts, config if config.is_file() else None)
+    return _join(folder, parts, config if is_file(config) else None)
+
+
+def is_peft_folder(path: str | Path) -> bool:
+    """Whether a folder is one adapter, as PEFT writes it: its weights and their configuration."""
+    folder = Path(path)
+    return is_file(folder / ADAPTER_CONFIG) and any(is_file(folder / name) for name in _OF_PEFT)
+
+
+def governed(source: FileSource) -> FileSource:
+    """Return an opened file with the configuration beside it, where both are PEFT's.
+
+    Without it the scale is not in the file. What only lies beside one has another name, or keys
+    that are not PEFT's, and stays as it is.
+
+    Raises:
+        FormatError: The configuration cannot be read.
+    """
+    path = Path(source.name)
+    config = path.with_name(ADAPTER_CONFIG)
+    keys = source.keys()
+    if path.name not in _OF_PEFT or not is_file(config):
+        return source
+    if not any(key.startswith(_PEFT_ROOT) for key in keys):
+        return source
+    try:
+        text = _text(config)
+    except FormatError:
+        source.close()
+        raise
+    routes = {key: (source, key) for key in keys}
+    return JoinedSource(path, routes, (config,), {ADAPTER_CONFIG: text})
 
 
 def _join(
@@ -97,22 +131,24 @@ def _join(
         stack.pop_all()
     if config is None:
         return JoinedSource(folder, routes)
-    return JoinedSource(folder, routes, (config,), {ADAPTER_METADATA: text})
+    return JoinedSource(folder, routes, (config,), {ADAPTER_CONFIG: text})
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
+        with reading(path):
+            return path.read_text("utf-8")
+    except ValueError as error:
         raise FormatError(f"cannot be read as text: {error}", path=path) from error
 
 
 def _weights(folder: Path) -> Path | None:
-    return next((file for name in _WEIGHTS if (file := folder / name).is_file()), None)
+    return next((file for name in _WEIGHTS if is_file(file := folder / name)), None)
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.safetensors"))
+    with reading(folder):
+        files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f"`{file.name}`" for file in files[:5])
         what = f"several files of weights ({names})" if files else "no weights that we know"
@@ -122,7 +158,8 @@ def _only_file(folder: Path) -> Path:
 
 def _component(folder: Path) -> str:
     """The component by the folder's name, else by the class in its config; "" if neither tells."""
-    name = folder.resolve().name
+    with reading(folder):
+        name = folder.resolve().name
     if name in COMPONENTS:
         return name
     classes = _config_classes(folder / "config.json")
@@ -132,11 +169,11 @@ def _component(folder: Path) -> str:
 
 def _config_classes(path: Path) -> list[str]:
     """Classes that a config names: diffusers' `_class_name`, transformers' `architectures`."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     try:
-        document: object = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document: object = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"cannot be read as JSON: {error}", path=path) from error
     config = cast("dict[str, object]", document) if isinstance(document, dict) else {}
     architectures = config.get("architectures")

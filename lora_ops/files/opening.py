@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import FileSource, is_folder
-from .folder import open_folder
+from .folder import governed, open_folder
 from .renamed import modernised
 from .sharded import open_sharded
 from .single import open_file
@@ -14,7 +14,8 @@ from .single import open_file
 def open_source(path: str | Path) -> FileSource:
     """Open what a path names: a file of tensors, an index of shards, or a folder of them.
 
-    An adapter with names that only one program knew has those of today; see `RenamedSource`.
+    An adapter with names that only one program knew has those of today; see `RenamedSource`. One of
+    PEFT has the configuration that lies beside it, opened as a file or as its folder.
 
     Returns:
         A source to close, or to use in a `with` statement; its `paths` are the files it reads.
@@ -28,4 +29,4 @@ def open_source(path: str | Path) -> FileSource:
         return open_folder(path)
     if place.suffix.lower() == ".json":
         return open_sharded(path)
-    return modernised(open_file(path))
+    return governed(modernised(open_file(path)))

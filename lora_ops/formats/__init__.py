@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from .decode import commonest, decode, detect
-from .encode import encode_full, encode_layer, module_keys
-from .joining import Respell, format_of, join_key, join_keys, respeller
-from .kinds import KINDS, MAGNITUDES, Kind, kind_of, read_alpha, read_kind, title_of
+from .decode import commonest, decode, detect, settings_of
+from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
+from .headers import Told, told, told_of
+from .joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
+from .kinds import (
+    KINDS,
+    MAGNITUDES,
+    Kind,
+    inner_size,
+    kind_of,
+    read_alpha,
+    read_configured,
+    read_kind,
+    title_of,
+)
 from .model_names import ModelNames, model_names
 from .names import Namer, component, flattened, module_namer, resolve
 from .peft_config import (
+    PEFT_CONFIG,
     PEFT_METADATA,
-    adapter_config,
-    configured_scales,
+    Configured,
+    configuration_notes,
+    configured,
     peft_scales,
-    with_unit_scales,
+    special,
 )
+from .peft_saved import saved_parameters
+from .peft_written import adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, is_turned, modules
 from .table import (
     COMFY,
     DIFFUSERS,
@@ -37,7 +52,11 @@ __all__ = [
     "KOHYA",
     "MAGNITUDES",
     "PEFT",
+    "PEFT_CONFIG",
     "PEFT_METADATA",
+    "PROCESSORS",
+    "TABLES",
+    "Configured",
     "Format",
     "Kind",
     "Mark",
@@ -46,10 +65,13 @@ __all__ = [
     "Modules",
     "Namer",
     "Respell",
+    "Told",
     "adapter_config",
+    "as_stored",
     "commonest",
     "component",
-    "configured_scales",
+    "configuration_notes",
+    "configured",
     "decode",
     "detect",
     "encode_full",
@@ -58,6 +80,8 @@ __all__ = [
     "foreign_method",
     "format_named",
     "format_of",
+    "inner_size",
+    "is_turned",
     "join_key",
     "join_keys",
     "kind_of",
@@ -67,11 +91,18 @@ __all__ = [
     "modules",
     "peft_scales",
     "read_alpha",
+    "read_configured",
     "read_kind",
     "recognise",
     "resolve",
     "respeller",
+    "saved_parameters",
+    "settings_of",
+    "special",
+    "table_keys",
     "title_of",
+    "told",
+    "told_of",
     "with_unit_scales",
     "writable",
 ]

@@ -14,16 +14,20 @@ from ..layers import (
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    Initial,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    NewRowsLayer,
     OftLayer,
+    PissaLayer,
     ReplacementLayer,
     ReshapedLayer,
 )
 from ..source import TensorSource
-from .suffixes import Module
+from .peft_config import Configured
+from .suffixes import Module, is_turned
 
 BOFT = "boft"
 """Blocks of four axes: by its keys alone it is an ``oft``."""
@@ -64,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
     "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
+    "rows": Kind("new tokens", NewRowsLayer, ("rows",), has_alpha=False),
 }
 # What may stand beside a layer of any kind and changes what it means.
 MAGNITUDES = ("dora_scale", "magnitude")
@@ -84,6 +89,35 @@ def kind_of(source: TensorSource, module: Module) -> str:
     return module.kind
 
 
+def read_configured(
+    source: TensorSource, name: str, module: Module, told: Configured | None
+) -> Layer:
+    """Read the layer of one module as the file's configuration means it; see `read_kind`.
+
+    Raises:
+        LayerShapeError: It has initial factors that its shape cannot have.
+    """
+    layer = read_kind(source, name, module, None if told is None else told.scale)
+    if told is None:
+        return layer
+    if isinstance(layer, NewRowsLayer):
+        return replace(layer, tokens=told.tokens)
+    if told.initial is None:
+        return layer
+    try:
+        return _begun(layer, told.initial)
+    except LayerShapeError as error:
+        message = f"layer `{name}`: {error}"
+        raise LayerShapeError(message, target=name, path=source.name) from None
+
+
+def _begun(layer: Layer, initial: Initial) -> Layer:
+    """The layer over a weight without the factors that it began as."""
+    if isinstance(layer, DoraLayer):
+        return replace(layer, inner=_begun(layer.inner, initial))
+    return PissaLayer(layer, initial) if isinstance(layer, LoraLayer) else layer
+
+
 def read_kind(source: TensorSource, name: str, module: Module, scale: float | None = None) -> Layer:
     """Read the layer of one module, whatever its kind.
 
@@ -102,6 +136,8 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
     around = (*MAGNITUDES, RESHAPE)
     kind = KINDS.get(known)
     odd = module.keys.keys() - (kind.roles | {*around} if kind else ())
+    if module.is_table:  # the magnitudes would lie along the other axis
+        odd |= module.keys.keys() & {*around}
     if kind is None or odd:
         raise unsupported(source, name, module, known, odd if kind else ())
     for role in kind.needs:
@@ -162,7 +198,13 @@ def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
             target=name,
             path=source.name,
         )
-    return source.tensor(key)
+    tensor = source.tensor(key)
+    return tensor.mT if is_turned(key) else tensor
+
+
+def inner_size(source: TensorSource, module: Module) -> int:
+    """Return what a LoRA's alpha is divided by, from the shape of its down factor."""
+    return source.shape(module.keys["down"])[1 if module.is_table else 0]
 
 
 def _configured(layer: Layer, scale: float | None) -> Layer:
@@ -172,6 +214,8 @@ def _configured(layer: Layer, scale: float | None) -> Layer:
     if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
         return layer
     rank = layer.factor_rank
+    if isinstance(layer, LokrLayer) and rank is None and layer.w1 is not None and scale != 1:
+        return replace(layer, w1=layer.w1.float() * scale)  # no other program scales whole matrices
     return layer if layer.alpha is not None or rank is None else replace(layer, alpha=scale * rank)
 
 

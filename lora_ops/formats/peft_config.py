@@ -1,4 +1,4 @@
-"""What a PEFT configuration says of scales, for files that hold no alphas.
+"""What a PEFT configuration says of layers, for files that do not: scales, and what PEFT does first.
 
 diffusers writes the configuration of each component into one metadata entry: ``transformer.r``,
 ``transformer.lora_alpha``, ``transformer.rank_pattern`` and so on; without the component's name for
@@ -10,123 +10,178 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
-from ..errors import FormatError
+from ..errors import FormatError, UnsupportedLayerError
+from ..layers import Initial
 from ..source import TensorSource
+from .peft_patterns import matches
 
 PEFT_METADATA = "lora_adapter_metadata"
 """The metadata entry: JSON text."""
+PEFT_CONFIG = "adapter_config.json"
+"""The file beside PEFT's weights; what is opened with it has its text under this name as metadata."""
+
+# Initialisations after which the weight is what it was. LoRA-GA changes it, but not at loading.
+_PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+_HARMLESS = (*_PLAIN_STARTS, "lora_ga")
+_TITLES = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}
+_METHODS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "TRAINABLE_TOKENS")
+_RANDOM = "PEFT takes factors out of the weight at each loading that are in no file"
+# Fields of LoRA that make something else of it, wherever they are set.
+_OTHERS = {
+    "kasa_config": "KaSA: PEFT takes the smallest directions out of the weight, and has a diagonal",
+    "use_bdlora": "BD-LoRA: its factors are blocks of larger ones",
+    "alora_invocation_tokens": "aLoRA: it acts on some tokens only, and no weight does that",
+    "arrow_config": "Arrow: it mixes adapters anew for each token",
+    "use_qalora": "QA-LoRA: its inputs are averaged in groups",
+    "layer_replication": "the model's layers are repeated before it is applied",
+    "target_parameters": "it changes parameters that are no module's weight",
+}
+_MERGED = (
+    "with PEFT, give `save_pretrained` the initial adapter as "
+    "`path_initial_model_for_weight_conversion`, which makes it a plain LoRA"
+)
+_ANYWHERE = "merge it with PEFT, and extract a LoRA from the merged model"
 
 _DEFAULT = 8  # PEFT's r and lora_alpha where a configuration names only one of them
-_ROOT = "base_model.model."
-_PLAIN = re.compile(r"\^?[\w.-]+")
+ROOT = "base_model.model."
+_PLAIN = re.compile(r"\^?(?:[\w.-]|\\\.)+")
 
 Config = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What a configuration says of one module.
+
+    Attributes:
+        scale: Of a layer without an alpha of its own.
+        initial: Whose initial factors PEFT takes out of the weight; None where it takes none.
+        tokens: Rows of the weight that the file has new ones of.
+    """
+
+    scale: float = 1.0
+    initial: Initial | None = None
+    tokens: tuple[int, ...] = ()
 
 
 def peft_scales(metadata: Mapping[str, str], modules: Iterable[str]) -> dict[str, float]:
     """Return alpha / rank of each module as the file's PEFT configuration gives it.
 
     rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732) divides by the root of the rank. Patterns are
-    read as PEFT does: the first one that is the module's name, or its end after a dot, counts.
+    read as PEFT does: the first one that is the module's name, or its end after a dot, counts. They are
+    regular expressions; see `peft_patterns`.
 
     Args:
-        metadata: The file's string map; for a PEFT folder, the text of its ``adapter_config.json``
-            under `PEFT_METADATA`.
+        metadata: The file's string map; of PEFT's weights with their configuration as `PEFT_CONFIG`.
         modules: Module names as they stand in the file.
 
     Returns:
         By module; 1.0 where the configuration says nothing, as for a file that has none.
 
     Raises:
-        FormatError: A pattern is a regular expression; it is not run, for it comes from a file.
+        FormatError: A pattern is no regular expression, or of a kind that is not read; or
+            `PEFT_CONFIG` is not JSON.
     """
-    configs = _configs(metadata)
-    located = {module: _located(module, configs) for module in modules}
-    return {
-        module: _scale(configs.get(component, {}), name)
-        for module, (component, name) in located.items()
-    }
+    return {module: _scale(config, name) for module, config, name in _found(metadata, modules)}
 
 
-def configured_scales(source: TensorSource, modules: Iterable[str]) -> dict[str, float]:
-    """Return the `peft_scales` of an adapter file; empty for one without a configuration.
+def configured(source: TensorSource, modules: Iterable[str]) -> dict[str, Configured]:
+    """Return what an adapter file's configuration says of its modules; empty for one without any.
 
     Raises:
         FormatError: As `peft_scales`.
+        UnsupportedLayerError: By it, the file is of a method that is not read, or PEFT changes the
+            base weights in a way that cannot be done again.
     """
-    return peft_scales(source.metadata, modules) if PEFT_METADATA in source.metadata else {}
+    found: dict[str, Configured] = {}
+    for module, config, name in _found(source.metadata, modules):
+        reason = refusal(config)
+        if reason:
+            raise UnsupportedLayerError(f"{source.name}: {reason}", target=module)
+        tokens = _tokens(config, name)
+        found[module] = Configured(_scale(config, name), initialised(config), tokens)
+    return found if configs_of(source.metadata) else {}
 
 
-def with_unit_scales(
-    originals: Sequence[Mapping[str, str]], ranks: Mapping[str, int]
-) -> dict[str, str]:
-    """Return the metadata entry of a file whose layers all have scale 1, from those of its inputs.
+def initialised(config: Mapping[str, Any]) -> Initial | None:
+    """Return whose initial factors PEFT takes out of the weight, by a configuration, if any."""
+    name = config.get("init_lora_weights") if _is_lora(config) else None
+    if name == "pissa":
+        return "pissa"
+    return "olora" if isinstance(name, str) and name.lower() == "olora" else None
 
-    Fields in which the inputs agree are kept. Ranks and alphas are those of the file; where the
-    inputs adapt different modules, all of the file's are listed.
 
-    Args:
-        originals: String maps of the inputs.
-        ranks: Rank by module name, as written.
+def refusal(config: Mapping[str, Any]) -> str:
+    """Say why layers cannot be told from a file with this configuration; empty where they can."""
+    method = config.get("peft_type", "LORA")
+    if method not in _METHODS:
+        return f"its configuration has `peft_type` {method}, which is not read; {_ANYWHERE}"
+    if not _is_lora(config):
+        return ""
+    name = str(config.get("init_lora_weights", True))
+    if name.lower() not in _HARMLESS and initialised(config) is None:
+        return f"its configuration has `init_lora_weights` {name}: {_RANDOM}; {_MERGED}"
+    for field, what in _OTHERS.items():
+        if config.get(field):
+            return f"its configuration has `{field}`, {what}; {_ANYWHERE}"
+    return ""
 
-    Returns:
-        `PEFT_METADATA` and its text; empty if no input has a configuration.
+
+def special(metadata: Mapping[str, str]) -> str:
+    """Name what makes a file another thing than the LoRA that it looks like; empty for a plain one."""
+    for config in configs_of(metadata).values():
+        initial = config.get("init_lora_weights") if _is_lora(config) else None
+        if isinstance(initial, str) and initial.lower() not in _PLAIN_STARTS:
+            return _TITLES.get(initial.lower(), initial)
+        for field in _OTHERS if _is_lora(config) else ():
+            if config.get(field):
+                return _OTHERS[field].partition(":")[0] if ":" in _OTHERS[field] else field
+    return ""
+
+
+def configuration_notes(metadata: Mapping[str, str]) -> Iterator[str]:
+    """What is worth a sentence about a file whose configuration PEFT reads at loading."""
+    for config in configs_of(metadata).values():
+        if _is_lora(config) and config.get("init_lora_weights") == "lora_ga":
+            yield (
+                "trained with LoRA-GA, on a weight less factors that are in no file: as PEFT does at "
+                "loading, its change is added to the weight that is given"
+            )
+
+
+def _is_lora(config: Mapping[str, Any]) -> bool:
+    return config.get("peft_type", "LORA") == "LORA"
+
+
+def _found(
+    metadata: Mapping[str, str], modules: Iterable[str]
+) -> Iterator[tuple[str, Config, str]]:
+    """Each module, its configuration, and its name in that component of the model."""
+    configs = configs_of(metadata)
+    for module in modules:
+        component, name = located(module, configs)
+        yield module, configs.get(component, {}), name
+
+
+def configs_of(metadata: Mapping[str, str]) -> dict[str, Config]:
+    """Fields by component; what is no JSON object says nothing, unless it is PEFT's own file.
+
+    Raises:
+        FormatError: That is none.
     """
-    found = [config for config in map(_configs, originals) if config]
-    components = dict.fromkeys(name for configs in found for name in configs)
-    written: Config = {}
-    for component in components:
-        config = _agreed([configs[component] for configs in found if component in configs])
-        if config.get("peft_type", "LORA") != "LORA":
-            config = {}  # the fields of a LoHa or LoKr are not LoRA's
-        here = {
-            name: rank
-            for module, rank in ranks.items()
-            for place, name in [_located(module, components)]
-            if place == component
-        }
-        if here:
-            config = {"target_modules": sorted(here)} | config | _unit(here)
-        if "use_rslora" in config:
-            config["use_rslora"] = False
-        prefix = f"{component}." if component else ""
-        written |= {prefix + field: value for field, value in config.items()}
-    return {PEFT_METADATA: json.dumps(written, separators=(",", ":"))} if written else {}
-
-
-def adapter_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> str:
-    """Return the text of PEFT's `adapter_config.json` for layers that all have scale 1.
-
-    Args:
-        ranks: Rank by module name, as written.
-        use_dora: Whether the layers have magnitudes.
-    """
-    names = {module.removeprefix(_ROOT): rank for module, rank in ranks.items()}
-    # A name in a list also means the modules that end in it; the whole of an expression does not.
-    listed = sorted(names)
-    expression = "|".join(map(re.escape, listed))
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": None,
-        "task_type": None,
-        "inference_mode": True,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "lora_dropout": 0.0,
-        "use_dora": use_dora,
-        "use_rslora": False,
-        "target_modules": listed if all("." in name for name in listed) else expression,
-        **_unit(names),
-    }
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-
-def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Fields by component; what is no JSON object says nothing."""
+    if PEFT_CONFIG in metadata:
+        return {"": _own_config(metadata[PEFT_CONFIG])}
     try:
         read = json.loads(metadata.get(PEFT_METADATA, "{}"))
     except (ValueError, RecursionError):
@@ -139,11 +194,21 @@ def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
     return configs
 
 
-def _located(module: str, components: Collection[str]) -> tuple[str, str]:
+def _own_config(text: str) -> Config:
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"`{PEFT_CONFIG}` cannot be read as JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise FormatError(f"`{PEFT_CONFIG}` holds no JSON object; write the folder again")
+    return cast("Config", read)
+
+
+def located(module: str, components: Collection[str]) -> tuple[str, str]:
     """The component of a module, and its name there."""
     head, _, rest = module.partition(".")
     component, name = (head, rest) if rest and head in components else ("", module)
-    return component, name.removeprefix(_ROOT)
+    return component, name.removeprefix(ROOT)
 
 
 def _scale(config: Config, name: str) -> float:
@@ -168,39 +233,35 @@ def _number(value: object) -> float | None:
 
 def _matching(patterns: object, name: str, default: object) -> object:
     for pattern, value in (cast("Config", patterns) if isinstance(patterns, dict) else {}).items():
-        plain = pattern.replace("\\.", ".")
-        if not _PLAIN.fullmatch(plain):
-            raise FormatError(
-                f"`{PEFT_METADATA}` gives ranks or alphas by the regular expression `{pattern}`, "
-                "which is not run; save the file with one entry a module, or with alphas",
-                target=name,
-            )
-        if name == plain.removeprefix("^") or name.endswith(f".{plain}"):
+        if _is_match(pattern, name):
             return value
     return default
 
 
-def _agreed(configs: Sequence[Config]) -> Config:
-    fields = dict.fromkeys(field for config in configs for field in config)
-    found: Config = {}
-    for field in fields:
-        values = [config[field] for config in configs if field in config]
-        if all(value == values[0] for value in values):
-            found[field] = values[0]
-    return found
+def _is_match(pattern: str, name: str) -> bool:
+    if _PLAIN.fullmatch(pattern):
+        return _plain(pattern).match(name) is not None
+    try:
+        return matches(pattern, name)
+    except ValueError as error:
+        raise FormatError(
+            f"the configuration gives ranks or alphas by the pattern `{pattern}`, which {error}; "
+            "save the file with one entry a module, or with alphas",
+            target=name,
+        ) from None
 
 
-def _unit(ranks: Mapping[str, int]) -> Config:
-    """The fields that give each module its rank, and an alpha equal to it."""
-    common = Counter(ranks.values()).most_common(1)[0][0]
-    differing = {name for name, rank in ranks.items() if rank != common}
-    # A pattern also meets the modules that end in it: these are listed too, longest first.
-    ends = tuple(f".{name}" for name in differing)
-    listed = [name for name in ranks if name in differing or name.endswith(ends)]
-    pattern = {name: ranks[name] for name in sorted(listed, key=len, reverse=True)}
-    return {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern),
-    }
+@lru_cache(maxsize=4096)
+def _plain(pattern: str) -> re.Pattern[str]:
+    """A pattern without quantifiers, on which Python's own engine cannot lose itself."""
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def _tokens(config: Config, name: str) -> tuple[int, ...]:
+    """The rows that are new ones of an embedding; all of a list, whatever it is called."""
+    indices = config.get("trainable_token_indices", config.get("token_indices"))
+    if isinstance(indices, dict):
+        entries = cast("Config", indices)
+        indices = next((v for k, v in entries.items() if name == k or name.endswith(f".{k}")), None)
+    found = cast("list[object]", indices) if isinstance(indices, list) else []
+    return tuple(one for one in found if isinstance(one, int))

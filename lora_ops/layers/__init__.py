@@ -13,7 +13,8 @@ from .lokr import LokrLayer
 from .lora import LoraLayer, low_rank
 from .made import MadeLayer
 from .oft import OftLayer
-from .replacement import ReplacementLayer
+from .pissa import Initial, PissaLayer
+from .replacement import NewRowsLayer, ReplacementLayer
 from .reshaped import ReshapedLayer, rewrapped
 
 # The kinds whose scale is an alpha over the inner size of their factors, `factor_rank`.
@@ -41,12 +42,15 @@ __all__ = [
     "FullLayer",
     "GloraLayer",
     "Ia3Layer",
+    "Initial",
     "Layer",
     "LohaLayer",
     "LokrLayer",
     "LoraLayer",
     "MadeLayer",
+    "NewRowsLayer",
     "OftLayer",
+    "PissaLayer",
     "ReplacementLayer",
     "ReshapedLayer",
     "Scaled",

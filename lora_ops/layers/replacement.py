@@ -1,4 +1,7 @@
-"""A replacement: the weight becomes what is stored, whatever it was. ComfyUI's own kind."""
+"""A replacement: the weight, or some of its rows, become what is stored, whatever they were.
+
+Of the whole weight ComfyUI's own kind, and what PEFT trains beside a LoRA; of rows PEFT's new tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import WeightShapeError
 from .layer import ChangeOfBase, Convention, by_role, check_fits
 
 
@@ -63,3 +67,64 @@ class ReplacementLayer(ChangeOfBase):
         if strength == 0:
             return torch.zeros_like(base, dtype=dtype)
         return self.set_weight.to(base.device, dtype).reshape(base.shape) - base.to(dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewRowsLayer(ChangeOfBase):
+    """Weight'[tokens] = rows: new vectors of some words.
+
+    Attributes:
+        rows: (words, width).
+        tokens: Which rows of the weight they become, in order.
+    """
+
+    rows: Tensor
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "new tokens"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight: any number of words."""
+        return (-1, *self.rows.shape[1:])
+
+    @property
+    def rank(self) -> int:
+        """One direction a row, and no more than it has numbers."""
+        return min(len(self.rows), math.prod(self.rows.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows as stored."""
+        return self.rows.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The one tensor, by its role."""
+        return by_role(rows=self.rows)
+
+    def change(
+        self,
+        base: Tensor,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "paper",
+    ) -> Tensor:
+        """Return the new rows less the old; nothing at strength 0, the same at every other.
+
+        Raises:
+            WeightShapeError: The weight has other rows, or not as many.
+        """
+        check_fits(self, base)
+        if len(self.tokens) != len(self.rows) or not all(0 <= t < len(base) for t in self.tokens):
+            raise WeightShapeError(
+                f"{len(self.rows)} new rows for the tokens {list(self.tokens)} of a weight of "
+                f"{len(base)} rows: the configuration is of another file, or model"
+            )
+        change = torch.zeros_like(base, dtype=dtype)
+        if strength:
+            old = base[list(self.tokens)].to(dtype)
+            change[list(self.tokens)] = self.rows.to(base.device, dtype) - old
+        return change

@@ -45,6 +45,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "metadata-alpha": ("warning", "ss_network_alpha is not the alpha of the layers"),
     "metadata-module": ("warning", "ss_network_module is of another kind of layer"),
     "metadata-model": ("warning", "the metadata names another model than the layers"),
+    "configuration": ("error", "a PEFT configuration by which the layers cannot be read"),
+    "base-changed": ("warning", "PEFT changes the base weights before it applies the file"),
     # programs
     "refused": ("warning", "the program stops with an error, and loads nothing"),
     "nothing-loads": ("warning", "the program loads no layer"),

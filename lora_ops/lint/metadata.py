@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 
 from ..architectures import ARCHITECTURES
+from ..errors import LoraOpsError
 from ..files import FileSource, data_sha256
-from .findings import Finding, finding
+from ..formats import configuration_notes, configured, special
+from .findings import Finding, command, finding
 from .header import same_format
 from .subject import Part, Subject
 
@@ -32,20 +34,42 @@ def check_metadata(file: Subject) -> Iterator[Finding]:
         yield finding(
             "hash-missing", f"no `{HASH}`; A1111 and Forge take it anew", cure=same_format(file)
         )
+    yield from _configuration(file)
     yield from _numbers(file)
     yield from _module(file)
     yield from _model(file)
+
+
+def _configuration(file: Subject) -> Iterator[Finding]:
+    """What PEFT's configuration makes of the layers, besides their scales."""
+    try:
+        told = configured(file.source, [part.name for part in file.parts])
+    except LoraOpsError as error:
+        yield finding("configuration", str(error).removeprefix(f"{file.source.name}: "))
+        return
+    began = [name for name, one in told.items() if one.initial is not None]
+    if began:
+        yield finding(
+            "base-changed",
+            f"{special(file.source.metadata)}: PEFT takes the initial factors out of the weights at "
+            "loading; other programs add the trained ones to the weights as they are",
+            began,
+            command("convert", file.source.name, "lora", "--to lora --base CHECKPOINT"),
+        )
+    for note in configuration_notes(file.source.metadata):
+        yield finding("base-changed", note)
 
 
 def check_hash(file: Subject) -> Iterator[Finding]:
     """Yield where the hash is not that of the data; reads all of the file."""
     told = file.source.metadata.get(HASH)
     source = file.source
-    if told is None or not isinstance(source, FileSource) or len(source.paths) != 1:
+    if told is None or not isinstance(source, FileSource):
         return
-    if source.paths[0].suffix.lower() != ".safetensors":
+    weights = [path for path in source.paths if path.suffix.lower() != ".json"]
+    if len(weights) != 1 or weights[0].suffix.lower() != ".safetensors":
         return
-    true = data_sha256(source.paths[0])
+    true = data_sha256(weights[0])
     if told.lower().removeprefix("0x") != true:
         yield finding(
             "hash-false",

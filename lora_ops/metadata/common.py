@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from ..architectures import Architecture
-from ..formats import PEFT_METADATA
+from ..formats import PEFT_CONFIG, PEFT_METADATA
 from ..report import LayerReport, Report
 
 # The writer puts the SHA-256 of the data section here: kohya's and A1111's model hash.
@@ -129,7 +129,9 @@ def room_for(metadata: Mapping[str, str], layers: int = 0, longest: int = 0) -> 
         times = 2 if key.startswith(_RECORD) else 1
         room += times * (len(json.dumps(key)) + len(json.dumps(value)) + 8)
     # A layer then also stands in both patterns of the configuration, and in its list of targets.
-    return room + (3 * layers * (longest + 32) if PEFT_METADATA in metadata else 0)
+    return room + (
+        3 * layers * (longest + 32) if {PEFT_METADATA, PEFT_CONFIG} & metadata.keys() else 0
+    )
 
 
 def as_json(value: object) -> str:

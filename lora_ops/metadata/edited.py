@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..dtypes import spelled
-from ..formats import PEFT_METADATA, with_unit_scales
+from ..formats import PEFT_CONFIG, PEFT_METADATA, with_unit_scales
 from .common import Operation, Result, Source, carried, history, measured, record
 from .kohya import made_true
 
@@ -37,7 +37,7 @@ def completed(
     kept: Mapping[str, str], sources: Sequence[Source], operation: Operation, result: Result
 ) -> dict[str, str]:
     """Return what is kept of the inputs' entries, with those that only the result can give."""
-    found = {key: value for key, value in kept.items() if key != PEFT_METADATA}
+    found = {key: value for key, value in kept.items() if key not in (PEFT_METADATA, PEFT_CONFIG)}
     if result.format in ("peft", "diffusers"):
         found |= with_unit_scales([source.metadata for source in sources], result.ranks)
     if result.format != "kohya":

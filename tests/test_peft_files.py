@@ -1,0 +1,227 @@
+"""Folders that PEFT writes, by their file and as a whole: its own merged weights against ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lorakit.lora_ops import Ingredient, bake, compare, describe
+from lorakit.lora_ops.convert_file import convert_file
+from lorakit.lora_ops.edit_file import add_files, resize_file
+from lorakit.lora_ops.errors import LoraOpsError, TargetMismatchError, UnsupportedLayerError
+from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.formats import decode
+from lorakit.lora_ops.lint import lint
+
+peft = pytest.importorskip("peft", reason="what it writes and loads is what is asked here")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+
+class Model(nn.Module):
+    """Names and shapes with something for each way that PEFT changes a model."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.words = nn.Embedding(12, 24)
+        blocks = {"q": nn.Linear(24, 24), "norm": nn.LayerNorm(24), "up": nn.Linear(24, 40)}
+        self.blocks = nn.ModuleList(nn.ModuleDict(dict(blocks)) for _ in range(1))
+        self.blocks.append(nn.ModuleDict({"q": nn.Linear(24, 24), "up": nn.Linear(24, 40)}))
+        self.head = nn.Linear(40, 6)
+
+
+def trained(folder, config):
+    """A folder that PEFT wrote of an adapter whose every trained number is random."""
+    model = peft.get_peft_model(Model(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def merged(folder):
+    """The weights that PEFT makes of the base model and the folder."""
+    return peft.PeftModel.from_pretrained(Model(), folder).merge_and_unload().state_dict()
+
+
+@pytest.fixture
+def base(tmp_path):
+    path = tmp_path / "base.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in Model().state_dict().items()}, path)
+    return path
+
+
+def lora(**options):
+    return peft.LoraConfig(
+        **{"r": 4, "lora_alpha": 10, "target_modules": ["q", "up"], "init_lora_weights": False}
+        | options
+    )
+
+
+CONFIGS = {
+    "alpha above rank": lambda: lora(),
+    "rank-stabilised": lambda: lora(use_rslora=True),
+    "patterns": lambda: lora(
+        rank_pattern={r"blocks\.(0|2)\.q": 3, "^up": 7, ".*up": 5},
+        alpha_pattern={r"\d+\.up": 3, "q": 7},
+    ),
+    "PiSSA": lambda: lora(init_lora_weights="pissa"),
+    "OLoRA": lambda: lora(init_lora_weights="olora"),
+    "OLoRA, rank-stabilised": lambda: lora(init_lora_weights="OLoRA", use_rslora=True),
+    "orthogonal": lambda: lora(init_lora_weights="orthogonal"),
+    "MiCA": lambda: lora(init_lora_weights="mica"),
+    "DoRA": lambda: lora(use_dora=True),
+    "DoRA over PiSSA": lambda: lora(use_dora=True, init_lora_weights="pissa"),
+    "bias of up": lambda: lora(lora_bias=True),
+    "LoHa": lambda: peft.LoHaConfig(
+        r=2, alpha=5, target_modules=["q", "up"], init_weights=False, alpha_pattern={"up": 3}
+    ),
+    "LoKr": lambda: peft.LoKrConfig(r=2, alpha=5, target_modules=["q", "up"], init_weights=False),
+    "LoKr of whole matrices": lambda: peft.LoKrConfig(
+        r=32, alpha=5, target_modules=["q", "up"], init_weights=False
+    ),
+}
+BESIDE = {
+    "biases of layers": lambda: lora(bias="lora_only"),
+    "all biases": lambda: lora(bias="all"),
+    "modules to save": lambda: lora(modules_to_save=["head", "norm"]),
+    "tokens": lambda: lora(trainable_token_indices={"words": [2, 5, 11]}),
+    "tokens alone": lambda: peft.TrainableTokensConfig(
+        target_modules=["words"], token_indices=[7, 1], init_weights=False
+    ),
+}
+WHERE = {"folder": "", "file": "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("name", [*CONFIGS, *BESIDE])
+def test_bake_gives_the_weights_that_peft_merges(name, where, base, tmp_path):
+    folder = trained(tmp_path / "adapter", (CONFIGS | BESIDE)[name]())
+    with open_source(base) as model, open_source(folder / WHERE[where]) as adapter:
+        made, _ = bake(model, [Ingredient(adapter)])
+    expected = merged(folder)
+    assert made.keys() == expected.keys()
+    before = load_file(base)
+    for key, weight in made.items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=2e-6)
+    changed = {key for key in made if not torch.equal(before[key], made[key])}
+    assert changed == {key for key in made if not torch.equal(before[key], expected[key])}
+    assert changed
+
+
+def as_lora(folder, base, output, **options):
+    with open_source(base) as model, open_source(folder) as adapter:
+        convert_file(adapter, output, to="lora", base=model, **options)
+    return output
+
+
+@pytest.mark.parametrize("name", ["PiSSA", "OLoRA", "OLoRA, rank-stabilised"])
+def test_what_began_in_the_weight_is_a_lora_of_twice_the_rank(name, base, tmp_path):
+    folder = trained(tmp_path / "adapter", CONFIGS[name]())
+    output = as_lora(folder, base, tmp_path / "plain.safetensors")
+    expected, before = merged(folder), Model().state_dict()
+    with open_source(output) as plain:
+        layers = dict(decode(plain).layers)
+    assert len(layers) == 4
+    for target, layer in layers.items():
+        key = target.removeprefix("base_model.model.") + ".weight"
+        assert layer.rank == 8
+        torch.testing.assert_close(layer.delta(), expected[key] - before[key], rtol=1e-4, atol=1e-5)
+
+
+def test_what_began_in_the_weight_is_no_lora_without_it(base, tmp_path):
+    folder = trained(tmp_path / "adapter", CONFIGS["PiSSA"]())
+    output = tmp_path / "out.safetensors"
+    with open_source(folder) as adapter:
+        for work in (
+            lambda: convert_file(adapter, output, "peft"),
+            lambda: resize_file(adapter, output, 2),
+            lambda: add_files([Ingredient(adapter), Ingredient(adapter)], output),
+            lambda: compare(decode(adapter), decode(adapter)),
+        ):
+            with pytest.raises(LoraOpsError, match="PiSSA"):
+                work()
+    assert not output.exists()
+
+
+REFUSED = {
+    "pissa_niter_4": lambda: lora(init_lora_weights="pissa_niter_4"),
+    "use_bdlora": lambda: lora(
+        use_bdlora=peft.tuners.lora.config.BdLoraConfig(
+            target_modules_bd_a=["up"], target_modules_bd_b=["q"], nblocks=2
+        )
+    ),
+    "kasa_config": lambda: lora(kasa_config=peft.tuners.lora.config.KasaConfig()),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_peft_makes_anew_or_otherwise_is_refused_by_name(name, base, tmp_path):
+    folder = trained(tmp_path / "adapter", REFUSED[name]())
+    for place in WHERE.values():
+        with (
+            open_source(base) as model,
+            open_source(folder / place) as adapter,
+            pytest.raises(UnsupportedLayerError, match=name),
+        ):
+            bake(model, [Ingredient(adapter)])
+
+
+@pytest.mark.parametrize(("name", "scale"), [("alpha above rank", "2.5"), ("rank-stabilised", "5")])
+def test_info_shows_the_scale_that_counts(name, scale, tmp_path):
+    folder = trained(tmp_path / "adapter", CONFIGS[name]())
+    for place in WHERE.values():
+        with open_source(folder / place) as source:
+            assert describe(source).alphas == {f"absent, scale {scale}": 4}
+
+
+def test_info_shows_a_scale_of_0(tmp_path):
+    with open_source(trained(tmp_path / "adapter", lora(lora_alpha=0))) as source:
+        assert describe(source).alphas == {"absent, scale 0": 4}
+
+
+def test_info_and_lint_say_what_began_in_the_weight(tmp_path):
+    folder = trained(tmp_path / "adapter", CONFIGS["PiSSA"]())
+    with open_source(folder / WHERE["file"]) as source:
+        assert describe(source).kind == "LoRA adapter (PiSSA)"
+        (found,) = [one for one in lint(source).findings if one.code == "base-changed"]
+    assert "PiSSA" in found.message
+    assert found.cure.endswith("--to lora --base CHECKPOINT")
+    assert len(found.where) == 4
+
+
+def test_lora_ga_is_loaded_as_it_is_by_peft_and_said(base, tmp_path):
+    """Trained on another weight, but that is in no file: PEFT adds the change to the weight it has."""
+    ga = peft.tuners.lora.config.LoraGAConfig()
+    folder = trained(tmp_path / "adapter", lora(init_lora_weights="lora_ga", lora_ga_config=ga))
+    with open_source(base) as model, open_source(folder) as adapter:
+        made, report = bake(model, [Ingredient(adapter)])
+    for key, weight in merged(folder).items():
+        torch.testing.assert_close(made[key], weight, rtol=1e-5, atol=2e-6)
+    assert any("LoRA-GA" in note for note in report.notes)
+
+
+def test_a_head_that_the_checkpoint_lacks_is_counted(base, tmp_path):
+    folder = trained(tmp_path / "adapter", BESIDE["modules to save"]())
+    headless = tmp_path / "headless.safetensors"
+    save_file({k: t for k, t in load_file(base).items() if not k.startswith("head.")}, headless)
+    with open_source(headless) as model, open_source(folder) as adapter:
+        with pytest.raises(TargetMismatchError, match=r"2 of \d+ layers.*head"):
+            bake(model, [Ingredient(adapter)])
+        _, report = bake(model, [Ingredient(adapter)], allow_partial=True)
+    weights = load_file(folder / WHERE["file"])
+    lost = [weights[f"base_model.model.head.{one}"].norm().item() for one in ("weight", "bias")]
+    assert sorted(one.norm for one in report.skips) == pytest.approx(sorted(lost))
+    assert report.left_out > 0
+
+
+def test_a_conversion_says_that_trained_biases_are_only_carried(base, tmp_path):
+    folder = trained(tmp_path / "adapter", BESIDE["all biases"]())
+    with open_source(base) as model, open_source(folder) as adapter:
+        report = convert_file(adapter, tmp_path / "out.safetensors", "comfy", reference=model)
+    assert any("6 trained parameters" in note and "PEFT alone" in note for note in report.notes)
