@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -68,7 +68,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def opened(server: Server) -> Iterator[Page]:
+def opened(server: Server) -> Generator[Page]:
     """The front end of a server; the test skips where there is no browser, or nothing to drive it."""
     driver = pytest.importorskip("playwright.sync_api", reason="drives the browser")
     path = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _NAMES)), None)
