@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import FileSource
+from .base import FileSource, reading
 from .dtypes import dtype_name
 from .folder import open_folder
 from .hashes import data_sha256, file_sha256, input_sha256
@@ -41,6 +41,7 @@ __all__ = [
     "open_source",
     "partition",
     "quantisation",
+    "reading",
     "refuse_quantised",
     "save",
     "shard_paths",
