@@ -136,7 +136,6 @@ class SafetensorsWriter:
         """
         if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
-        check_name(key)
         piece = _piece(key, tensor)
         self._pieces[key] = piece
         data = _bytes_of(tensor)
@@ -233,7 +232,7 @@ def save(
         hash_keys: Metadata keys that get the SHA-256 of the data section.
 
     Raises:
-        ArgumentError: the format cannot hold a dtype.
+        ArgumentError: the format cannot hold a dtype, or a name.
         WriteError: the file could not be written.
     """
     pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
@@ -246,6 +245,7 @@ def save(
 
 
 def _piece(key: str, tensor: Tensor) -> _Piece:
+    check_name(key)
     size = tensor.numel() * tensor.element_size()
     return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
 
