@@ -6,7 +6,7 @@ Where one program fuses projections and the other does not, layers are cut by ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -34,7 +34,7 @@ def convert(
     *,
     to: str | None = None,
     architecture: Architecture | None = None,
-    reference: Sequence[str] = (),
+    reference: Collection[str] = (),
     base: TensorSource | None = None,
     rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,

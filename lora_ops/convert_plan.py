@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from .adapter import Adapter
-from .architectures import Architecture, Place
+from .architectures import TE, Architecture, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import (
@@ -99,6 +99,8 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
     groups: dict[str, list[tuple[str, Place]]] = {}
     for module, place in _places(adapter, format, names).items():
         groups.setdefault(place.native, []).append((module, place))
+    if format == PEFT:
+        _check_one_model(groups)
     pieces: list[Piece] = []
     for native, members in groups.items():
         members.sort(key=lambda member: member[1].start)
@@ -138,7 +140,7 @@ def convert_notes(
 
 
 def names_for(
-    adapter: Adapter, architecture: Architecture | None = None, reference: Sequence[str] = ()
+    adapter: Adapter, architecture: Architecture | None = None, reference: Collection[str] = ()
 ) -> ModelNames:
     """Return the names of the model that an adapter is for.
 
@@ -205,6 +207,21 @@ def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Pl
             target=lost[0],
         )
     return found
+
+
+def _check_one_model(targets: Iterable[str]) -> None:
+    """Refuse targets of several models: a PEFT folder is of one."""
+    first: dict[str, str] = {}
+    for target in targets:
+        parts = target.split(".")
+        first.setdefault(".".join(parts[: 2 if target.startswith(TE) else 1]), target)
+    if len(first) > 1:
+        one, other, *_ = first.values()
+        raise UnsupportedLayerError(
+            f"format `peft` has no name for `{other}` beside `{one}`: a folder of it is of one "
+            "model; convert the layers of each by themselves, or use format `comfy`",
+            target=other,
+        )
 
 
 def _pieces(
