@@ -135,9 +135,11 @@ def plan_bake(
 
 def _refuse_adapter(checkpoint: TensorSource) -> None:
     grouped = modules(checkpoint.keys())
-    if grouped.is_adapter or foreign_method(grouped):
+    method = foreign_method(grouped)
+    if grouped.is_adapter or method:
+        what = method[0] if method else "LoRA or the like"
         raise MismatchError(
-            f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
+            f"{checkpoint.name} is an adapter ({what}), not a checkpoint; give the "
             "checkpoint first, or use `lorakit add` to join adapters"
         )
 

@@ -256,9 +256,11 @@ def refuse_adapter(source: TensorSource) -> None:
             f"{source.name} is {other.article} {other.title}, not a checkpoint; "
             "give the checkpoint itself"
         )
-    if grouped.is_adapter or foreign_method(grouped):
+    method = foreign_method(grouped)
+    if grouped.is_adapter or method:
+        what = method[0] if method else "LoRA or the like"
         raise MismatchError(
-            f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
+            f"{source.name} is an adapter ({what}), not a checkpoint; "
             "give the checkpoint itself, or see what it is with `lorakit info`"
         )
 

@@ -6,6 +6,7 @@ from .architecture import UNET, Architecture, Condition, Kohya, Size, TargetRule
 from .canonical import naming, parameters
 from .catalogue import ARCHITECTURES, architecture_named, detect, detect_targets
 from .encoders import TE
+from .language import is_language_model
 from .lookup import ENCODERS, module_renames
 from .parameter import Component, Parameter
 from .renames import Packing, Place, Renames
@@ -30,6 +31,7 @@ __all__ = [
     "architecture_named",
     "detect",
     "detect_targets",
+    "is_language_model",
     "module_renames",
     "naming",
     "parameters",

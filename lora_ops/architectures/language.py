@@ -7,6 +7,7 @@ part of the name. What ComfyUI knows as text encoders is in `encoders`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .encoders import Shapes
 
@@ -34,7 +35,7 @@ _CONV1D = re.compile(
 )
 
 
-def is_language_model(names: Shapes) -> bool:
+def is_language_model(names: Iterable[str]) -> bool:
     """Whether these are all names of such a model."""
     return any(_MARKS.match(name) for name in names)
 

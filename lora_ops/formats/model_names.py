@@ -18,6 +18,7 @@ from ..architectures import (
     Architecture,
     Place,
     Renames,
+    is_language_model,
     module_renames,
     naming,
 )
@@ -29,7 +30,14 @@ from .joining import (
     join_key,
     kohya_encoder,
 )
-from .names import FLAT_PREFIXES, LEFT_OUT, NATIVE_PREFIXES, underscored, within
+from .names import (
+    FLAT_PREFIXES,
+    LEFT_OUT,
+    NATIVE_PREFIXES,
+    OF_TRANSFORMER,
+    underscored,
+    within,
+)
 from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
 
@@ -37,7 +45,7 @@ _CLIPS = (f"{TE}clip_", f"{TE}hydit_clip.")
 _PEFT = PEFT.prefixes[0]
 _SECOND = "transformer_2."
 # What has one of these prefixes, or begins so without a prefix, has no native name to be kept.
-_OPAQUE = (*FLAT_PREFIXES, "transformer.", "unet.")
+_OPAQUE = (*FLAT_PREFIXES, *OF_TRANSFORMER, "unet.")
 _FOREIGN = ("transformer_blocks.", "single_transformer_blocks.")
 # An encoder's module in a file: which encoder, and the name within.
 _ENCODER_PREFIX = re.compile(
@@ -74,9 +82,13 @@ class ModelNames:
             return None if found is None else replace(found, native=found.native + BIAS)
         if module.startswith((TE, "vae.", _SECOND)):
             return Place(module)
-        target = self._targets.get(module.removeprefix(_PEFT)) if module.startswith(_PEFT) else None
-        if target is not None:
-            return self._inside(target.removeprefix(_prefix(target))) or Place(target)
+        if module.startswith(_PEFT):
+            inner = module.removeprefix(_PEFT)
+            target = self._targets.get(inner)
+            if target is not None:
+                return self._inside(target.removeprefix(_prefix(target))) or Place(target)
+            if is_language_model([f"{inner}."]):
+                return Place(f"{TE}transformer.{inner}")
         encoder = _ENCODER_PREFIX.match(module)
         if encoder is not None:
             return self._encoder(encoder)

@@ -16,9 +16,11 @@ from .table import COMFY, PEFT, Format, writable
 
 INSIDE = ".transformer."
 
-# What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling.
+# What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling;
+# `pipe.dit.` is DiffSynth-Studio's.
 _PEFT = PEFT.prefixes[0]
-_DOTTED = ("", "transformer.", "unet.", _PEFT, f"unet.{_PEFT}", "pipe.dit.")
+OF_TRANSFORMER = ("transformer.", f"{_PEFT}transformer.")
+_DOTTED = ("", *OF_TRANSFORMER, "unet.", _PEFT, f"unet.{_PEFT}", "pipe.dit.")
 NATIVE_PREFIXES = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
 FLAT_PREFIXES = (
     *("lora_unet_", "lora_unet__", "lora_prior_unet_"),
