@@ -183,6 +183,11 @@ def _renaming(
 
     keys = {piece.module: piece.keys for piece in pieces}
     notes = tuple(convert_notes(adapter, pieces, converting.rule))
+    if scheme == PEFT and names.architecture is None and not names.own:
+        notes += (
+            "PEFT looks for modules of exactly these names; give the model's folder as --reference "
+            "to have them compared with its own",
+        )
     return _Work(keys, names.architecture, run, lambda _: notes)
 
 

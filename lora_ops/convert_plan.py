@@ -31,8 +31,13 @@ _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
 
 # Formats whose loaders know the kind that a role is of; other roles are known to all, or to those
 # that read an alpha.
-_LOADERS = {"set_weight": ("comfy",), "reshape_weight": ("comfy",), "on_input": ("kohya",)}
-_LOADERS |= {"numbers": (), "scaled": ()}
+_LOADERS: dict[str, tuple[str, ...]] = {
+    "set_weight": ("comfy",),
+    "reshape_weight": ("comfy",),
+    "on_input": ("kohya",),
+    "numbers": (),
+    "scaled": (),
+}
 # What a role is called, and what else can be done, where that is not to make it a LoRA.
 _WAYS_OUT = {
     "diff": (
