@@ -92,6 +92,8 @@ def convert_file(
     adapter = decode(source)
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
+    if reference is None and isinstance(base, FileSource):
+        targets, _ = _referred(base)
     if to is None:
         work = _renaming(adapter, format_named(format or ""), known or model, targets, rule, dtype)
     else:
@@ -174,7 +176,7 @@ def _renaming(
     adapter: Adapter,
     scheme: Format,
     architecture: Architecture | None,
-    targets: Sequence[str],
+    targets: Mapping[str, str],
     rule: str | int | RankRule | Budget | None,
     dtype: torch.dtype | None,
 ) -> _Work:
@@ -191,15 +193,21 @@ def _renaming(
 
     keys = {piece.module: piece.keys for piece in pieces}
     notes = tuple(convert_notes(adapter, pieces, converting.rule))
+    if scheme == PEFT and names.architecture is None and not names.own:
+        notes += (
+            "PEFT looks for modules of exactly these names; give the model's folder as --reference "
+            "to have them compared with its own",
+        )
     return _Work(keys, names.architecture, run, lambda _: notes)
 
 
-def _referred(reference: FileSource | None) -> tuple[list[str], Architecture | None]:
-    """The targets and the architecture of a checkpoint."""
+def _referred(reference: FileSource | None) -> tuple[dict[str, str], Architecture | None]:
+    """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
-        return [], None
+        return {}, None
     found = parameters(reference)
-    return [one.target for one in found.values()], detect(found)
+    own = {one.target: reference.own_key(one.key) for one in found.values()}
+    return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)
 
 
 def _check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
