@@ -13,7 +13,7 @@ _BLOCK = (
         ("ff_out", "ff.net.2"),
         *((f"norm_{part}", f"attn1.norm_{part}") for part in "qk"),
     ),
-    *same("norm1.linear", "norm2.linear"),
+    *same("norm1.linear", "norm2.linear", "norm1.norm", "norm2.norm"),
 )
 
 COGVIDEOX = Architecture(
@@ -38,6 +38,6 @@ COGVIDEOX = Architecture(
             *((f"{part}_embedding_linear_{number}", f"{part}_embedding.linear_{number}")
               for part in ("time", "ofs") for number in (1, 2)),
         ),
-        *same("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "proj_out"),
+        *same("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "norm_out.norm", "norm_final", "proj_out"),
     ),
 )  # fmt: skip

@@ -78,6 +78,5 @@ HELIOS = Architecture(
         ".ffn.0": ((13824, 5120),),
     },
     foreign_only=True,
-    diffusers="transformer.",
     packings=(*_PACKINGS, *same("patch_short", "patch_mid", "patch_long")),
 )
