@@ -21,7 +21,7 @@ COGVIDEOX = Architecture(
     title="CogVideoX",
     recognise=(
         Condition(has_all=("blocks.0.norm1.linear.weight", "blocks.0.attn_out.weight")),
-        Condition(has_all=("patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"), root="transformer."),
+        Condition(has_all=("patch_embed.text_proj.weight", "transformer_blocks.0.norm2.linear.weight"), root="transformer."),
     ),
     blocks={"blocks": (30, 42)},
     sizes={

@@ -73,7 +73,10 @@ OVIS = Architecture(
     recognise=(
         Condition(has_all=("double_blocks.0.img_mlp.gate_proj.weight",)),
         Condition(
-            has_all=("timestep_embedder.linear_1.weight", "context_embedder.weight"),
+            has_all=(
+                *("timestep_embedder.linear_1.weight", "context_embedder.weight"),
+                "transformer_blocks.0.attn.add_q_proj.weight",
+            ),
             has_any=("single_transformer_blocks.0.*",),
             root="transformer.",
         ),

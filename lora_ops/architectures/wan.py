@@ -47,6 +47,7 @@ WAN = Architecture(
         Condition(has_all=("head.modulation", "blocks.0.self_attn.q.weight")),
         Condition(
             has_all=("blocks.0.attn1.to_q.weight", "condition_embedder.time_proj.weight"),
+            has_none=("patch_short.*",),  # Helios
             root="transformer.",
         ),
     ),
