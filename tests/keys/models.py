@@ -150,7 +150,7 @@ MODELS = {
     "boogu": (
         "boogu.model",
         "BooguTransformer2DModel",
-        {"hidden_size": 480, "num_layers": 2, "num_double_stream_layers": 1, "num_attention_heads": 4,
+        {"hidden_size": 240, "num_layers": 2, "num_double_stream_layers": 1, "num_attention_heads": 2,
          "num_kv_heads": 1, "instruction_feat_dim": 32},
     ),
     "joyimage": (
@@ -176,11 +176,12 @@ MODELS = {
         "HunYuanDiTPlain",
         {"hidden_size": 128, "num_heads": 2, "depth": 8, "guidance_cond_proj_dim": None},
     ),
-    "ace_step": ("ace.model", "ACEStepTransformer2DModel", {"num_layers": 1}),
+    "ace_step": ("ace.model", "ACEStepTransformer2DModel",
+        {"num_layers": 1, "inner_dim": 128, "attention_head_dim": 128, "num_attention_heads": 1}),
     "cogvideox": (
         "cogvideo.model",
         "CogVideoXTransformer3DModel",
-        {"num_attention_heads": 2, "num_layers": 2, "text_embed_dim": 64,
+        {"num_attention_heads": 2, "num_layers": 2, "text_embed_dim": 64, "time_embed_dim": 64,
             "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": False,},
     ),
     "stable_audio": (
