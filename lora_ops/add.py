@@ -56,6 +56,8 @@ RANK_ZERO = "rank 0 by the rule"
 _NOTHING = 1e-6
 # Above this share, float32 inner products give the norm of a sum to 1e-4.
 _CLEAR = 0.03
+# Bytes of LoRAs as large as their weights that are made without being asked for.
+_ROOM = 64_000_000
 # Roles of which a LoKr has one at least.
 _LOKR = frozenset(("w1", "w1_a"))
 
@@ -183,10 +185,10 @@ def _check_room(match: Match) -> None:
                 layer = term.layer(target)
                 if is_bulky(layer):
                     found[group.target] = layer
-    if not found:
-        return
     sides = [(layer.shape[0], math.prod(layer.shape[1:])) for layer in found.values()]
     size = sum(min(pair) * sum(pair) * 2 for pair in sides)
+    if size <= _ROOM:
+        return
     target = next(iter(found))
     raise ArgumentError(
         f"the exact sum of {counted(len(found), 'weight')} has no form smaller than the weight itself: "

@@ -225,7 +225,8 @@ def recompressed(
         if own.leaves_out:
             return None
         total = stack.square(sum_.coefficients)[None]
-        (near,) = truncated(stack.sum(sum_.coefficients), total, own)
+        whole = stack.sum(sum_.coefficients)
+        (near,) = truncated(whole, total, own, exact=rule is None)
         return _written(sum_, near.factors(), dtype, has_alpha=has_alpha)
     svd = factored_svd(*thinned(*sum_.product(stack)))
     rank: int | None = len(svd.s)

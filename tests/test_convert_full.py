@@ -75,7 +75,9 @@ def test_they_are_left_out_where_that_is_allowed_with_their_share(format, option
     if options:  # a matrix becomes a LoRA, so that the biases alone have no place
         held = {key: tensor for key, tensor in held.items() if not key.endswith(".diff")}
     adapter = decode(DictSource(held))
-    with pytest.raises(UnsupportedLayerError, match=r"no place for full differences.*allow-partial"):
+    with pytest.raises(
+        UnsupportedLayerError, match=r"no place for full differences.*allow-partial"
+    ):
         convert(adapter, format, architecture=SD1, **options)
     result, report = convert(adapter, format, architecture=SD1, allow_partial=True, **options)
     assert [layer.title for layer in result.layers.values()] == ["LoRA"]

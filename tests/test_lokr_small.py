@@ -179,21 +179,26 @@ def test_a_sum_of_large_ones_goes_by_products_alone():
 
 
 @pytest.mark.usefixtures("never_multiplied")
-def test_an_exact_sum_without_a_smaller_form_is_refused_before_the_work():
+def test_an_exact_sum_as_large_as_the_weights_is_refused_before_the_work():
     told = []
-    terms = [Term(read(WHOLE["4x4"])), Term(read(OTHERS["lora"]))]
-    with pytest.raises(ArgumentError, match=r"exact sum of 1 weight .*LoKr of 48 x 32.*--rank 64"):
+    large = {"lokr_w1": numbers(16, 16), "lokr_w2": numbers(768, 256)}
+    lora = {"lora_B.weight": numbers(12288, 1), "lora_A.weight": numbers(1, 4096)}
+    terms = [Term(read(large)), Term(read(lora))]
+    with pytest.raises(
+        ArgumentError, match=r"exact sum of 1 weight .*12288 x 4096.*0\.134 GB.*--rank"
+    ):
         add(terms, progress=lambda *one: told.append(one))
     assert told == []
-    alone, _ = add([terms[0], Term(read(OTHERS["lora"], "diffusion_model.blocks.1.q"))])
+    alone, _ = add([terms[0], Term(read(lora, "diffusion_model.blocks.1.q"))])
     assert [layer.title for layer in alone.layers.values()] == ["LoKr", "LoRA"]
     nothing, _ = add([terms[0], Term(terms[1].adapter, {MODULE: 0.0})])
     assert nothing.layers[MODULE].title == "LoKr"
 
 
-def test_with_a_rank_that_is_all_of_them_it_goes_on():
+@pytest.mark.parametrize("rule", [None, 65536])
+def test_a_small_one_is_exact_and_so_is_one_with_a_rank_that_is_all_of_them(rule):
     terms = [Term(read(WHOLE["4x4"])), Term(read(OTHERS["lora"]))]
-    result, report = add(terms, 65536)
+    result, report = add(terms, rule)
     exact = dense(WHOLE["4x4"]) + dense(OTHERS["lora"])
     assert error_of(exact, written(result.layers[MODULE])) < 1e-5 * float(exact.norm())
     assert report.error < 1e-5
