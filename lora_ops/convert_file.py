@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +18,8 @@ from .adapter import Adapter
 from .architectures import Architecture, architecture_named, detect, parameters
 from .budgets import Budget
 from .convert import check_request, join_rule
-from .convert_pieces import Converting, run_convert
-from .convert_plan import convert_notes, names_for, planned
+from .convert_pieces import Converting, left_out, run_convert, without
+from .convert_plan import convert_notes, names_for, planned, unplaced
 from .devices import Placement
 from .edit import Edited, all_keys
 from .errors import ArgumentError, WriteError
@@ -53,6 +54,7 @@ def convert_file(
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    allow_partial: bool = False,
     placement: Placement | None = None,
     force: bool = False,
     version: str = "",
@@ -73,6 +75,8 @@ def convert_file(
         dtype: Of the factors; None: each layer's own.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
+        allow_partial: Leave out full differences that the format has no place for; the report has
+            their share of the change.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
@@ -95,7 +99,9 @@ def convert_file(
     if reference is None and isinstance(base, FileSource):
         targets, _ = _referred(base)
     if to is None:
-        work = _renaming(adapter, format_named(format or ""), known or model, targets, rule, dtype)
+        scheme = format_named(format or "")
+        left = unplaced(adapter, scheme) if allow_partial else []
+        work = _renaming(adapter, left, scheme, known or model, targets, rule, dtype)
     else:
         lowering = plan_to_lora(
             adapter,
@@ -109,6 +115,7 @@ def convert_file(
             dtype=dtype,
             dora=dora,
             exact=exact,
+            allow_partial=allow_partial,
         )
         work = _Work(
             all_keys(lowering.changes), lowering.architecture, lowering.run, lowering.notes
@@ -174,25 +181,28 @@ class _Work:
 
 def _renaming(
     adapter: Adapter,
+    left: Sequence[str],
     scheme: Format,
     architecture: Architecture | None,
     targets: Mapping[str, str],
     rule: str | int | RankRule | Budget | None,
     dtype: torch.dtype | None,
 ) -> _Work:
-    """Names that change, under which kinds stay."""
+    """Names that change, under which kinds stay; some layers are left out."""
     names = names_for(adapter, architecture, targets, scheme)
-    converting = Converting(scheme, names, join_rule(rule), dtype)
-    pieces = planned(adapter, scheme, names)
+    converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
+    kept = without(adapter, left)
+    pieces = planned(kept, scheme, names)
 
     def run(
         *, overhead: int, placement: Placement | None, progress: Progress | None
     ) -> Iterator[Edited]:
         del overhead  # of no use without a budget
-        return run_convert(adapter, pieces, converting, placement=placement, progress=progress)
+        run = run_convert(kept, pieces, converting, placement=placement, progress=progress)
+        return chain(run, left_out(adapter, left))
 
     keys = {piece.module: piece.keys for piece in pieces}
-    notes = tuple(convert_notes(adapter, pieces, converting.rule))
+    notes = tuple(convert_notes(kept, pieces, converting.rule))
     if scheme == PEFT and names.architecture is None and not names.own:
         notes += (
             "PEFT looks for modules of exactly these names; give the model's folder as --reference "

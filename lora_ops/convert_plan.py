@@ -45,8 +45,8 @@ _LOADERS: dict[str, tuple[str, ...]] = {
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "leave it out, use format `comfy` or `kohya`, or, if it is of a matrix, convert it "
-        "`--to lora`",
+        "use format `comfy` or `kohya`, --allow-partial, which leaves full differences out, or, if "
+        "it is of a matrix, convert it `--to lora`",
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -124,6 +124,20 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
         pieces += _pieces(adapter, format, names, native, members)
     _check_names(pieces)
     return pieces
+
+
+def unplaced(adapter: Adapter, format: Format) -> list[str]:
+    """Return the full differences of an adapter that a format has no place for.
+
+    Args:
+        adapter: Of any naming scheme; one that holds nothing else has none that could be left out.
+        format: That of the result.
+    """
+    if format.name in _LOADERS["diff"]:
+        return []
+    roles = {target: _keys(adapter, target).keys() for target in adapter.layers}
+    found = [target for target, held in roles.items() if "diff" in held and "up" not in held]
+    return found if len(found) < len(roles) else []
 
 
 def convert_notes(

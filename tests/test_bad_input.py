@@ -361,7 +361,7 @@ class TestRequests:
             ("energy=nan", "a share between 0 and 1"),
             ("ratio=0.5", "a number above 1"),
             ("99999999", "a whole number from 1"),
-            ("-3", "use a number or one of rank, energy"),
+            ("-3", "a rank is a whole number from 1"),
             ("", "use a number or one of rank, energy"),
             ("min=4", "start it with a rank"),
             ("8,16", "holds two rules"),
