@@ -111,6 +111,8 @@ def renames(packings: Iterable[Packing]) -> Renames:
         tokens = _tokens(packing.native)
         native.setdefault(_key(tokens), []).append((tokens, packing, 0))
         for index, name in enumerate(packing.foreign):
+            if not name:  # rows that the foreign model has not
+                continue
             tokens = _tokens(name)
             foreign.setdefault(_key(tokens), []).append((tokens, packing, index))
     return Renames(native, foreign)
