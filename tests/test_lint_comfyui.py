@@ -244,8 +244,9 @@ def test_a_table_that_is_wrong_is_found_out(host, tmp_path, monkeypatch):
 WEIGHTS = {"linear": (8, 6), "square": (8, 8), "conv1x1": (8, 6, 1, 1), "conv3x3": (8, 6, 3, 3), "conv3d": (8, 6, 2, 1, 3)}  # fmt: skip
 MAGNITUDES = (
     *((8,), (6,), (8, 1), (1, 8), (1, 6), (6, 1), (1, 1), (8, 1, 1), (1, 8, 1)),
-    *((8, 1, 1, 1), (1, 6, 1, 1), (1, 8, 1, 1), (8, 6, 1, 1), (8, 1, 1, 1, 1), (1, 6, 1, 1, 1)),
+    *((8, 1, 1, 1), (1, 6, 1, 1), (1, 8, 1, 1), (8, 1, 1, 1, 1), (1, 6, 1, 1, 1)),
 )
+KERNELS = {"conv1x1": "skip_connection", "conv3x3": "in_layers.2"}
 STACKED = ("lora", "loha", "loha, Tucker", "lokr whole, whole", "lokr whole, thin", "glora")
 
 
@@ -259,8 +260,8 @@ def test_magnitudes_that_it_cannot_broadcast(host, tmp_path):
             continue  # of three axes it knows pairs alone
         module = f"diffusion_model.double_blocks.{len(base)}.img_mlp.2"
         # A UNet's name tells that the factors of a LoHa or LoKr are those of a kernel.
-        if form == "conv3x3":
-            module = f"diffusion_model.input_blocks.{len(base)}.0.in_layers.2"
+        if form in KERNELS:
+            module = f"diffusion_model.input_blocks.{len(base)}.0.{KERNELS[form]}"
         cases[module] = (form, kind, shape)
         layers |= {f"{module}.{suffix}": one.clone() for suffix, one in forms[form][kind].items()}
         layers[f"{module}.dora_scale"] = torch.full(shape, 2.0)
@@ -276,7 +277,7 @@ def test_magnitudes_that_it_cannot_broadcast(host, tmp_path):
             DictSource(layers), ["comfy"], architecture=name, headers_only=True
         ).verdicts
         for module, case in cases.items():
-            if (case[0] == "conv3x3") != (name == "sd1"):
+            if (case[0] in KERNELS) != (name == "sd1"):
                 continue
             theirs = module not in failed and not torch.equal(made[f"{module}.0"], base[f"{module}.weight"])  # fmt: skip
             applied.append(theirs)

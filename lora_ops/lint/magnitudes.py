@@ -8,10 +8,11 @@ import torch
 
 from .subject import Part
 
-# Modules of UNets that are kernels, though LyCORIS may store their factors as matrices.
+# Modules that are kernels, though LyCORIS may store their factors as matrices, and those that may be.
 _KERNELS = re.compile(
     r"\.(in_layers\.2|out_layers\.3|skip_connection|op|conv)$|\.input_blocks\.0\.0$|\.out\.2$"
 )
+_EITHER = re.compile(r"proj_(in|out)$|embed|img_in|conv")
 _FLAT = ("loha", "lokr")
 
 
@@ -25,15 +26,20 @@ def are_applied(part: Part) -> bool:
     if "dora_scale" not in part.keys or part.layer is None:
         return True
     magnitudes, weight = part.magnitudes, part.layer.shape
-    if len(weight) == 2 and part.kind in _FLAT and len(magnitudes) != 2:
-        return len(magnitudes) == 4  # of a kernel, most likely; its size is not in the file
-    if len(weight) == 2 and part.kind in _FLAT and _is_kernel(part):
-        return False
-    return _broadcasts(magnitudes, weight)
+    if len(weight) != 2 or part.kind not in _FLAT:
+        return _broadcasts(magnitudes, weight)
+    kernel = _kernel(magnitudes, weight)
+    named = part.place.native if part.place is not None else ""
+    if _KERNELS.search(named):
+        return _broadcasts(magnitudes, kernel)
+    unsure = not named or _EITHER.search(named) is not None
+    return _broadcasts(magnitudes, weight) or (unsure and _broadcasts(magnitudes, kernel))
 
 
-def _is_kernel(part: Part) -> bool:
-    return part.place is not None and _KERNELS.search(part.place.native) is not None
+def _kernel(magnitudes: tuple[int, ...], matrix: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that the weight may have: its input channels and its kernel are not in the file."""
+    columns = magnitudes[1] if len(magnitudes) == 4 else matrix[1]
+    return (matrix[0], columns, 3, 3)
 
 
 def _broadcasts(magnitudes: tuple[int, ...], weight: tuple[int, ...]) -> bool:
