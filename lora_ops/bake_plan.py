@@ -14,7 +14,7 @@ from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFo
 from .formats import Modules, component, configured_scales, detect, flattened, modules, resolve
 from .ingredients import Ingredient
 from .layers import Convention
-from .pairs import COMPONENT_TITLES, nearest
+from .pairs import COMPONENT_TITLES, nearest, refuse_adapter
 from .report import counted
 from .source import TensorSource
 
@@ -130,6 +130,7 @@ def _refuse_adapter(checkpoint: TensorSource) -> None:
             f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
             "checkpoint first, or use `lorakit add` to join adapters"
         )
+    refuse_adapter(checkpoint)
 
 
 def _grouped(adapter: TensorSource) -> Modules:

@@ -6,22 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from ..architectures import ENCODERS, UNET
 from ..errors import LayerShapeError
-from ..formats import BIAS, ModelNames, title_of
-from ..formats.names import underscored
+from ..formats import BIAS, title_of
+from .known import State, known
 from .magnitudes import are_applied
-from .programs import PAIRS, Blocks, Program, Route, Scheme
+from .programs import PAIRS, Blocks, Program, Route
 from .subject import Part, Subject
 
-State = Literal["loads", "perhaps", "left"]
 #: The role whose key makes a program look for the others.
 _LEADS = {"loha": "w1_a", "glora": "a1"}
 NAME = "does not know the name"
 _PAIR = ("up", "down", "alpha")
-_WHOLE = ("text_projection", "embeddings.token_embedding", "embeddings.position_embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +128,7 @@ def _any_fits(pattern: str, file: Subject) -> bool:
 
 def _read(part: Part, file: Subject, route: Route) -> Read:
     keys = tuple(part.keys.values())
-    state = _known(part.name, route, file)
+    state = known(part.name, route, file)
     if state == "left" or (state == "perhaps" and part.stranger):
         return Read("left", NAME, 0.0, keys)
     if part.kind == "full" and all(re.search(route.biases, key) for key in keys):
@@ -200,69 +196,6 @@ def _is_half(part: Part) -> bool:
     return part.is_incomplete and _LEADS.get(part.kind) in part.keys
 
 
-def _known(module: str, route: Route, file: Subject) -> State:
-    """Whether a name is one that a program knows for this model."""
-    name = module.removesuffix(BIAS)
-    architecture = file.architecture
-    short = architecture.name if architecture is not None else ""
-    found: State = "left"
-    for scheme in route.schemes:
-        fits = not scheme.of or not short or short in scheme.of
-        if fits and name.startswith(scheme.prefix) and all(k in file.keys for k in scheme.needs):
-            state = _spelled(scheme, name.removeprefix(scheme.prefix), file.names)
-            if state == "loads":
-                return state
-            found = state if state == "perhaps" else found
-    return found
-
-
-def _spelled(scheme: Scheme, inner: str, names: ModelNames) -> State:
-    if scheme.flat and "." in inner:
-        return "left"
-    if scheme.only and not re.fullmatch(scheme.only, inner):
-        return "left"
-    if scheme.but and re.search(scheme.but, inner):
-        return "left"
-    if scheme.names == "any":
-        return "loads"
-    if scheme.names == "encoder":
-        return _of_encoder(inner)
-    if names.architecture is None:
-        return "perhaps"
-    if scheme.names == "processor":
-        return _with_processor(inner, names)
-    table = names.modules
-    place = table.find(inner)
-    if place is None:
-        # Of a variant of the model, or of none: only where nothing else begins so.
-        variant = scheme.names == "native" and scheme.prefix and not inner.startswith(("_", UNET))
-        return "perhaps" if variant else "left"
-    if scheme.names == "native":
-        return "loads" if table.foreign_parts(inner) else "left"
-    return "loads" if _is_foreign(inner, names) else "left"
-
-
-def _is_foreign(inner: str, names: ModelNames) -> bool:
-    """Whether a module has this name in diffusers; it may be the native one as well."""
-    parts = names.modules.foreign_parts(inner)
-    return not parts or any(underscored(name) == underscored(inner) for name, _ in parts)
-
-
-def _with_processor(inner: str, names: ModelNames) -> State:
-    if ".processor.to_" in inner:
-        inner = inner.replace(".processor.to_", ".to_")
-        inner += ".0" if inner.endswith(".to_out") else ""
-    elif ".to_" in inner:
-        return "left"
-    known = names.modules.find(inner) is not None and _is_foreign(inner, names)
-    return "loads" if known else "left"
-
-
-def _of_encoder(inner: str) -> State:
-    name = inner.partition("transformer.")[2]
-    return "loads" if ENCODERS.find(name) is not None or name.endswith(_WHOLE) else "perhaps"
-
-
 def _refused(file: Subject, program: Program, route: Route, reads: Mapping[str, Read]) -> str:
     """Why a program stops with an error; empty where it does not."""
     if file.odd_alphas:
@@ -282,7 +215,7 @@ def _refused(file: Subject, program: Program, route: Route, reads: Mapping[str, 
             if "alpha" not in part.keys and reads[part.name].state != "left":
                 return f"layer `{part.name}` has no alpha"
     for part in file.parts if program.stops else ():
-        if _is_half(part) and _known(part.name, route, file) != "left":
+        if _is_half(part) and known(part.name, route, file) != "left":
             return f"layer `{part.name}` is incomplete"
     missing = next((name for one in route.blocks for name in _missing(one, file)), None)
     if missing is not None:
