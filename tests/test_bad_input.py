@@ -206,7 +206,7 @@ class TestFilesThatDoNotBelongTogether:
 
     def test_a_checkpoint_as_lora(self, here: Path) -> None:
         words = ("verify", "base.safetensors", "tuned.safetensors", "tuned.safetensors")
-        assert "belongs to a known adapter format" in refusal(COULD_NOT, *words)
+        assert "is a checkpoint or a part of one" in refusal(COULD_NOT, *words)
 
     @pytest.mark.parametrize("side", ["base", "tuned"])
     def test_a_lora_as_checkpoint(self, here: Path, side: str) -> None:
