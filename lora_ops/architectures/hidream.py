@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition
-from .renames import renamed, same, within
+from .renames import same, within
 
 _GATED = ("w1", "w2", "w3")
 _STREAM = (
@@ -12,9 +12,8 @@ _STREAM = (
     *(f"attn1.{part}_rms_norm" for part in "qk"),
     *(f"ff_i.shared_experts.{part}" for part in _GATED),
     *(f"ff_i.experts.{{}}.{part}" for part in _GATED),
+    "ff_i.gate",
 )
-# Its loaders stop at the gate of the experts, which is no linear layer there.
-_GATE = renamed(("ff_i.gate", ""))
 _TEXT = (
     *(f"attn1.to_{part}_t" for part in ("q", "k", "v", "out")),
     *(f"attn1.{part}_rms_norm_t" for part in "qk"),
@@ -29,8 +28,8 @@ HIDREAM = Architecture(
     blocks={"double_stream_blocks": (16,), "single_stream_blocks": (32,)},
     diffusers="transformer.",
     packings=(
-        *within(_DOUBLE, _DOUBLE, (*same(*_STREAM, *_TEXT), *_GATE)),
-        *within(_SINGLE, _SINGLE, (*same(*_STREAM), *_GATE)),
+        *within(_DOUBLE, _DOUBLE, same(*_STREAM, *_TEXT)),
+        *within(_SINGLE, _SINGLE, same(*_STREAM)),
         *same(
             *(f"t_embedder.timestep_embedder.linear_{number}" for number in (1, 2)),
             *(f"p_embedder.pooled_embedder.linear_{number}" for number in (1, 2)),

@@ -152,8 +152,7 @@ class ModelNames:
         known = self.architecture is not None and self.architecture.diffusers is not None
         there = self.modules.foreign_parts(inner) if known else ()
         foreign = tuple((name, replace(at, native=target)) for name, at in there)
-        nameless = any(not name for name, _ in there) and self._is_foreign(format)
-        if nameless or (format == DIFFUSERS and not foreign):
+        if format == DIFFUSERS and not foreign:
             raise _no_name(format, target, self.architecture)
         parts = foreign if foreign and self._is_foreign(format) else ((inner, Place(target)),)
         return tuple((self._written(format, name), at) for name, at in parts)
