@@ -115,6 +115,7 @@ class _Group:
     last: str
     names: list[str] = field(default_factory=list[str])
     numbers: set[int] = field(default_factory=set[int])
+    highest: int = -1
 
 
 @dataclass(slots=True)
@@ -190,8 +191,8 @@ def _groups(layers: Mapping[str, Shape | None]) -> Sequence[_Group]:
         group = found.setdefault((key, shape), _Group(shape, name))
         group.names.append(name)
         if match is not None:
-            if int(match[0]) > max(group.numbers, default=-1):
-                group.last = name
+            if int(match[0]) > group.highest:
+                group.last, group.highest = name, int(match[0])
             group.numbers.add(int(match[0]))
     return tuple(found.values())
 
