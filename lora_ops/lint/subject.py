@@ -228,7 +228,8 @@ def _stranger(names: ModelNames, module: str) -> str:
     inside = component(module) == "unet" and not module.startswith(TE)
     if names.architecture is None or not inside or has(names, module):
         return ""
-    others = (one for one in ARCHITECTURES if has(model_names(one), module))
+    commoner = (one for one in ARCHITECTURES if not one.variant_of)
+    others = (one for one in commoner if has(model_names(one), module))
     return next((one.title for one in others), "")
 
 
