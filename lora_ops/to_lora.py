@@ -87,6 +87,7 @@ def plan_to_lora(
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    configured: bool = False,
 ) -> Lowering:
     """Plan to write every kind as plain LoRA; full differences of vectors stay what they are.
 
@@ -102,6 +103,7 @@ def plan_to_lora(
         dtype: Of the factors; None: each layer's own.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: See `Resizing`.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
 
     Raises:
         LoraOpsError: As `convert`, but for what the numbers themselves may cause.
@@ -122,7 +124,7 @@ def plan_to_lora(
     resizing = Resizing(
         chosen or _ALL,
         dtype=dtype,
-        has_alpha=scheme.keeps_alpha,
+        has_alpha=scheme.keeps_alpha or configured,
         needs_alpha=scheme.needs_alpha,
         exact=exact,
     )

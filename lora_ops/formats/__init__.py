@@ -27,7 +27,7 @@ from .peft_config import (
     special,
 )
 from .peft_saved import saved_parameters
-from .peft_written import adapter_config, with_unit_scales
+from .peft_written import Written, adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, modules
 from .table import (
@@ -61,6 +61,7 @@ __all__ = [
     "Modules",
     "Namer",
     "Respell",
+    "Written",
     "adapter_config",
     "commonest",
     "component",

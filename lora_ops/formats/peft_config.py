@@ -225,6 +225,11 @@ def _scale(config: Config, name: str) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
 
 
+def rank_of(config: Config, name: str) -> float:
+    """Return the rank that a configuration gives a module of the model."""
+    return _number(_matching(config.get("rank_pattern"), name, config.get("r", _DEFAULT))) or 1.0
+
+
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
