@@ -45,7 +45,6 @@ def verify(
     with clear_errors():
         from ..lora_ops import open_source
         from ..lora_ops import verify as verify_lora
-        from ..lora_ops.files import refuse_quantised
         from ..terminal.as_json import check_json, write_json
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_report
@@ -56,8 +55,6 @@ def verify(
             open_source(lora) as lora_source,
         ):
             check_json(json_to, [*base_source.paths, *tuned_source.paths, *lora_source.paths])
-            for source in (base_source, tuned_source):
-                refuse_quantised(source)
             with progress_bar("verifying") as progress:
                 report = verify_lora(
                     base_source,

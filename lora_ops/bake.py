@@ -19,7 +19,7 @@ from .bake_shares import Share
 from .bake_tensor import Baked, BakedLayer, bake_tensor, matrix
 from .formats import component
 from .ingredients import Ingredient
-from .layers import Convention, LoraLayer, ReplacementLayer
+from .layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
 from .linalg import frobenius, inner
 from .parallel import Progress, ordered_map
 from .report import Report, Skip, counted
@@ -137,4 +137,6 @@ def _norm(share: Share) -> float:
     if isinstance(layer, LoraLayer):
         factors = layer.factors(share.strength)
         return math.sqrt(max(0.0, float(inner(*factors, *factors))))
+    if isinstance(layer, LokrLayer):
+        return abs(share.strength) * float(layer.kron().norm())
     return abs(share.strength) * float(frobenius(matrix(layer.delta())).item())

@@ -22,7 +22,6 @@ from .files import (
     check_output,
     dtype_name,
     partition,
-    refuse_quantised,
     shard_paths,
 )
 from .files.header import render_header
@@ -84,7 +83,6 @@ def plan_bake_file(
     if output is not None:
         suffix = INDEX if _is_index(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
-    refuse_quantised(checkpoint)
     plan = plan_bake(
         checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
     )

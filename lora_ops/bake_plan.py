@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 
 from .architectures import Parameter, parameters
+from .architectures import detect as detect_architecture
 from .bake_shares import Change, Share, check_fit, check_kind
-from .errors import ArgumentError, MismatchError, TargetMismatchError, UnknownFormatError
+from .checkpoints import check_checkpoint
+from .convert_plan import names_for
+from .errors import ArgumentError, MismatchError, UnknownFormatError
 from .formats import (
     Modules,
-    component,
     configuration_notes,
+    decode,
     detect,
-    flattened,
     modules,
-    resolve,
     saved_parameters,
-    told,
+    settings_of,
 )
 from .ingredients import Ingredient
 from .layers import Convention
-from .pairs import COMPONENT_TITLES, nearest
+from .matching import found_seats
+from .outline import Outline
 from .report import counted
 from .source import TensorSource
 
@@ -90,32 +93,31 @@ def plan_bake(
         TargetMismatchError: Layers of an adapter are not in the checkpoint; always where none is.
         WeightShapeError: A layer does not have its parameter's shape.
         UnsupportedLayerError: A layer is of a kind that is not read, or that cannot be unbaked.
-        FormatError: A parameter that is to change is not stored as floating point numbers.
+        FormatError: A parameter that is to change is not stored as floating point numbers, or with
+            scales.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    _refuse_adapter(checkpoint)
+    check_checkpoint(checkpoint, "give the checkpoint first, or use `lorakit add` to join adapters")
     known = parameters(checkpoint)
-    targets = {parameter.target: parameter for parameter in known.values()}
-    found: dict[str, list[Share]] = {}
+    found: dict[Parameter, list[Share]] = {}
     lost: list[Share] = []
     idle: list[Share] = []
     for ingredient in ingredients:
-        for share, target in _shares(ingredient, sign, targets, checkpoint, allow_partial):
-            if target is None:
+        for share in _shares(ingredient, sign, known, checkpoint, allow_partial):
+            if share.seat is None:
                 lost.append(share)
             elif share.strength:
-                found.setdefault(target, []).append(share)
+                found.setdefault(share.seat.parameter, []).append(share)
             else:
                 idle.append(share)
     if not found:
         reason = "every strength is 0" if idle else "no adapter is given"
         raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
     changes: dict[str, tuple[Change, ...]] = {}
-    for target, shares in found.items():
-        change = Change(targets[target], tuple(shares))
-        key = change.parameter.key
-        changes[key] = (*changes.get(key, ()), change)
+    for parameter, shares in found.items():
+        change = Change(parameter, tuple(shares))
+        changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {one.key for one in known.values() if one.component != "other"}
     dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
@@ -132,14 +134,6 @@ def plan_bake(
         notes=(*_notes(ingredients), *_side_by_side(changes)),
         dora=dora,
     )
-
-
-def _refuse_adapter(checkpoint: TensorSource) -> None:
-    if modules(checkpoint.keys()).is_adapter:
-        raise MismatchError(
-            f"{checkpoint.name} is an adapter (LoRA or the like), not a checkpoint; give the "
-            "checkpoint first, or use `lorakit add` to join adapters"
-        )
 
 
 def _grouped(adapter: TensorSource) -> Modules:
@@ -175,7 +169,10 @@ def _side_by_side(changes: Mapping[str, Sequence[Change]]) -> Iterator[str]:
         change.parameter.target
         for found in changes.values()
         for change in found
-        if len(change.shares) > 1 and any(share.needs_base for share in change.shares)
+        if any(
+            (one.needs_base or other.needs_base) and _overlap(one, other)
+            for one, other in combinations(change.shares, 2)
+        )
     ]
     if shared:
         yield (
@@ -185,87 +182,42 @@ def _side_by_side(changes: Mapping[str, Sequence[Change]]) -> Iterator[str]:
         )
 
 
+def _overlap(one: Share, other: Share) -> bool:
+    """Whether two layers of a weight change some rows of it both."""
+    rows = [share.seat.rows for share in (one, other) if share.seat is not None and share.seat.rows]
+    return len(rows) < 2 or (rows[0][0] < rows[1][1] and rows[1][0] < rows[0][1])
+
+
 def _shares(
     ingredient: Ingredient,
     sign: int,
-    targets: Mapping[str, Parameter],
+    known: Mapping[str, Parameter],
     checkpoint: TensorSource,
     allow_partial: bool,
-) -> Iterator[tuple[Share, str | None]]:
-    """The layers of an adapter, checked, each with its target; None where there is none."""
-    grouped = _grouped(ingredient.source)
+) -> Iterator[Share]:
+    """The layers of an adapter, checked, each where it lies."""
+    source = ingredient.source
+    grouped = _grouped(source)
     saved = saved_parameters(grouped.extras)
     names = list(dict.fromkeys([*grouped.modules, *saved]))
     strengths = ingredient.strengths(names)
-    target_of = found_targets(
+    targets = {parameter.target: parameter for parameter in known.values()}
+    seat_of = found_seats(
         names,
         targets,
-        adapter=ingredient.source.name,
+        lambda: names_for(decode(Outline(source)), detect_architecture(known), list(targets)),
+        adapter=source.name,
         checkpoint=checkpoint.name,
         allow_partial=allow_partial,
     )
     # A weight that is saved may have a layer of the same name, which is then added to it.
     for found in (grouped.modules, saved):
-        settings = told(ingredient.source, found)
+        settings = settings_of(source, found)
         for name, module in found.items():
+            seat = seat_of.get(name)
             strength = sign * strengths[name]
-            share = Share(ingredient.source, name, module, strength, settings.get(name))
-            target = target_of.get(name)
+            share = Share(source, name, module, strength, settings.get(name), seat=seat)
             layer = check_kind(share, sign)
-            share = replace(share, needs_base=layer.needs_base)
-            if target is not None:
-                check_fit(layer, name, ingredient.source.name, targets[target], checkpoint)
-            yield share, target
-
-
-def found_targets(
-    names: Collection[str],
-    targets: Mapping[str, Parameter],
-    *,
-    adapter: str,
-    checkpoint: str,
-    allow_partial: bool | None = None,
-) -> dict[str, str]:
-    """Return the target of each module that has a parameter in a checkpoint.
-
-    Args:
-        names: Of the modules, as they stand in the adapter.
-        targets: The checkpoint's parameters by canonical target.
-        adapter: What messages call the adapter.
-        checkpoint: What they call the checkpoint.
-        allow_partial: Whether some may be missing; None: they may not, and nobody can ask for it.
-
-    Raises:
-        TargetMismatchError: Two modules mean one target, or one is not there.
-    """
-    found = {name: target for name, target in resolve(names, targets).items() if target in targets}
-    for target, count in Counter(found.values()).items():
-        if count > 1:
-            listed = ", ".join(f"`{name}`" for name, other in found.items() if other == target)
-            raise TargetMismatchError(
-                f"{listed} of {adapter} all mean `{target}`; keep one of them",
-                target=target,
-            )
-    lost = [name for name in names if name not in found]
-    if not lost or (allow_partial and found):
-        return found
-    spelled = {flattened(target): target for target in targets}
-    lines = [f"`{name}`, nearest: {_nearest(name, spelled)}" for name in lost[:3]]
-    lacking = [
-        f"it has no {COMPONENT_TITLES[part]}"
-        for part in {component(name): None for name in lost}
-        if not any(parameter.component == part for parameter in targets.values())
-    ]
-    offered = found and allow_partial is not None
-    way_out = "; --allow-partial goes on with the others" if offered else ""
-    raise TargetMismatchError(
-        f"{len(lost)} of {counted(len(names), 'layer')} of {adapter} are not in "
-        f"{checkpoint}: {'; '.join([*lines, *lacking])}; give the checkpoint that the LoRA was "
-        f"made for{way_out}"
-    )
-
-
-def _nearest(name: str, spelled: Mapping[str, str]) -> str:
-    """The target that is spelled most like a module, in backticks; names differ in their dots."""
-    found = nearest(flattened(name), spelled).strip("`")
-    return f"`{spelled[found]}`" if found in spelled else "none"
+            if seat is not None:
+                check_fit(layer, name, source.name, seat.own, checkpoint)
+            yield replace(share, needs_base=layer.needs_base)

@@ -10,6 +10,7 @@ from .edit import described
 from .errors import FormatError, UnsupportedLayerError, WeightShapeError
 from .formats import Configured, Module, read_configured
 from .layers import DoraLayer, Layer, ReshapedLayer, fits
+from .matching import Seat
 from .outline import Outline
 from .source import TensorSource
 
@@ -25,6 +26,7 @@ class Share:
         strength: The factor; negative to take the layer out.
         told: What the file's configuration says of it.
         needs_base: Whether its change is made from the weight.
+        seat: Where it lies in the checkpoint; None where that has no place for it.
     """
 
     source: TensorSource
@@ -33,6 +35,7 @@ class Share:
     strength: float
     told: Configured | None = None
     needs_base: bool = False
+    seat: Seat | None = None
 
     def read(self) -> Layer:
         """Read the layer."""

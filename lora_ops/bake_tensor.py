@@ -107,19 +107,21 @@ class _Delta:
         downs: list[Tensor] = []
         whole: Tensor | None = None
         rank = 0
-        for share in shares:
+        for share, seat in ((one, one.seat) for one in shares if one.seat is not None):
             layer = share.read()
             rank += layer.rank
-            if layer.needs_base:
-                change = matrix(layer.change(base, share.strength, dtype, convention))
-                whole = change if whole is None else whole.add_(change)
-            elif isinstance(layer, LoraLayer) and dtype == torch.float32:
+            if isinstance(layer, LoraLayer) and dtype == torch.float32:
                 up, down = layer.factors(share.strength)
-                ups.append(up)
+                ups.append(seat.spread(up))
                 downs.append(down)
+                continue
+            if layer.needs_base:
+                own = seat.taken(base)
+                change = matrix(layer.change(own, share.strength, dtype, convention))
             else:
-                dense = matrix(layer.delta(dtype)) * share.strength
-                whole = dense if whole is None else whole.add_(dense)
+                change = matrix(layer.delta(dtype)) * share.strength
+            change = seat.spread(change)
+            whole = change if whole is None else whole.add_(change)
         if whole is not None:  # the product may have no columns, but must have a shape
             ups.append(whole.new_empty(len(whole), 0))
             downs.append(whole.new_empty(0, whole.shape[1]))

@@ -1,7 +1,7 @@
 """Any kind as plain LoRA: what each layer changes, made exact, for `resize` to cut to a rank.
 
-A LoHa, a LoKr or a GLoRA is the product of two factors that can be written down; a change that has
-none smaller than itself is multiplied out. Whatever is made from the weight is made from the
+A LoHa or a GLoRA is the product of two factors that can be written down; a change that has none
+smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices. Whatever is made from the weight is made from the
 checkpoint's, one weight at a time, when the layer is asked for.
 """
 
@@ -29,6 +29,7 @@ from .layers import (
     FullLayer,
     GloraLayer,
     Layer,
+    LokrLayer,
     LoraLayer,
     MadeLayer,
     PissaLayer,
@@ -84,7 +85,7 @@ def as_changes(
         made = _made(plan, lambda: make(target))
         return made if plan.reshape_weight is None else ReshapedLayer(made, plan.reshape_weight)
 
-    def make(target: str) -> LoraLayer | FullLayer:
+    def make(target: str) -> LoraLayer | FullLayer | LokrLayer:
         layer, plan = adapter.layers[target], plans[target]
         weight = base.weight(target) if base is not None and layer.needs_base else None
         return _change(target, layer, plan, weight, convention)
@@ -102,18 +103,24 @@ class _Plan:
     rank: int
     dtype: torch.dtype
     is_dense: bool
+    is_kron: bool = False
+    is_large: bool = False
     reshape_weight: Tensor | None = None
 
 
 def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
     shape = _shape(target, layer, base)
     size = layer.reshape_weight if isinstance(layer, ReshapedLayer) else None
-    dense = _is_dense(layer, shape)
-    return _Plan(layer.title, shape, _rank(layer), layer.dtype, dense, size)
+    large = _is_large(layer, shape)
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    kron = isinstance(plain, LokrLayer) and plain.is_small
+    dense = large and not kron
+    return _Plan(layer.title, shape, _rank(layer), layer.dtype, dense, kron, large, size)
 
 
-def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer]) -> MadeLayer:
-    return MadeLayer(plan.kind, plan.shape, plan.rank, plan.dtype, plan.is_dense, make)
+def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer | LokrLayer]) -> MadeLayer:
+    kind, shape, rank, dtype = plan.kind, plan.shape, plan.rank, plan.dtype
+    return MadeLayer(kind, shape, rank, dtype, plan.is_dense, make, plan.is_kron)
 
 
 def _with_weight(
@@ -133,8 +140,8 @@ def _with_weight(
 
 def _change(
     target: str, layer: Layer, plan: _Plan, weight: Tensor | None, convention: Convention
-) -> LoraLayer | FullLayer:
-    """The change of a layer, float32: multiplied out, or as the LoRA that it is exactly.
+) -> LoraLayer | FullLayer | LokrLayer:
+    """The change of a layer, float32: multiplied out, or as the LoRA or LoKr that it is exactly.
 
     Raises:
         NonFiniteError: A tensor of the layer holds NaN or infinity.
@@ -142,6 +149,8 @@ def _change(
     if isinstance(layer, ReshapedLayer):
         weight = None if weight is None else layer.padded(weight)
         layer = layer.inner
+    if plan.is_kron and isinstance(layer, LokrLayer):
+        return layer
     if not plan.is_dense:
         if isinstance(layer, GloraLayer | PissaLayer) and weight is not None:
             up, down = layer.factors_of(weight)
@@ -201,12 +210,22 @@ def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
 def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The changes themselves, all multiplied out where one is: only what is alike can be joined."""
     found = {
-        name: layer.make() if isinstance(layer, MadeLayer) else layer
+        name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
         for name, layer in layers.items()
     }
     if not any(isinstance(layer, FullLayer) for layer in found.values()):
         return found
     return {name: FullLayer(layer.delta()) for name, layer in found.items()}
+
+
+def _multiplied(made: MadeLayer) -> Layer:
+    """The change of a layer in factors, or whole where these would be larger."""
+    layer = made.make()
+    if not isinstance(layer, LokrLayer):
+        return layer
+    if not layer.is_thin:
+        return FullLayer(made.delta())
+    return low_rank(*layer.factors(), made.size)
 
 
 def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
@@ -222,7 +241,7 @@ def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
 
 
 def _check_thin(plans: Mapping[str, _Plan]) -> None:
-    dense = [target for target, plan in plans.items() if plan.is_dense and len(plan.shape) > 1]
+    dense = [target for target, plan in plans.items() if plan.is_large and len(plan.shape) > 1]
     if dense:
         raise ArgumentError(
             f"{counted(len(dense), 'layer')}, the first `{dense[0]}` ({plans[dense[0]].kind}), would "
@@ -249,13 +268,11 @@ def _has_own_inner(layer: Layer) -> bool:
 
 def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ...]:
     """Of the weight: the checkpoint's, where it is known, for a kernel may be stored flat."""
-    parameter = base.parameters.get(target) if base is not None else None
-    if parameter is None or isinstance(layer, ReshapedLayer):
-        return layer.shape
-    return parameter.shape
+    shape = base.shape(target) if base is not None else None
+    return layer.shape if shape is None or isinstance(layer, ReshapedLayer) else shape
 
 
-def _is_dense(layer: Layer, shape: Sequence[int]) -> bool:
+def _is_large(layer: Layer, shape: Sequence[int]) -> bool:
     """Whether factors of the change would be larger than the change; a vector has none."""
     plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
     out, into = _sides(shape)

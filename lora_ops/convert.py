@@ -89,7 +89,7 @@ def convert(
         notes = lowering.notes(report)
     else:
         scheme = format_named(format or adapter.format)
-        names = names_for(adapter, architecture, reference)
+        names = names_for(adapter, architecture, reference, scheme)
         converting = Converting(scheme, names, join_rule(rule), dtype)
         pieces = planned(adapter, scheme, names)
         results = run_convert(adapter, pieces, converting, placement=where, progress=progress)

@@ -18,7 +18,7 @@ from .convert_pieces import Converting, run_convert
 from .convert_plan import convert_notes, names_for, planned
 from .devices import Placement
 from .edit import Edited, all_keys
-from .files import FileSource, Output, check_output, refuse_quantised
+from .files import FileSource, Output, check_output
 from .formats import decode, format_named
 from .inputs import paths_of
 from .layers import Convention
@@ -82,8 +82,6 @@ def convert_file(
         check_folder(output, read, force=force)
     else:
         check_output(output, read, force=force)
-    if base is not None:
-        refuse_quantised(base)
     adapter = decode(source)
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
@@ -91,7 +89,7 @@ def convert_file(
         scheme = format_named(format or "")
         converting = Converting(
             scheme,
-            names_for(adapter, known or model, targets),
+            names_for(adapter, known or model, targets, scheme),
             join_rule(rule),
             dtype,
             configured=is_for_folder(output, format) and keeps_alpha(output, scheme, adapter.keys),

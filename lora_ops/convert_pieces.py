@@ -146,7 +146,7 @@ def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> D
     """
     axes = len(layer.shape)
     if format.keeps_alpha:
-        return DoraLayer(inner, layer.magnitudes(axes))
+        return DoraLayer(inner, layer.dora_scale)
     if layer.axis == 1 or not isinstance(inner, LoraLayer):
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
@@ -197,12 +197,16 @@ def _norm(layer: Layer) -> Tensor:
     if isinstance(inside, LoraLayer):
         up, down = _factors(inside)
         return inner(up, down, up, down).clamp(min=0).sqrt()
+    if isinstance(inside, LokrLayer):
+        return inside.kron().norm()
     return torch.linalg.vector_norm(stored_change(inside))
 
 
 def _missed(exact: Layer, result: Layer) -> float:
     """Frobenius norm of the exact change less that of the layer that is written."""
     mine, theirs = _factors_in(exact), _factors_in(result)
+    if isinstance(mine, LokrLayer) and isinstance(theirs, LokrLayer):
+        return mine.kron().distance(theirs.kron())
     if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
         lost = stored_change(mine) - stored_change(theirs)
         return float(torch.linalg.vector_norm(lost))

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from .adapter import Adapter
-from .architectures import Architecture, Place
+from .architectures import UNET, Architecture, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
-from .formats import BIAS, Format, ModelNames, format_of, model_names, module_keys, saved_parameters
-from .models import models_of
+from .formats import (
+    BIAS,
+    KOHYA,
+    PEFT,
+    Format,
+    ModelNames,
+    format_of,
+    is_turned,
+    model_names,
+    module_keys,
+    saved_parameters,
+    table_keys,
+)
+from .models import recognised
 from .ranks import RankRule
 from .report import counted
 
@@ -21,12 +33,18 @@ _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
 
 # Formats whose loaders know the kind that a role is of; other roles are known to all, or to those
 # that read an alpha.
-_LOADERS = {"set_weight": ("comfy",), "reshape_weight": ("comfy",), "on_input": ("kohya",)}
+_LOADERS = {
+    "diff": ("kohya", "comfy"),
+    "set_weight": ("comfy",),
+    "reshape_weight": ("comfy",),
+    "on_input": ("kohya",),
+}
 # What a role is called, and what else can be done, where that is not to make it a LoRA.
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "leave it out, use format `comfy`, or, if it is of a matrix, convert it `--to lora`",
+        "leave it out, use format `comfy` or `kohya`, or, if it is of a matrix, convert it "
+        "`--to lora`",
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -134,23 +152,86 @@ def convert_notes(
 
 
 def names_for(
-    adapter: Adapter, architecture: Architecture | None = None, reference: Sequence[str] = ()
+    adapter: Adapter,
+    architecture: Architecture | None = None,
+    reference: Sequence[str] = (),
+    format: Format | None = None,
 ) -> ModelNames:
     """Return the names of the model that an adapter is for.
 
-    Of several models that have its names, the likeliest whose fused projections are of the shapes
-    that the adapter has.
+    A table is used only where all names of the adapter are its. Where several tables have them, it
+    must not matter which is used. Otherwise the model counts as unknown, and names stay as they are.
 
     Args:
         adapter: Told by its names and shapes.
         architecture: Where it is known.
-        reference: Canonical targets of a checkpoint.
+        reference: Canonical targets of a checkpoint; of a UNet they also tell the layout.
+        format: That the adapter gets; None: none, its modules are only looked up.
+
+    Raises:
+        ArgumentError: Names have to change, and it is in doubt to what.
     """
     if architecture is not None:
         return model_names(architecture, reference)
-    known = [model_names(one, reference) for one in models_of(adapter)]
-    fitting = (names for names in known if _fits(adapter, names))
-    return next(fitting, known[0] if known else model_names(None, reference))
+    unknown = model_names(None, reference)
+    found = recognised(adapter)
+    keeps = format is not None and all(format_of(module) == format for module in adapter.layers)
+    if not found.possible or (found.strays and keeps):
+        return unknown
+    if found.strays and reference:
+        return unknown
+    if found.strays:
+        title = found.possible[0].title
+        raise ArgumentError(
+            f"{counted(len(found.strays), 'layer')} of {len(adapter.layers)} are not of {title}, "
+            f"whose names the others have; the first is `{found.strays[0]}`: no name is changed "
+            "while it is in doubt; give the model's checkpoint as --reference, or its name as "
+            "--architecture",
+            target=found.strays[0],
+        )
+    known = [model_names(one, reference) for one in found.possible]
+    if reference:
+        return _referred(known, adapter, set(reference)) or unknown
+    for module in adapter.layers:
+        meant = [one for names in known if (one := _meaning(names, module, format))]
+        if all(one == meant[0] for one in meant):
+            continue
+        if keeps:
+            return unknown
+        titles = found.titles
+        raise ArgumentError(
+            f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
+            f"`{module}` means different things: no name is changed while it is in doubt; give "
+            "the model's checkpoint as --reference, or its name as --architecture",
+            target=module,
+        )
+    named = (names for names in known if all(_meaning(names, m, format) for m in adapter.layers))
+    return next(named, known[0])
+
+
+def _referred(
+    known: Sequence[ModelNames], adapter: Adapter, reference: Collection[str]
+) -> ModelNames | None:
+    """The first whose places of all layers are in a checkpoint."""
+    for names in known:
+        places = [names.place(module.removesuffix(BIAS)) for module in adapter.layers]
+        if all(
+            place is not None and (place.native in reference or not place.native.startswith(UNET))
+            for place in places
+        ):
+            return names
+    return None
+
+
+def _meaning(names: ModelNames, module: str, format: Format | None) -> tuple[object, ...]:
+    """Where a module is, and what it is called in a format; () for a model that has no name there."""
+    place = names.place(module)
+    if place is None or format is None:
+        return (place,)
+    try:
+        return place, names.spelled(format, place.native)
+    except UnsupportedLayerError:
+        return ()
 
 
 def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
@@ -169,15 +250,6 @@ def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
         return True
     first = parts[0]
     return shape[0] * (first.stop - first.start) == shape[1] * (place.stop - place.start)
-
-
-def _fits(adapter: Adapter, names: ModelNames) -> bool:
-    """Whether the first fused projection, or part of one, is packed as this model's are."""
-    for module in adapter.layers:
-        place = names.place(module)
-        if place is not None and len(names.packing(place.native)) > 1:
-            return is_packed(names, adapter.layers[module].shape, place)
-    return True
 
 
 def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Place]:
@@ -240,6 +312,8 @@ def _spelled_keys(
     if "mid" in suffixes:
         roles = zip(("up", "down", "mid"), format.tucker, strict=True)
         found |= {role: module + suffix for role, suffix in roles}
+    if format == PEFT and is_turned(suffixes.get("up", "")):
+        found |= table_keys(module)
     if suffixes.keys() & {"dora_scale", "magnitude"}:
         found |= {"dora_scale": f"{module}.dora_scale"}
         found |= {"magnitude": f"{module}.lora_magnitude_vector"}
@@ -247,8 +321,13 @@ def _spelled_keys(
     lost = [role for role in others if format.name not in _LOADERS.get(role, (format.name,))]
     if not format.keeps_alpha:
         lost += [role for role in suffixes if role == "mid" or role in others]
-    if "diff" in suffixes and "up" not in suffixes and not format.holds_full:
+    if "diff" in suffixes and "up" not in suffixes and format.name not in _LOADERS["diff"]:
         lost.append("diff")
+    if suffixes.get("diff", "").endswith("_norm") and format == KOHYA:
+        # LyCORIS loads the differences of norms by this name alone.
+        found["diff"] = module.removesuffix(BIAS) + (
+            ".b_norm" if module.endswith(BIAS) else ".w_norm"
+        )
     if lost:
         what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", "convert it `--to lora`"))
         raise UnsupportedLayerError(

@@ -14,8 +14,8 @@ from .adapter import Adapter
 from .devices import Placement, upload
 from .edit import described, finite
 from .errors import UnsupportedLayerError
-from .layers import FullLayer, Layer, LoraLayer, MadeLayer, innermost
-from .linalg import FactoredSvd, factored_svd, frobenius, thinned
+from .layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, innermost
+from .linalg import FactoredSvd, KronSvd, factored_svd, frobenius, thinned
 from .parallel import ordered_map
 
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ class Decomposed:
 
     target: str
     layer: Layer
-    svd: FactoredSvd
+    svd: FactoredSvd | KronSvd
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,7 @@ def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
     """The shapes of the factors that are stacked; none for a layer that is not."""
     plain = innermost(layer)
-    if isinstance(plain, FullLayer) or layer.needs_base:
+    if isinstance(plain, FullLayer) or layer.needs_base or _kron(plain) is not None:
         return ()
     if isinstance(plain, MadeLayer) and plain.is_dense:
         return ((layer.shape[0], math.prod(layer.shape[1:])),)
@@ -136,6 +136,11 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
             continue
         _check_own(target, layer)
         plain = innermost(layer)
+        lokr = _kron(plain)
+        if lokr is not None:
+            finite(lokr.kron().norm(), target, lokr)
+            yield Decomposed(target, layer, lokr.svd())
+            continue
         if isinstance(plain, MadeLayer) and plain.is_dense:
             matrix = upload(plain.delta().flatten(1), placement)
             yield Dense(target, layer, matrix, frobenius(matrix).square())
@@ -149,6 +154,14 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
         stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
         for index, (target, layer) in enumerate(thin.items()):
             yield Decomposed(target, layer, stack[index])
+
+
+def _kron(plain: Layer) -> LokrLayer | None:
+    """A LoKr, also on its way to a LoRA, whose two matrices can be decomposed apart."""
+    if isinstance(plain, MadeLayer) and plain.is_kron:
+        made = plain.make()
+        return made if isinstance(made, LokrLayer) else None
+    return plain if isinstance(plain, LokrLayer) and plain.is_small else None
 
 
 def _check_own(target: str, layer: Layer) -> None:

@@ -20,7 +20,7 @@ from .changes import as_changes
 from .devices import Placement
 from .edit import EditReport, all_keys, converted
 from .errors import ArgumentError
-from .files import FileSource, Output, check_output, refuse_quantised
+from .files import FileSource, Output, check_output
 from .formats import decode, format_named
 from .importance import importance
 from .ingredients import Ingredient
@@ -28,7 +28,7 @@ from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata, joined_metadata
 from .methods import check_method
-from .models import models_of
+from .models import recognised
 from .outline import Outline
 from .parallel import Progress
 from .peft_folder import (
@@ -94,8 +94,6 @@ def resize_file(
             f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
             "nothing; use a budget: size=, mean= or total_error="
         )
-    for checkpoint in filter(None, (relative_to, base)):
-        refuse_quantised(checkpoint)
     adapter = decode(source)
     if base is not None:
         layers = decode(Outline(source)).layers
@@ -264,14 +262,13 @@ def _draft(
     force: bool,
     others: Sequence[TensorSource | None] = (),
 ) -> Draft:
-    models = models_of(adapter)
     return Draft(
         output,
         adapter.format,
         [source],
         all_keys(adapter),
         adapter.extras,
-        models[0] if models else None,
+        recognised(adapter).certain,
         others,
         force,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
 from .extract import Outcome, run, summarise
-from .files import FileSource, Output, check_output, refuse_quantised, writer_of
+from .files import FileSource, Output, check_output, writer_of
 from .formats import Format, Namer, encode_layer, module_namer, writable
 from .inputs import hashed
 from .metadata import HASH_KEYS, extraction_metadata, metadata_room
@@ -63,8 +63,6 @@ def plan_file(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the base and the tuned checkpoint"
         )
-    for source in (base, tuned):
-        refuse_quantised(source)
     plan = plan_extraction(base, tuned, rule, **options)
     _naming(plan, format)
     return plan

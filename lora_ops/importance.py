@@ -10,11 +10,13 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor
 
-from .architectures import parameters
+from .architectures import detect, parameters
+from .checkpoints import check_checkpoint
 from .deltas import read_parameter
 from .errors import ArgumentError, NonFiniteError, TargetMismatchError
-from .formats import resolve
+from .formats import model_names
 from .linalg import frobenius, spectral_norm
+from .matching import seats
 from .pairs import nearest
 from .parallel import ordered_map
 from .source import TensorSource
@@ -39,13 +41,17 @@ def importance(
     Raises:
         ArgumentError: No such norm.
         TargetMismatchError: The checkpoint lacks a weight that is changed.
+        MismatchError: The checkpoint is an adapter.
+        QuantisedError: Its numbers are stored with scales.
         NonFiniteError: A weight holds NaN or infinity.
     """
     if norm not in NORMS:
         raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
-    known = {one.target: one for one in parameters(checkpoint).values()}
-    found = resolve(modules, known)
-    lost = [module for module in modules if found.get(module) not in known]
+    check_checkpoint(checkpoint)
+    named = parameters(checkpoint)
+    known = {one.target: one for one in named.values()}
+    found = seats(modules, known, lambda: model_names(detect(named), list(known)))
+    lost = [module for module in modules if module not in found]
     if lost:
         raise TargetMismatchError(
             f"{checkpoint.name} lacks {len(lost)} of {len(modules)} weights that are changed, the "
@@ -54,7 +60,7 @@ def importance(
         )
 
     def weigh(module: str) -> float:
-        parameter = known[found[module]]
+        parameter = found[module].own
         if len(parameter.shape) < 2:
             return 1.0
         weight = read_parameter(checkpoint, parameter).float().flatten(1)

@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .architectures import (
-    ARCHITECTURES,
     Architecture,
     Parameter,
     architecture_named,
-    detect_targets,
     parameters,
 )
 from .architectures import detect as detect_architecture
@@ -27,8 +25,8 @@ from .formats import (
     Modules,
     commonest,
     component,
-    flattened,
     foreign_method,
+    inner_size,
     kind_of,
     modules,
     peft_scales,
@@ -37,6 +35,7 @@ from .formats import (
     special,
     title_of,
 )
+from .models import recognised_file
 from .source import TensorSource
 
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
@@ -47,7 +46,6 @@ _ALONE = re.compile(r"(string_to_param\..+|emb_params|clip_[lgh]|t5xxl|<.+>|.*pr
 _EMBED_FLAG = "<embed>"
 # Models by the width of what an embedding file gives the text encoder; two encoders are SDXL's.
 _BY_WIDTH = {768: "sd1", 1024: "sd2"}
-_CROSS_ATTENTION = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,8 @@ class Info:
         format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
         spelling: Whose names the file has, where it was read under other ones; None if they are
             its own.
-        architecture: Title of the model family; None where nothing tells.
+        architecture: Title of the model family; None where nothing tells, or several are possible.
+        possible: Titles of those that are possible, the likeliest first, where it is in doubt.
         naming: Of a diffusion model: native or diffusers; None for anything else.
         components: By component.
         targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
@@ -87,6 +86,7 @@ class Info:
     format: str | None
     spelling: str | None
     architecture: str | None
+    possible: tuple[str, ...]
     naming: str | None
     components: Mapping[str, Part]
     targets: Mapping[str, int]
@@ -119,8 +119,11 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     found = grouped.modules if adapter else {}
     named = {} if adapter or other or method else parameters(source)
     embeddings = _embeddings(source, grouped)
+    possible: tuple[str, ...] = ()
     if adapter:
-        architecture = _architecture(source, found)
+        recognition = recognised_file(source, found)
+        architecture = recognition.certain
+        possible = recognition.titles if architecture is None else ()
         kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
         began = special(source.metadata)
         kind += f" ({began})" if began else ""
@@ -143,10 +146,11 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         format=commonest(grouped) if adapter else None,
         spelling=spelling,
         architecture=architecture.title if architecture is not None else None,
+        possible=possible,
         naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(source, parts),
         targets=_sorted(_target(source, one) for one in found.values()),
-        ranks=_sorted(source.shape(one.keys["down"])[0] for one in lora.values()),
+        ranks=_sorted(inner_size(source, one) for one in lora.values()),
         alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
@@ -202,26 +206,6 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
     return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
 
 
-def _architecture(source: TensorSource, found: Mapping[str, Module]) -> Architecture | None:
-    """By the names; among those that they leave possible, and where they say nothing, as the file says."""
-    possible = detect_targets(map(flattened, found), _cross_attention(source, found))
-    version = source.metadata.get("ss_base_model_version", "")
-    spec = source.metadata.get("modelspec.architecture", "").removesuffix("/lora")
-    for one in possible or ARCHITECTURES:
-        if version and version == one.base_model_version:
-            return one
-        if spec and spec == one.modelspec:
-            return one
-    return possible[0] if possible else None
-
-
-def _cross_attention(source: TensorSource, found: Mapping[str, Module]) -> int | None:
-    for name, module in found.items():
-        if _is_lora(source, module) and flattened(name).endswith(_CROSS_ATTENTION):
-            return source.shape(module.keys["down"])[1]
-    return None
-
-
 def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Part]:
     return {
         title: Part(len(keys), sum(math.prod(source.shape(key)) for key in keys))
@@ -233,6 +217,8 @@ def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Par
 def _target(source: TensorSource, module: Module) -> str:
     if not _is_lora(source, module):
         return "incomplete" if module.kind == "lora" else title_of(kind_of(source, module))
+    if module.is_table:
+        return "embedding"
     shape = source.shape(module.keys.get("mid", module.keys["down"]))
     kernel = "x".join(map(str, shape[2:]))
     return f"conv{'' if len(shape) == 4 else f'{len(shape) - 2}d'} {kernel}" if kernel else "linear"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .architectures import Architecture, Parameter, detect, naming, parameters
+from .checkpoints import check_checkpoint
 from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from .formats import modules, recognise
+from .formats import TABLES
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -23,12 +24,6 @@ COMPONENT_TITLES = {
 }
 # Share of the weights that must be found on both sides.
 ENOUGH = 0.95
-# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies.
-EMBEDDINGS = (
-    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
-    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
-    *("learned_embedding", "wte", "wpe", "padding_embedding"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,7 @@ def parameter_kind(parameter: Parameter) -> str:
         return "bias" if parameter.name.endswith(".bias") else "other"
     if len(shape) < 2:
         return "norm"
-    if module in EMBEDDINGS:
+    if module in TABLES:
         return "embedding"
     if len(shape) == 2:
         return "linear"
@@ -141,11 +136,11 @@ def pair(
     Raises:
         TargetMismatchError: Too few weights match; the message lists some, with the nearest names.
         MismatchError: A component that was asked for is missing on a side.
-        FormatError: A weight is not stored as floating point numbers.
+        FormatError: A weight is not stored as floating point numbers, or with scales.
         ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
     for source in (base, tuned):
-        refuse_adapter(source)
+        check_checkpoint(source)
     ours, theirs = parameters(base), parameters(tuned)
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
@@ -247,26 +242,6 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
             f"include and exclude patterns leave none of {len(known)} layers; exclude fewer"
         )
     return kept
-
-
-def refuse_adapter(source: TensorSource) -> None:
-    """Refuse a file that is no checkpoint but a LoRA, an embedding or the like.
-
-    Raises:
-        MismatchError: It is one.
-    """
-    grouped = modules(source.keys())
-    other = recognise(grouped)
-    if other is not None and not other.is_network:
-        raise MismatchError(
-            f"{source.name} is {other.article} {other.title}, not a checkpoint; "
-            "give the checkpoint itself"
-        )
-    if grouped.is_adapter:
-        raise MismatchError(
-            f"{source.name} is an adapter (LoRA or the like), not a checkpoint; "
-            "give the checkpoint itself, or see what it is with `lorakit info`"
-        )
 
 
 def _check_float(source: TensorSource, parameter: Parameter) -> None:

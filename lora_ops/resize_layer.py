@@ -17,6 +17,7 @@ from .errors import ArgumentError
 from .layers import (
     BasedDoraLayer,
     Layer,
+    LokrLayer,
     LoraLayer,
     MadeLayer,
     innermost,
@@ -24,7 +25,7 @@ from .layers import (
     rewrapped,
     stored_alpha,
 )
-from .linalg import FactoredSvd, distance, frobenius
+from .linalg import frobenius
 from .ranks import RankRule
 from .report import Skip
 from .truncation import truncated
@@ -88,12 +89,12 @@ def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
     has_core = isinstance(plain, LoraLayer) and plain.mid is not None
     if rank >= layer.rank and not has_core and not isinstance(plain, MadeLayer):
         result = rewrapped(_kept(target, plain, resizing), layer)
-        residual = 0.0 if has_numbers_of(result, layer) else _missed(svd, result, total)
+        residual = 0.0 if has_numbers_of(result, layer) else _missed(known, result, total)
     else:
         # Directions at rounding level are zero in `s`: no rank is spent on them.
         held = min(rank, int((svd.s > 0).sum()))
         result = _written(target, layer, svd.factors(held), resizing)
-        residual = _missed(svd, result, total)
+        residual = _missed(known, result, total)
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
 
 
@@ -190,10 +191,12 @@ def _in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
     return replace(layer, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def _missed(svd: FactoredSvd, result: Layer, total: Tensor) -> float:
+def _missed(known: Decomposed, result: Layer, total: Tensor) -> float:
     """Frobenius norm of the change less what is written."""
-    up, down = (factor.to(svd.up.device) for factor in result.factors())
-    return float(distance(svd.up, svd.down, up, down, square=total))
+    before, after = innermost(known.layer), innermost(result)
+    if isinstance(before, LokrLayer) and isinstance(after, LokrLayer):
+        return before.kron().distance(after.kron())
+    return known.svd.missed(*after.factors(), total)
 
 
 def whole(known: Whole, resizing: Resizing) -> Edited:

@@ -88,7 +88,7 @@ def stacked(
     doras = [layer for layer in layers if isinstance(layer, DoraLayer) and layer.axis == 0]
     if len(doras) == len(blocks) and blocks[-1].stop == rows == sum(one.shape[0] for one in doras):
         inner = [replace(b, layer=one.inner) for b, one in zip(blocks, doras, strict=True)]
-        axes = max(len(one.shape) for one in doras)
+        axes = max(one.dora_scale.ndim for one in doras)
         magnitudes = torch.cat([one.magnitudes(axes) for one in doras])
         return DoraLayer(stacked(inner, rows, target, dtype), magnitudes)
     thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
@@ -121,7 +121,7 @@ def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> 
     if isinstance(layer, LoraLayer):
         return replace(layer, up=take(layer.up))
     if isinstance(layer, DoraLayer) and layer.axis == 0:
-        magnitudes = take(layer.magnitudes(len(layer.shape)))
+        magnitudes = take(layer.dora_scale)
         return DoraLayer(_rearranged(layer.inner, take, target), magnitudes)
     raise UnsupportedLayerError(
         f"layer `{target}` is {_kind(layer)}, whose rows cannot be written apart, and the other "

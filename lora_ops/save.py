@@ -12,10 +12,10 @@ from .adapter import Adapter
 from .convert_file import convert_file
 from .edit import base_bound, check_not_empty, edited, summarise
 from .files import MemoryFile, check_output, save
-from .formats import encode_layer, format_named
+from .formats import as_stored, encode_layer, format_named
 from .layers import DoraLayer, Layer, PissaLayer, innermost, stored_alpha
 from .metadata import HASH_KEYS, Input, Operation, Result, Source, edited_metadata
-from .models import models_of
+from .models import recognised
 from .scale import multiplied
 
 
@@ -76,11 +76,11 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
         known = adapter.keys.get(target, {})
         own = layer if scheme.keeps_alpha else _without_alpha(target, layer)
         if own.tensors().keys() <= known.keys():
-            tensors |= {known[role]: tensor for role, tensor in own.tensors().items()}
+            found = ((known[role], tensor) for role, tensor in own.tensors().items())
+            tensors |= {key: as_stored(key, tensor) for key, tensor in found}
         else:
             tensors |= encode_layer(scheme, lambda module: module, target, own)
         reports.append(edited(target, own, norm=0.0, residual=0.0, was=(own.rank,)).report)
-    models = models_of(adapter)
     layers = adapter.layers
     result = Result(
         title=Path(name).stem,
@@ -89,7 +89,7 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
         format=adapter.format,
         alphas={target: stored_alpha(layer) for target, layer in layers.items()},
         sizes={target: innermost(layer).rank for target, layer in layers.items()},
-        architecture=models[0] if models else None,
+        architecture=recognised(adapter).certain,
     )
     source = Source(Input(name), adapter.metadata)
     metadata = edited_metadata(source, Operation("save", version), result)

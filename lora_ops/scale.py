@@ -204,6 +204,8 @@ def _norm(layer: Layer) -> Tensor:
     if isinstance(plain, LoraLayer):
         up, down = plain.factors()
         return inner(up, down, up, down).clamp(min=0).sqrt()
+    if isinstance(plain, LokrLayer):
+        return plain.kron().norm()
     return torch.linalg.vector_norm(stored_change(plain))
 
 
@@ -216,6 +218,9 @@ def _missed(layer: Layer, result: Layer, strength: float) -> float:
         up, down = before.factors(strength)
         lost = up - after.factors()[0]
         return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
+    if isinstance(before, LokrLayer) and isinstance(after, LokrLayer):
+        kron = before.kron()
+        return replace(kron, scale=kron.scale * strength).distance(after.kron())
     return float(torch.linalg.vector_norm(stored_change(before) * strength - stored_change(after)))
 
 

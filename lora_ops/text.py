@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def plain(text: str | Path) -> str:
     """One line without control characters: a file's names and metadata are a stranger's words."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def either(names: Sequence[str]) -> str:
+    """`unknown`, or what it may be: unknown: one, other or third."""
+    if len(names) < 2:
+        return ": ".join(("unknown", *names))
+    return f"unknown: {', '.join(names[:-1])} or {names[-1]}"
 
 
 def human_size(size: float) -> str:

@@ -116,7 +116,7 @@ def plan_to_lora(
         known = parameters(base)
         architecture = architecture or detect(known)
         reference = [*reference, *(one.target for one in known.values())]
-    names = names_for(adapter, architecture, reference)
+    names = names_for(adapter, architecture, reference, scheme)
     pieces: list[Piece] = []
     if format is not None:
         pieces = planned(changes, scheme, names)

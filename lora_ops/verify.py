@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from .adapter import Adapter
+from .architectures import parameters
+from .convert_plan import names_for
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
 from .formats import decode
-from .layers import Convention, LoraLayer, fits
+from .layers import Convention, Layer, LoraLayer, fits
 from .linalg import frobenius, residual_
+from .matching import Seat, check_apart, seats
+from .outline import Outline
 from .pairs import Pair, is_candidate, nearest, pair
 from .parallel import Progress, ordered_map
 from .provenance import originals
@@ -56,7 +60,8 @@ def verify(
         ArgumentError: The strength is not finite.
         FormatError: The adapter's data is not what its hash says, or a file changes meanwhile.
         MismatchError: Base and tuned do not differ, or are not those that the adapter records.
-        TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have.
+        TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have, or two
+            change the same rows.
         WeightShapeError: A layer does not have its weight's shape.
         UnsupportedLayerError: A layer is of a kind that is not read yet.
     """
@@ -82,23 +87,36 @@ def _measured(
     vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
     pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
     pairs = (*pairing.candidates, *pairing.rest)
-    adapter = decode(lora, [name.removesuffix(".weight") for name in pairing.names])
+    adapter = decode(lora)
+    targets = {one.target: one for one in parameters(tuned).values()}
+    places = seats(
+        adapter.layers,
+        targets,
+        lambda: names_for(decode(Outline(lora)), pairing.architecture, list(targets)),
+    )
+    members: dict[str, list[str]] = {}
+    check_apart(places, lora.name)
+    for module, seat in places.items():
+        members.setdefault(seat.parameter.target, []).append(module)
     for name, old, new in pairing.reshaped:
-        if name.removesuffix(".weight") in adapter.layers:
+        if name.removesuffix(".weight") in members:
             raise WeightShapeError(
                 f"`{name}` is {old} in {base.name} and {new} in {tuned.name}: its layer has no "
                 "true change to compare with; give the pair that the LoRA was made from",
                 target=name,
             )
-    _check_targets(adapter, {both.target for both in pairs}, lora.name, base.name, tuned.name)
+    _check_targets(
+        adapter, places, {both.target for both in pairs}, lora.name, base.name, tuned.name
+    )
     sides = Sides(base, tuned)
     total, done = sum(math.prod(both.shape) for both in pairs), 0
     layers: list[LayerReport] = []
     skips: list[Skip] = []
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
-        if both.target in adapter.layers:
-            return both, _measure(sides, adapter, both, strength, convention)
+        if both.target in members:
+            changed = [(adapter.layers[one], places[one]) for one in members[both.target]]
+            return both, _measure(sides, changed, both, strength, convention)
         norm = change_norm(sides, both)
         lost = MISSING if is_candidate(both.base) else NO_FACTORS
         return both, Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
@@ -120,26 +138,28 @@ def _measured(
 
 
 def _measure(
-    sides: Sides, adapter: Adapter, both: Pair, strength: float, convention: Convention
+    sides: Sides,
+    changed: Sequence[tuple[Layer, Seat]],
+    both: Pair,
+    strength: float,
+    convention: Convention,
 ) -> LayerReport:
-    layer = adapter.layers[both.target]
     delta, norm = measured_difference(sides, both)
-    if isinstance(layer, LoraLayer) and layer.mid is None:
+    (layer, seat), *others = changed
+    if isinstance(layer, LoraLayer) and layer.mid is None and not others and seat.is_all:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
     else:
-        if not fits(layer.shape, both.shape):
-            _check_shape(both, layer.shape, both.shape)
-        if layer.needs_base:
-            base = read_parameter(sides.base, both.base)
-            delta.sub_(layer.change(base, strength, delta.dtype, convention))
-        else:
-            delta.sub_(layer.delta().reshape(both.shape), alpha=strength)
+        base = read_parameter(sides.base, both.base)
+        for one, at in changed:
+            own = at.taken(base)
+            if not fits(one.shape, own.shape):
+                _check_shape(both, one.shape, tuple(own.shape))
+            delta.sub_(at.spread(one.change(own, strength, delta.dtype, convention)))
         residual = float(frobenius(delta.reshape(1, -1)))
-    return LayerReport(
-        both.target, both.component, both.kind, both.shape, layer.rank, norm, residual
-    )
+    rank = sum(one.rank for one, _ in changed)
+    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)
 
 
 def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -152,9 +172,18 @@ def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) ->
 
 
 def _check_targets(
-    adapter: Adapter, targets: Collection[str], lora: str, base: str, tuned: str
+    adapter: Adapter,
+    found: Mapping[str, Seat],
+    targets: Collection[str],
+    lora: str,
+    base: str,
+    tuned: str,
 ) -> None:
-    lost = [target for target in adapter.layers if target not in targets]
+    lost = [
+        module
+        for module in adapter.layers
+        if module not in found or found[module].parameter.target not in targets
+    ]
     if not lost:
         return
     listed = "; ".join(f"`{name}`, nearest: {nearest(name, targets)}" for name in lost[:3])

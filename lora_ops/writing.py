@@ -14,6 +14,7 @@ from .architectures import Architecture
 from .edit import Edited, converted, summarise
 from .files import Output, writer_of
 from .files.header import render_header
+from .formats import as_stored
 from .inputs import hashed
 from .layers import Scaled, innermost
 from .metadata import HASH_KEYS, Input, Result, room_for
@@ -127,7 +128,8 @@ def write_adapter(
             if result.layer is None:
                 continue
             for role, tensor in result.layer.tensors().items():
-                writer.write(draft.keys[result.target][role], tensor)
+                key = draft.keys[result.target][role]
+                writer.write(key, as_stored(key, tensor))
             dtypes[result.layer.dtype] += 1
             plain = innermost(result.layer)
             if isinstance(plain, Scaled):

@@ -19,7 +19,7 @@ from .schema import (
     rule_of,
     schema,
 )
-from .several import ingredients_of, several_inputs
+from .several import ingredients_of, nothing_in_it, several_inputs
 from .texts import edit_text
 from .wording import explained
 
@@ -85,6 +85,8 @@ class AddLoras(io.ComfyNode):
         if method is None:  # the host does not check this choice, and drops what it does not know
             raise ArgumentError(f"no such method; use one of {', '.join(METHODS)}")
         ingredients = ingredients_of(loras, strengths)
+        if loras and not ingredients:
+            return nothing_in_it()
         made = MemoryFile(" + ".join(Path(one.source.name).stem for one in ingredients))
         report = add_files(
             ingredients,

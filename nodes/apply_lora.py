@@ -81,6 +81,8 @@ class ApplyLora(io.ComfyNode):
             MismatchError: Nothing of the LoRA fits the model.
             LoraOpsError: A rule that fits nothing.
         """
+        if not lora:
+            return reported("the LoRA is empty: nothing to apply", model, clip)
         lora = lora if isinstance(lora, LoraModel) else LoraModel(lora)
         file = as_file(LoraModel(host.convert_lora(lora), lora.name, lora.metadata))
         unet = host.shapes(model)

@@ -51,6 +51,8 @@ class CompareLoras(io.ComfyNode):
 
         one, other = as_file(first), as_file(second)
         names = (one.stem, other.stem)
+        if names[0] == names[1]:  # one file before and after it was edited
+            names = (f"first: {names[0]}", f"second: {names[1]}")
         found = compare(decode(one), decode(other), names=names, progress=host.progress())
         picture = as_image(comparison_picture(names, found))
         return pictured(cls, picture, comparison_text(names, found))

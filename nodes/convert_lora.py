@@ -20,6 +20,7 @@ from .schema import (
     rule_of,
     schema,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 
@@ -89,6 +90,8 @@ class ConvertLora(io.ComfyNode):
         from ..lora_ops.convert_file import convert_file
         from ..lora_ops.files import MemoryFile
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         report = convert_file(

@@ -15,7 +15,6 @@ from .extract_lora import ExtractLora
 from .inspect_lora import InspectLora
 from .load_lora import LoadLora
 from .lora_stack import LoraToStack, StackToLora
-from .replacements import register
 from .resize_file import ResizeFile
 from .resize_lora import ResizeLora
 from .save_lora import SaveLora
@@ -43,10 +42,6 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 class LorakitExtension(ComfyExtension):
     """All nodes of lorakit."""
-
-    async def on_load(self) -> None:
-        """Offer to replace nodes of other packs that do less of the same."""
-        await register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes."""

@@ -6,10 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from . import host
 from .extract_lora import ExtractLora
 from .lora_model import as_file
 from .saving import DEFAULT_PREFIX, saved
 from .schema import path_output, prefix_input, report_output, reported, schema
+from .texts import headed
 from .wording import explained
 
 
@@ -38,6 +40,8 @@ class ExtractAndSave(io.ComfyNode):
         Raises:
             LoraOpsError: As Extract LoRA, or the disk is full.
         """
+        host.output_path(prefix, DEFAULT_PREFIX)  # before the work: it has to be one
         lora, report = ExtractLora.execute(**inputs).args
         path, told = saved(as_file(lora), prefix)
-        return reported(f"{report}\n{told}", str(path))
+        headline, *rest = report.splitlines()
+        return reported(headed(headline, *told, *rest), str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host
-from .extraction import extracted, extraction_inputs
+from .extraction import extracted, extraction_inputs, partial_input
 from .schema import file_input, lora_output, report_output, reported, schema
 from .wording import explained
 
@@ -33,6 +33,7 @@ class ExtractFromFiles(io.ComfyNode):
                 file_input("tuned_name", "The checkpoint that the LoRA should lead to.", FOLDERS),
                 file_input("base_name", "The checkpoint that it starts from.", FOLDERS),
                 *extraction_inputs(),
+                partial_input(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .extraction import extracted, extraction_inputs
+from .extraction import extracted, extraction_inputs, partial_input
 from .model_source import ModelSource, NoModel
 from .schema import lora_output, report_output, reported, schema
 from .wording import explained
@@ -43,6 +43,7 @@ class ExtractLora(io.ComfyNode):
                     tooltip="Text encoders of the base; give both or none, or a difference alone, as "
                     "with the models.",
                 ),
+                partial_input(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
@@ -66,7 +67,8 @@ class ExtractLora(io.ComfyNode):
         """Extract it.
 
         Raises:
-            LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
+            LoraOpsError: The two do not belong together, nothing differs, the rule is wrong, or
+                another pack's loader quantised a model.
         """
         _check_sides(base, base_clip, tuned, tuned_clip)
         changed = ModelSource("the tuned model", tuned, tuned_clip)
@@ -75,6 +77,7 @@ class ExtractLora(io.ComfyNode):
             start,
             changed,
             "extracted",
+            beside=_beside(start, changed),
             rank=rank,
             rule=rule,
             exact=exact,
@@ -84,6 +87,22 @@ class ExtractLora(io.ComfyNode):
             format=format,
         )
         return reported(report, lora)
+
+
+def _beside(*sides: ModelSource | NoModel) -> str:
+    """What acts on these models and is in no weight; empty if nothing does."""
+    told = [
+        f"{side.name} has `{name}`"
+        for side in sides
+        if isinstance(side, ModelSource)
+        for name in side.injections
+    ]
+    if not told:
+        return ""
+    return (
+        f"{', '.join(told)} injected, which acts as its layers run and is in no weight, so it is not in "
+        "the LoRA; load LoRAs without bypass to have them in it"
+    )
 
 
 def _check_sides(base: Any, base_clip: Any, tuned: Any, tuned_clip: Any) -> None:

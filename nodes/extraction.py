@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from . import host
 from .lora_model import LoraModel, from_file
 from .schema import dtype_of, rank_inputs, rule_of
-from .texts import edit_text
+from .texts import WARNS, edit_text, headed
 
 if TYPE_CHECKING:
     from ..lora_ops import TensorSource
@@ -34,13 +34,6 @@ def extraction_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Keep differences of biases, norms and embeddings too, whole (comfy format only).",
         ),
-        io.Boolean.Input(
-            "allow_partial",
-            default=False,
-            optional=True,
-            tooltip="Go on where fewer than 95 % of the weights are found on both sides; those on one "
-            "side alone are listed. Off: that is an error.",
-        ),
         io.Combo.Input(
             "dtype",
             options=["fp16", "bf16", "fp32"],
@@ -59,6 +52,17 @@ def extraction_inputs() -> list[io.Input]:
     ]
 
 
+def partial_input() -> io.Boolean.Input:
+    """Whether half a match will do; younger than the others, so after all of them."""
+    return io.Boolean.Input(
+        "allow_partial",
+        default=False,
+        optional=True,
+        tooltip="Go on where fewer than 95 % of the weights are found on both sides; those on one "
+        "side alone are listed. Off: that is an error.",
+    )
+
+
 def extracted(
     base: TensorSource,
     tuned: TensorSource,
@@ -71,6 +75,7 @@ def extracted(
     allow_partial: bool,
     dtype: str,
     format: str,
+    beside: str = "",
 ) -> tuple[str, LoraModel]:
     """Extract, with progress and Cancel; return the report and the adapter.
 
@@ -85,12 +90,14 @@ def extracted(
         allow_partial: Go on where few weights are found on both sides.
         dtype: Of the factors, by name.
         format: comfy or kohya.
+        beside: What else the models do that no weight of them shows, for the report.
 
     Raises:
         LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
     """
     from .. import __version__
     from ..lora_ops import extract_file, plan_file
+    from ..lora_ops.errors import MismatchError
     from ..lora_ops.files import MemoryFile
 
     made = MemoryFile(title)
@@ -103,15 +110,22 @@ def extracted(
         full_differences=full_differences,
         allow_partial=allow_partial,
     )
-    report = extract_file(
-        plan,
-        base,
-        tuned,
-        made,
-        format=format,
-        exact=exact,
-        placement=host.placement(),
-        version=__version__,
-        progress=host.progress(),
-    )
-    return edit_text(made.name, report), from_file(made)
+    try:
+        report = extract_file(
+            plan,
+            base,
+            tuned,
+            made,
+            format=format,
+            exact=exact,
+            placement=host.placement(),
+            version=__version__,
+            progress=host.progress(),
+        )
+    except MismatchError as error:
+        if not beside:
+            raise
+        raise MismatchError(f"{error}; {beside}", target=error.target) from error
+    headline, *lines = edit_text(made.name, report).splitlines()
+    told = [f"{WARNS}{beside}"] if beside else []
+    return headed(headline, *told, *lines), from_file(made)

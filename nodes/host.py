@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,6 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import get_key_weight
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -46,18 +47,21 @@ def file_path(name: str, *folders: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(folders[-1], name))
 
 
-def fingerprint(name: str | None, *folders: str) -> str | float:
+def fingerprint(name: str | None, *folders: str) -> str:
     """What changes when a file of the host's lists does: the host itself does not look at files.
 
     Args:
         name: Of the file; None where another node gives it, which the host does not tell here: then
-            it always counts as changed.
+            it is that of all files in the folders.
         folders: Of the host's lists.
     """
-    if name is None:
-        return float("nan")  # a new one each time, as one and the same would be equal to itself
-    status = file_path(name, *folders).stat()
-    return f"{status.st_mtime_ns}:{status.st_size}"
+    names = file_names(*folders) if name is None else [name]
+    told = hashlib.sha256()
+    for one in names:
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+            status = file_path(one, *folders).stat()
+            told.update(f"{one}:{status.st_mtime_ns}:{status.st_size}\n".encode())
+    return told.hexdigest()
 
 
 def output_path(prefix: str, default: str) -> Path:
@@ -70,6 +74,27 @@ def output_path(prefix: str, default: str) -> Path:
     Raises:
         ArgumentError: The prefix leads out of the output folder.
     """
+    folder, name, counter = _place(prefix, default)
+    return folder / f"{name}_{counter:05}_.safetensors"
+
+
+def output_path_of(prefix: str, default: str, content: str) -> Path:
+    """The `.safetensors` name of some content under a prefix in the output folder, which is made.
+
+    Args:
+        prefix: As in the host's save nodes: folders and the beginning of a name.
+        default: What stands for a prefix that is empty.
+        content: What tells it from other content, such as a hash.
+
+    Raises:
+        ArgumentError: The prefix leads out of the output folder.
+    """
+    folder, name, _ = _place(prefix, default)
+    return folder / f"{name}_{content}.safetensors"
+
+
+def _place(prefix: str, default: str) -> tuple[Path, str, int]:
+    """Folder, beginning of the name and next free number that the host gives for a prefix."""
     from ..lora_ops.errors import ArgumentError
 
     chosen = Path(prefix.strip() or default)
@@ -80,7 +105,7 @@ def output_path(prefix: str, default: str) -> Path:
         )
     root = folder_paths.get_output_directory()
     folder, name, counter, _, _ = folder_paths.get_save_image_path(str(chosen), root)
-    return Path(folder, f"{name}_{counter:05}_.safetensors")
+    return Path(folder), name, counter
 
 
 def listed_name(path: Path) -> str:
@@ -111,15 +136,6 @@ def placement() -> Placement:
     comfy.model_management.free_memory(_ROOM, device)
     free = comfy.model_management.get_free_memory(device)
     return place(str(device), memory=max(int(0.7 * free), 1))
-
-
-def show_text(text: str) -> None:
-    """Show a text on the running node."""
-    from server import PromptServer
-
-    context = get_executing_context()
-    if context is not None:
-        PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def convert_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,6 +204,23 @@ def patched(
     return clone
 
 
+def quantisation(patcher: ModelPatcher, key: str) -> str:
+    """How a weight is stored that only the pack which loaded it can read: Q4_K, Params4bit, ….
+
+    Empty where it holds numbers: what the host itself quantises does, whatever it is stored as.
+    """
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if weight.is_floating_point():
+        return ""
+    # ComfyUI-GGUF's tensors name their kind.
+    return getattr(getattr(weight, "tensor_type", None), "name", "") or type(weight).__name__
+
+
+def injections(patcher: ModelPatcher) -> list[str]:
+    """What acts on a model's layers as they run, by the names that it has in the host."""
+    return list(patcher.injections)
+
+
 @torch.no_grad()
 def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
@@ -203,6 +236,8 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     elif key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
     own = weight.detach()
+    if hasattr(own, "tensor_type"):  # ComfyUI-GGUF's, whose copies are none
+        own = own.as_subclass(Tensor)
     if convert is not None:
         # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the
         # model computes in, rounded.

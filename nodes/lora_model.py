@@ -75,7 +75,8 @@ def read(path: Path) -> LoraModel:
     with open_source(path) as source, hashed([source]) as inputs:
         found, keys = describe(source), source.keys()
         if found.format is None:
-            raise UnknownFormatError(f"it is no adapter: it is a {found.kind}", path=path)
+            what = "of no kind that is known here" if found.kind == "unknown" else f"a {found.kind}"
+            raise UnknownFormatError(f"it is no adapter: it is {what}", path=path)
         tensors = {key: source.tensor(key) for key in keys}
         _check_finite(path, tensors)
         return LoraModel(tensors, path.name, source.metadata, inputs()[0].sha256)

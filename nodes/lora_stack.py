@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from . import host
 from .lora_model import as_file, from_file, read
+from .saving import saved_once
 from .schema import (
     lora_input,
     lora_output,
@@ -18,12 +20,14 @@ from .schema import (
     schema,
     strength_input,
 )
-from .texts import edit_text
+from .several import nothing_in_it
+from .texts import edit_text, headed
 from .wording import explained
 
 LoraStack = io.Custom("LORA_STACK")
 # (file name in models/loras, strength on the model, strength on the text encoders)
 Row = tuple[str, float, float]
+_PREFIX = "loras/stack"
 
 
 class StackToLora(io.ComfyNode):
@@ -37,24 +41,31 @@ class StackToLora(io.ComfyNode):
             "LoRA Stack to LoRA",
             description="Adds the LoRAs of a stack, each at its strengths, into one, exactly.",
             search_aliases=["lora stack", "LORA_STACK", "stack to lora", "merge stack"],
-            inputs=[LoraStack.Input("lora_stack", tooltip="A stack of another pack's nodes.")],
+            inputs=[
+                LoraStack.Input(
+                    "lora_stack",
+                    optional=True,
+                    tooltip="A stack of another pack's nodes. An empty one gives a LoRA that does "
+                    "nothing.",
+                )
+            ],
             outputs=[lora_output("The sum of the stack."), report_output()],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_stack: Any = None) -> float:
-        """Always new: the stack names files, and the host does not tell which."""
+    def fingerprint_inputs(cls, lora_stack: Any = None) -> str:
+        """What changes when a file does: the stack names files, and the host does not tell which."""
         del lora_stack
-        return float("nan")
+        return host.fingerprint(None, host.LORAS)
 
     @classmethod
     @explained
-    def execute(cls, lora_stack: Sequence[Row]) -> io.NodeOutput:
-        """Load and add them.
+    def execute(cls, lora_stack: Sequence[Row] = ()) -> io.NodeOutput:
+        """Load and add them; those of strength 0 are not looked at.
 
         Raises:
             FileNotFoundError: A file is not in models/loras.
-            LoraOpsError: They are for different models, or the stack is empty.
+            LoraOpsError: They are for different models.
         """
         from .. import __version__
         from ..lora_ops.edit_file import add_files
@@ -63,9 +74,13 @@ class StackToLora(io.ComfyNode):
 
         ingredients: list[Ingredient] = []
         for name, strength, clip_strength in lora_stack:
+            if not (strength or clip_strength):
+                continue
             held = as_file(read(host.file_path(name, host.LORAS)))
             rules = component_rules(held, strength, clip_strength)
             ingredients.append(Ingredient(held, where=rules))
+        if not ingredients:
+            return nothing_in_it()
         made = MemoryFile(" + ".join(one.source.name for one in ingredients))
         report = add_files(ingredients, made, version=__version__, progress=host.progress())
         return reported(edit_text(made.name, report), from_file(made))
@@ -97,7 +112,10 @@ class LoraToStack(io.ComfyNode):
                 strength_input("strength_model", "Strength on the diffusion model."),
                 strength_input("strength_clip", "Strength on the text encoders."),
                 io.String.Input(
-                    "prefix", default="loras/stack", tooltip="Beginning of the saved file's name."
+                    "prefix",
+                    default=_PREFIX,
+                    tooltip="Beginning of the saved file's name, in output/loras. What it holds is "
+                    "added, so that one LoRA is one file at any strength.",
                 ),
                 LoraStack.Input("lora_stack", optional=True, tooltip="What it is added to."),
             ],
@@ -117,15 +135,18 @@ class LoraToStack(io.ComfyNode):
         strength_model: float,
         strength_clip: float,
         prefix: str,
-        lora_stack: Sequence[Row] | None = None,
+        lora_stack: Sequence[Row] = (),
     ) -> io.NodeOutput:
         """Save it and name it.
 
         Raises:
             LoraOpsError: The disk is full, or the like.
         """
-        from .saving import saved
-
-        path, told = saved(as_file(lora), f"loras/{prefix.removeprefix('loras/') or 'stack'}")
+        if not lora:
+            return reported("the LoRA is empty: the stack stays as it is", list(lora_stack))
+        # An absolute prefix stays one, and is refused.
+        inside = Path(prefix.strip() or _PREFIX)
+        inside = inside if inside.parts[0] == host.LORAS else host.LORAS / inside
+        path, told = saved_once(as_file(lora), str(inside))
         row = (host.listed_name(path), strength_model, strength_clip)
-        return reported(told, [*(lora_stack or ()), row])
+        return reported(headed(*told), [*lora_stack, row])

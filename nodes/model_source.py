@@ -28,10 +28,17 @@ class ModelSource:
     Attributes:
         name: What messages call it.
         metadata: Empty: a model in memory has none.
+        injections: What else acts on its layers as they run, by name; it is in no weight.
     """
 
     def __init__(self, name: str, model: Any, clip: Any = None) -> None:
+        """Name its weights.
+
+        Raises:
+            QuantisedError: Another pack holds weights in a form that only that pack can read.
+        """
         self.name = name
+        self.injections: list[str] = []
         self.metadata: Mapping[str, str] = {}
         self._of: dict[str, tuple[Any, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -40,10 +47,28 @@ class ModelSource:
             self._add(clip.patcher, _ENCODERS, "")
 
     def _add(self, patcher: Any, prefix: str, inside: str) -> None:
+        self.injections += host.injections(patcher)
+        stored: dict[str, str] = {}
         for key, shape in host.shapes(patcher).items():
             if key.startswith(inside) and not key.endswith(_UNREAD):
                 self._of[prefix + key] = (patcher, key)
                 self._shapes[prefix + key] = shape
+                if kind := host.quantisation(patcher, key):
+                    stored[key] = kind
+        if stored:
+            self._refuse(stored)
+
+    def _refuse(self, stored: Mapping[str, str]) -> None:
+        from ..lora_ops.errors import QuantisedError
+        from ..lora_ops.report import counted
+
+        kinds = ", ".join(sorted(set(stored.values())))
+        raise QuantisedError(
+            f"{self.name} holds {counted(len(stored), 'weight')} quantised ({kinds}, see "
+            f"`{next(iter(stored))}`) by the pack that loaded it, as GGUF and nf4 loaders do, and only "
+            "that pack can read them; load the unquantised (fp16/bf16/fp32) model, or one in fp8, with "
+            "ComfyUI's own loader"
+        )
 
     def keys(self) -> Sequence[str]:
         """All weights, by their names in a checkpoint of the host's own making."""

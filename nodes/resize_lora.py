@@ -21,6 +21,7 @@ from .schema import (
     rule_of,
     schema,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 
@@ -61,6 +62,8 @@ class ResizeLora(io.ComfyNode):
         """
         from ..lora_ops.files import MemoryFile
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         report = resized(source, made, rank, rule, dtype)

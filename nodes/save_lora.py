@@ -20,6 +20,7 @@ from .schema import (
     reported,
     schema,
 )
+from .texts import headed
 from .wording import explained
 
 FORMATS = ("as it is", "kohya", "comfy", "diffusers")
@@ -83,4 +84,4 @@ class SaveLora(io.ComfyNode):
             )
             file = made
         path, told = saved(file, prefix)
-        return reported(told, str(path))
+        return reported(headed(*told), str(path))

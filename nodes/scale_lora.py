@@ -19,6 +19,7 @@ from .schema import (
     schema,
     strength_input,
 )
+from .several import nothing_in_it
 from .texts import edit_text
 from .wording import explained
 
@@ -54,6 +55,8 @@ class ScaleLora(io.ComfyNode):
         from ..lora_ops.files import MemoryFile
         from ..lora_ops.ingredients import Ingredient
 
+        if not lora:
+            return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
         ingredient = Ingredient(source, strength, blocks.strip() or None, lines(where))

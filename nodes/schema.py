@@ -25,7 +25,9 @@ _FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 def schema(node_id: str, display_name: str, **fields: Any) -> io.Schema:
     """Return a schema without the fields that this host is too old to know."""
-    fields = {"category": CATEGORY, **fields}
+    # A report is sent again where the node comes out of the cache; what ends a graph sends it anyway.
+    resent = not fields.get("is_output_node", False)
+    fields = {"category": CATEGORY, "has_intermediate_output": resent, **fields}
     known = {name: value for name, value in fields.items() if name in _FIELDS}
     return io.Schema(node_id=f"Lorakit{node_id}", display_name=display_name, **known)
 
@@ -164,7 +166,6 @@ def file_input(name: str, tooltip: str, folders: Sequence[str]) -> io.Combo.Inpu
 
 def reported(report: str, *values: Any) -> io.NodeOutput:
     """A node's outputs, the report the last of them, and the report on the node."""
-    host.show_text(report)
     return io.NodeOutput(*values, report, ui=ui.PreviewText(report))
 
 
@@ -176,6 +177,5 @@ def pictured(cls: type[io.ComfyNode], picture: Any, report: str) -> io.NodeOutpu
         picture: (1, height, width, 3), 0 to 1: the host's IMAGE.
         report: Plain text.
     """
-    host.show_text(report)
     shown = ui.PreviewImage(picture, cls=cls).as_dict()
     return io.NodeOutput(picture, report, ui={**shown, **ui.PreviewText(report).as_dict()})

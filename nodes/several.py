@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
-from .lora_model import as_file
-from .schema import lora_input
+from .lora_model import LoraModel, as_file
+from .schema import lora_input, reported
 
 if TYPE_CHECKING:
     from ..lora_ops import Ingredient
 
 MOST = 16
+_SOCKET = "lora"  # with its number after it, from 0
 
 
 def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
@@ -30,7 +31,11 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
         io.Autogrow.Input(
             "loras",
             template=io.Autogrow.TemplatePrefix(
-                lora_input(tooltip="One of the LoRAs."), prefix="lora", min=least, max=MOST
+                # Optional, so that a graph runs on where a node before it is bypassed or muted.
+                lora_input(tooltip="One of the LoRAs.", optional=True),
+                prefix=_SOCKET,
+                min=least,
+                max=MOST,
             ),
             tooltip="The LoRAs; a new socket appears for the next.",
         ),
@@ -39,8 +44,8 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
             default="",
             optional=True,
             placeholder=example,
-            tooltip="A strength for each LoRA, in order, separated by commas; 1 for those that are not "
-            f"given.{more}",
+            tooltip="A strength for each socket, in order, separated by commas; 1 for those that are not "
+            f"given. A socket that nothing is connected to keeps its place.{more}",
         ),
     ]
 
@@ -48,23 +53,25 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
 def ingredients_of(
     loras: Mapping[str, Mapping[str, Tensor] | None], strengths: str
 ) -> list[Ingredient]:
-    """Return the LoRAs that are connected, each with its strength.
+    """Return the LoRAs that are connected and not empty, each with the strength of its socket.
 
     Raises:
-        ArgumentError: A strength is no finite number, or there are more of them than LoRAs.
+        ArgumentError: A strength is no finite number, or there are more of them than sockets.
     """
     from ..lora_ops import Ingredient
 
-    sources = [as_file(lora) for lora in loras.values() if lora is not None]
-    factors = parse_strengths(strengths, len(sources))
-    return [Ingredient(one, factor) for one, factor in zip(sources, factors, strict=True)]
+    held = {
+        int(name.removeprefix(_SOCKET)): lora for name, lora in loras.items() if lora is not None
+    }
+    factors = parse_strengths(strengths, max(held, default=-1) + 1)
+    return [Ingredient(as_file(lora), factors[at]) for at, lora in sorted(held.items()) if lora]
 
 
 def parse_strengths(text: str, count: int) -> list[float]:
-    """Return a strength for each of so many LoRAs, from text with commas between them.
+    """Return a strength for each of so many sockets, from text with commas between them.
 
     Raises:
-        ArgumentError: One is no finite number, or there are more than LoRAs.
+        ArgumentError: One is no finite number, or there are more than sockets.
     """
     from ..lora_ops.errors import ArgumentError
 
@@ -80,3 +87,8 @@ def parse_strengths(text: str, count: int) -> list[float]:
         if not math.isfinite(found[-1]):
             raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
     return found + [1.0] * (count - len(found))
+
+
+def nothing_in_it() -> io.NodeOutput:
+    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
+    return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))

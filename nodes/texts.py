@@ -14,10 +14,28 @@ if TYPE_CHECKING:
     from ..lora_ops import Report
     from ..lora_ops.compare import Comparison
     from ..lora_ops.info import Info
+    from ..lora_ops.lint import Verdict
 
 # Names shown of a list of layers that something is wrong with.
 _SOME = 3
 _WORST = 5
+# Strengths that are told apart.
+_STRENGTHS = 6
+WARNS = "! "
+_DONE, _WARNING = "done · ", "warning · "
+
+
+def headed(headline: str, *lines: str) -> str:
+    """A report as it stands on a node: how it went, then what is wrong, then the rest.
+
+    Args:
+        headline: What was done, in a line; or the headline of another report that this one goes on.
+        lines: All others; one that begins with `WARNS` says what is wrong.
+    """
+    headline = headline.removeprefix(_DONE).removeprefix(_WARNING)
+    wrong = [line for line in lines if line.startswith(WARNS)]
+    rest = [line for line in lines if not line.startswith(WARNS)]
+    return "\n".join([(_WARNING if wrong else _DONE) + headline, *wrong, *rest])
 
 
 def info_text(info: Info) -> str:
@@ -33,7 +51,7 @@ def info_text(info: Info) -> str:
         *([f"alpha {_counts(info.alphas)}"] if info.alphas else []),
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
     ]
-    return "\n".join(lines)
+    return headed(*lines)
 
 
 def applied_text(
@@ -57,25 +75,49 @@ def applied_text(
     ]
     lines = [f"{plain(name)}: {len(layers)} of {counted(total, 'layer')} applied"]
     lines[0] += f" ({', '.join(parts)})" if parts else ""
-    own = Counter(strength for _, strength in matched.patches.values())
-    if set(own) != {1.0}:
-        lines.append(
-            "strengths by block: "
-            + ", ".join(f"{value:g} for {own[value]}" for value in sorted(own, reverse=True))
-        )
     for reason, names in summary(matched):
-        lines.append(f"! {counted(len(names), 'layer')} not applied: {reason}: {_some(names)}")
+        lines.append(f"{WARNS}{counted(len(names), 'layer')} not applied: {reason}: {_some(names)}")
     if matched.extras:
         lines.append(
-            f"! {counted(len(matched.extras), 'tensor')} of no known layer not applied: "
+            f"{WARNS}{counted(len(matched.extras), 'tensor')} of no known layer not applied: "
             f"{_some(matched.extras)}"
         )
     if matched.replaced:
         pairs = [f"{one} by {other}" for one, other in matched.replaced.items()]
         lines.append(
-            f"! {counted(len(pairs), 'layer')} replaced, as two change one weight: {_some(pairs)}"
+            f"{WARNS}{counted(len(pairs), 'layer')} replaced, as two change one weight: {_some(pairs)}"
         )
-    return "\n".join(lines)
+    if any(strength != 1.0 for _, strength in matched.patches.values()):
+        lines.append(f"strengths by block: {_by_strength(matched)}")
+    return headed(*lines)
+
+
+def _by_strength(matched: Matched) -> str:
+    """Each strength with the blocks that have it, and how many layers of them."""
+    from ..lora_ops.blocks import Blocks, locate
+    from ..lora_ops.formats import component
+    from ..lora_ops.report import counted
+
+    found = locate(matched.names.values())
+    groups: dict[float, set[str]] = {}
+    for place, (_, strength) in matched.patches.items():
+        groups.setdefault(strength, set()).add(matched.names[place])
+    told: list[str] = []
+    for strength in sorted(groups, reverse=True):
+        names, places = groups[strength], list[str]()
+        number = counted(len(names), "layer")
+        if found is not None:
+            within = {block: held & names for block, held in found.modules.items() if held & names}
+            places += [str(Blocks(found.layout, within))] if within else []
+            names = names.difference(*within.values())
+        clip = {component(name) == "te" for name in names}
+        places += (
+            ["the model" if found is None else "the rest of the model"] if False in clip else []
+        )
+        places += ["CLIP"] if True in clip else []
+        told.append(f"{strength:g} in {', '.join(places)} ({number})")
+    more = [f"{len(told) - _STRENGTHS} more"] if len(told) > _STRENGTHS else []
+    return "; ".join(told[:_STRENGTHS] + more)
 
 
 def edit_text(name: str, report: Report) -> str:
@@ -94,19 +136,19 @@ def edit_text(name: str, report: Report) -> str:
     ranks = " → ".join(_span(found) for found in (before, after) if found)
     lines = [
         f"{plain(name)}: {counted(len(report.layers), 'layer')}, rank {ranks or 0}, "
-        f"{human_size(report.size)}",
-        f"relative error {human_error(report.error)}, energy kept {report.energy:.2%}"
+        f"relative error {human_error(report.error)}, {human_size(report.size)}",
+        f"energy kept {report.energy:.2%}"
         + (f", left out {report.left_out:.2%} of the change" if report.left_out else ""),
     ]
-    worst = sorted(report.layers, key=lambda one: one.residual, reverse=True)[:_WORST]
-    lines += [f"  {human_error(one.error)}  {one.target}" for one in worst if one.residual > 0]
     for (reason, kind), (count, share) in report.reasons().items():
         if reason != UNCHANGED:
-            mark = "" if reason == STRENGTH_ZERO else "! "
+            mark = "" if reason == STRENGTH_ZERO else WARNS
             told = worded(reason)
             lines.append(f"{mark}{counted(count, 'layer')} left out ({kind}): {told}, {share:.2%}")
     lines += _notes(report)
-    return "\n".join(lines)
+    worst = sorted(report.layers, key=lambda one: one.residual, reverse=True)[:_WORST]
+    lines += [f"  {human_error(one.error)}  {one.target}" for one in worst if one.residual > 0]
+    return headed(*lines)
 
 
 def comparison_text(names: Sequence[str], found: Comparison) -> str:
@@ -124,7 +166,7 @@ def comparison_text(names: Sequence[str], found: Comparison) -> str:
     ]
     strongest = sorted(found.layers, key=lambda one: max(one.norms), reverse=True)[:_WORST]
     lines += [f"  {one.cosine:7.4f}  {one.target}" for one in strongest]
-    return "\n".join(lines)
+    return headed(*lines)
 
 
 def baked_text(name: str, report: Report) -> str:
@@ -133,13 +175,23 @@ def baked_text(name: str, report: Report) -> str:
     from ..lora_ops.text import human_error, human_size, plain
 
     lines = [
-        f"{plain(name)}: {counted(len(report.layers), 'weight')} changed, {human_size(report.size)}",
+        f"{plain(name)}: {counted(len(report.layers), 'weight')} changed, {human_size(report.size)}, "
         f"lost to rounding: {human_error(report.error)} of the change",
     ]
     for (reason, kind), (count, share) in report.reasons().items():
-        lines.append(f"! {counted(count, 'weight')} left out ({kind}): {reason}, {share:.2%}")
+        lines.append(f"{WARNS}{counted(count, 'weight')} left out ({kind}): {reason}, {share:.2%}")
     lines += _notes(report)
-    return "\n".join(lines)
+    return headed(*lines)
+
+
+def loading_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Which programs load a file, in lint's words; a warning where ComfyUI leaves a part of it."""
+    told: dict[str, list[str]] = {}
+    for one in verdicts:
+        told.setdefault(one.summary, []).append(one.title)
+    line = "; ".join(f"{', '.join(programs)}: {summary}" for summary, programs in told.items())
+    lost = any(one.program == "comfy" and one.count("left") for one in verdicts)
+    return [f"{WARNS if lost else ''}{line}"]
 
 
 def _notes(report: Report) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..lora_ops.report import counted
+from ..lora_ops.text import either
 from .layout import open_console, safe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..lora_ops.lint import Finding, Lint, Verdict
+    from ..lora_ops.lint import Finding, Lint
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -19,7 +20,9 @@ def show_lint(found: Lint) -> None:
     """Print what the file is, a line for each program, and a line for each finding with its cure."""
     console = open_console()
     layers = found.verdicts[0].layers if found.verdicts else 0
-    model = found.architecture or "unknown architecture"
+    model = found.architecture or (
+        either(found.possible) if found.possible else "unknown architecture"
+    )
     console.print(
         f"[bold]{safe(found.name)}[/]: {safe(model)}, {found.format} names, "
         f"{counted(layers, 'layer')}",
@@ -27,7 +30,7 @@ def show_lint(found: Lint) -> None:
         soft_wrap=True,
     )
     for verdict in found.verdicts:
-        line = f"  {verdict.program:<9}  {_summary(verdict)}"
+        line = f"  {verdict.program:<9}  {verdict.summary}"
         console.print(safe(line), highlight=False, soft_wrap=True)
     for program in (None, *(verdict.program for verdict in found.verdicts)):
         findings = found.of(program)
@@ -57,20 +60,3 @@ def _where(one: Finding) -> str:
         more = f" and {len(one.where) - 1} more" if len(one.where) > 1 else ""
         return f": `{first}`{more}"
     return ""
-
-
-def _summary(verdict: Verdict) -> str:
-    if verdict.refused:
-        return f"none of {counted(verdict.layers, 'layer')} loads: it stops with an error"
-    perhaps = verdict.count("perhaps")
-    sure = verdict.count("loads")
-    loads = f"{sure or perhaps} of {counted(verdict.layers, 'layer')} load"
-    if perhaps:
-        loads += f", and {perhaps} more" if sure else ""
-        loads += " if the model has them"
-    scales = list(verdict.scales)
-    if not scales:
-        return loads
-    if len(scales) == 1:
-        return f"{loads}, at scale {scales[0]:g}"
-    return f"{loads}, at scales from {scales[0]:g} to {scales[-1]:g}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..lora_ops.report import counted
-from ..lora_ops.text import human_error, human_size
+from ..lora_ops.text import either, human_error, human_size
 from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def show_info(info: Info) -> None:
         ("kind", info.kind),
         ("format", info.format or ""),
         ("names", f"those of {info.spelling}; read under today's" if info.spelling else ""),
-        ("architecture", info.architecture or "unknown"),
+        ("architecture", info.architecture or either(info.possible)),
         ("naming", info.naming or ""),
         ("components", _listed({name: _part(part) for name, part in info.components.items()})),
         ("targets", _listed(info.targets)),

@@ -201,12 +201,22 @@ CLIP = prefixed("cond_stage_model.transformer.", clip(32))
 ABOUT = {"ss_output_name": "one", "ss_network_dim": "4", "modelspec.author": "a person"}
 
 
-def _taesd() -> dict[str, tuple[int, ...]]:
-    """The VAE of TAESD for 16 channels: the smallest that ComfyUI decodes images with."""
+def taesd(channels: int) -> dict[str, tuple[int, ...]]:
+    """The VAE of TAESD for latents of so many: the smallest that ComfyUI decodes images with."""
     made: dict[str, tuple[int, ...]] = {}
     for name, blocks, strides, ends in (
-        ("encoder", (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), (2, 6, 10), ((0, 64, 3), (14, 16, 64))),
-        ("decoder", (3, 4, 5, 8, 9, 10, 13, 14, 15, 18), (7, 12, 17), ((1, 64, 16), (19, 3, 64))),
+        (
+            "encoder",
+            (1, 3, 4, 5, 7, 8, 9, 11, 12, 13),
+            (2, 6, 10),
+            ((0, 64, 3), (14, channels, 64)),
+        ),
+        (
+            "decoder",
+            (3, 4, 5, 8, 9, 10, 13, 14, 15, 18),
+            (7, 12, 17),
+            ((1, 64, channels), (19, 3, 64)),
+        ),
     ):
         convs = [(f"{at}.conv.{part}", 64, 64) for at in blocks for part in (0, 2, 4)]
         for at, out, into in (*convs, *ends):
@@ -224,7 +234,7 @@ def models(base: Path) -> None:
         started = weights(prefixed(_PREFIX, shapes) | encoder)
         for title, one in {name: started, f"{name}-tuned": tuned(started)}.items():
             save_file(one, folder / "checkpoints" / f"{title}.safetensors")
-    save_file(weights(_taesd()), folder / "vae" / "taesd.safetensors")
+    save_file(weights(taesd(16)), folder / "vae" / "taesd.safetensors")
     save_file(lora(FLUX, 4, 1), folder / "loras" / "one.safetensors", ABOUT)
     save_file(lora(FLUX, 6, 2), folder / "loras" / "two.safetensors")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from commands import ROOT
@@ -39,3 +40,82 @@ def _bare(value: Any) -> Any:
     if isinstance(value, list):
         return [_bare(one) for one in value if not str(one).endswith(_ENDINGS)]
     return value
+
+
+def order(node: Mapping[str, Any]) -> list[str]:
+    """The inputs of a node as the front end lines them up: by it, saved values are told apart.
+
+    Those of a choice, which come and go with it, follow it in brackets.
+    """
+    found: list[str] = []
+    for part in ("required", "optional"):
+        for name in node["input_order"].get(part, []):
+            found.append(name)
+            options = node["input"][part][name][1].get("options", [])
+            chosen = [one for one in options if isinstance(one, Mapping)]
+            if chosen:
+                found[-1] += json.dumps([[one["key"], *_inputs(one["inputs"])] for one in chosen])
+    return found
+
+
+def _inputs(declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [name for part in ("required", "optional") for name in declared.get(part, {})]
+
+
+def misplaced(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Our nodes of which an input is no longer where it was: saved graphs would load wrongly.
+
+    Args:
+        saved: The interface as it was published.
+        found: As it is; new inputs may only follow the old ones, and none may go.
+    """
+    ours = [name for name in saved if name.startswith("Lorakit")]
+    return [
+        name
+        for name in ours
+        if name not in found or order(found[name])[: len(order(saved[name]))] != order(saved[name])
+    ]
+
+
+def by_position(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved workflow in the form in which it is sent to run, read as the front end reads it.
+
+    Values have no names there: the n-th is that of the n-th input that has a widget.
+
+    Args:
+        workflow: As the front end saves it.
+        info: What a server says of its nodes.
+    """
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    found: dict[str, Any] = {}
+    for node in workflow["nodes"]:
+        if node["type"] in info:
+            values = dict(_values(info[node["type"]], node.get("widgets_values", [])))
+            wired = {one["name"]: links[one["link"]] for one in node["inputs"] if one["link"]}
+            found[str(node["id"])] = {"class_type": node["type"], "inputs": values | wired}
+    return found
+
+
+_WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+
+
+def _values(node: Mapping[str, Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """(input, value) as far as there are values; what follows keeps its default."""
+    left = iter(values)
+    declared = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    for part in ("required", "optional"):
+        for name in node["input_order"].get(part, []):
+            kind, *more = declared[name]
+            if not (isinstance(kind, list) or kind in _WIDGETS):
+                continue
+            for value in itertools.islice(left, 1):
+                yield name, value
+                for nested in _of_choice(more[0] if more else {}, value):
+                    yield from ((f"{name}.{nested}", one) for one in itertools.islice(left, 1))
+                if name in ("seed", "noise_seed"):
+                    next(left)  # what becomes of it after a run, which is not sent
+
+
+def _of_choice(options: Mapping[str, Any], value: Any) -> list[str]:
+    chosen = [one for one in options.get("options", []) if isinstance(one, Mapping)]
+    return next((_inputs(one["inputs"]) for one in chosen if one["key"] == value), [])

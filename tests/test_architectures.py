@@ -12,9 +12,9 @@ from keys.models import MODELS as CLASSES
 from lorakit.lora_ops.architectures import (
     ARCHITECTURES,
     detect,
-    detect_targets,
     naming,
     parameters,
+    recognise_layers,
     unet_names,
 )
 
@@ -348,12 +348,11 @@ SAME_NAMES = {"flux_schnell": "flux", "cosmos": "anima"}
 @pytest.mark.parametrize("name", CLASSES)
 def test_adapters_of_models_of_comfyui_are_recognised(comfy, name):
     weights = {
-        key.removesuffix(".weight").replace(".", "_"): shape
+        key.removesuffix(".weight").replace(".", "_"): tuple(shape)
         for key, shape in comfy["models"][name].items()
         if key.endswith(".weight") and len(shape) >= 2
     }
-    widths = [shape[1] for key, shape in weights.items() if key.endswith("attn2_to_k")]
-    found = [one.name for one in detect_targets(weights, widths[0] if widths else None)]
+    found = [one.name for one in recognise_layers(weights).possible]
     assert found[0] == SAME_NAMES.get(name, name)
     assert name in found
 
@@ -383,14 +382,21 @@ def test_architectures_have_distinct_names_and_titles():
         ("transformer_blocks_0_attn1_to_q", 2048, "ltxv"),
         ("joint_blocks_0_x_block_attn_qkv", None, "sd3"),
         ("layers_0_attention_to_q", None, "z_image"),
-        ("layers_0_attention_qkv", None, "lumina2"),
+        ("layers_0_attention_qkv", (3840, 2304), "lumina2"),
     ],
 )
 def test_adapters_are_recognised_by_their_targets(module, width, name):
-    assert detect_targets([module], width)[0].name == name
+    shape = (
+        width
+        if isinstance(width, tuple) or width is None
+        else (320 if "attn2_to_k" in module and width < 2048 else min(width, 2048), width)
+    )
+    assert recognise_layers({module: shape}).possible[0].name == name
 
 
 def test_an_adapter_that_says_too_little_is_of_no_certain_architecture():
-    assert detect_targets(["down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"]) == ()
-    assert detect_targets(["te1:text_model_encoder_layers_0_mlp_fc1"], 768) == ()
-    assert detect_targets(["something_else"]) == ()
+    shallow = {"down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": (320, 320)}
+    assert recognise_layers(shallow).certain is None
+    assert {one.name for one in recognise_layers(shallow).possible} >= {"sd1", "sd2"}
+    assert recognise_layers({"te1:text_model_encoder_layers_0_mlp_fc1": (3072, 768)}).possible == ()
+    assert recognise_layers({"something_else": None}).possible == ()

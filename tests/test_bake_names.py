@@ -197,8 +197,8 @@ def test_a_lost_layer_that_cannot_be_read_is_refused_before_the_work():
 
 
 def test_integers_take_no_change():
-    base = {f"{LINEAR}.weight": torch.ones(48, 48, dtype=torch.int32)}
-    with pytest.raises(FormatError, match="stored as int32, which are no weights to add to"):
+    base = {f"{LINEAR}.weight": torch.ones(48, 48, dtype=torch.int64)}
+    with pytest.raises(FormatError, match="stored as int64, which are no weights to add to"):
         bake(DictSource(base), [adapter(LAYER)])
 
 

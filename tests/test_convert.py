@@ -279,7 +279,8 @@ def whole_adapter(architecture):
     parts = []
     width = 48  # what 1:1:1, 1:1:1:4 and 3:1:1 divide
     for native in natives:
-        name = re.sub(r"\{\}", "1", native)
+        number = "0" if "transformer_blocks" in native else "1"  # a UNet may have one only
+        name = re.sub(r"\{\}", number, native)
         spread = table.foreign_parts(name)
         if not spread or table.find(spread[0][0]).native != name:
             continue  # the other place that an upsampler can have
@@ -452,7 +453,7 @@ def test_a_layer_of_another_shape_is_refused():
 def test_a_text_encoder_has_no_name_in_peft():
     clip = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
     with pytest.raises(UnsupportedLayerError, match=f"`peft` has no name for `{clip}`"):
-        convert(adapter_of(lora(QKV, 96), lora(clip, 8, 8)), "peft")
+        convert(adapter_of(lora(QKV, 96), lora(clip, 8, 8)), "peft", architecture=FLUX)
     there, _ = convert(adapter_of(lora(QKV, 96), lora(clip, 8, 8)), "diffusers")
     assert "text_encoder.text_model.encoder.layers.0.mlp.fc1" in there.layers
 

@@ -14,6 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorakit.lora_ops import DictSource, formats
+from lorakit.lora_ops.convert import convert
+from lorakit.lora_ops.convert_file import convert_file
+from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.layers import Layer
 
 wrapper = pytest.importorskip(
@@ -57,6 +61,9 @@ MODULES: dict[str, tuple[str, dict[str, object]]] = {
         )
     },
 }
+
+#: LyCORIS's names of what a converted file spells as ComfyUI's do.
+SPELLED = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 
 
 def trained(name: str, form: str) -> tuple[nn.Module, Tensor, nn.Module]:
@@ -122,7 +129,46 @@ def test_strength_is_what_lycoris_calls_multiplier(name):
     same(weight + read(state).change(weight, 0.4), effective(base, weight.shape))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [one for one in MODULES if "DoRA" in one])
+def test_what_is_converted_and_back_loads_into_lycoris_again(name, form):
+    base, weight, module = trained(name, form)
+    state = {f"diffusion_model.m.{key}": one.detach() for key, one in module.state_dict().items()}
+    result, _ = convert(decode(DictSource(state)), "comfy")
+    layer, keys = (one["diffusion_model.m"] for one in (result.layers, result.keys))
+    back = {
+        keys[role].removeprefix("diffusion_model.m."): tensor
+        for role, tensor in layer.tensors().items()
+    }
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    module.load_state_dict({SPELLED.get(key, key): one for key, one in back.items()})
+    module.apply_to()
+    same(weight + read(state).change(weight), effective(base, weight.shape))
+
+
 ALGORITHMS = ("lora", "loha", "lokr", "glora", "ia3", "diag-oft", "boft", "full")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_whole_file_of_lycoris_converts_to_its_own_names(algorithm, tmp_path):
+    """Full differences, norms and biases among them, which LyCORIS writes in kohya's naming."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Conv1d(7, 8, 3), nn.Linear(30, 8))
+    wrapper.LycorisNetwork.apply_preset({"target_module": ["Linear", "Conv1d", "LayerNorm"]})
+    network = wrapper.create_lycoris(
+        model, 1.0, linear_dim=4, linear_alpha=4, algo=algorithm, train_norm=True
+    )
+    network.apply_to()
+    network.save_weights(str(tmp_path / "lycoris.safetensors"), torch.float32, {})
+    before = load_file(tmp_path / "lycoris.safetensors")
+    with open_source(tmp_path / "lycoris.safetensors") as source:
+        convert_file(source, tmp_path / "kohya.safetensors", "kohya")
+    after = load_file(tmp_path / "kohya.safetensors")
+    assert before.keys() <= after.keys()
+    assert all(key.endswith(".alpha") for key in after.keys() - before.keys())
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

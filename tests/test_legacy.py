@@ -438,8 +438,11 @@ def test_it_keeps_its_key_where_peft_reads_it_and_gets_another_where_alpha_would
         ("boft_s", "BOFT of PEFT"),
         ("vera_lambda_d", "VeRA"),
         ("lora_E", "AdaLoRA"),
-        ("lora_embedding_A", "LoRA of an embedding table"),
-        ("lora_embedding_B.default", "LoRA of an embedding table"),
+        ("lambda_layer", "T-LoRA of LyCORIS 4"),
+        ("ia3_l.my-own", "IA3 of PEFT"),
+        ("oft_R.default.weight", "OFT of PEFT"),
+        ("vblora_logits_A", "VB-LoRA"),
+        ("c3a_kernel", "C3A"),
     ],
 )
 def test_layers_of_other_methods_are_called_by_their_name(suffix, title):

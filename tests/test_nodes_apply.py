@@ -91,7 +91,9 @@ def test_every_format_changes_what_it_should_and_as_comfyui_does(host, apply, na
     for format, answer in answers.items():
         assert answer["failed"] == [], format
         count = sum(key.endswith((".lora_A.weight", ".lora_down.weight")) for key in files[format])
-        assert answer["report"].startswith(f"file.safetensors: {count} of {count} layers applied")
+        assert answer["report"].startswith(
+            f"done · file.safetensors: {count} of {count} layers applied"
+        )
         assert answer["ours"] == sorted(f"{target}.weight" for target in adapter.layers), format
         assert answer["same"] == answer["core"], format
         assert (len(answer["core"]) < len(answer["ours"])) == (name in ALONE.get(format, ())), (
@@ -200,7 +202,7 @@ def test_differences_of_any_parameter(small):
         f"{UNET}blocks.1.k.diff": torch.ones(8, 6, 1, 1),
     }
     answer = small(LAYERS, tensors)
-    assert answer["report"].startswith("file.safetensors: 6 of 6 layers applied")
+    assert answer["report"].startswith("done · file.safetensors: 6 of 6 layers applied")
     assert len(answer["ours"]) == 6
     alone = f"{UNET}blocks.1.k.weight"  # of another shape, with the same numbers
     assert set(answer["ours"]) - set(answer["same"]) == {alone}
@@ -213,7 +215,7 @@ def test_of_two_names_for_one_weight_the_same_one_holds(small):
     assert answer["same"] == answer["ours"] == answer["core"] == [f"{Q}.weight"]
     assert torch.equal(answer["weights"][f"{Q}.weight"], product(tensors, Q))
     assert answer["report"].splitlines() == [
-        "file.safetensors: 1 of 2 layers applied (1 weight of the model at 1)",
+        "warning · file.safetensors: 1 of 2 layers applied (1 weight of the model at 1)",
         f"! 1 layer replaced, as two change one weight: `{FLAT_Q} by {Q}`",
     ]
 
@@ -250,7 +252,9 @@ def test_what_does_not_match_is_told_and_the_rest_applied(small):
     assert answer["core"] == [], "half a pair ends ComfyUI's loader with a KeyError"
     assert torch.equal(answer["weights"][f"{Q}.weight"], product(tensors, Q))
     lines = answer["report"].splitlines()
-    assert lines[0] == "file.safetensors: 1 of 6 layers applied (1 weight of the model at 1)"
+    assert (
+        lines[0] == "warning · file.safetensors: 1 of 6 layers applied (1 weight of the model at 1)"
+    )
     told = "\n".join(lines[1:])
     for words in (
         "the model has no weight of this name: `diffusion_model.blocks.7.q`",
@@ -304,7 +308,10 @@ def test_strengths_by_block(small):
     assert answer["same"] == [f"{UNET}blocks.0.q.weight"]
     layer = f"{UNET}blocks.1.q"
     assert error(answer["weights"][f"{layer}.weight"], product(tensors, layer, 0.5)) < 1e-6
-    assert "strengths by block: 1 for 1, 0.25 for 1, 0 for 1" in answer["report"]
+    assert (
+        "strengths by block: 1 in B00 (1 layer); 0.25 in B01 (1 layer); 0 in B02 (1 layer)"
+        in answer["report"]
+    )
     wrong = small(LAYERS, tensors, options={"where": "nowhere=1"})
     assert wrong["error"].startswith("ArgumentError: `nowhere` fits none of 3 layers")
 
@@ -385,4 +392,4 @@ def test_quantised_bases(apply, tmp_path, format):
     }
     answer = apply({"weights": path, "format": format}, {"lora": tensors})["lora"]
     assert answer["same"] == answer["ours"] == answer["core"]
-    assert answer["report"].startswith("file.safetensors: 2 of 2 layers applied")
+    assert answer["report"].startswith("done · file.safetensors: 2 of 2 layers applied")

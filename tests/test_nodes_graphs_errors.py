@@ -169,7 +169,6 @@ def test_checkpoints_that_cannot_be_baked_into(bad, checkpoint, lora, told):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("", "there is nothing to add; give one adapter or more"),
         ("absent.safetensors", "'absent.safetensors' not found"),
         ("../checkpoints/flux.safetensors", "not found"),
         ("checkpoint.safetensors", "it is no adapter"),

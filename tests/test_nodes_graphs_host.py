@@ -157,16 +157,39 @@ def test_a_bake_that_is_cancelled_leaves_no_file(comfy, medium):
     assert not list((comfy.base / "output").rglob("*cancelled*"))
 
 
-def test_the_report_reaches_whoever_watches(comfy):
-    graph, client = Graph(comfy), uuid.uuid4().hex
+def told(server, graph, client, messages):
+    """Run a graph for a client; the texts by node among all that its connection says until then."""
+    server.start(graph.nodes, client)
+    texts = {}
+    for kind, message in messages:
+        if kind == "text" or (kind == "executed" and "text" in (message["output"] or {})):
+            shown = message["text"] if kind == "text" else "\n".join(message["output"]["text"])
+            texts[message["node"]] = shown
+        if kind == "execution_success":
+            return texts
+    raise AssertionError("the connection ended")
+
+
+def test_a_report_reaches_the_client_that_asked_and_no_other(comfy):
+    graph, own, other = Graph(comfy), uuid.uuid4().hex, uuid.uuid4().hex
     scaled = graph.add("LorakitScaleLora", lora=graph.lora(), strength=0.123)
     graph.add("PreviewAny", source=scaled[1])
-    texts = {}
+    beside = Graph(comfy)  # one node, which no other client has run yet
+    beside.add("PreviewAny", source=uuid.uuid4().hex)
+    with comfy.listening(other) as others:
+        with comfy.listening(own) as owns:
+            texts = told(comfy, graph, own, owns)
+        assert texts[scaled].startswith("done · one.safetensors: 23 layers, rank 4 → 4")
+        assert told(comfy, beside, other, others).keys() == {"1"}
+
+
+def test_a_report_is_shown_again_where_the_node_comes_out_of_the_cache(comfy):
+    graph, client = Graph(comfy), uuid.uuid4().hex
+    scaled = graph.add("LorakitScaleLora", lora=graph.lora(), strength=0.234)
+    graph.add("PreviewAny", source=graph.add("LorakitResizeLora", lora=scaled, rank=2)[1])
     with comfy.listening(client) as messages:
-        comfy.start(graph.nodes, client)
-        for kind, told in messages:
-            if kind == "text":
-                texts[told["node"]] = told["text"]
-            if kind == "execution_success":
-                break
-    assert texts[scaled].startswith("one.safetensors: 23 layers, rank 4 → 4")
+        first = told(comfy, graph, client, messages)
+    assert comfy.executed(graph.nodes) == set()
+    with comfy.listening(client) as messages:
+        assert told(comfy, graph, client, messages) == first
+    assert len(first) == 4, "each node's, and what shows one"

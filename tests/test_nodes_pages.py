@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT
-from object_info import SNAPSHOT, WORKFLOWS
+from object_info import SNAPSHOT, WORKFLOWS, by_position
 from PIL import Image
 
 INFO: dict[str, Any] = {
@@ -151,33 +151,37 @@ def test_a_picture_of_an_example_is_light_and_legible(path: Path) -> None:
     assert path.stat().st_size < 300_000
 
 
-def sent(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A workflow as the front end saves it, in the form in which it is sent to run."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    found: dict[str, Any] = {}
-    for node in workflow["nodes"]:
-        if node["type"] == "MarkdownNote":
-            continue
-        values = {
-            name: value
-            for name, value in node.get("widgets_values_named", {}).items()
-            if name != "control_after_generate"
-        }
-        wired = {one["name"]: links[one["link"]] for one in node["inputs"] if one["link"]}
-        found[str(node["id"])] = {"class_type": node["type"], "inputs": values | wired}
-    return found
-
-
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_both_versions_of_an_example_are_one(path: Path) -> None:
     api = json.loads(path.read_text("utf-8"))
     saved = json.loads((EXAMPLES / path.name).read_text("utf-8"))
-    assert sent(saved) == {
+    assert by_position(saved, json.loads(SNAPSHOT.read_text("utf-8"))) == {
         number: {"class_type": node["class_type"], "inputs": node["inputs"]}
         for number, node in api.items()
     }
     assert any(node["class_type"].startswith("Lorakit") for node in api.values())
     assert [node["type"] for node in saved["nodes"]].count("MarkdownNote") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("ExtractLora", [64, "knee", True, False, "bf16", "kohya"]),
+        ("ExtractLoraFromFiles", ["a", "b", 64, "knee", True, False, "bf16", "kohya"]),
+        ("ExtractAndSave", [64, "loras/a", "knee", True, False, "bf16", "kohya"]),
+    ],
+)
+def test_graphs_of_the_first_version_load_as_they_were(kind: str, values: list[Any]) -> None:
+    """From before `allow_partial`: the front end hands values out by position."""
+    node = {"id": 1, "type": f"Lorakit{kind}", "inputs": [], "widgets_values": values}
+    info = json.loads(SNAPSHOT.read_text("utf-8"))
+    (loaded,) = by_position({"links": [], "nodes": [node]}, info).values()
+    told = {"rank": 64, "rule": "knee", "exact": True, "full_differences": False}
+    assert told | {"dtype": "bf16", "format": "kohya"} == {
+        name: value
+        for name, value in loaded["inputs"].items()
+        if value not in ("a", "b", "loras/a")
+    }
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from comfy_server import Server
-from object_info import SNAPSHOT, interface
+from object_info import SNAPSHOT, interface, misplaced
 
 RENEW = "LORAKIT_RENEW_OBJECT_INFO"
 
@@ -22,6 +22,8 @@ def info(comfy: Server) -> dict[str, Any]:
 
 def test_the_interface_is_the_saved_one(info: dict[str, Any]) -> None:
     found = interface(info)
+    moved = misplaced(json.loads(SNAPSHOT.read_text("utf-8")), found)
+    assert moved == [], "inputs are only ever appended: saved graphs hold values by position"
     if os.environ.get(RENEW):
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     saved = json.loads(SNAPSHOT.read_text("utf-8"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commands import ROOT, python
 from host_double import standing_in
-from object_info import SNAPSHOT
+from object_info import SNAPSHOT, misplaced
 
 from lorakit.lora_ops.dtypes import DTYPES
 from lorakit.lora_ops.methods import METHODS
@@ -51,19 +51,48 @@ def test_every_node_is_in_the_extension() -> None:
     assert len(listed) == len(found)
 
 
-def test_the_snapshot_has_these_nodes_and_inputs() -> None:
+def test_the_snapshot_has_these_nodes_and_inputs_in_this_order() -> None:
     saved = json.loads(SNAPSHOT.read_text("utf-8"))
     declared = {
-        schema.node_id: sorted(given(one)["id"] for one in schema.inputs)
+        schema.node_id: {
+            part: [
+                given(one)["id"]
+                for one in schema.inputs
+                if given(one).get("optional", False) == (part == "optional")
+            ]
+            for part in ("required", "optional")
+        }
         for schema in schemas().values()
     }
     assert declared == {
-        name: sorted(
-            one for part in ("required", "optional") for one in node["input_order"].get(part, [])
-        )
+        name: {part: node["input_order"].get(part, []) for part in ("required", "optional")}
         for name, node in saved.items()
         if name.startswith("Lorakit")
     }
+
+
+def with_inputs(node: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """A node whose optional inputs are these."""
+    known = {"new": ["BOOLEAN", {}], **node["input"]["optional"]}
+    optional = {name: known[name] for name in names}
+    order = {**node["input_order"], "optional": names}
+    return {**node, "input": {**node["input"], "optional": optional}, "input_order": order}
+
+
+def test_an_input_anywhere_but_at_the_end_is_told() -> None:
+    saved = json.loads(SNAPSHOT.read_text("utf-8"))
+    name = "LorakitExtractLora"
+    names = saved[name]["input_order"]["optional"]
+    for at in range(len(names) + 1):
+        changed = with_inputs(saved[name], [*names[:at], "new", *names[at:]])
+        told = [] if at == len(names) else [name]
+        assert misplaced(saved, {**saved, name: changed}) == told
+    assert misplaced(saved, {**saved, name: with_inputs(saved[name], names[:-1])}) == [name]
+    assert misplaced(saved, {**saved, name: with_inputs(saved[name], names[::-1])}) == [name]
+    choice = json.loads(json.dumps(saved))
+    options = choice["LorakitAddLoras"]["input"]["required"]["method"][1]["options"]
+    next(one for one in options if one["key"] == "slerp")["inputs"]["required"]["new"] = ["INT", {}]
+    assert misplaced(saved, choice) == ["LorakitAddLoras"]
 
 
 def test_what_is_declared_is_what_is_taken() -> None:

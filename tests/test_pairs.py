@@ -107,7 +107,7 @@ def test_a_widened_layer_is_listed_with_both_shapes():
 def test_buffers_and_scalars_are_no_candidates():
     odd = {
         "__index_timestep_zero__": (),
-        "blocks.0.scale_weight": (),
+        "blocks.0.scale": (),
         "blocks.0.table.weight": (0, 8),
     }
     found = pair(empty(many()), empty(many() | odd))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from .architecture import UNET, Architecture, Condition, Kohya, Size, TargetRule
+from .architecture import UNET, Architecture, Condition, Kohya, Size
 from .canonical import naming, parameters
-from .catalogue import ARCHITECTURES, architecture_named, detect, detect_targets
+from .catalogue import ARCHITECTURES, architecture_named, detect
 from .encoders import TE
 from .lookup import ENCODERS, module_renames
 from .parameter import Component, Parameter
+from .recognition import Recognition, Shape, recognise_layers
 from .renames import Packing, Place, Renames
-from .unet_blocks import UnetNames, unet_names
+from .unet_blocks import Layout, UnetNames, layout_names, unet_names
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,18 +21,21 @@ __all__ = [
     "Component",
     "Condition",
     "Kohya",
+    "Layout",
     "Packing",
     "Parameter",
     "Place",
+    "Recognition",
     "Renames",
+    "Shape",
     "Size",
-    "TargetRule",
     "UnetNames",
     "architecture_named",
     "detect",
-    "detect_targets",
+    "layout_names",
     "module_renames",
     "naming",
     "parameters",
+    "recognise_layers",
     "unet_names",
 ]

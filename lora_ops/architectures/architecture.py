@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from .parameter import Parameter
 from .renames import Packing
+from .unet_blocks import Layout
 
 UNET = "diffusion_model."
+
+Sizes: TypeAlias = "Mapping[str, tuple[tuple[int | None, int | None], ...]]"
+"""Published shapes (out, in) by the end of a module's native name; None for one that varies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +65,6 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRule:
-    """How an adapter's module names tell the model: they are all an adapter has.
-
-    Attributes:
-        pattern: Regular expression, looked for in the module names without their prefix and with
-            underscores for dots, as all formats then agree.
-        width: Input features of the cross-attention's keys that must be known and equal; None
-            where the names alone decide.
-        shared: Another architecture has such names too and is likelier; this one is possible.
-    """
-
-    pattern: str
-    width: int | None = None
-    shared: bool = False
-
-    def holds(self, names: Iterable[str], width: int | None) -> bool:
-        """Whether one of the flattened ``names`` fits and the width is right."""
-        if self.width is not None and self.width != width:
-            return False
-        found = re.compile(self.pattern)
-        return any(found.search(name) for name in names)
-
-
-@dataclass(frozen=True, slots=True)
 class Kohya:
     """How kohya's scripts name the targets of an architecture.
 
@@ -98,7 +77,7 @@ class Kohya:
     encoders: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Architecture:
     """A family of models whose parameters have the same names.
 
@@ -106,7 +85,18 @@ class Architecture:
         name: Short name, stable.
         title: Name for people.
         recognise: Conditions on a checkpoint; one that holds is enough.
-        targets: Rules for an adapter; one that holds is enough.
+        blocks: Evidence for `recognise_layers`: numbers of blocks that published models have, by
+            the part of a native name before the number; one above all of them is not its.
+        sizes: Evidence: shapes that published models have.
+        also: Evidence: names of its modules beyond ``packings``, natively or in diffusers, which
+            no table translates.
+        foreign_only: Evidence: whether diffusers alone has it; its native names are those of kin.
+        mark: Evidence: regular expression of flattened names, of which a file must have one; what
+            has none of them is another's. Empty: no such thing.
+        second_clip: Evidence: whether CLIP is its second text encoder.
+        family: Short name of the first of several that have the same modules, of the same shapes.
+        variant_of: Short name of a far commoner one whose names are these and more: a file is taken
+            to be of that, unless it has a name of this alone or all blocks of this.
         modelspec: ``modelspec.architecture`` without ``/lora``; None where none is established.
         base_model_version: ``ss_base_model_version``; None where none is established.
         network_module: ``ss_network_module`` of the trainer for this family.
@@ -115,12 +105,20 @@ class Architecture:
         diffusers: What stands before diffusers' names of its modules in an adapter; None where
             these are not known.
         packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
+        layout: Of a UNet as it was published.
     """
 
     name: str
     title: str
     recognise: tuple[Condition, ...]
-    targets: tuple[TargetRule, ...] = ()
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    sizes: Sizes = field(default_factory=dict[str, "tuple[tuple[int | None, int | None], ...]"])
+    also: tuple[str, ...] = ()
+    foreign_only: bool = False
+    mark: str = ""
+    second_clip: bool = False
+    family: str = ""
+    variant_of: str = ""
     modelspec: str | None = None
     base_model_version: str | None = None
     network_module: str = "networks.lora"
@@ -128,3 +126,4 @@ class Architecture:
     kohya: Kohya | None = None
     diffusers: str | None = None
     packings: tuple[Packing, ...] = ()
+    layout: Layout | None = None

@@ -1,54 +1,106 @@
-"""All architectures, and which of them a model or an adapter is of."""
+"""All architectures, and which of them a checkpoint is of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ..errors import ArgumentError
+from .ace_step import ACE_STEP
 from .architecture import Architecture
+from .cogvideox import COGVIDEOX
 from .cosmos import ANIMA, COSMOS
+from .ernie import ERNIE
 from .flux import CHROMA, FLUX, FLUX_SCHNELL
 from .flux2 import FLUX2
+from .flux_kin import BRIA, LONGCAT, OVIS
 from .hidream import HIDREAM
+from .hunyuan3d import HUNYUAN3D, HUNYUAN3D_2_1
 from .hunyuan_video import HUNYUAN_VIDEO
+from .ideogram4 import IDEOGRAM4
+from .joyimage import JOYIMAGE
 from .kandinsky5 import KANDINSKY5
 from .krea2 import KREA2
+from .lens import LENS
 from .ltxv import LTXV
+from .minimax_h3 import MINIMAX_H3
+from .minimax_music import MINIMAX_MUSIC
 from .mmdit import AURAFLOW, SD3
+from .mochi import MOCHI
 from .next_dit import LUMINA2, Z_IMAGE
+from .omnigen2 import BOOGU, OMNIGEN2
 from .parameter import Parameter
 from .pixart import HUNYUAN_DIT, PIXART
-from .qwen_image import QWEN_IMAGE
+from .qwen_image import MAGE_FLOW, QWEN_IMAGE
+from .seedvr2 import SEEDVR2
+from .stable_audio import STABLE_AUDIO
 from .stable_cascade import STABLE_CASCADE
-from .stable_diffusion import SD1, SD2, SDXL, SDXL_REFINER
-from .wan import WAN
+from .stable_diffusion import (
+    BK_SDM,
+    BK_SDM_TINY,
+    BK_SDM_V2,
+    BK_SDM_V2_TINY,
+    KOALA,
+    SD1,
+    SD2,
+    SDXL,
+    SDXL_REFINER,
+    SVD,
+)
+from .wan import HELIOS, WAN
 
-# The order decides: whoever has all of another's names and more stands before it.
+# Of several that have a file's names, the first is the likeliest; of several whose conditions hold
+# for a checkpoint, the first is what it is.
 ARCHITECTURES: tuple[Architecture, ...] = (
-    HUNYUAN_VIDEO,
-    FLUX2,
-    CHROMA,
+    SD1,
+    SD2,
+    SDXL,
+    SVD,
+    SDXL_REFINER,
+    KOALA,
+    BK_SDM,
+    BK_SDM_TINY,
+    BK_SDM_V2,
+    BK_SDM_V2_TINY,
     FLUX,
     FLUX_SCHNELL,
-    AURAFLOW,
+    CHROMA,
+    HUNYUAN_VIDEO,
+    FLUX2,
     QWEN_IMAGE,
+    MAGE_FLOW,
     SD3,
+    WAN,
+    LTXV,
     ANIMA,
     COSMOS,
-    WAN,
     Z_IMAGE,
     LUMINA2,
     HIDREAM,
     KREA2,
-    KANDINSKY5,
-    HUNYUAN_DIT,
-    LTXV,
+    AURAFLOW,
     PIXART,
+    HUNYUAN_DIT,
+    KANDINSKY5,
     STABLE_CASCADE,
-    SDXL,
-    SDXL_REFINER,
-    SD1,
-    SD2,
+    BRIA,
+    LONGCAT,
+    OVIS,
+    HELIOS,
+    OMNIGEN2,
+    BOOGU,
+    JOYIMAGE,
+    LENS,
+    IDEOGRAM4,
+    ERNIE,
+    COGVIDEOX,
+    MOCHI,
+    HUNYUAN3D,
+    HUNYUAN3D_2_1,
+    SEEDVR2,
+    MINIMAX_H3,
+    MINIMAX_MUSIC,
+    STABLE_AUDIO,
+    ACE_STEP,
 )
 
 
@@ -75,22 +127,3 @@ def detect(parameters: Mapping[str, Parameter]) -> Architecture | None:
         if any(condition.holds(parameters) for condition in architecture.recognise):
             return architecture
     return None
-
-
-def detect_targets(names: Iterable[str], width: int | None = None) -> tuple[Architecture, ...]:
-    """Return the architectures that an adapter can be for, the likeliest first.
-
-    Args:
-        names: Module names without their prefix, with underscores for dots; those of a second text
-            encoder begin with ``te2:``, as the names within all CLIP models are the same.
-        width: Input features of the cross-attention's keys (``attn2.to_k``), if any is adapted: all
-            that tells Stable Diffusion 1, 2 and XL apart in a shallow block.
-    """
-    listed = list(names)
-    certain: list[Architecture] = []
-    possible: list[Architecture] = []
-    for architecture in ARCHITECTURES:
-        rules = [rule for rule in architecture.targets if rule.holds(listed, width)]
-        if rules:
-            (possible if all(rule.shared for rule in rules) else certain).append(architecture)
-    return (*certain, *possible)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import renamed, same, within
 
-_PREDICT2 = r"^blocks_\d+_((self|cross)_attn_([qkv]|output)_proj|mlp_layer[12])$"
+_SIZES = {
+    "self_attn.q_proj": (
+        (2048, 2048),
+        (4096, 4096),
+        (5120, 5120),
+        (1024, 1024),
+    ),  # the last of the adapter
+    "mlp.layer1": ((8192, 2048), (16384, 4096), (20480, 5120)),
+    "cross_attn.k_proj": ((2048, 1024), (4096, 1024), (5120, 1024), (1024, 1024)),
+    "cross_attn.v_proj": ((2048, 1024), (4096, 1024), (5120, 1024), (1024, 1024)),
+}
 _ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))
 _PARTS = ("self_attn", "cross_attn", "mlp")
 _BLOCK = renamed(
@@ -42,10 +52,8 @@ ANIMA = Architecture(
     name="anima",
     title="Anima",
     recognise=(Condition(has_all=("llm_adapter.blocks.0.cross_attn.q_proj.weight",)),),
-    targets=(
-        TargetRule(r"^llm_adapter_"),
-        TargetRule(_PREDICT2),
-    ),
+    blocks={"blocks": (28,)},
+    sizes=_SIZES,
     modelspec="anima-preview",
     network_module="networks.lora_anima",
     diffusers="transformer.",
@@ -56,6 +64,16 @@ ANIMA = Architecture(
     ),
 )
 
+# Of the first Cosmos, whose blocks are named as well as numbered.
+_FIRST = tuple(
+    f"blocks.block{number}.blocks.{{}}.{part}"
+    for number in range(36)
+    for part in (
+        *(f"block.attn.to_{part}.0" for part in ("q", "k", "v", "out")),
+        *("block.layer1", "block.layer2", "adaLN_modulation.1", "adaLN_modulation.2"),
+    )
+)
+
 COSMOS = Architecture(
     name="cosmos",
     title="Cosmos Predict",
@@ -63,10 +81,9 @@ COSMOS = Architecture(
         Condition(has_all=("blocks.0.mlp.layer1.weight",)),
         Condition(has_all=("blocks.block0.blocks.0.block.attn.to_q.0.weight",)),
     ),
-    targets=(
-        TargetRule(_PREDICT2, shared=True),
-        TargetRule(r"^blocks_block\d+_blocks_\d+_block_"),
-    ),
+    blocks={"blocks": (28, 36)},
+    sizes=_SIZES,
+    also=(*_FIRST, *(f"final_layer.adaLN_modulation.{part}" for part in (1, 2))),
     diffusers="transformer.",
     packings=_PACKINGS,
 )

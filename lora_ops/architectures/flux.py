@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .architecture import Architecture, Condition, Kohya, TargetRule
+from .architecture import Architecture, Condition, Kohya, Sizes
 from .renames import Packing, renamed, same, within
 
-BLOCKS = (
-    r"^(double_blocks_\d+_(img|txt)_(attn|mlp|mod)_|single_blocks_\d+_(linear[12]|modulation_lin))"
-)
+_BLOCKS = {"double_blocks": (19,), "single_blocks": (38,)}
 _STREAMS = ("img_in.weight", "txt_in.weight", "double_blocks.0.img_attn.qkv.weight")
 _DIFFUSERS = (
     "single_transformer_blocks.0.attn.to_q.weight",
@@ -53,11 +51,11 @@ SINGLE = (
     Packing("linear1", (*QKV, "proj_mlp"), parts=(1, 1, 1, 4)),
     *renamed(
         ("linear2", "proj_out"),
-        ("modulation.lin", "norm.linear"),
         ("norm.query_norm", "attn.norm_q"),
         ("norm.key_norm", "attn.norm_k"),
     ),
 )
+SINGLE_MODULATION = Packing("modulation.lin", ("norm.linear",))
 # ComfyUI's own name for the attention of a single block, for whoever trained that alone.
 SINGLE_QKV = Packing("linear1", ("linear1_qkv", ""), parts=(3, 4))
 EMBEDDERS = renamed(
@@ -72,16 +70,44 @@ EMBEDDERS = renamed(
 _ENDS = renamed(
     ("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")
 )
+
+
+def stream_sizes(*widths: int, gated: bool = False) -> Sizes:
+    """Return the shapes of the blocks of models of these widths.
+
+    Args:
+        widths: Of the published ones.
+        gated: Whether half of the MLP's rows are gates for the other half.
+    """
+    ratio, rows = (3, 6) if gated else (4, 4)
+    return {
+        "_attn.qkv": tuple((3 * width, width) for width in widths),
+        "_attn.proj": tuple((width, width) for width in widths),
+        "_mlp.0": tuple((rows * width, width) for width in widths),
+        "_mlp.2": tuple((width, ratio * width) for width in widths),
+        "linear1": tuple(((3 + rows) * width, width) for width in widths),
+        "linear2": tuple((width, (1 + ratio) * width) for width in widths),
+        "_mod.lin": tuple((6 * width, width) for width in widths),
+        "modulation.lin": tuple((3 * width, width) for width in widths),
+    }
+
+
 # Flux.2's names of the single blocks, which ComfyUI reads for all of the family.
 UNSPLIT = renamed(("linear1", "attn.to_qkv_mlp_proj"), ("linear2", "attn.to_out"))
 
-_PACKINGS = (
-    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
+# Chroma has no modulations and no embedders: what these would give, one layer makes.
+_SHARED = (
+    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP)),
     *within("double_blocks.{}.", "transformer_blocks.{}.", GATED_MLP),
     *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, *UNSPLIT)),
     *within("single_blocks.{}.", "single_blocks.{}.", (SINGLE_QKV,)),
-    *EMBEDDERS,
     *_ENDS,
+)
+_PACKINGS = (
+    *_SHARED,
+    *within("double_blocks.{}.", "transformer_blocks.{}.", MODULATION),
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", (SINGLE_MODULATION,)),
+    *EMBEDDERS,
     SWAPPED_FINAL,
 )
 
@@ -89,16 +115,17 @@ FLUX = Architecture(
     name="flux",
     title="Flux.1",
     recognise=(
-        Condition(has_all=(*_STREAMS, "guidance_in.in_layer.weight")),
+        Condition(
+            has_all=(*_STREAMS, "guidance_in.in_layer.weight"),
+            has_none=("double_stream_modulation_img.lin.weight",),
+        ),
         Condition(
             has_all=(*_DIFFUSERS, "time_text_embed.guidance_embedder.linear_1.weight"),
             root="transformer.",
         ),
     ),
-    targets=(
-        TargetRule(BLOCKS),
-        TargetRule(r"^single_transformer_blocks_\d+_(attn_to_[qkv]|proj_mlp|proj_out|norm_linear)"),
-    ),
+    blocks=_BLOCKS,
+    sizes=stream_sizes(3072),
     modelspec="flux-1-dev",
     base_model_version="flux1",
     network_module="networks.lora_flux",
@@ -113,9 +140,16 @@ FLUX_SCHNELL = replace(
     title="Flux.1 schnell",
     recognise=(
         Condition(has_all=(*_STREAMS, "vector_in.in_layer.weight")),
-        Condition(has_all=_DIFFUSERS, root="transformer."),
+        Condition(
+            has_all=_DIFFUSERS,
+            has_none=(
+                *("time_embed.*", "timestep_embedder.*", "context_embedder.token_refiner.*"),
+                *("distilled_guidance_layer.*", "double_stream_modulation_img.*"),
+            ),
+            root="transformer.",
+        ),
     ),
-    targets=(TargetRule(BLOCKS, shared=True),),
+    family="flux",
     modelspec="flux-1-schnell",
 )
 
@@ -126,14 +160,15 @@ CHROMA = Architecture(
         Condition(has_any=("distilled_guidance_layer.*",)),
         Condition(has_any=("distilled_guidance_layer.*",), root="transformer."),
     ),
-    targets=(TargetRule(r"^distilled_guidance_layer_"), TargetRule(BLOCKS, shared=True)),
+    blocks=_BLOCKS,
+    sizes=stream_sizes(3072),
     modelspec="chroma",
     base_model_version="chroma",
     network_module="networks.lora_flux",
     kohya=_KOHYA,
     diffusers="transformer.",
     packings=(
-        *_PACKINGS,
+        *_SHARED,
         *renamed(
             ("distilled_guidance_layer.layers.{}.in_layer", "distilled_guidance_layer.layers.{}.linear_1"),
             ("distilled_guidance_layer.layers.{}.out_layer", "distilled_guidance_layer.layers.{}.linear_2"),

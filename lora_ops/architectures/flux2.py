@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
-from .flux import ATTENTION, BLOCKS, EMBEDDERS, GATED_MLP, MLP, SWAPPED_FINAL, UNSPLIT
+from .architecture import Architecture, Condition
+from .flux import ATTENTION, EMBEDDERS, GATED_MLP, MLP, SWAPPED_FINAL, UNSPLIT, stream_sizes
 from .renames import Packing, renamed, within
 
 _SINGLE = (
@@ -28,11 +28,8 @@ FLUX2 = Architecture(
             root="transformer.",
         ),
     ),
-    targets=(
-        TargetRule(r"^(double_stream_modulation_|single_stream_modulation_)"),
-        TargetRule(r"^single_transformer_blocks_\d+_attn_to_(qkv_mlp_proj|out$)"),
-        TargetRule(BLOCKS, shared=True),
-    ),
+    blocks={"double_blocks": (5, 8), "single_blocks": (20, 24, 48)},
+    sizes=stream_sizes(3072, 4096, 6144, gated=True),
     network_module="networks.lora_flux_2",
     diffusers="transformer.",
     packings=(

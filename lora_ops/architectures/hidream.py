@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import same, within
 
 _GATED = ("w1", "w2", "w3")
@@ -25,7 +25,7 @@ HIDREAM = Architecture(
     name="hidream",
     title="HiDream",
     recognise=(Condition(has_all=("caption_projection.0.linear.weight",)),),
-    targets=(TargetRule(r"^(double|single)_stream_blocks_\d+_block_"),),
+    blocks={"double_stream_blocks": (16,), "single_stream_blocks": (32,)},
     diffusers="transformer.",
     packings=(
         *within(_DOUBLE, _DOUBLE, same(*_STREAM, *_TEXT)),

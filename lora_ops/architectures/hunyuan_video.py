@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .flux import (
     ATTENTION,
     EMBEDDERS,
@@ -10,7 +10,9 @@ from .flux import (
     MODULATION,
     QKV,
     SINGLE,
+    SINGLE_MODULATION,
     SWAPPED_FINAL,
+    stream_sizes,
 )
 from .renames import Packing, renamed, within
 
@@ -52,18 +54,14 @@ HUNYUAN_VIDEO = Architecture(
         Condition(has_all=("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
         Condition(has_any=("context_embedder.token_refiner.*",), root="transformer."),
     ),
-    targets=(
-        TargetRule(r"^txt_in_individual_token_refiner_|^context_embedder_token_refiner_"),
-        TargetRule(r"^double_blocks_\d+_(img|txt)_(mlp_fc[12]|mod_linear)"),
-        TargetRule(r"^single_blocks_\d+_modulation_linear"),
-        TargetRule(r"^(double_blocks_19|single_blocks_3[89])_"),  # Flux has 19 and 38 blocks
-    ),
+    blocks={"double_blocks": (20, 54), "single_blocks": (40,)},
+    sizes=stream_sizes(2048, 3072, 3584),
     modelspec="hunyuan-video",
     base_model_version="hunyuan_video",
     diffusers="transformer.",
     packings=(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
-        *within("single_blocks.{}.", "single_transformer_blocks.{}.", SINGLE),
+        *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, SINGLE_MODULATION)),
         *within(_TOKENS, "context_embedder.token_refiner.refiner_blocks.{}.", _REFINER),
         *EMBEDDERS,
         *renamed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import same, within
 
 _QKV = ("to_query", "to_key", "to_value", "out_layer", "query_norm", "key_norm")
@@ -18,7 +18,7 @@ KANDINSKY5 = Architecture(
     recognise=(
         Condition(has_all=("visual_transformer_blocks.0.cross_attention.key_norm.weight",)),
     ),
-    targets=(TargetRule(r"^visual_transformer_blocks_\d+_"),),
+    blocks={"text_transformer_blocks": (2, 4), "visual_transformer_blocks": (32, 50, 60)},
     modelspec="Kandinsky-5",
     base_model_version="kandinsky5",
     network_module="networks.lora_kandinsky",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import renamed, within
 
 _BLOCK = renamed(
@@ -17,7 +17,13 @@ KREA2 = Architecture(
     name="krea2",
     title="Krea 2",
     recognise=(Condition(has_all=("txtfusion.projector.weight",)),),
-    targets=(TargetRule(r"^txtfusion_|^blocks_\d+_attn_w[qkvo]$"),),
+    blocks={"blocks": (28,)},
+    sizes={
+        "blocks.{}.attn.wq": ((6144, 6144), (2560, 2560)),
+        "blocks.{}.attn.wk": ((1536, 6144), (2560, 2560)),
+        "blocks.{}.attn.wv": ((1536, 6144), (2560, 2560)),
+        "blocks.{}.attn.wo": ((6144, 6144), (2560, 2560)),
+    },
     modelspec="Krea-2",
     base_model_version="krea2",
     diffusers="transformer.",

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from functools import cache
 
 from .architecture import Architecture
-from .renames import Renames, renames, same
-from .unet_blocks import unet_names, unet_packings
+from .renames import Packing, Renames, renames, same
+from .unet_blocks import layout_names, unet_names, unet_packings
 
 _CLIP = tuple(
     f"text_model.encoder.layers.{{}}.{part}"
@@ -46,19 +46,23 @@ def module_renames(architecture: Architecture | None, names: Collection[str] = (
 
     Args:
         architecture: None: an unknown one, whose table is empty.
-        names: All parameters of a UNet, natively, for its layout; without them it is that of
-            Stable Diffusion 1, 2 and XL.
+        names: All parameters of a UNet, natively, for its layout; without them it is that of the
+            published model.
     """
-    if architecture is None or architecture.diffusers != "unet.":
-        return renames(() if architecture is None else architecture.packings)
-    if names:
-        return renames(unet_packings(unet_names(names)))
-    return _standard(xl=architecture.name.startswith("sdxl"))
+    if architecture is None:
+        return renames(())
+    if architecture.layout is None or not names:
+        return _published(architecture)
+    return renames((*unet_packings(unet_names(names)), *architecture.packings))
+
+
+def published_packings(architecture: Architecture) -> tuple[Packing, ...]:
+    """Return the modules of a model as it was published, those of a UNet by its layout."""
+    layout = architecture.layout
+    blocks = () if layout is None else unet_packings(layout_names(layout))
+    return (*blocks, *architecture.packings)
 
 
 @cache
-def _standard(*, xl: bool) -> Renames:
-    """The layout of published models: in the deepest level only XL has attention."""
-    levels = (0, 1, 2) if xl else (1, 2)
-    marks = [f"up_blocks.{level}.attentions.2.norm" for level in levels]
-    return renames(unet_packings(unet_names(marks)))
+def _published(architecture: Architecture) -> Renames:
+    return renames(published_packings(architecture))

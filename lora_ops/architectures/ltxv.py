@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import renamed, same, within
 
 _ATTENTIONS = (
@@ -41,10 +41,18 @@ LTXV = Architecture(
             has_all=("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_1.bias")
         ),
     ),
-    targets=(
-        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 2048),
-        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 4096),
-        TargetRule(r"^transformer_blocks_\d+_(audio|video_to_audio|audio_to_video)_"),
+    blocks={"transformer_blocks": (28, 48)},
+    sizes={
+        ".attn1.to_q": ((2048, 2048), (4096, 4096)),
+        ".attn1.to_out.0": ((2048, 2048), (4096, 4096)),
+        ".attn2.to_k": ((2048, 2048), (4096, 4096)),
+        ".ff.net.2": ((2048, 8192), (4096, 16384)),
+        ".ff.net.0.proj": ((8192, 2048), (16384, 4096)),
+    },
+    also=tuple(
+        f"{side}_embeddings_connector.transformer_1d_blocks.{{}}.{part}"
+        for side in ("audio", "video")
+        for part in (*(f"attn1.to_{name}" for name in ("q", "k", "v", "out.0")), "ff.net.0.proj", "ff.net.2")
     ),
     diffusers="transformer.",
     packings=(

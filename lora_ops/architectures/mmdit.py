@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .flux import ADDED_QKV, QKV, SWAPPED_FINAL
 from .renames import Packing, renamed, same, within
 
@@ -58,10 +58,14 @@ SD3 = Architecture(
             root="transformer.",
         ),
     ),
-    targets=(
-        TargetRule(r"^joint_blocks_\d+_(x|context)_block_"),
-        TargetRule(r"^transformer_blocks_\d+_(attn_add_[qkv]_proj|ff_context_)"),
-    ),
+    blocks={"joint_blocks": (24, 38)},
+    sizes={
+        ".attn.qkv": ((4608, 1536), (7296, 2432)),
+        ".attn2.qkv": ((4608, 1536),),
+        ".attn.proj": ((1536, 1536), (2432, 2432)),
+        ".mlp.fc1": ((6144, 1536), (9728, 2432)),
+    },
+    second_clip=True,
     network_module="networks.lora_sd3",
     diffusers="transformer.",
     packings=(
@@ -86,10 +90,8 @@ AURAFLOW = Architecture(
         Condition(has_all=("double_layers.0.attn.w1q.weight",)),
         Condition(has_any=("joint_transformer_blocks.*",), root="transformer."),
     ),
-    targets=(
-        TargetRule(r"^(double|single)_layers_\d+_(attn_w[12]|mlp)"),
-        TargetRule(r"^joint_transformer_blocks_"),
-    ),
+    blocks={"double_layers": (4,), "single_layers": (32,)},
+    sizes={".attn.w1q": ((3072, 3072),), ".attn.w2q": ((3072, 3072),)},
     diffusers="transformer.",
     packings=(
         *within("double_layers.{}.", "joint_transformer_blocks.{}.", _AURA_DOUBLE),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, Size, TargetRule
+from .architecture import Architecture, Condition, Size
 from .renames import Packing, renamed, same, within
 
-_NEXT_DIT = r"^(layers|noise_refiner|context_refiner)_\d+_"
 _REFINER = ("cap_embedder.1.weight", "noise_refiner.0.attention.k_norm.weight")
 _STACKS = ("layers.{}.", "noise_refiner.{}.", "context_refiner.{}.")
 
@@ -64,11 +63,14 @@ Z_IMAGE = Architecture(
         Condition(has_all=_REFINER, sizes=(Size("cap_embedder.1.weight", axis=0, size=3840),)),
         Condition(has_any=("all_x_embedder.*",), root="transformer."),
     ),
-    targets=(
-        TargetRule(_NEXT_DIT + r"(attention_to_(q|k|v|out_0)|adaLN_modulation_0)$"),
-        TargetRule(r"^layers_(2[6-9])_(attention|feed_forward)_"),  # Lumina 2 has 26 layers
-        TargetRule(_NEXT_DIT + r"attention_(qkv|out)$", shared=True),
-    ),
+    blocks={"layers": (30,), "noise_refiner": (2,), "context_refiner": (2,)},
+    sizes={
+        ".attention.qkv": ((11520, 3840),),
+        ".attention.out": ((3840, 3840),),
+        ".feed_forward.w1": ((10240, 3840),),
+        ".feed_forward.w2": ((3840, 10240),),
+        ".feed_forward.w3": ((10240, 3840),),
+    },
     modelspec="Z-Image",
     base_model_version="z_image",
     network_module="networks.lora_zimage",
@@ -84,7 +86,14 @@ LUMINA2 = Architecture(
     name="lumina2",
     title="Lumina 2",
     recognise=(Condition(has_all=_REFINER),),
-    targets=(TargetRule(_NEXT_DIT + r"(attention_(qkv|out)|attn_to_|feed_forward_w[123])"),),
+    blocks={"layers": (26, 36), "noise_refiner": (2,), "context_refiner": (2,)},
+    sizes={
+        ".attention.qkv": ((3840, 2304),),
+        ".attention.out": ((2304, 2304),),
+        ".feed_forward.w1": ((9216, 2304),),
+        ".feed_forward.w2": ((2304, 9216),),
+        ".feed_forward.w3": ((9216, 2304),),
+    },
     modelspec="lumina-2",
     base_model_version="lumina2",
     network_module="networks.lora_lumina",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .flux import SWAPPED_FINAL
 from .renames import Packing, renamed, same, within
 
@@ -27,15 +27,20 @@ PIXART = Architecture(
     name="pixart",
     title="PixArt",
     recognise=(
-        Condition(has_all=("t_block.1.weight",)),
+        Condition(has_all=("t_block.1.weight", "y_embedder.y_proj.fc1.weight")),
         Condition(
             has_all=("adaln_single.linear.weight", "pos_embed.proj.weight"), root="transformer."
         ),
     ),
-    targets=(
-        TargetRule(r"^transformer_blocks_\d+_(attn[12]|ff)_", 1152),
-        TargetRule(r"^blocks_\d+_cross_attn_(q|kv)_linear$"),
-    ),
+    blocks={"blocks": (28,)},
+    sizes={
+        ".attn.qkv": ((3456, 1152),),
+        ".attn.proj": ((1152, 1152),),
+        ".cross_attn.q_linear": ((1152, 1152),),
+        ".cross_attn.kv_linear": ((2304, 1152),),
+        ".cross_attn.proj": ((1152, 1152),),
+        ".mlp.fc1": ((4608, 1152),),
+    },
     diffusers="transformer.",
     packings=(
         *within("blocks.{}.", "transformer_blocks.{}.", _BLOCK),
@@ -73,7 +78,14 @@ HUNYUAN_DIT = Architecture(
     name="hunyuan_dit",
     title="HunyuanDiT",
     recognise=(Condition(has_all=("mlp_t5.0.weight",)),),
-    targets=(TargetRule(r"^blocks_\d+_(attn1_Wqkv|attn2_(q_proj|kv_proj))$"),),
+    blocks={"blocks": (40,)},
+    sizes={
+        ".attn1.Wqkv": ((4224, 1408),),
+        ".attn2.q_proj": ((1408, 1408),),
+        ".out_proj": ((1408, 1408),),
+        ".attn2.kv_proj": ((2816, 1024),),
+        ".mlp.fc1": ((6144, 1408),),
+    },
     # diffusers has such a model and no loader of adapters for it: its names are read, not written.
     packings=(
         *within("blocks.{}.", "blocks.{}.", _HUNYUAN_BLOCK),

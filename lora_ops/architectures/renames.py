@@ -108,11 +108,11 @@ def renames(packings: Iterable[Packing]) -> Renames:
     native: dict[tuple[str, ...], list[tuple[tuple[str, ...], Packing, int]]] = {}
     foreign: dict[tuple[str, ...], list[tuple[tuple[str, ...], Packing, int]]] = {}
     for packing in packings:
-        tokens = _tokens(packing.native)
-        native.setdefault(_key(tokens), []).append((tokens, packing, 0))
+        tokens = tokens_of(packing.native)
+        native.setdefault(pattern_of(tokens), []).append((tokens, packing, 0))
         for index, name in enumerate(packing.foreign):
-            tokens = _tokens(name)
-            foreign.setdefault(_key(tokens), []).append((tokens, packing, index))
+            tokens = tokens_of(name)
+            foreign.setdefault(pattern_of(tokens), []).append((tokens, packing, index))
     return Renames(native, foreign)
 
 
@@ -138,17 +138,19 @@ def within(native: str, foreign: str, packings: Iterable[Packing]) -> tuple[Pack
     )
 
 
-def _tokens(name: str) -> tuple[str, ...]:
+def tokens_of(name: str) -> tuple[str, ...]:
+    """Return the parts of a name between dots or underscores."""
     return tuple(_SEPARATOR.split(name))
 
 
-def _key(tokens: Iterable[str]) -> tuple[str, ...]:
+def pattern_of(tokens: Iterable[str]) -> tuple[str, ...]:
+    """Return what names have in common that differ in numbers alone."""
     return tuple(_NUMBER if token == _ANY or token.isdecimal() else token for token in tokens)
 
 
 def _matches(name: str, index: _Index) -> Iterator[tuple[Packing, int, list[str]]]:
-    tokens = _tokens(name)
-    for pattern, packing, part in index.get(_key(tokens), ()):
+    tokens = tokens_of(name)
+    for pattern, packing, part in index.get(pattern_of(tokens), ()):
         pairs = list(zip(pattern, tokens, strict=True))
         if all(asked in (_ANY, given) for asked, given in pairs):
             yield packing, part, [given for asked, given in pairs if asked == _ANY]

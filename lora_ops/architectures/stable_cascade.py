@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import same
 
 _LAYERS = (
@@ -16,7 +16,6 @@ STABLE_CASCADE = Architecture(
     name="stable_cascade",
     title="Stable Cascade",
     recognise=(Condition(has_all=("clf.1.weight", "clip_txt_mapper.weight")),),
-    targets=(TargetRule(r"^(down|up)_blocks_\d+_\d+_(attention_attn|kv_mapper|channelwise)_"),),
     # diffusers loads no adapters for it: these names are for those of kohya's scripts.
     packings=same(
         *(f"{side}_blocks.{{}}.{{}}.{layer}" for side in ("down", "up") for layer in _LAYERS),

@@ -9,11 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from .renames import Packing, renamed, same, within
 
 STANDARD = (2, 2, 2, 2)
 """Residual blocks per level of Stable Diffusion 1 and 2; SDXL has the first three."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The blocks of a UNet.
+
+    Attributes:
+        residual: Residual blocks by level, of the way down; the way up has one more.
+        attention: Levels whose residual blocks have an attention each.
+    """
+
+    residual: tuple[int, ...]
+    attention: tuple[int, ...]
+
 
 _EDGES = (
     ("input_blocks.0.0", "conv_in"),
@@ -75,11 +90,31 @@ def unet_names(names: Collection[str] = ()) -> UnetNames:
         names: All parameter names of the UNet, without prefix. An incomplete list (one without the
             first convolution) does not tell the layout: then it is that of Stable Diffusion.
     """
-    pairs = [*_EDGES, *_levels(_residual_blocks(names), names)]
+    residual = _residual_blocks(names)
+    return _table([*_EDGES, *_levels(residual, _attended(residual, names))])
+
+
+@cache
+def layout_names(layout: Layout) -> UnetNames:
+    """Return the table of a UNet with these blocks, and no others."""
+    depth = len(layout.residual)
+    attended = {depth - 1 - level for level in layout.attention}
+    pairs = _levels(layout.residual, attended)
+    return _table([*_EDGES, *(pair for pair in pairs if _is_there(pair[1], layout))])
+
+
+def _table(pairs: Sequence[tuple[str, str]]) -> UnetNames:
     return UnetNames(
         native=dict(pairs),
         diffusers={diffusers: native for native, diffusers in pairs},
     )
+
+
+def _is_there(diffusers: str, layout: Layout) -> bool:
+    """Whether a block is there, of a level that may have no attention."""
+    side, level, kind, *_ = diffusers.split(".")
+    depth = int(level) if side == "down_blocks" else len(layout.residual) - 1 - int(level)
+    return kind != "attentions" or depth in layout.attention
 
 
 def unet_packings(table: UnetNames) -> tuple[Packing, ...]:
@@ -123,7 +158,8 @@ def _inside(name: str, block: str) -> str:
     return name
 
 
-def _levels(residual: Sequence[int], names: Collection[str]) -> list[tuple[str, str]]:
+def _levels(residual: Sequence[int], attended: Collection[int]) -> list[tuple[str, str]]:
+    """The blocks of all levels; ``attended`` are those of the way up that end with an attention."""
     pairs: list[tuple[str, str]] = []
     index = 1
     for level, blocks in enumerate(residual):
@@ -139,29 +175,37 @@ def _levels(residual: Sequence[int], names: Collection[str]) -> list[tuple[str, 
             pairs.append((f"output_blocks.{index}.0", f"up_blocks.{level}.resnets.{block}"))
             pairs.append((f"output_blocks.{index}.1", f"up_blocks.{level}.attentions.{block}"))
             index += 1
-        pairs += _upsampler(index - 1, level, residual, names)
+        pairs += _upsampler(index - 1, level, attended=level in attended)
     return pairs
 
 
-def _upsampler(
-    index: int, level: int, residual: Sequence[int], names: Collection[str]
-) -> list[tuple[str, str]]:
+def _upsampler(index: int, level: int, *, attended: bool) -> list[tuple[str, str]]:
     """The upsampler stands behind the attention, where its block has one."""
-    diffusers = f"up_blocks.{level}.upsamplers.0.conv"
-    last = residual[len(residual) - 1 - level]
-    attention = (f"output_blocks.{index}.1.norm.", f"up_blocks.{level}.attentions.{last}.")
     # The last pair wins in the table from diffusers; the other way both spellings are distinct.
-    order = (1, 2) if any(name.startswith(attention) for name in names) else (2, 1)
+    order = (1, 2) if attended else (2, 1)
+    diffusers = f"up_blocks.{level}.upsamplers.0.conv"
     return [(f"output_blocks.{index}.{place}.conv", diffusers) for place in order]
 
 
+def _attended(residual: Sequence[int], names: Collection[str]) -> set[int]:
+    """The levels of the way up whose last block has an attention."""
+    found: set[int] = set()
+    last = -1
+    for level, blocks in enumerate(reversed(residual)):
+        last += blocks + 1
+        marks = (f"output_blocks.{last}.1.norm.", f"up_blocks.{level}.attentions.{blocks}.")
+        if any(name.startswith(marks) for name in names):
+            found.add(level)
+    return found
+
+
 def _residual_blocks(names: Collection[str]) -> tuple[int, ...]:
-    if any(name.startswith("input_blocks.0.0.") for name in names):
+    if any(f"{name}.".startswith("input_blocks.0.0.") for name in names):
         indices = _numbers(names, r"input_blocks\.(\d+)\.")
-        ends = sorted(_numbers(names, r"input_blocks\.(\d+)\.0\.op\.") | {max(indices) + 1})
+        ends = sorted(_numbers(names, r"input_blocks\.(\d+)\.0\.op(\.|$)") | {max(indices) + 1})
         starts = [0, *ends]
         return tuple(end - start - 1 for start, end in zip(starts, ends, strict=False))
-    if any(name.startswith("conv_in.") for name in names):
+    if any(f"{name}.".startswith("conv_in.") for name in names):
         levels = sorted(_numbers(names, r"down_blocks\.(\d+)\."))
         return tuple(
             len(_numbers(names, rf"down_blocks\.{level}\.resnets\.(\d+)\.")) for level in levels

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .architecture import Architecture, Condition, TargetRule
+from .architecture import Architecture, Condition
 from .renames import renamed, same, within
 
 _ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))
+_SQUARES = ((1536, 1536), (2048, 2048), (3072, 3072), (5120, 5120))
 _BLOCK = renamed(
     *((f"{native}.{part}", f"{foreign}.to_{part}")
       for native, foreign in _ATTENTIONS for part in "qkv"),
@@ -19,6 +20,26 @@ _BLOCK = renamed(
     ("ffn.2", "ffn.net.2"),
 )  # fmt: skip
 
+_PACKINGS = (
+    *within("blocks.{}.", "blocks.{}.", _BLOCK),
+    *renamed(
+        *((f"{part}_embedding.{place}", f"condition_embedder.{part}_embedder.linear_{number}")
+          for part in ("text", "time") for place, number in ((0, 1), (2, 2))),
+        ("time_projection.1", "condition_embedder.time_proj"),
+        ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
+        ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
+        ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
+        ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+        ("head.head", "proj_out"),
+    ),
+    *same("patch_embedding"),
+)  # fmt: skip
+_VACE = renamed(("before_proj", "proj_in"), ("after_proj", "proj_out"))
+_VACES = (
+    *within("vace_blocks.{}.", "vace_blocks.{}.", (*_BLOCK, *_VACE)),
+    *same("vace_patch_embedding"),
+)
+
 WAN = Architecture(
     name="wan",
     title="Wan",
@@ -29,27 +50,34 @@ WAN = Architecture(
             root="transformer.",
         ),
     ),
-    targets=(
-        TargetRule(r"^blocks_\d+_(self|cross)_attn_([qkvo]|[kv]_img)$"),
-        TargetRule(r"^blocks_\d+_ffn_(0|2|net_0_proj|net_2)$"),
-        TargetRule(r"^blocks_\d+_attn[12]_(to_[qkv]|to_out_0|add_[kv]_proj)$"),
-    ),
+    blocks={"blocks": (30, 40), "vace_blocks": (8, 15)},
+    sizes={
+        ".self_attn.q": _SQUARES,
+        ".cross_attn.q": _SQUARES,
+        ".cross_attn.k": _SQUARES,
+        ".ffn.0": ((8960, 1536), (14336, 3072), (13824, 5120)),
+    },
     modelspec="wan2.1",
     base_model_version="wan",
     network_module="networks.lora_wan",
     diffusers="transformer.",
-    packings=(
-        *within("blocks.{}.", "blocks.{}.", _BLOCK),
-        *renamed(
-            *((f"{part}_embedding.{place}", f"condition_embedder.{part}_embedder.linear_{number}")
-              for part in ("text", "time") for place, number in ((0, 1), (2, 2))),
-            ("time_projection.1", "condition_embedder.time_proj"),
-            ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
-            ("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
-            ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
-            ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
-            ("head.head", "proj_out"),
-        ),
-        *same("patch_embedding"),
+    packings=(*_PACKINGS, *_VACES),
+)
+
+# diffusers alone has it: Wan's blocks behind patches of three sizes.
+HELIOS = Architecture(
+    name="helios",
+    title="Helios",
+    recognise=(
+        Condition(has_all=("patch_short.weight", "patch_long.weight"), root="transformer."),
     ),
-)  # fmt: skip
+    blocks={"blocks": (40,)},
+    sizes={
+        ".self_attn.q": ((5120, 5120),),
+        ".cross_attn.q": ((5120, 5120),),
+        ".ffn.0": ((13824, 5120),),
+    },
+    foreign_only=True,
+    diffusers="transformer.",
+    packings=(*_PACKINGS, *same("patch_short", "patch_mid", "patch_long")),
+)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ..architectures import detect_targets, unet_names
+from ..architectures import recognise_layers, unet_names
 from ..formats import component, flattened
 from .layouts import ANY_STACK, LAYOUTS, Layout, Section
 
@@ -76,7 +76,8 @@ def locate(names: Iterable[str]) -> Blocks | None:
         None where the names show no numbered block, or several stacks of them that no layout knows.
     """
     flats = {name: flat(name) for name in names}
-    known = {one.name for one in detect_targets(flats.values())}
+    likeliest = recognise_layers(dict.fromkeys(flats.values())).possible[:1]
+    known = {one.name for one in likeliest}
     for layout in (*LAYOUTS, *_lone_stack(flats.values())):
         of = {name: block for name, plain in flats.items() if (block := _block(plain, layout))}
         blocks = sorted({*of.values()}, key=lambda block: (block.order, block.index))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import io
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, FormatError
 from .dtypes import DTYPE_NAMES
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 #: By which a file is seen to have changed: inode, size and time of the last change, in ns.
 Stamp = tuple[int, int, int]
+
+
+# What the system says of names under which there is nothing for us.
+_NOTHING_THERE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF),
+}
 
 
 class FileSource(ABC):
@@ -131,6 +139,24 @@ def open_binary(path: Path) -> io.FileIO:
         raise ArgumentError(f"cannot be opened: {error.strerror}", path=path) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path, what: str = "") -> Generator[None, None, None]:
+    """Make a read that fails in the middle one of our errors: a disk that dies, a share that is gone.
+
+    Args:
+        path: The file or folder that is read.
+        what: What of it, for the message.
+
+    Raises:
+        FormatError: the system could not read.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise FormatError(f"{what} cannot be read: {why}".lstrip(), path=path) from error
+
+
 def quote(name: str) -> str:
     """A name out of a file, fit for one line of a message: short, printable, in backticks."""
     short = name if len(name) <= 100 else f"{name[:80]}…{name[-19:]}"
@@ -138,7 +164,12 @@ def quote(name: str) -> str:
 
 
 def _mode(path: Path) -> int:
-    # Names come from strangers: too long, half a surrogate pair, in a folder closed to us.
-    with contextlib.suppress(OSError, ValueError):
-        return path.stat().st_mode
+    # Names come from strangers: too long, half a surrogate pair, in a folder closed to us. A disk
+    # that fails does not say that there is nothing.
+    with contextlib.suppress(ValueError), reading(path):
+        try:
+            return path.stat().st_mode
+        except OSError as error:
+            if error.errno not in _NOTHING_THERE:
+                raise
     return 0

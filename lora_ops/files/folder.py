@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import FormatError
-from .base import FileSource, is_file
+from .base import FileSource, is_file, reading
 from .joined import JoinedSource
 from .sharded import open_sharded
 from .single import open_file
@@ -73,7 +73,7 @@ def open_folder(path: str | Path) -> JoinedSource:
     folder = Path(path)
     parts = [(name, folder / name) for name in COMPONENTS]
     found = [(name, file) for name, part in parts if (file := _weights(part)) is not None]
-    if (folder / "model_index.json").is_file() or found:
+    if is_file(folder / "model_index.json") or found:
         if not found:
             raise FormatError(
                 f"none of its components has weights ({', '.join(COMPONENTS)}); "
@@ -83,7 +83,7 @@ def open_folder(path: str | Path) -> JoinedSource:
         return _join(folder, found)
     parts = [(_component(folder), _weights(folder) or _only_file(folder))]
     config = folder / ADAPTER_CONFIG
-    return _join(folder, parts, config if config.is_file() else None)
+    return _join(folder, parts, config if is_file(config) else None)
 
 
 def is_peft_folder(path: str | Path) -> bool:
@@ -136,17 +136,19 @@ def _join(
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
+        with reading(path):
+            return path.read_text("utf-8")
+    except ValueError as error:
         raise FormatError(f"cannot be read as text: {error}", path=path) from error
 
 
 def _weights(folder: Path) -> Path | None:
-    return next((file for name in _WEIGHTS if (file := folder / name).is_file()), None)
+    return next((file for name in _WEIGHTS if is_file(file := folder / name)), None)
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.safetensors"))
+    with reading(folder):
+        files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f"`{file.name}`" for file in files[:5])
         what = f"several files of weights ({names})" if files else "no weights that we know"
@@ -156,7 +158,8 @@ def _only_file(folder: Path) -> Path:
 
 def _component(folder: Path) -> str:
     """The component by the folder's name, else by the class in its config; "" if neither tells."""
-    name = folder.resolve().name
+    with reading(folder):
+        name = folder.resolve().name
     if name in COMPONENTS:
         return name
     classes = _config_classes(folder / "config.json")
@@ -166,11 +169,11 @@ def _component(folder: Path) -> str:
 
 def _config_classes(path: Path) -> list[str]:
     """Classes that a config names: diffusers' `_class_name`, transformers' `architectures`."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     try:
-        document: object = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document: object = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"cannot be read as JSON: {error}", path=path) from error
     config = cast("dict[str, object]", document) if isinstance(document, dict) else {}
     architectures = config.get("architectures")

@@ -6,8 +6,7 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
-from ..errors import FormatError
-from .base import FileSource, open_binary
+from .base import FileSource, open_binary, reading
 from .memory import MemoryFile
 from .safetensors_file import SafetensorsFile
 
@@ -25,6 +24,7 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
 
     Raises:
         ArgumentError: there is no such file, or it may not be read.
+        FormatError: reading it fails in the middle.
     """
     return _sha256(Path(path), 0, stop)
 
@@ -40,6 +40,7 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
 
     Raises:
         ArgumentError: a file is gone, or may not be read.
+        FormatError: reading it fails in the middle.
     """
     if isinstance(source, MemoryFile):
         return source.sha256
@@ -89,13 +90,10 @@ def data_sha256(path: str | Path) -> str:
 def _sha256(path: Path, start: int, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK))
-    with open_binary(path) as file:
-        try:
-            file.seek(start)
-            while count := file.readinto(chunk):
-                if stop is not None and stop.is_set():
-                    return ""
-                digest.update(chunk[:count])
-        except OSError as error:
-            raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+    with open_binary(path) as file, reading(path):
+        file.seek(start)
+        while count := file.readinto(chunk):
+            if stop is not None and stop.is_set():
+                return ""
+            digest.update(chunk[:count])
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NoReturn, cast
 
+from ..errors import ArgumentError
 from .base import quote
 from .dtypes import DTYPE_BITS
 
@@ -79,6 +80,23 @@ def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     return ordered, metadata
 
 
+def check_name(key: str) -> None:
+    """Let through what can be the name of a tensor in a safetensors file.
+
+    Raises:
+        ArgumentError: it is no valid Unicode, or the one name that is taken.
+    """
+    if key == METADATA_KEY:
+        raise ArgumentError(
+            f"`{METADATA_KEY}` cannot be written as a tensor: a safetensors file keeps that name for "
+            "its metadata; give the tensor another"
+        )
+    try:
+        _text(key)
+    except ValueError as error:
+        raise ArgumentError(f"{error}, which a name must be") from None
+
+
 def render_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
 ) -> bytes:
@@ -86,7 +104,8 @@ def render_header(
 
     Args:
         tensors: (key, dtype name, shape, bytes) of each tensor in the order of the data.
-        metadata: Written with sorted keys; an empty one is left out.
+        metadata: Written with sorted keys; an empty one is left out. What is not valid Unicode in
+            it, such as the name of a file, gets question marks.
 
     Raises:
         TypeError: a metadata key or value is not a string.
@@ -97,11 +116,15 @@ def render_header(
         for pair in metadata.items():
             if not all(isinstance(part, str) for part in pair):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"metadata maps strings to strings, not {pair!r}")
-        document[METADATA_KEY] = dict(sorted(metadata.items()))
+        document[METADATA_KEY] = {_written(k): _written(v) for k, v in sorted(metadata.items())}
     ends = accumulate(size for *_, size in rows)
     for (key, dtype, shape, size), end in zip(rows, ends, strict=True):
         document[key] = {"dtype": dtype, "shape": shape, "data_offsets": (end - size, end)}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _written(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

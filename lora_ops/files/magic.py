@@ -19,15 +19,21 @@ class Kind:
         sentence: What it is and what to do about it.
         error: The error to raise.
         pickled: Whether `PickledFile` reads it.
+        text: Whether blanks and a mark of Unicode may stand before it.
     """
 
     starts: tuple[bytes, ...]
     sentence: str
     error: type[FormatError] = FormatError
     pickled: bool = False
+    text: bool = False
 
 
 _CONVERT = "a PyTorch {} by its content; give it the ending .pt, or convert it to safetensors"
+_SHIFTED = (
+    "blanks or line ends stand before what would be its first byte, so it was changed on the way; "
+    "download or copy it again"
+)
 _DOWNLOAD = "the download is not the file itself but {}; download it again"
 
 _KINDS = (
@@ -46,11 +52,14 @@ _KINDS = (
     Kind(
         (b"version https://git-lfs",),
         _DOWNLOAD.format("a Git LFS pointer") + " with `git lfs pull` or from the web page",
+        text=True,
     ),
     Kind(
-        (b"<!doctype", b"<html", b"<?xml"), _DOWNLOAD.format("a web page (perhaps a log-in page)")
+        (b"<!doctype", b"<html", b"<?xml"),
+        _DOWNLOAD.format("a web page (perhaps a log-in page)"),
+        text=True,
     ),
-    Kind((b"{", b"["), "a JSON text by its content, not a file of tensors"),
+    Kind((b"{", b"["), "a JSON text by its content, not a file of tensors", text=True),
     Kind(
         (b"\0" * 16,),
         "begins with zeros: the download was probably not finished; download it again",
@@ -68,4 +77,7 @@ def identify(head: bytes) -> Kind | None:
         The kind, or None where nothing is recognised.
     """
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((kind for kind in _KINDS if text.startswith(kind.starts)), None)
+    kind = next((kind for kind in _KINDS if text.startswith(kind.starts)), None)
+    if kind is not None and not kind.text and not head.lower().startswith(kind.starts):
+        return Kind(kind.starts, _SHIFTED)
+    return kind

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import FileSource
 from .dtypes import dtype_name
-from .header import render_header
+from .header import check_name, render_header
 from .writer import SafetensorsWriter, Written
 
 if TYPE_CHECKING:
@@ -96,10 +96,12 @@ class MemoryWriter:
         """Add one tensor, which moves to the CPU and must not change afterwards.
 
         Raises:
+            ArgumentError: a file could not hold its name.
             ValueError: the key was written before.
         """
         if key in self._tensors:
             raise ValueError(f"`{key}` cannot be written a second time")
+        check_name(key)
         self._tensors[key] = tensor.detach().cpu().contiguous()
 
     def finish(

@@ -1,23 +1,18 @@
-"""One safetensors file, read tensor by tensor.
-
-Not memory-mapped: what has been read would count as this process's memory until the system wants
-it back, and an error of the disk would be a crash instead of an exception.
-"""
+"""One safetensors file, read tensor by tensor."""
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import FormatError, QuantisedError
-from .base import FileSource, open_binary, quote
+from .base import FileSource, quote
 from .dtypes import TORCH_DTYPES
 from .header import MAX_HEADER, parse_header
 from .magic import HEAD, identify
+from .ranges import RangeReader
 
 
 class SafetensorsFile(FileSource):
@@ -34,8 +29,7 @@ class SafetensorsFile(FileSource):
         self._path = Path(path)
         self.name = str(path)
         self.paths = (self._path,)
-        self._turn = threading.Lock()
-        self._file = open_binary(self._path)
+        self._file = RangeReader(self._path)
         try:
             self._read_header()
         except BaseException:
@@ -75,7 +69,7 @@ class SafetensorsFile(FileSource):
         out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
         if entry.size:
             memory = out.reshape(-1).view(torch.uint8).numpy().data
-            self._read_into(memory, self.data_start + entry.begin)
+            self._file.into(memory, self.data_start + entry.begin, quote(key))
         return out
 
     def close(self) -> None:
@@ -83,14 +77,14 @@ class SafetensorsFile(FileSource):
         self._file.close()
 
     def _read_header(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        head = self._read(0, min(size, HEAD))
+        size = self._file.size
+        head = self._file.bytes(0, min(size, HEAD), "the header")
         length = int.from_bytes(head[:8], "little")
         # The shortest header is `{}`.
         if not 2 <= length <= min(size - 8, MAX_HEADER) or head[8:9] != b"{":
             raise self._not_safetensors(head, size, length)
         try:
-            self._entries, self.metadata = parse_header(self._read(8, length))
+            self._entries, self.metadata = parse_header(self._file.bytes(8, length, "the header"))
         except ValueError as error:
             raise FormatError(f"the header is damaged: {error}", path=self._path) from error
         #: Where the data begins in the file, in bytes.
@@ -122,23 +116,3 @@ class SafetensorsFile(FileSource):
         else:
             message = "not a safetensors file: it does not begin with the length of a JSON header"
         return FormatError(message, path=self._path)
-
-    def _read(self, offset: int, size: int) -> bytes:
-        text = bytearray(size)
-        self._read_into(memoryview(text), offset)
-        return bytes(text)
-
-    def _read_into(self, memory: memoryview, offset: int) -> None:
-        # One call to the system reads 2 GiB at most; a lock and a seek work on every system.
-        with self._turn:
-            self._file.seek(offset)
-            while memory:
-                try:
-                    count = self._file.readinto(memory)
-                except OSError as error:
-                    raise FormatError(
-                        f"cannot be read: {error.strerror}", path=self._path
-                    ) from error
-                if not count:
-                    raise FormatError("the file became shorter while being read", path=self._path)
-                memory = memory[count:]

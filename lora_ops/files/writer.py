@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import WriteError
 from .dtypes import DTYPE_BITS, dtype_name
-from .header import MAX_HEADER, METADATA_KEY, render_header
+from .header import MAX_HEADER, check_name, render_header
 from .publish import Place, publish_all, write_all
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ class SafetensorsWriter:
         """Add one tensor, any device, shape and strides. It may change afterwards.
 
         Raises:
-            ArgumentError: the format cannot hold its dtype.
-            ValueError: the key was written before, or is the metadata's.
+            ArgumentError: the format cannot hold its dtype, or its name.
+            ValueError: the key was written before.
             WriteError: the file could not be written.
         """
-        if key in self._pieces or key == METADATA_KEY:
+        if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
+        check_name(key)
         piece = _piece(key, tensor)
         self._pieces[key] = piece
         data = _bytes_of(tensor)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from .decode import commonest, decode, detect, told
-from .encode import encode_full, encode_layer, module_keys
-from .joining import Respell, format_of, join_key, join_keys, respeller
+from .decode import commonest, decode, detect, settings_of
+from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
+from .headers import Told, told, told_of
+from .joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
 from .kinds import (
     KINDS,
     MAGNITUDES,
     Kind,
+    inner_size,
     kind_of,
     read_alpha,
     read_configured,
@@ -29,7 +31,7 @@ from .peft_config import (
 from .peft_saved import saved_parameters
 from .peft_written import Written, adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, is_turned, modules
 from .table import (
     COMFY,
     DIFFUSERS,
@@ -52,6 +54,8 @@ __all__ = [
     "PEFT",
     "PEFT_CONFIG",
     "PEFT_METADATA",
+    "PROCESSORS",
+    "TABLES",
     "Configured",
     "Format",
     "Kind",
@@ -61,8 +65,10 @@ __all__ = [
     "Modules",
     "Namer",
     "Respell",
+    "Told",
     "Written",
     "adapter_config",
+    "as_stored",
     "commonest",
     "component",
     "configuration_notes",
@@ -75,6 +81,8 @@ __all__ = [
     "foreign_method",
     "format_named",
     "format_of",
+    "inner_size",
+    "is_turned",
     "join_key",
     "join_keys",
     "kind_of",
@@ -90,9 +98,12 @@ __all__ = [
     "resolve",
     "respeller",
     "saved_parameters",
+    "settings_of",
     "special",
+    "table_keys",
     "title_of",
     "told",
+    "told_of",
     "with_unit_scales",
     "writable",
 ]

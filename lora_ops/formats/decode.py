@@ -12,12 +12,13 @@ from ..adapter import Adapter
 from ..errors import UnknownFormatError, UnsupportedLayerError
 from ..layers import Layer
 from ..source import TensorSource
+from .headers import Told, told
 from .joining import format_of
 from .kinds import read_alpha, read_configured
 from .names import resolve
 from .peft_config import Configured, configured
 from .recognise import foreign_method, recognise
-from .suffixes import BIAS, Module, Modules, modules
+from .suffixes import BIAS, Module, Modules, adapter_names, modules
 from .table import FORMATS, format_named
 
 
@@ -62,12 +63,12 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
         target: {"alpha": f"{name}.alpha", **_own_keys(format, name, module)}
         for target, (name, module) in layers.items()
     }
-    settings = told(source, grouped.modules)
+    settings = settings_of(source, grouped.modules)
     extras = _Tensors(source, grouped.extras)
     return Adapter(_Layers(source, layers, settings), extras, source.metadata, format, spelled)
 
 
-def told(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
+def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
     """Return what stands elsewhere: in the configuration, and of a bias the scale of its layer.
 
     Args:
@@ -112,6 +113,14 @@ def _detected(grouped: Modules, name: str) -> str:
             "with the program that made it, and `lorakit extract` a LoRA from the result",
             target=key,
         )
+    held = (key for module in grouped.modules.values() for key in module.keys.values())
+    several = adapter_names([*held, *grouped.extras])
+    if len(several) > 1:
+        listed = ", ".join(f"`{one}`" for one in several)
+        raise UnsupportedLayerError(
+            f"{name}: holds the adapters {listed} of one model; save each in a file of its own, "
+            "as PEFT's `save_pretrained` does"
+        )
     other = recognise(grouped)
     if other is not None:
         raise UnknownFormatError(
@@ -138,6 +147,10 @@ class _Layers(Mapping[str, Layer]):
     def __getitem__(self, target: str) -> Layer:
         name, module = self.modules[target]
         return read_configured(self.source, name, module, self.settings.get(name))
+
+    def told(self, target: str) -> Told:
+        """What the header says of one layer."""
+        return told(self.source, *self.modules[target])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

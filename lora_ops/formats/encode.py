@@ -24,8 +24,8 @@ from ..layers import (
 )
 from .kinds import KINDS
 from .names import Namer
-from .suffixes import BIAS
-from .table import COMFY, KOHYA, Format
+from .suffixes import BIAS, TABLE_DOWN, TABLE_UP, is_turned
+from .table import COMFY, KOHYA, PEFT, Format
 
 
 def _spelled(kind: str, pattern: str) -> dict[str, str]:
@@ -44,6 +44,17 @@ _SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
     Ia3Layer: (_spelled("ia3", ".{}"), (KOHYA.name,)),
     ReplacementLayer: (_spelled("set", ".{}"), (COMFY.name,)),
 }
+
+
+_PAIR = ("up", "down")
+# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies;
+# PEFT stores the factors of its change under names of their own.
+TABLES = (
+    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
+    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
+    *("learned_embedding", "wte", "wpe", "padding_embedding", "word_embedding", "embed_in"),
+    *("embed_positions", "embed_tokens_per_layer", "tokens_embed", "positions_embed"),
+)
 
 
 def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:
@@ -76,10 +87,12 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dic
     if not isinstance(layer, LoraLayer):
         return _encode_other(format, namer, target, layer)
     module = namer(target)
-    up, down, mid = format.tucker if layer.mid is not None else (format.up, format.down, "")
-    tensors = {module + up: layer.up, module + down: layer.down}
     if layer.mid is not None:
-        tensors[module + mid] = layer.mid
+        up, down, mid = format.tucker
+        tensors = {module + up: layer.up, module + down: layer.down, module + mid: layer.mid}
+    else:
+        keys = module_keys(format, module)
+        tensors = {keys[role]: as_stored(keys[role], layer.tensors()[role]) for role in _PAIR}
     alpha = float(layer.rank) if layer.alpha is None and format.needs_alpha else layer.alpha
     if alpha is not None:
         tensors[f"{module}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
@@ -103,9 +116,7 @@ def _encode_magnitudes(
 ) -> dict[str, Tensor]:
     if format.name in _BOTH:
         # PEFT's shapes would be read as another axis, or as none.
-        kept = layer.role == "dora_scale"
-        scale = layer.magnitude if kept else layer.magnitudes(len(layer.shape))
-        return {f"{namer(target)}.dora_scale": scale}
+        return {f"{namer(target)}.dora_scale": layer.dora_scale}
     if layer.axis != 0 or not isinstance(layer.inner, LoraLayer):
         raise _no_place(format, target, layer)
     ones = [1] * (len(layer.shape) - 2)
@@ -125,12 +136,21 @@ def module_keys(format: Format, module: str) -> dict[str, str]:
     """Return the key of each role in a file of this format, for a module of this name."""
     if module.endswith(BIAS):
         return {"diff": module.removesuffix(BIAS) + ".diff_b"}
-    return {
-        "up": module + format.up,
-        "down": module + format.down,
-        "alpha": f"{module}.alpha",
-        "diff": f"{module}.diff",
-    }
+    is_table = format.name == PEFT.name and module.rpartition(".")[2] in TABLES
+    keys = (
+        table_keys(module) if is_table else {"up": module + format.up, "down": module + format.down}
+    )
+    return {**keys, "alpha": f"{module}.alpha", "diff": f"{module}.diff"}
+
+
+def table_keys(module: str) -> dict[str, str]:
+    """Return the keys that PEFT gives the two factors of an embedding."""
+    return {"up": module + TABLE_UP, "down": module + TABLE_DOWN}
+
+
+def as_stored(key: str, tensor: Tensor) -> Tensor:
+    """Return a layer's tensor as a file has it under a key."""
+    return tensor.mT.contiguous() if is_turned(key) else tensor
 
 
 def encode_full(format: Format, namer: Namer, target: str, diff: Tensor) -> dict[str, Tensor]:

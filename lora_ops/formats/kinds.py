@@ -27,7 +27,7 @@ from ..layers import (
 )
 from ..source import TensorSource
 from .peft_config import Configured
-from .suffixes import Module
+from .suffixes import Module, is_turned
 
 BOFT = "boft"
 """Blocks of four axes: by its keys alone it is an ``oft``."""
@@ -136,6 +136,8 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
     around = (*MAGNITUDES, RESHAPE)
     kind = KINDS.get(known)
     odd = module.keys.keys() - (kind.roles | {*around} if kind else ())
+    if module.is_table:  # the magnitudes would lie along the other axis
+        odd |= module.keys.keys() & {*around}
     if kind is None or odd:
         raise unsupported(source, name, module, known, odd if kind else ())
     for role in kind.needs:
@@ -196,7 +198,13 @@ def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
             target=name,
             path=source.name,
         )
-    return source.tensor(key)
+    tensor = source.tensor(key)
+    return tensor.mT if is_turned(key) else tensor
+
+
+def inner_size(source: TensorSource, module: Module) -> int:
+    """Return what a LoRA's alpha is divided by, from the shape of its down factor."""
+    return source.shape(module.keys["down"])[1 if module.is_table else 0]
 
 
 def _configured(layer: Layer, scale: float | None) -> Layer:

@@ -86,17 +86,34 @@ _MARKS = (
     Mark("fast VAE (TAESD)", (r"taesd_(encoder|decoder)\.",)),
 )  # fmt: skip
 
-# Of an adapter: layers of methods that have another form than any that is read here.
+# Of an adapter: layers of methods that have another form than any that is read here, by the names of
+# their tensors. PEFT's may have the name of an adapter behind them.
+_END = r"(\.[^.]+)?(\.weight)?$"
 _METHODS = (
-    ("IA3 of PEFT", r"\.ia3_l(\.default)?$"),
-    ("OFT of PEFT", r"\.oft_R(\.default)?(\.weight)?$"),
-    ("BOFT of PEFT", r"\.boft_[RsP](\.default)?$"),
-    ("VeRA", r"\.vera_lambda_[bd](\.default)?$"),
-    ("AdaLoRA", r"\.lora_E(\.default)?$"),
-    ("FourierFT", r"\.fourierft_spectrum(\.default)?$"),
-    ("HRA", r"\.hra_u(\.default)?$"),
-    ("LoRA of an embedding table", r"\.lora_embedding_[AB](\.default)?$"),
+    ("T-LoRA of LyCORIS 4", r"\.lambda_layer$"),
+    ("IA3 of PEFT", r"\.ia3_l" + _END),
+    ("OFT of PEFT", r"\.oft_(embedding_)?R" + _END),
+    ("BOFT of PEFT", r"\.boft_[RsP]" + _END),
+    ("VeRA", r"\.p?vera_lambda_[bd]" + _END),
+    ("AdaLoRA", r"\.lora_E" + _END),
+    ("FourierFT", r"\.fourierft_spectrum" + _END),
+    ("HRA", r"\.hra_u" + _END),
+    ("VB-LoRA", r"\.vblora_(logits_[AB]|vector_bank)" + _END),
+    ("RandLora", r"\.randlora_(lambda|gamma|[AB])" + _END),
+    ("C3A", r"\.c3a_kernel" + _END),
+    ("MiSS or Bone", r"\.(miss_block|bone_\w*)" + _END),
+    ("RoAd", r"\.road_(theta|alpha)" + _END),
+    ("WaveFT", r"\.waveft_spectrum" + _END),
+    ("DeLoRA", r"\.delora_\w+" + _END),
+    ("GraLoRA", r"\.gralora_[AB]" + _END),
+    ("HiRA", r"\.hira_(embedding_)?[AB]" + _END),
+    ("PSOFT", r"\.psoft_R" + _END),
+    ("TinyLoRA", r"\.tinylora_v" + _END),
+    ("SHiRA", r"\.shira_weight" + _END),
+    ("MonteCLoRA", r"\.lora_monteclora_\w+" + _END),
+    ("layer norms tuned by PEFT", r"\.ln_tuning_layers" + _END),
 )
+_METHOD = re.compile("|".join(pattern for _, pattern in _METHODS))
 
 
 def recognise(grouped: Modules) -> Mark | None:
@@ -112,12 +129,12 @@ def recognise(grouped: Modules) -> Mark | None:
 
 def foreign_method(grouped: Modules) -> tuple[str, str] | None:
     """Return a method of fine-tuning whose layers are not read, and the first key that shows it."""
-    for title, pattern in _METHODS:
-        found = re.compile(pattern)
-        for key in grouped.extras:
-            if found.search(key):
-                return title, key
-    return None
+    found = ((key, _METHOD.search(key)) for key in grouped.extras)
+    first = next(((key, match) for key, match in found if match), None)
+    if first is None:
+        return None
+    key, match = first
+    return next(title for title, pattern in _METHODS if re.search(pattern, match[0])), key
 
 
 def _fits(mark: Mark, grouped: Modules, listed: str) -> bool:

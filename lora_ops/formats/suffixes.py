@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-# PEFT's own files have the name of the adapter in their keys, `default`.
+# A whole module's state dict has the name of the adapter in PEFT's keys, mostly `default`.
 _PEFT_ENDS = ("", ".weight", ".default", ".default.weight")
 _UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
+_NAMED = re.compile(
+    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+))"
+    r"\.(?!(?:weight|bias)$)([^.]+)((?:\.weight|\.bias)?)$"
+)
+# PEFT has the factors of an embedding the other way round: A is (rank, rows), B is (width, rank).
+_TABLE = ".lora_embedding_"
+TABLE_UP, TABLE_DOWN = f"{_TABLE}A", f"{_TABLE}B"
 # Every spelling of a LoRA pair that ComfyUI, A1111, diffusers or PEFT write.
 _LORA = (
     (".lora_up.weight", "up"),
@@ -15,6 +23,8 @@ _LORA = (
     (".lora_mid.weight", "mid"),
     *((f".lora_B{end}", "up") for end in _PEFT_ENDS),
     *((f".lora_A{end}", "down") for end in _PEFT_ENDS),
+    *((f"{TABLE_UP}{end}", "up") for end in _PEFT_ENDS),
+    *((f"{TABLE_DOWN}{end}", "down") for end in _PEFT_ENDS),
     ("_lora.up.weight", "up"),
     ("_lora.down.weight", "down"),
     (".lora.up.weight", "up"),
@@ -28,8 +38,8 @@ _OTHERS = (
     ("full", *((ending, "diff_b") for ending in _UP_BIAS)),
     ("loha", *((f".hada_{part}", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))),
     ("lokr", *((f".lokr_{part}", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"))),
-    ("lokr", (".lokr_t2", "t2")),
-    ("glora", *((f".{part}.weight", part) for part in ("a1", "a2", "b1", "b2"))),
+    ("lokr", (".lokr_t1", "t1"), (".lokr_t2", "t2")),
+    ("glora", *((f".{part}.weight", part) for part in ("a1", "a2", "b1", "b2", "bm"))),
     # Programs disagree on what `oft_diag` of the first LyCORIS is: the rotation, or what makes it.
     ("oft", (".oft_blocks", "blocks"), (".oft_diag", "diag"), (".rescale", "rescale")),
     ("ia3", (".on_input", "on_input")),
@@ -72,6 +82,11 @@ class Module:
 
     kind: str
     keys: Mapping[str, str]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is PEFT's LoRA of an embedding."""
+        return any(is_turned(self.keys.get(role, "")) for role in ("up", "down"))
 
     @property
     def is_up_bias(self) -> bool:
@@ -126,13 +141,25 @@ def modules(keys: Iterable[str]) -> Modules:
     )
 
 
+def is_turned(key: str) -> bool:
+    """Whether a factor is stored the other way round under a key: PEFT's of an embedding."""
+    return _TABLE in key
+
+
+def adapter_names(keys: Iterable[str]) -> list[str]:
+    """Return the names of adapters that stand in PEFT's keys; none in files that it saves."""
+    found = (_NAMED.search(key) for key in keys)
+    return list(dict.fromkeys(match[2] for match in found if match))
+
+
 def _split(key: str) -> tuple[str, str | None, str | None]:
     for end in _ends(key):
         found = _SUFFIXES.get(key[end:])
         if found is not None:
             kind, role = found
             return (key[:end] + BIAS, kind, "diff") if role == "diff_b" else (key[:end], kind, role)
-    return key, None, None
+    plain = _NAMED.sub(r"\1\3", key)
+    return _split(plain) if plain != key else (key, None, None)
 
 
 def _ends(key: str) -> Iterator[int]:

@@ -90,6 +90,17 @@ class DoraLayer(ChangeOfBase):
         """
         return self.magnitude.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
+    @property
+    def dora_scale(self) -> Tensor:
+        """The magnitudes as files of kohya, LyCORIS and ComfyUI hold them.
+
+        Stored ones stay as they are, for their axes are the weight's: the layer does not know them
+        where it holds a kernel flat.
+        """
+        axes = max(len(self.shape), self.magnitude.ndim)
+        stays = self.role == "dora_scale" and self.magnitude.ndim == axes
+        return self.magnitude if stays else self.magnitudes(axes)
+
     def check_magnitudes(self, weight: Sequence[int]) -> None:
         """Refuse a weight, by its shape, that has another number of rows, or of columns.
 

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import LayerShapeError
+from ..linalg import Kron, KronSvd, kron_svd, thinned
 from .layer import OwnChange, by_role
 from .matrix import ThinMatrix, WholeMatrix, beside_identity, kron
+
+# Inner size up to which an exact SVD of one matrix takes less than a second.
+_SMALL = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +115,27 @@ class LokrLayer(OwnChange):
         first, second = (one.product(dtype) for one in self._matrices)
         # The kernel is on the input side of the second, so its taps stay together.
         return kron(first, second).mul_(self.scale).reshape(self.shape)
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether `factors` take no more room than the change itself."""
+        out, into = self.shape[0], math.prod(self.shape[1:])
+        return self.rank * (out + into) <= out * into
+
+    @property
+    def is_small(self) -> bool:
+        """Whether both matrices are small enough to be decomposed at once."""
+        return all(min(one.rank, one.shape[0]) <= _SMALL for one in self._matrices)
+
+    def kron(self) -> Kron:
+        """Return the change as the product that it is, float64."""
+        first, second = (one.product(torch.float64) for one in self._matrices)
+        return Kron(first, second, self.scale)
+
+    def svd(self) -> KronSvd:
+        """Return the SVD of the change, exact, from those of both matrices."""
+        factors = (thinned(*one.factors(torch.float32)) for one in self._matrices)
+        return kron_svd(*factors, self.scale)
 
     @property
     def _columns(self) -> int:

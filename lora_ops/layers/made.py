@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .full import FullLayer
 from .layer import OwnChange
+from .lokr import LokrLayer
 from .lora import LoraLayer
 
 
@@ -23,7 +24,9 @@ class MadeLayer(OwnChange):
         inner_rank: The rank that this layer says it has.
         stored: The dtype of its numbers.
         is_dense: Whether factors of the change would take more room than the change itself.
-        make: Makes the change anew, in float32: a full difference where it is dense, else a LoRA.
+        make: Makes the change anew, in float32: a full difference where it is dense, the LoKr that it
+            is where that is `is_kron`, else a LoRA.
+        is_kron: Whether it is a Kronecker product of two small matrices, and stays one.
     """
 
     kind: str
@@ -31,7 +34,8 @@ class MadeLayer(OwnChange):
     inner_rank: int
     stored: torch.dtype
     is_dense: bool
-    make: Callable[[], LoraLayer | FullLayer]
+    make: Callable[[], LoraLayer | FullLayer | LokrLayer]
+    is_kron: bool = False
 
     @property
     def title(self) -> str:
@@ -64,7 +68,7 @@ class MadeLayer(OwnChange):
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change, of `shape`."""
-        return self.make().delta(dtype)
+        return self.make().delta(dtype).reshape(self.size)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return up (out, r) and down (r, in * kernel), float32, whose product is the change."""

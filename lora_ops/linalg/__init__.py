@@ -9,12 +9,15 @@ from __future__ import annotations
 from .decompose import truncated_svd
 from .factored import FactoredSvd, distance, factored_svd, gram_matrix, inner, thinned
 from .gram import gram_svd, spectrum
+from .kron import Kron, KronSvd, kron_svd
 from .krylov import krylov_svd
 from .norms import frobenius, residual_, spectral_norm
 from .svd import Svd
 
 __all__ = [
     "FactoredSvd",
+    "Kron",
+    "KronSvd",
     "Svd",
     "distance",
     "factored_svd",
@@ -22,6 +25,7 @@ __all__ = [
     "gram_matrix",
     "gram_svd",
     "inner",
+    "kron_svd",
     "krylov_svd",
     "residual_",
     "spectral_norm",

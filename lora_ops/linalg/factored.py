@@ -52,6 +52,17 @@ class FactoredSvd:
         down = (self.right[..., :rank, :] * _inverse(root).unsqueeze(-1)).to(self.down) @ self.down
         return up, down
 
+    def missed(self, up: Tensor, down: Tensor, square: Tensor) -> float:
+        """Frobenius norm of the product less another, `up @ down`.
+
+        Args:
+            up: (out, q), float32.
+            down: (q, in), float32.
+            square: The squared norm of this product, float64.
+        """
+        up, down = up.to(self.up.device), down.to(self.up.device)
+        return float(distance(self.up, self.down, up, down, square=square))
+
 
 def factored_svd(
     up: Float[Tensor, "*batch out rank"], down: Float[Tensor, "*batch rank in"]

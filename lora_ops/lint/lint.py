@@ -30,6 +30,8 @@ class Lint:
     Attributes:
         name: The file, as the user gave it.
         architecture: Title of the model that it is for; None if unknown.
+        possible: Titles of models that it may be for, where it is in doubt; programs are judged by
+            the first.
         format: kohya, comfy, peft or diffusers.
         verdicts: Of each program.
         findings: Of the file, then of each program; errors first within each.
@@ -37,6 +39,7 @@ class Lint:
 
     name: str
     architecture: str | None
+    possible: tuple[str, ...]
     format: str
     verdicts: tuple[Verdict, ...]
     findings: tuple[Finding, ...]
@@ -55,6 +58,7 @@ class Lint:
         return {
             "name": self.name,
             "architecture": self.architecture,
+            "possible": list(self.possible),
             "format": self.format,
             "errors": self.has_errors,
             "programs": {
@@ -109,8 +113,9 @@ def lint(
         verdicts.append(verdict(file, program))
         said = judged(file, program, verdicts[-1], asked=program.name in programs)
         found += sorted(said, key=lambda one: _ORDER.index(one.severity))
-    title = None if file.architecture is None else file.architecture.title
-    return Lint(source.name, title, file.format, tuple(verdicts), tuple(found))
+    sure = None if file.doubt else file.architecture
+    title = None if sure is None else sure.title
+    return Lint(source.name, title, file.doubt, file.format, tuple(verdicts), tuple(found))
 
 
 def _named(name: str) -> Program:

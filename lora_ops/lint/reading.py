@@ -12,6 +12,7 @@ from ..architectures import ENCODERS, UNET
 from ..errors import LayerShapeError
 from ..formats import BIAS, PEFT_CONFIG, ModelNames, title_of
 from ..formats.names import underscored
+from ..report import counted
 from .programs import PAIRS, Program, Route, Scheme
 from .subject import Part, Subject
 
@@ -73,6 +74,24 @@ class Verdict:
             return {}
         found = Counter(read.scale for read in self.reads.values() if read.state != "left")
         return dict(sorted(found.items()))
+
+    @property
+    def summary(self) -> str:
+        """How many layers load, and at what scale, in words."""
+        if self.refused:
+            return f"none of {counted(self.layers, 'layer')} loads: it stops with an error"
+        perhaps = self.count("perhaps")
+        sure = self.count("loads")
+        loads = f"{sure or perhaps} of {counted(self.layers, 'layer')} load"
+        if perhaps:
+            loads += f", and {perhaps} more" if sure else ""
+            loads += " if the model has them"
+        scales = list(self.scales)
+        if not scales:
+            return loads
+        if len(scales) == 1:
+            return f"{loads}, at scale {scales[0]:g}"
+        return f"{loads}, at scales from {scales[0]:g} to {scales[-1]:g}"
 
     @property
     def left(self) -> tuple[str, ...]:

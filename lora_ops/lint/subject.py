@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..architectures import ARCHITECTURES, TE, Architecture, Place, detect_targets
-from ..convert_plan import is_packed
+from ..architectures import ARCHITECTURES, TE, Architecture, Place
 from ..errors import LayerShapeError, LoraOpsError
 from ..formats import (
     KINDS,
@@ -16,7 +15,7 @@ from ..formats import (
     Module,
     component,
     configured,
-    flattened,
+    inner_size,
     kind_of,
     model_names,
     modules,
@@ -25,7 +24,7 @@ from ..formats import (
 )
 from ..formats import detect as detect_format
 from ..layers import DoraLayer, Layer, ReshapedLayer
-from ..models import CROSS_ATTENTION
+from ..models import recognised_file
 from ..outline import Outline
 from ..source import TensorSource
 
@@ -87,6 +86,7 @@ class Subject:
         source: Its tensors.
         format: kohya, comfy, peft or diffusers: that of most modules.
         possible: Architectures whose names it has, the likeliest first.
+        doubt: Titles of these, where it is in doubt which of them it is for.
         names: Of the one that it is taken for.
         parts: Its modules, in the order of the file.
         extras: Keys that belong to no layer.
@@ -96,6 +96,7 @@ class Subject:
     source: TensorSource
     format: str
     possible: tuple[Architecture, ...]
+    doubt: tuple[str, ...]
     names: ModelNames
     parts: tuple[Part, ...]
     extras: tuple[str, ...]
@@ -130,10 +131,10 @@ def subject(
     grouped = modules(keys)
     outline = Outline(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
-    layers = {name: layer for name, (layer, _) in built.items() if layer is not None}
-    possible = detect_targets(map(flattened, grouped.modules), _width(layers))
-    named = None if architecture is None else model_names(architecture)
-    names = named or _names(possible, layers, source.metadata)
+    found = recognised_file(source, grouped.modules)
+    possible = found.possible
+    doubt = found.titles if found.certain is None and architecture is None else ()
+    names = model_names(architecture or next(iter(possible), None))
     scales = _configured(source, grouped.modules)
     parts: list[Part] = []
     for name, module in grouped.modules.items():
@@ -155,7 +156,7 @@ def subject(
                 scale=scales.get(name, 1.0) if stored is None else stored,
             )
         )
-    return Subject(source, format, possible, names, tuple(parts), grouped.extras, spelling)
+    return Subject(source, format, possible, doubt, names, tuple(parts), grouped.extras, spelling)
 
 
 def _built(
@@ -176,8 +177,8 @@ def _rank(layer: Layer) -> int | None:
 
 def _stored_rank(source: TensorSource, module: Module) -> int | None:
     """Of a pair that lorakit does not read as a layer, for it has more than that."""
-    shape = source.shape(module.keys["down"]) if "down" in module.keys else ()
-    return shape[0] if shape else None
+    is_factor = "down" in module.keys and len(source.shape(module.keys["down"])) > 1
+    return inner_size(source, module) if is_factor else None
 
 
 def _alpha(source: TensorSource, module: Module) -> float | None:
@@ -195,50 +196,6 @@ def _configured(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
         return {name: one.scale for name, one in configured(source, found).items()}
     except LoraOpsError:  # a finding of its own
         return {}
-
-
-def _width(layers: Mapping[str, Layer]) -> int | None:
-    """Input features of a cross-attention's keys."""
-    for name, layer in layers.items():
-        if (
-            flattened(name).endswith(CROSS_ATTENTION)
-            and len(layer.shape) > 1
-            and layer.shape[1] > 0
-        ):
-            return layer.shape[1]
-    return None
-
-
-def _names(
-    possible: Sequence[Architecture], layers: Mapping[str, Layer], metadata: Mapping[str, str]
-) -> ModelNames:
-    """Of the model that most of the file's names and shapes are of.
-
-    Of equals, that which the metadata name, or the likeliest. One that is not possible by its marks
-    must know more of the names than any that is, and be the only one that does.
-    """
-    version = metadata.get("ss_base_model_version")
-    spec = metadata.get("modelspec.architecture", "").removesuffix("/lora")
-
-    def weight(names: ModelNames) -> tuple[int, bool]:
-        known = {name: place for name in layers if (place := _packed(names, name)) is not None}
-        fitting = sum(is_packed(names, layers[name].shape, at) for name, at in known.items())
-        one = names.architecture
-        is_told = one is not None and (
-            (bool(version) and version == one.base_model_version)
-            or (bool(spec) and spec == one.modelspec)
-        )
-        return fitting, is_told
-
-    best = max(map(model_names, possible), key=weight, default=model_names(None))
-    inside = sum(component(name) == "unet" and not name.startswith(TE) for name in layers)
-    least = weight(best)[0]
-    if least == inside:
-        return best
-    others = [(weight(names), names) for names in map(model_names, ARCHITECTURES)]
-    most = max(rank for rank, _ in others)
-    first = [names for rank, names in others if rank == most]
-    return first[0] if len(first) == 1 and most[0] > least else best
 
 
 def _stranger(names: ModelNames, module: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..errors import UnsupportedLayerError
 from .paths import LoraPath
 from .stored import StoredLinear
+from .weights import dense_weight, stored_weight
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -34,9 +35,10 @@ class Adapted(_Base):
 
     #: The class that the module had.
     original: ClassVar[type[nn.Module]]
+    #: Whether others take its weight without calling it, so that the paths have to be in that.
+    is_read: ClassVar[bool] = False
     adapters: nn.ModuleDict
     unmerged: Tensor | None = None
-    weight: Tensor
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -51,27 +53,28 @@ class Adapted(_Base):
         """The paths by name, in the order in which they came."""
         return {name: cast("LoraPath", path) for name, path in self.adapters.items()}
 
-    def merge(self, paths: Sequence[LoraPath], name: str) -> None:
-        """Move paths into the weight, those that are on.
+    def merge(self, paths: Sequence[LoraPath]) -> None:
+        """Move paths of this layer into the weight, those that are on."""
+        for path in paths:
+            path.merged |= path.is_active
+        self._write_weight()
+
+    def check_mergeable(self, name: str) -> None:
+        """Refuse to merge into a weight that is not stored as plain numbers.
 
         Args:
-            paths: Of this layer.
-            name: The layer's, for messages.
+            name: The layer's.
 
         Raises:
-            UnsupportedLayerError: The weight is not stored as plain numbers.
+            UnsupportedLayerError: It is stored in 4 or 8 bits.
         """
-        active = [path for path in paths if path.is_active]
-        weight = getattr(self, "weight", None)
-        if active and (weight is None or not weight.is_floating_point()):
+        weight = stored_weight(cast("nn.Module", self))
+        if weight is None or not weight.is_floating_point():
             raise UnsupportedLayerError(
                 f"the weight of `{name}` is stored in few bits, which cannot take a change; "
                 "collect the adapter and bake it into the full-precision checkpoint",
                 target=name,
             )
-        for path in active:
-            path.merged = True
-        self._write_weight()
 
     def unmerge(self, paths: Sequence[LoraPath]) -> None:
         """Move paths out of the weight again."""
@@ -84,22 +87,40 @@ class Adapted(_Base):
         merged = [path for path in self.paths().values() if path.merged]
         if self.unmerged is None and not merged:
             return
-        original = self.weight.detach().clone() if self.unmerged is None else self.unmerged
+        weight = cast("Tensor", stored_weight(cast("nn.Module", self)))
+        # The model may have been moved or rounded since.
+        original = weight.detach().clone() if self.unmerged is None else self.unmerged.to(weight)
         changed = original
         if merged:
             changes = (path.layer().change(original, path.strength) for path in merged)
             changed = sum(changes, original.float())
         with torch.no_grad():
-            self.weight.copy_(changed)
+            weight.copy_(changed)
         self.unmerged = original if merged else None
 
     def plain(self, input: Tensor) -> Tensor:
         """The layer's own output."""
         return super().forward(input)
 
+    def own(self, input: Tensor, plain: Tensor | None = None) -> Tensor:
+        """What the weight without any path makes of an input, without the bias.
+
+        Args:
+            input: The layer's.
+            plain: The layer's own output of it, where it is known.
+        """
+        if self.unmerged is not None:
+            return self.through(input, self.unmerged.to(input))
+        output = self.plain(input) if plain is None else plain
+        return output if self.bias is None else output - self.by_channel(self.bias)
+
     def dense(self) -> Tensor:
-        """The weight as the layer computes with it, float32, without a gradient."""
+        """The weight without any path as the layer computes with it, float32, without a gradient."""
         return dense_weight(cast("nn.Module", self))
+
+    def through(self, input: Tensor, weight: Tensor) -> Tensor:
+        """The output of another weight, without the bias."""
+        raise NotImplementedError
 
     def by_channel(self, numbers: Tensor) -> Tensor:
         """One number an output channel, in a shape that multiplies the output."""
@@ -113,24 +134,55 @@ class Adapted(_Base):
 class OfLinear(Adapted):
     """Of a linear layer: (…, in) to (…, out)."""
 
+    def through(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Input times weight."""
+        return functional.linear(input, weight)
+
     def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Down, then up."""
         return functional.linear(_times(functional.linear(input, down), factor), up)
 
 
+class OfReadLinear(OfLinear):
+    """Of a linear layer whose weight others take without calling it: the paths are in what they get.
+
+    The parameter stays what it is, under its name in the state dict.
+    """
+
+    is_read = True
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), with the paths that are on; has their gradient."""
+        changed = cast("Tensor", stored_weight(cast("nn.Module", self)))
+        dense = self.dense()
+        for path in self.paths().values():
+            if path.is_active:
+                changed = changed + path.change(dense).to(changed)
+        return changed
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The output of that weight."""
+        return self.plain(input)
+
+
 class OfConvolution(Adapted):
     """Of a convolution: down with its kernel, stride and padding, then up with a kernel of 1."""
 
-    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
-        """Two convolutions; the first by the layer's own hand, which knows its padding mode."""
+    def through(self, input: Tensor, weight: Tensor) -> Tensor:
+        """By the layer's own hand, which knows its padding mode."""
         layer = cast("nn.Conv2d | nn.Conv3d", self)
-        narrow = layer._conv_forward(input, down, None)  # pyright: ignore[reportPrivateUsage]
+        return layer._conv_forward(input, weight, None)  # pyright: ignore[reportPrivateUsage]
+
+    def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
+        """Two convolutions."""
+        narrow = self.through(input, down)
         convolution = functional.conv2d if up.ndim == 4 else functional.conv3d
         return convolution(_times(narrow, factor), up)
 
     def by_channel(self, numbers: Tensor) -> Tensor:
         """Channels are the second axis of a batch."""
-        return numbers.reshape(-1, *(1 for _ in self.weight.shape[2:]))
+        return numbers.reshape(-1, *(1 for _ in cast("nn.Conv2d", self).weight.shape[2:]))
 
 
 class OfEmbedding(Adapted):
@@ -147,6 +199,12 @@ class OfEmbedding(Adapted):
 
 class AdaptedLinear(OfLinear, nn.Linear):
     """A linear layer with paths."""
+
+    original = nn.Linear
+
+
+class AdaptedReadLinear(OfReadLinear, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A linear layer whose weight others take, with paths."""
 
     original = nn.Linear
 
@@ -177,6 +235,7 @@ class AdaptedStoredLinear(OfLinear, StoredLinear):
 
 _KNOWN: tuple[type[Adapted], ...] = (
     AdaptedLinear,
+    AdaptedReadLinear,
     AdaptedStoredLinear,
     AdaptedConv2d,
     AdaptedConv3d,
@@ -189,51 +248,24 @@ def _times(narrow: Tensor, factor: float) -> Tensor:
     return narrow if factor == 1 else narrow * factor
 
 
-def dense_weight(module: nn.Module) -> Tensor:
-    """A layer's weight as it computes with it, float32, without a gradient.
-
-    Raises:
-        UnsupportedLayerError: It is stored in a way that is not known here.
-    """
-    if isinstance(module, StoredLinear):
-        return module.dequantised()
-    weight = cast("Tensor", module.weight).detach()
-    return weight.float() if weight.is_floating_point() else _of_bitsandbytes(module)
-
-
-def _of_bitsandbytes(module: nn.Module) -> Tensor:
-    """The weight of a Linear4bit, or of a Linear8bitLt."""
-    weight = cast("Any", module.weight)
-    if getattr(weight, "quant_state", None) is not None:
-        from bitsandbytes.functional import dequantize_4bit  # pyright: ignore
-
-        return dequantize_4bit(weight.data, weight.quant_state).float()
-    if getattr(weight, "SCB", None) is not None:
-        return weight.data.float() * weight.SCB[:, None] / 127
-    raise UnsupportedLayerError(
-        f"a {type(module).__name__} stores its weight in {weight.dtype}, which cannot be read; load "
-        "the model in full precision, and store it with `store_frozen`"
-    )
-
-
 def is_supported(module: nn.Module) -> bool:
     """Whether a path can run beside this module."""
     return isinstance(module, tuple(one.original for one in _KNOWN))
 
 
-def adapt(module: nn.Module) -> Adapted:
+def adapt(module: nn.Module, *, is_read: bool = False) -> Adapted:
     """Make a module one that carries paths, if it is not yet.
 
+    Args:
+        module: Linear, conv2d, conv3d or embedding, without groups.
+        is_read: Whether others take its weight without calling it; see `read_layers`.
+
     Raises:
-        UnsupportedLayerError: It is none of linear, conv2d, conv3d and embedding, or has groups.
+        UnsupportedLayerError: It is of another class.
     """
     if isinstance(module, Adapted):
         return module
-    if getattr(module, "groups", 1) != 1:
-        raise UnsupportedLayerError(
-            f"a convolution in {module.groups} groups has no low-rank path; leave it out of the targets"
-        )
-    module.__class__ = _adapted_class(type(module))
+    module.__class__ = _adapted_class(type(module), is_read)
     adapted = cast("Adapted", module)
     adapted.adapters = nn.ModuleDict()
     return adapted
@@ -247,12 +279,13 @@ def restore(module: Adapted) -> None:
 
 
 @functools.cache
-def _adapted_class(original: type[nn.Module]) -> type[Adapted]:
+def _adapted_class(original: type[nn.Module], is_read: bool) -> type[Adapted]:
     """The class with paths of a class: ours of torch's own, else one made for it."""
-    for known in _KNOWN:
+    fitting = [known for known in _KNOWN if known.is_read == is_read]
+    for known in fitting:
         if original is known.original:
             return known
-    for known in _KNOWN:
+    for known in fitting:
         if issubclass(original, known.original):
             body = {"original": original, "__doc__": known.__doc__}
             made = type(f"Adapted{original.__name__}", (known.__mro__[1], original), body)

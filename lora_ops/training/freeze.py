@@ -13,6 +13,7 @@ from ..errors import ArgumentError, UnsupportedLayerError
 from .adapted import Adapted
 from .stored import STORES
 from .targets import chosen
+from .weights import read_layers
 
 BACKENDS = ("auto", "torch", "bitsandbytes")
 _BITSANDBYTES = "bitsandbytes"
@@ -32,7 +33,8 @@ def store_frozen(
 
     Args:
         module: The model.
-        targets: As in `inject`; of what they mean, the linear layers.
+        targets: As in `inject`; of what they mean, the linear layers, but those that torch takes
+            the weight of without calling them.
         store: `nf4`, 0.52 bytes a number; or `int8`, 1 byte.
         backend: Whose layers: `torch`, ours; `bitsandbytes`, its Linear4bit, of `nf4`; `auto`, the
             latter for weights on a CUDA device where it is installed, for it has kernels there.
@@ -48,10 +50,11 @@ def store_frozen(
         raise ArgumentError(f"unknown store `{store}`; it is one of {', '.join(STORES)}")
     has_it = importlib.util.find_spec(_BITSANDBYTES) is not None
     _check_backend(backend, store, has_it)
+    read = read_layers(module)  # what takes a weight itself can only take plain numbers
     linears = {
         name: one
         for name, one in chosen(module, targets).items()
-        if isinstance(one, nn.Linear) and one.weight.is_floating_point()
+        if isinstance(one, nn.Linear) and one.weight.is_floating_point() and one not in read
     }
     if not linears:
         raise ArgumentError(f"`{targets}` means no linear layer; only these are stored in {store}")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter
-from ..errors import ArgumentError, MismatchError
-from ..formats import COMFY, PEFT, format_of
-from .adapted import Adapted, adapt, dense_weight, restore
+from ..errors import ArgumentError, MismatchError, UnsupportedLayerError
+from ..formats import COMFY, PEFT, format_of, table_keys
+from .adapted import Adapted, adapt, restore
 from .make import Fresh, fresh_path, paths_of
 from .paths import LoraPath
 from .targets import chosen
+from .weights import dense_weight, read_layers
 
 _SVD_OF = "svd_of="
 # Where the parameters that were trainable before are kept, until the last adapter has gone.
@@ -38,7 +39,9 @@ def inject(
 
     h = W x + (alpha / rank) up down x (Hu et al., 2021). The frozen weights stay the parameters
     that they are, under their names in the state dict; what is trained is whatever parameter of the
-    module then has `requires_grad`.
+    module then has `requires_grad`. Where torch takes a layer's weight without calling the layer
+    (`out_proj` of `nn.MultiheadAttention`, the linear layers of `nn.TransformerEncoderLayer`) the
+    path is in the weight that it gets; bare parameters, such as `in_proj_weight`, have no path.
 
     Args:
         module: The model; changed in place, see `eject`.
@@ -67,7 +70,8 @@ def inject(
             means nothing.
         TargetMismatchError: The adapter has layers that the module has no submodule for.
         WeightShapeError: A layer of the adapter is for a weight of another shape.
-        UnsupportedLayerError: A kind of layer, or of module, that no path can stand for.
+        UnsupportedLayerError: A kind of layer, or of module, that no path can stand for; or dropout
+            beside a layer that is never called.
     """
     if not name.isidentifier():
         raise ArgumentError(f"`{name}` is no name for an adapter; use letters, digits and `_`")
@@ -91,9 +95,13 @@ def inject(
             raise ArgumentError(
                 f"`{target}` has an adapter `{name}` already; eject it first, or give another name"
             )
+    read = read_layers(module)
+    for target in made:
+        _check_place(target, submodules[target], submodules[target] in read, dropout)
     _freeze(module)
     for target, path in made.items():
-        adapt(submodules[target]).adapters[name] = path.train(submodules[target].training)
+        layer = submodules[target]
+        adapt(layer, is_read=layer in read).adapters[name] = path.train(layer.training)
     return list(made)
 
 
@@ -142,8 +150,11 @@ def collect(module: nn.Module, name: str | None = None, *, prefix: str = "") -> 
         )
     own = name or names.pop()
     found = {prefix + target: layer.paths()[own].layer() for target, layer in layers}
-    format = format_of(prefix + layers[0][0]).name
-    return Adapter(found, {}, {}, format if format in (COMFY.name, PEFT.name) else PEFT.name)
+    if format_of(prefix + layers[0][0]) == COMFY:
+        return Adapter(found, {}, {}, COMFY.name)
+    tables = [prefix + one for one, layer in layers if isinstance(layer, nn.Embedding)]
+    keys = {one: {**table_keys(one), "alpha": f"{one}.alpha"} for one in tables}
+    return Adapter(found, {}, {}, PEFT.name, keys)
 
 
 def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Adapted]]:
@@ -165,6 +176,27 @@ def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple
     yield from fitting
 
 
+def _check_place(target: str, layer: nn.Module, is_read: bool, dropout: float) -> None:
+    """Refuse a layer beside which no path, or not this one, can run.
+
+    Raises:
+        UnsupportedLayerError: Says why.
+    """
+    groups = getattr(layer, "groups", 1)
+    if groups != 1:
+        raise UnsupportedLayerError(
+            f"`{target}` is a convolution in {groups} groups, which has no low-rank path; leave it "
+            "out of the targets",
+            target=target,
+        )
+    if is_read and dropout:
+        raise UnsupportedLayerError(
+            f"`{target}` is never called, for torch takes its weight alone: there is no input to "
+            "drop numbers of; give dropout 0, or leave it out of the targets",
+            target=target,
+        )
+
+
 def _freeze(module: nn.Module) -> None:
     """Stop all training but that of paths, and remember what was trained before."""
     paths = {
@@ -184,13 +216,16 @@ def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[s
     """A checkpoint's weights less those of the submodules, float32.
 
     Raises:
-        MismatchError: It lacks a weight, or has it in another shape.
+        MismatchError: It is an adapter, lacks a weight, or has it in another shape.
+        QuantisedError: Its numbers are stored with scales.
     """
     from ..architectures import parameters
+    from ..checkpoints import check_checkpoint
     from ..files import open_source
 
     found: dict[str, Tensor] = {}
     with open_source(path) as source:
+        check_checkpoint(source)
         known = {one.target: key for key, one in parameters(source).items()}
         known |= {key.removesuffix(".weight"): key for key in source.keys()}  # noqa: SIM118
         for name, module in wanted.items():

@@ -14,9 +14,10 @@ from ..errors import ArgumentError, TargetMismatchError, UnsupportedLayerError, 
 from ..formats import PEFT
 from ..layers import DoraLayer, Layer, LoraLayer, fits, low_rank
 from ..pairs import nearest
-from .adapted import dense_weight, is_supported
+from .adapted import is_supported
 from .initial import INITIALISERS, leading, rows
 from .paths import DifferencePath, DoraPath, LoraPath
+from .weights import dense_weight
 
 KINDS = ("lora", "dora")
 

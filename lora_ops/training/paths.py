@@ -18,10 +18,8 @@ from ..layers import DoraLayer, Layer, LoraLayer
 class Frozen(Protocol):
     """The layer beside which a path runs, as paths see it."""
 
-    bias: Tensor | None
-
-    def plain(self, input: Tensor) -> Tensor:
-        """The layer's own output."""
+    def own(self, input: Tensor, plain: Tensor | None = None) -> Tensor:
+        """What the weight without any path makes of an input, without the bias."""
         ...
 
     def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
@@ -33,7 +31,7 @@ class Frozen(Protocol):
         ...
 
     def dense(self) -> Tensor:
-        """The weight, float32, without a gradient."""
+        """The weight without any path, float32, without a gradient."""
         ...
 
 
@@ -86,11 +84,25 @@ class LoraPath(nn.Module):
         del plain
         return self._product(frozen, self.dropout(self._wide(input)))
 
+    def change(self, weight: Tensor) -> Tensor:
+        """Return what the path adds to the weight at its strength; has a gradient.
+
+        Args:
+            weight: (out, in), without any path, float32.
+        """
+        del weight
+        return self._delta() * self.strength
+
     def layer(self) -> Layer:
         """What the path is in a file; detached, sharing memory."""
         up, down = self.factors()
         scale = None if self.alpha is None else self.scale * down.shape[0]
         return LoraLayer(up.detach(), down.detach(), scale)
+
+    def _delta(self) -> Tensor:
+        """Scale * up @ down, (out, in * kernel), float32."""
+        up, down = self.factors()
+        return up.float().flatten(1) @ down.float().flatten(1) * self.scale
 
     def _product(self, frozen: Frozen, input: Tensor) -> Tensor:
         return frozen.low_rank(input, *self.factors(), self.scale * self.strength)
@@ -144,19 +156,21 @@ class DoraPath(LoraPath):
         """Return what turns the layer's output into DoRA's, that part of the way."""
         dropped = self.dropout(self._wide(input))
         is_dropping = self.training and not isinstance(self.dropout, nn.Identity)
-        own = frozen.plain(dropped.to(input.dtype)) if is_dropping else plain
-        own = own if frozen.bias is None else own - frozen.by_channel(frozen.bias)
-        ratio = self.magnitude / self._length(frozen)
+        own = frozen.own(dropped.to(input.dtype)) if is_dropping else frozen.own(input, plain)
+        ratio = self.magnitude / self._length(frozen.dense())
         turned = frozen.by_channel(self.strength * (ratio - 1)) * own
         return turned + frozen.by_channel(ratio) * self._product(frozen, dropped)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return what turns the weight into DoRA's, that part of the way; has a gradient."""
+        ratio = (self.magnitude.float() / self._length(weight))[:, None]
+        return self.strength * (ratio * (weight + self._delta()) - weight)
 
     def layer(self) -> Layer:
         """What the path is in a file; detached, sharing memory."""
         shape = [-1, *(1 for _ in self.down.shape[1:])]
         return DoraLayer(super().layer(), self.magnitude.detach().reshape(shape))
 
-    def _length(self, frozen: Frozen) -> Tensor:
+    def _length(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
-            weight = frozen.dense()
-            change = self.up.float().flatten(1) @ self.down.float().flatten(1) * self.scale
-            return torch.linalg.vector_norm(weight.flatten(1) + change, dim=1)
+            return torch.linalg.vector_norm(weight.flatten(1) + self._delta(), dim=1)

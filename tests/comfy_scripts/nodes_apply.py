@@ -136,7 +136,14 @@ def apply(path, question, model, clip):
         lora = lora_model.LoraModel(given, "file.safetensors", metadata)
         options = question.get("options", {})
         try:
-            output = apply_lora.ApplyLora.execute(ours[0], lora, *strengths, ours[1], **options)
+            output = apply_lora.ApplyLora.execute(
+                model=ours[0],
+                lora=lora,
+                strength_model=strengths[0],
+                strength_clip=strengths[1],
+                clip=ours[1],
+                **options,
+            )
         except LoraOpsError as error:
             return {"error": f"{type(error).__name__}: {error}"}
         assert not heard.lines, heard.lines

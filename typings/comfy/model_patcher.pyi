@@ -9,6 +9,8 @@ class ModelPatcher:
     patches: dict[str, list[Any]]
     backup: dict[str, Any]
     hook_backup: dict[str, Any]
+    # What acts on layers as they run, by name.
+    injections: dict[str, list[Any]]
     def clone(self) -> ModelPatcher: ...
     def add_patches(
         self, patches: dict[Any, Any], strength_patch: float = 1.0

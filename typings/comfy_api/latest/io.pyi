@@ -1,8 +1,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 class Input:
+    id: str
     def __init__(
         self,
         id: str,
@@ -156,6 +157,7 @@ class Schema:
     description: str = ...
     search_aliases: list[str] = ...
     is_output_node: bool = ...
+    has_intermediate_output: bool = ...
 
 class ComfyNode:
     @classmethod
@@ -166,25 +168,3 @@ class NodeOutput:
     args: tuple[Any, ...]
     ui: Any
     def __init__(self, *args: Any, ui: Any = None) -> None: ...
-
-class InputMapOldId(TypedDict):
-    new_id: str
-    old_id: str
-
-class InputMapSetValue(TypedDict):
-    new_id: str
-    set_value: Any
-
-class OutputMap(TypedDict):
-    new_idx: int
-    old_idx: int
-
-class NodeReplace:
-    def __init__(
-        self,
-        new_node_id: str,
-        old_node_id: str,
-        old_widget_ids: list[str] | None = None,
-        input_mapping: Sequence[InputMapOldId | InputMapSetValue] | None = None,
-        output_mapping: Sequence[OutputMap] | None = None,
-    ) -> None: ...

@@ -1,0 +1,102 @@
+"""Models with the blocks of Flux.1 and other ends: Bria, Ovis-Image and LongCat-Image."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition, Sizes
+from .flux import ATTENTION, MLP, MODULATION, SINGLE, SINGLE_MODULATION, SWAPPED_FINAL, stream_sizes
+from .renames import Packing, renamed, same, within
+
+_BLOCKS = (
+    *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", (*SINGLE, SINGLE_MODULATION)),
+)
+_ENDS = (
+    *renamed(
+        ("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")
+    ),
+    SWAPPED_FINAL,
+)
+_TIME = renamed(
+    ("time_in.in_layer", "time_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
+)
+
+# The native names are those of Flux.1's layers at the same places: no program has others.
+BRIA = Architecture(
+    name="bria",
+    title="Bria",
+    recognise=(
+        Condition(
+            has_all=("time_embed.timestep_embedder.linear_1.weight", "context_embedder.weight"),
+            has_any=("single_transformer_blocks.37.*",),
+            root="transformer.",
+        ),
+    ),
+    blocks={"double_blocks": (8, 19), "single_blocks": (38,)},
+    sizes={**stream_sizes(3072), "txt_in": ((3072, 4096),)},
+    foreign_only=True,
+    also=("caption_projection.{}.linear",),
+    packings=(*_BLOCKS, *_TIME, *_ENDS),
+)
+
+LONGCAT = Architecture(
+    name="longcat",
+    title="LongCat-Image",
+    recognise=(
+        Condition(
+            has_all=("img_in.weight", "txt_in.weight", "double_blocks.0.img_mod.lin.weight"),
+            has_none=("vector_in.*", "guidance_in.*", "double_blocks.0.img_mlp.gate_proj.weight"),
+        ),
+        Condition(
+            has_all=("time_embed.timestep_embedder.linear_1.weight", "context_embedder.weight"),
+            has_any=("single_transformer_blocks.0.*",),
+            root="transformer.",
+        ),
+    ),
+    blocks={"double_blocks": (10,), "single_blocks": (20,)},
+    sizes={**stream_sizes(3072), "txt_in": ((3072, 3584),)},
+    packings=(*_BLOCKS, *_TIME, *_ENDS),
+)
+
+_GATES = ("gate_proj", "up_proj", "down_proj")
+_SIZES: Sizes = {
+    **stream_sizes(3072),
+    "linear1": ((33792, 3072),),
+    "linear2": ((3072, 15360),),
+    ".net.0.proj": ((24576, 3072),),
+    ".proj_mlp": ((24576, 3072),),
+}
+# Which half of its gated layers diffusers has first is in no table here.
+OVIS = Architecture(
+    name="ovis",
+    title="Ovis-Image",
+    recognise=(
+        Condition(has_all=("double_blocks.0.img_mlp.gate_proj.weight",)),
+        Condition(
+            has_all=("timestep_embedder.linear_1.weight", "context_embedder.weight"),
+            has_any=("single_transformer_blocks.0.*",),
+            root="transformer.",
+        ),
+    ),
+    blocks={"double_blocks": (6,), "single_blocks": (27,), "transformer_blocks": (6,), "single_transformer_blocks": (27,)},
+    sizes=_SIZES,
+    also=(
+        *(f"transformer_blocks.{{}}.{mlp}.net.{layer}" for mlp in ("ff", "ff_context") for layer in ("0.proj", "2")),
+        *(f"single_transformer_blocks.{{}}.{part}" for part in ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v")),
+    ),
+    packings=(
+        *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MODULATION)),
+        *within("double_blocks.{}.", "double_blocks.{}.",
+                same(*(f"{stream}_mlp.{part}" for stream in ("img", "txt") for part in _GATES))),
+        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1")),
+        *within("single_blocks.{}.", "single_transformer_blocks.{}.", (
+            Packing("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", ""), parts=(1, 1, 1, 8)),
+            *renamed(("linear2", "proj_out"), ("modulation.lin", "norm.linear")),
+        )),
+        *renamed(
+            ("time_in.in_layer", "timestep_embedder.linear_1"),
+            ("time_in.out_layer", "timestep_embedder.linear_2"),
+        ),
+        *_ENDS,
+    ),
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""Stable Audio: a transformer under its own prefix; diffusers' fused and gated layers are others."""
+
+from __future__ import annotations
+
+from .architecture import Architecture, Condition
+from .renames import renamed, same, within
+
+_BLOCK = same(
+    *("self_attn.to_qkv", "self_attn.to_out"),
+    *("cross_attn.to_q", "cross_attn.to_kv", "cross_attn.to_out"),
+    *("ff.ff.0.proj", "ff.ff.2", "to_local_embed.0", "to_local_embed.2"),
+)
+_FOREIGN = (
+    *(f"attn{number}.to_{part}" for number in (1, 2) for part in ("q", "k", "v", "out.0")),
+    *("ff.net.0.proj", "ff.net.2"),
+)
+_EMBEDDERS = (
+    ("to_timestep_embed", "timestep_proj"),
+    ("to_global_embed", "global_proj"),
+    ("to_cond_embed", "cross_attention_proj"),
+)
+
+STABLE_AUDIO = Architecture(
+    name="stable_audio",
+    title="Stable Audio",
+    recognise=(
+        Condition(has_all=("transformer.rotary_pos_emb.inv_freq",)),
+        Condition(has_all=("cross_attention_proj.0.weight", "timestep_proj.0.weight"), root="transformer."),
+    ),
+    blocks={"layers": (24,), "transformer_blocks": (24,)},
+    sizes={
+        ".attn1.to_q": ((1536, 1536),),
+        ".attn1.to_k": ((1536, 1536),),
+        ".attn1.to_v": ((1536, 1536),),
+        ".attn1.to_out.0": ((1536, 1536),),
+        ".attn2.to_q": ((1536, 1536),),
+        ".attn2.to_k": ((768, 768),),
+        ".attn2.to_v": ((768, 768),),
+        ".attn2.to_out.0": ((1536, 1536),),
+        ".ff.net.0.proj": ((12288, 1536),),
+        ".ff.net.2": ((1536, 6144),),
+    },
+    also=tuple(f"transformer_blocks.{{}}.{part}" for part in _FOREIGN),
+    packings=(
+        *within("transformer.layers.{}.", "transformer.layers.{}.", _BLOCK),
+        *renamed(
+            *((f"{native}.{layer}", f"{foreign}.{layer}")
+              for native, foreign in _EMBEDDERS for layer in (0, 2)),
+            ("transformer.project_in", "proj_in"),
+            ("transformer.project_out", "proj_out"),
+        ),
+        *same("timestep_features", "preprocess_conv", "postprocess_conv"),
+        *same(*(f"transformer.global_cond_embedder.{layer}" for layer in (0, 2))),
+    ),
+)  # fmt: skip

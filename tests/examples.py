@@ -1,0 +1,64 @@
+"""The example workflows, and models of a few megabytes under the names that they have in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from commands import ROOT
+from graphs import Tensors, lora, taesd, tuned, weights
+from keys.checkpoints import clip, prefixed, unet
+from safetensors.torch import save_file
+
+EXAMPLES = ROOT / "example_workflows"
+_BASE, _TUNED = "sd_xl_base_1.0.safetensors", "juggernautXL_v9.safetensors"
+_LORAS = ("pixel-art-xl.safetensors", "add-detail-xl.safetensors")
+#: One level of an SD1.5 UNet, with attention on the way in, in the middle and on the way out.
+_UNET = unet(768, [1], blocks=1)
+
+
+def example(name: str) -> dict[str, Any]:
+    """A workflow as it is shipped."""
+    return json.loads((EXAMPLES / f"{name}.json").read_text("utf-8"))
+
+
+def models(base: Path) -> None:
+    """Write what the examples name into a server's folder.
+
+    The models are of SD1.5's kind, and their text encoder lacks all but its first layer.
+    """
+    folder = base / "models"
+    encoder = prefixed("cond_stage_model.transformer.", clip(768, 1))
+    started = weights(
+        prefixed("model.diffusion_model.", _UNET)
+        | encoder
+        | prefixed("first_stage_model.", taesd(4))
+    )
+    changed = tuned({key: one for key, one in started.items() if key.startswith("model.")})
+    save_file(started, folder / "checkpoints" / _BASE)
+    save_file(started | changed, folder / "checkpoints" / _TUNED)
+    for seed, name in enumerate(_LORAS):
+        save_file(_lora(seed), folder / "loras" / name)
+
+
+def _lora(seed: int) -> Tensors:
+    """Of all matrices of the UNet, and of the text encoder's layers."""
+    layers = {key: shape for key, shape in clip(768, 1).items() if "layers" in key}
+    made = lora(_UNET, 4, seed)
+    for key, tensor in lora(layers, 4, seed).items():
+        name, role = key.removeprefix("diffusion_model.").split(
+            ".lora_" if "lora_" in key else ".alpha", 1
+        )
+        made[f"lora_te_{name.replace('.', '_')}" + (f".lora_{role}" if role else ".alpha")] = tensor
+    return made
+
+
+def small(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with pictures of 64 x 64 in one step, where it makes any."""
+    for node in workflow["nodes"]:
+        if node["type"] == "EmptyLatentImage":
+            node["widgets_values"][:2] = [64, 64]
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 1
+    return workflow
