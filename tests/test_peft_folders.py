@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -116,3 +118,15 @@ def test_a_conversion_to_peft_keeps_the_very_numbers(tmp_path):
             up, down = (narrow[f"base_model.model.{name}.lora_{one}.weight"] for one in "BA")
             expected = scales[name] * (up.float() @ down.float())
             torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["PiSSA", "OLoRA", "OLoRA, rank-stabilised"])
+def test_what_began_in_the_weight_becomes_a_plain_folder(name, base, tmp_path):
+    """Of twice the rank, as PEFT's own conversion gives it; it leaves the weight as it is."""
+    folder, out = trained(tmp_path / "adapter", CONFIGS[name]()), tmp_path / "out"
+    run("convert", folder, "-o", out, "--to", "lora", "--base", base, "--format", "peft")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (8, True)
+    expected = merged(folder)
+    for key, weight in merged(out).items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5)

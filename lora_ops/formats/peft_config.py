@@ -132,6 +132,8 @@ def refusal(config: Mapping[str, Any]) -> str:
     name = str(config.get("init_lora_weights", True))
     if name.lower() not in _HARMLESS and initialised(config) is None:
         return f"its configuration has `init_lora_weights` {name}: {_RANDOM}; {_MERGED}"
+    if initialised(config) == "olora" and config.get("fan_in_fan_out"):
+        return f"its configuration has OLoRA with `fan_in_fan_out`, weights stored (in, out); {_MERGED}"
     for field, what in _OTHERS.items():
         if config.get(field):
             return f"its configuration has `{field}`, {what}; {_ANYWHERE}"
