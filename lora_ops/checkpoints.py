@@ -28,8 +28,8 @@ def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:
             f"{source.name} is {other.article} {other.title}, not a checkpoint; "
             "give the checkpoint itself"
         )
-    if grouped.is_adapter or foreign_method(grouped):
-        raise MismatchError(
-            f"{source.name} is an adapter (LoRA or the like), not a checkpoint; {way_out}"
-        )
+    method = foreign_method(grouped)
+    if grouped.is_adapter or method:
+        what = method[0] if method else "LoRA or the like"
+        raise MismatchError(f"{source.name} is an adapter ({what}), not a checkpoint; {way_out}")
     refuse_quantised(source)

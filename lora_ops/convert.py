@@ -6,7 +6,7 @@ Where one program fuses projections and the other does not, layers are cut by ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -34,7 +34,7 @@ def convert(
     *,
     to: str | None = None,
     architecture: Architecture | None = None,
-    reference: Sequence[str] = (),
+    reference: Collection[str] = (),
     base: TensorSource | None = None,
     rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
@@ -50,7 +50,8 @@ def convert(
         format: kohya, comfy, diffusers or peft; None: that it has, which goes with `to` alone.
         to: `lora`: every kind becomes plain LoRA, see `to_lora`; None: kinds stay.
         architecture: Of the model it is for; None: told by its names and shapes.
-        reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
+        reference: Canonical targets of a checkpoint, which give a kohya name its dots back; as a
+            mapping, with what the model itself calls the module of each, for PEFT.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
         rule: How many directions a layer gets; without `to` one that is joined from several. None:
             all, exactly. With `to` it may be a budget.

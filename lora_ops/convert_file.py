@@ -19,7 +19,7 @@ from .convert_plan import convert_notes, names_for, planned
 from .devices import Placement
 from .edit import Edited, all_keys
 from .files import FileSource, Output, check_output
-from .formats import decode, format_named
+from .formats import PEFT, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata
@@ -85,6 +85,8 @@ def convert_file(
     adapter = decode(source)
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
+    if reference is None and isinstance(base, FileSource):
+        targets, _ = _referred(base)
     if to is None:
         scheme = format_named(format or "")
         converting = Converting(
@@ -175,12 +177,18 @@ def _renaming(adapter: Adapter, converting: Converting) -> _Work:
 
     keys = {piece.module: piece.keys for piece in pieces}
     notes = tuple(convert_notes(adapter, pieces, converting.rule))
+    if converting.format == PEFT and names.architecture is None and not names.own:
+        notes += (
+            "PEFT looks for modules of exactly these names; give the model's folder as --reference "
+            "to have them compared with its own",
+        )
     return _Work(keys, names.architecture, run, lambda _: notes)
 
 
-def _referred(reference: FileSource | None) -> tuple[list[str], Architecture | None]:
-    """The targets and the architecture of a checkpoint."""
+def _referred(reference: FileSource | None) -> tuple[dict[str, str], Architecture | None]:
+    """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
-        return [], None
+        return {}, None
     found = parameters(reference)
-    return [one.target for one in found.values()], detect(found)
+    own = {one.target: reference.own_key(one.key) for one in found.values()}
+    return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from .adapter import Adapter
-from .architectures import UNET, Architecture, Place
+from .architectures import TE, UNET, Architecture, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import (
@@ -33,11 +33,13 @@ _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
 
 # Formats whose loaders know the kind that a role is of; other roles are known to all, or to those
 # that read an alpha.
-_LOADERS = {
+_LOADERS: dict[str, tuple[str, ...]] = {
     "diff": ("kohya", "comfy"),
     "set_weight": ("comfy",),
     "reshape_weight": ("comfy",),
     "on_input": ("kohya",),
+    "numbers": (),
+    "scaled": (),
 }
 # What a role is called, and what else can be done, where that is not to make it a LoRA.
 _WAYS_OUT = {
@@ -107,6 +109,8 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
     groups: dict[str, list[tuple[str, Place]]] = {}
     for module, place in _places(adapter, format, names).items():
         groups.setdefault(place.native, []).append((module, place))
+    if format == PEFT:
+        _check_one_model(groups)
     pieces: list[Piece] = []
     for native, members in groups.items():
         members.sort(key=lambda member: member[1].start)
@@ -154,7 +158,7 @@ def convert_notes(
 def names_for(
     adapter: Adapter,
     architecture: Architecture | None = None,
-    reference: Sequence[str] = (),
+    reference: Collection[str] = (),
     format: Format | None = None,
 ) -> ModelNames:
     """Return the names of the model that an adapter is for.
@@ -273,6 +277,21 @@ def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Pl
             target=lost[0],
         )
     return found
+
+
+def _check_one_model(targets: Iterable[str]) -> None:
+    """Refuse targets of several models: a PEFT folder is of one."""
+    first: dict[str, str] = {}
+    for target in targets:
+        parts = target.split(".")
+        first.setdefault(".".join(parts[: 2 if target.startswith(TE) else 1]), target)
+    if len(first) > 1:
+        one, other, *_ = first.values()
+        raise UnsupportedLayerError(
+            f"format `peft` has no name for `{other}` beside `{one}`: a folder of it is of one "
+            "model; convert the layers of each by themselves, or use format `comfy`",
+            target=other,
+        )
 
 
 def _pieces(

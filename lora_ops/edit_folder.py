@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import ArgumentError, LoraOpsError, WriteError
-from .files import FileSource, is_peft_folder, open_source
+from .files import FileSource, is_peft_folder, open_source, reading
 from .peft_folder import WEIGHTS
 from .report import Report
 
@@ -20,12 +20,14 @@ def check_folders(folder: Path, output: Path) -> list[Path]:
 
     Raises:
         ArgumentError: There are none, or the output is no folder, or the same.
+        FormatError: The folder cannot be listed.
     """
     if output.exists() and not output.is_dir():
         raise ArgumentError(f"is no folder, but `{folder}` is; give a folder", path=output)
     if output.exists() and output.samefile(folder):
         raise ArgumentError("is the input folder; choose another", path=output)
-    found = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    with reading(folder):
+        found = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     made = output.resolve()
     if folder.resolve() in made.parents:
         found = [path for path in found if made not in path.resolve().parents]

@@ -12,7 +12,7 @@ from .adapter import Adapter
 from .convert_file import convert_file
 from .edit import base_bound, check_not_empty, edited, summarise
 from .files import MemoryFile, check_output, save
-from .formats import as_stored, encode_layer, format_named
+from .formats import PEFT, as_stored, encode_layer, format_named
 from .layers import DoraLayer, Layer, PissaLayer, innermost, stored_alpha
 from .metadata import HASH_KEYS, Input, Operation, Result, Source, edited_metadata
 from .models import recognised
@@ -43,6 +43,8 @@ def save_adapter(
             not, be written.
     """
     output = Path(output)
+    if format == adapter.format == PEFT.name:
+        adapter = _rooted(adapter)
     memory = adapter_file(adapter, output.name, version=version)
     if format is not None:
         convert_file(
@@ -94,6 +96,23 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
     source = Source(Input(name), adapter.metadata)
     metadata = edited_metadata(source, Operation("save", version), result)
     return MemoryFile(name, {**tensors, **adapter.extras}, metadata)
+
+
+def _rooted(adapter: Adapter) -> Adapter:
+    """An adapter of bare names as PEFT writes them: a `transformer.` in front is the model's own."""
+    root = PEFT.prefixes[0]
+
+    def whole(name: str) -> str:
+        return root + name.removeprefix(root)
+
+    return replace(
+        adapter,
+        layers={whole(target): layer for target, layer in adapter.layers.items()},
+        keys={
+            whole(target): {role: whole(key) for role, key in keys.items()}
+            for target, keys in adapter.keys.items()
+        },
+    )
 
 
 def _without_alpha(target: str, layer: Layer) -> Layer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,7 +81,7 @@ def plan_to_lora(
     *,
     format: str | None = None,
     architecture: Architecture | None = None,
-    reference: Sequence[str] = (),
+    reference: Collection[str] = (),
     base: TensorSource | None = None,
     name: str = "the adapter",
     dtype: torch.dtype | None = None,
@@ -115,7 +115,7 @@ def plan_to_lora(
     if base is not None:
         known = parameters(base)
         architecture = architecture or detect(known)
-        reference = [*reference, *(one.target for one in known.values())]
+        reference = reference or [one.target for one in known.values()]
     names = names_for(adapter, architecture, reference, scheme)
     pieces: list[Piece] = []
     if format is not None:

@@ -14,7 +14,7 @@ from .wording import explained
 
 
 class ExtractLora(io.ComfyNode):
-    """Extracts from models as they take effect: quantised, patched, on any device."""
+    """Extracts from models as they take effect: patched, in what the host quantises, on any device."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,7 +23,7 @@ class ExtractLora(io.ComfyNode):
             "ExtractLora",
             "Extract LoRA",
             description="The LoRA that takes the base model closest to the tuned one. Each weight is "
-            "read as it takes effect, in fp32: quantised models and models with LoRAs on them too.",
+            "read as it takes effect, in fp32: models that ComfyUI holds in fp8 and models with LoRAs on them too.",
             search_aliases=["lora extract", "svd", "extract and save lora", "model difference"],
             inputs=[
                 io.Model.Input("tuned", tooltip="The model that the LoRA should lead to."),

@@ -88,8 +88,9 @@ def block_inputs() -> list[io.Input]:
             multiline=True,
             optional=True,
             tooltip="Strengths by name, one PATTERN=S a line, times the strength; the last that fits "
-            "decides. A pattern is a component (te, te1, unet), words of the name (attn2), a shell "
-            "pattern (*ff*) or a /regular expression/. Empty: all layers alike.",
+            "decides, in place of what `blocks` says. A pattern is a component (te, te1, unet), words "
+            "of the name (attn2), a shell pattern (*ff*) or a /regular expression/. Empty: all layers "
+            "alike.",
         ),
     ]
 

@@ -42,6 +42,11 @@ class Server:
         self._port = port
         self._process = process
 
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        return self._url("/")
+
     def get(self, route: str) -> Any:
         """What a route answers, as JSON."""
         with urllib.request.urlopen(self._url(route), timeout=30) as answer:

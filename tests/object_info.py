@@ -63,18 +63,24 @@ def _inputs(declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def misplaced(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Our nodes of which an input is no longer where it was: saved graphs would load wrongly.
+    """Our nodes of which an input or output is no longer where it was: saved graphs load wrongly.
 
     Args:
         saved: The interface as it was published.
-        found: As it is; new inputs may only follow the old ones, and none may go.
+        found: As it is; new ones may only follow the old ones, and none may go.
     """
-    ours = [name for name in saved if name.startswith("Lorakit")]
     return [
         name
-        for name in ours
-        if name not in found or order(found[name])[: len(order(saved[name]))] != order(saved[name])
+        for name, node in saved.items()
+        if name.startswith("Lorakit") and not (name in found and _goes_on(node, found[name]))
     ]
+
+
+def _goes_on(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return all(
+        lined_up(new)[: len(lined_up(old))] == lined_up(old)
+        for lined_up in (order, lambda node: node["output_name"])
+    )
 
 
 def by_position(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:

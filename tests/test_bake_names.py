@@ -224,3 +224,24 @@ def test_a_number_too_large_for_the_new_dtype_is_an_error():
 def test_tensors_of_an_adapter_that_are_no_layer_are_told():
     _, report = bake(MODEL, [adapter(LAYER | {"odd": torch.ones(1)})])
     assert "1 tensor of lora of no layer, the first `odd`" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        ("pipe.dit.", "blocks.0.self_attn.q"),  # DiffSynth-Studio's
+        ("base_model.model.transformer.", "blocks.0.self_attn.q"),
+        ("base_model.model.", "blocks.0.self_attn.q"),
+    ],
+)
+@pytest.mark.parametrize("own", ["", ".default", ".my-run"])
+def test_prefixes_and_names_of_adapters(prefix: str, name: str, own: str) -> None:
+    base = {key: randn(*shape, seed=i) for i, (key, shape) in enumerate(WAN.items())}
+    pair = thin("x", (48, 48))
+    lora = {
+        f"{prefix}{name}.lora_{part}{own}.weight": pair[f"x.lora_{part}.weight"] for part in "AB"
+    }
+    baked, report = bake(source(base), [adapter(lora)])
+    assert [layer.target for layer in report.layers] == [f"diffusion_model.{name}"]
+    delta = change(pair["x.lora_B.weight"], pair["x.lora_A.weight"], None)
+    assert is_rounded_once(baked[f"{name}.weight"], base[f"{name}.weight"].double() + delta)

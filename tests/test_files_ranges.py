@@ -16,6 +16,7 @@ import torch
 from commands import lorakit_here, python, tiny_pair
 from safetensors.torch import save_file
 
+from lorakit.lora_ops.edit_folder import check_folders
 from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import (
     data_sha256,
@@ -123,6 +124,21 @@ def test_a_config_that_cannot_be_read_is_not_taken_for_none(
     monkeypatch.setattr(Path, call, fail)
     with pytest.raises(FormatError, match=rf"{name}: cannot be read: Input/output error"):
         open_source((tmp_path / name).parent)
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_file(tmp_path)
+
+    def fail(*_: object) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "glob", fail)
+    monkeypatch.setattr(Path, "rglob", fail)
+    for read in (open_folder, lambda folder: check_folders(folder, folder / "out")):
+        with pytest.raises(FormatError, match="cannot be read: Input/output error"):
+            read(tmp_path)
 
 
 COMMANDS = {

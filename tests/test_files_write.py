@@ -21,11 +21,13 @@ from torch import Tensor
 
 from lorakit.lora_ops.errors import ArgumentError, WriteError
 from lorakit.lora_ops.files import (
+    MemoryFile,
     SafetensorsFile,
     SafetensorsWriter,
     data_sha256,
     file_sha256,
     save,
+    writer_of,
 )
 from lorakit.lora_ops.files.dtypes import DTYPE_BITS, TORCH_DTYPES
 from lorakit.lora_ops.files.header import MAX_HEADER
@@ -217,3 +219,25 @@ def test_long_names_are_no_trouble(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 240 + ".safetensors")
     save(path, ADAPTER)
     assert_sound(path, ADAPTER)
+
+
+@pytest.mark.parametrize("name", ["half a pair \ud800", "__metadata__"])
+def test_a_name_that_no_reader_takes_is_not_written(name: str, tmp_path: Path) -> None:
+    words = "not valid Unicode" if "pair" in name else "keeps that name for its metadata"
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ArgumentError, match=words):
+        save(path, {name: torch.ones(1)})
+    assert list(tmp_path.iterdir()) == []
+    with (
+        writer_of(MemoryFile("a.safetensors"), header_room=8) as writer,
+        pytest.raises(ArgumentError, match=words),
+    ):
+        writer.write(name, torch.ones(1))
+
+
+def test_metadata_may_name_files_whose_names_are_no_unicode(tmp_path: Path) -> None:
+    """Linux takes any bytes as a name; Python gives half surrogate pairs for them."""
+    path = tmp_path / "a.safetensors"
+    save(path, {"a": torch.ones(1)}, {"base": "m\udcff.safetensors"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"base": "m?.safetensors"}

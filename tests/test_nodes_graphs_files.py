@@ -12,8 +12,12 @@ import pytest
 import torch
 from comfy_server import GraphError
 from graphs import ABOUT, Graph, distance
+from graphs import lora as lora_of
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from lorakit.lora_ops import open_source
+from lorakit.lora_ops.lint import lint
 
 SAME = 2e-5
 
@@ -132,6 +136,37 @@ def test_formats_load_in_the_host_all_the_same(comfy, scheme):
     start = {"kohya": "lora_unet_", "comfy": "diffusion_model.", "diffusers": "transformer."}
     assert all(key.startswith(start[scheme]) for key in load_file(path))
     assert distance(core(comfy, path.stem), core(comfy, "one")) < SAME
+
+
+def test_a_saved_file_tells_which_programs_load_it_in_the_words_of_lint(comfy):
+    for scheme in ("comfy", "diffusers"):
+        graph = Graph(comfy)
+        told = graph.text(save(graph, graph.lora(), f"told-{scheme}", format=scheme))
+        (path,) = (comfy.base / "output" / "loras").glob(f"told-{scheme}_*")
+        with open_source(path) as source:
+            verdicts = {one.title: one.summary for one in lint(source).verdicts}
+        assert len(verdicts) == 4
+        line = told.splitlines()[1]
+        for title, summary in verdicts.items():
+            # Programs of which the same is true share the words.
+            assert re.search(rf"{re.escape(title)}[^;:]*: {re.escape(summary)}(;|$)", line)
+
+
+def test_what_comfyui_does_not_load_is_a_warning(comfy):
+    """Names of diffusers for Wan, which only diffusers and our nodes know."""
+    shapes = {
+        f"blocks.{at}.self_attn.{part}.weight": (64, 64) for at in range(30) for part in "qkvo"
+    }
+    path = comfy.base / "models" / "loras" / "wan.safetensors"
+    save_file(lora_of(shapes), path)
+    graph = Graph(comfy)
+    told = graph.text(save(graph, graph.lora("wan"), "for-diffusers", format="diffusers"))
+    head, line = told.splitlines()
+    assert head.startswith("warning · for-diffusers_00001_.safetensors: ")
+    assert re.match(r"! ComfyUI[^:;]*: 0 of 120 layers load; diffusers[^:;]*: 120 of 120 ", line)
+    graph = Graph(comfy)
+    told = graph.text(save(graph, graph.lora("wan"), "for-comfy", format="comfy"))
+    assert told.startswith("done · ")
 
 
 @pytest.mark.parametrize("scheme", ["kohya", "comfy", "diffusers", "peft"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import comfy_host
 import pytest
 import torch
@@ -115,3 +119,38 @@ def test_half_of_what_is_needed_is_refused(extract, how, name, words):
     found = extract(name, how=how)["error"]
     assert found.startswith("ArgumentError")
     assert words in found
+
+
+def test_what_acts_beside_the_weights_is_named(extract, states):
+    beside = "the tuned model has `bypass_lora` injected, which acts as its layers run and is in no"
+    found = extract(how="bypass alone")["error"]
+    assert found.startswith("MismatchError: no layer differs between the base model and the tuned")
+    assert beside in found
+    answer = extract(how="bypass too")
+    assert worst(answer["lora"], changes(states, "flux")) < 1e-5, "the weights' change, and no more"
+    first, second, *_ = answer["report"].splitlines()
+    assert first.startswith("warning · extracted: ")
+    assert second.startswith(f"! {beside}")
+
+
+def test_a_model_of_another_packs_storage_is_refused_by_name(extract):
+    found = extract(how="a quantised parameter")["error"]
+    assert found.startswith(
+        "QuantisedError: the tuned model holds 1 weight quantised (Params4bit, "
+    )
+
+
+def test_a_model_that_comfyui_gguf_loaded_is_refused_by_name(extract):
+    """ComfyUI-GGUF, whose tensors have the shape of the weight and hold the bytes of its blocks."""
+    found = extract(how="GGUF", pack=str(gguf_pack()))["error"]
+    assert re.match(r"QuantisedError: the tuned model holds \d+ weights quantised \(Q8_0, ", found)
+    assert "load the unquantised (fp16/bf16/fp32) model" in found
+
+
+def gguf_pack():
+    """The folder of ComfyUI-GGUF; the test skips where there is none."""
+    default = comfy_host.find_tree() / "custom_nodes" / "ComfyUI-GGUF"
+    folder = Path(os.environ.get("COMFYUI_GGUF_PATH", default))
+    if not (folder / "ops.py").is_file():
+        pytest.skip(f"ComfyUI-GGUF not found at {folder}: set COMFYUI_GGUF_PATH to its folder")
+    return folder

@@ -93,6 +93,8 @@ def test_an_input_anywhere_but_at_the_end_is_told() -> None:
     options = choice["LorakitAddLoras"]["input"]["required"]["method"][1]["options"]
     next(one for one in options if one["key"] == "slerp")["inputs"]["required"]["new"] = ["INT", {}]
     assert misplaced(saved, choice) == ["LorakitAddLoras"]
+    turned = {**saved[name], "output_name": saved[name]["output_name"][::-1]}
+    assert misplaced(saved, {**saved, name: turned}) == [name]
 
 
 def test_what_is_declared_is_what_is_taken() -> None:

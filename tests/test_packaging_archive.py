@@ -14,7 +14,7 @@ MOST = 5_000_000  # bytes, before compression
 PARTS = {"__init__.py", "lora_ops", "nodes", "pictures"}
 PAPERS = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
 SHOWN = {"web", "locales", "example_workflows"}
-ENDINGS = {"", ".jpg", ".json", ".md", ".png", ".py", ".toml"}
+ENDINGS = {"", ".jpg", ".js", ".json", ".md", ".png", ".py", ".toml"}
 #: What ComfyUI has: neither the Manager nor we install anything.
 THERE = {"PIL", "numpy", "safetensors", "torch"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}

@@ -6,6 +6,7 @@ from .architecture import UNET, Architecture, Condition, Kohya, Size
 from .canonical import naming, parameters
 from .catalogue import ARCHITECTURES, architecture_named, detect
 from .encoders import TE
+from .language import is_language_model
 from .lookup import ENCODERS, module_renames
 from .parameter import Component, Parameter
 from .recognition import Recognition, Shape, recognise_layers
@@ -32,6 +33,7 @@ __all__ = [
     "UnetNames",
     "architecture_named",
     "detect",
+    "is_language_model",
     "layout_names",
     "module_renames",
     "naming",

@@ -23,6 +23,7 @@ from .encoders import (
     openclip,
     text_encoder,
 )
+from .language import is_language_model, stored_turned
 from .parameter import Parameter
 from .unet_blocks import unet_names
 
@@ -36,6 +37,10 @@ _DIFFUSERS = re.compile(
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
     r"|pos_embed\.proj\.)"
 )
+# OmniGen2 has such names everywhere.
+_NO_DIFFUSERS = "ref_image_refiner."
+# Stable Audio's own prefix, in a file of it alone.
+_OWN_PREFIX = "transformer.rotary_pos_emb.inv_freq"
 _UNET_DIFFUSERS = re.compile(r"^down_blocks\.\d+\.(resnets|attentions)\.|^conv_norm_out\.")
 _VAE_MARKS = (
     "decoder.conv_in.",
@@ -57,6 +62,8 @@ _SPLIT = ("q_proj", "k_proj", "v_proj")
 
 def naming(names: Collection[str]) -> Literal["native", "diffusers"]:
     """Say whose names the diffusion model in these keys or canonical names has."""
+    if any(_NO_DIFFUSERS in name for name in names):
+        return "native"
     stripped = (name.removeprefix("model.") for name in names)
     for name in stripped:
         for prefix in (UNET, "transformer.", "unet."):
@@ -75,19 +82,32 @@ def parameters(source: TensorSource) -> dict[str, Parameter]:
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     prefixes: dict[str, str] = {}
     keys = source.keys()
+    shapes = {key: source.shape(key) for key in keys}
+    if is_language_model(shapes):
+        turned = stored_turned(shapes)
+        whole = (_of_language(key, shape, key in turned) for key, shape in shapes.items())
+        return {one.name: one for one in whole}
+    lone = _OWN_PREFIX in keys
     for key in keys:
-        prefixes[key] = _prefix(key)
+        prefixes[key] = "" if lone else _prefix(key)
         name = key[len(prefixes[key]) :]
-        groups.setdefault(prefixes[key], {})[name] = source.shape(key)
+        groups.setdefault(prefixes[key], {})[name] = shapes[key]
     renames = {prefix: _rename(prefix, names, groups) for prefix, names in groups.items()}
     found: dict[str, Parameter] = {}
     for key, prefix in prefixes.items():
         name = _OLD_NORM.sub(r"\1.weight", renames[prefix](key[len(prefix) :]))
-        parts = list(_parts(name, key, source.shape(key)))
+        parts = list(_parts(name, key, shapes[key]))
         if any(part.name in found for part in parts):  # two keys for one parameter: keep both
-            parts = [Parameter(OTHER + key, key, source.shape(key))]
+            parts = [Parameter(OTHER + key, key, shapes[key])]
         found.update((part.name, part) for part in parts)
     return found
+
+
+def _of_language(key: str, shape: tuple[int, ...], transposed: bool) -> Parameter:
+    """A parameter of a model that is a text encoder to ComfyUI, if anything: all of its name stays."""
+    return Parameter(
+        f"{TE}transformer.{key}", key, shape[::-1] if transposed else shape, transposed=transposed
+    )
 
 
 def _parts(name: str, key: str, shape: tuple[int, ...]) -> Iterator[Parameter]:

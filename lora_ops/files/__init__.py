@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import FileSource, Stamp, stamp
+from .base import FileSource, Stamp, reading, stamp
 from .dtypes import dtype_name
 from .folder import is_peft_folder, open_folder
 from .hashes import data_sha256, false_hash, file_sha256, input_sha256
@@ -47,6 +47,7 @@ __all__ = [
     "open_source",
     "partition",
     "quantisation",
+    "reading",
     "refuse_quantised",
     "save",
     "shard_paths",

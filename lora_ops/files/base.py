@@ -74,6 +74,10 @@ class FileSource(ABC):
         """All tensor names, file by file."""
         return [list(self.keys())]
 
+    def own_key(self, key: str) -> str:
+        """The tensor's name in the file itself, without what a folder puts in front."""
+        return key
+
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
         dtype = self.dtype(key)

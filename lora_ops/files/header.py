@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
 from ..errors import ArgumentError
 from .base import quote
@@ -24,10 +24,11 @@ MAX_HEADER = 100_000_000
 METADATA_KEY = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_DIMS = 64  # more than torch's and numpy's operations take
+_MAX_DIGITS = 20  # of a number; more are no size
+_LONG = re.compile(rb"\d{%d}" % (_MAX_DIGITS + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor in the header.
 
     Attributes:
@@ -66,7 +67,8 @@ def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
             text.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_int=_integer,
+            # Called a million times where there are as many tensors: only if there is a reason.
+            parse_int=_integer if _LONG.search(text) else None,
         )
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
@@ -128,11 +130,13 @@ def _written(text: str) -> str:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields: dict[str, object] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"the name {quote(key)} appears twice")
-        fields[key] = value
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the name {quote(key)} appears twice")
+            seen.add(key)
     return fields
 
 
@@ -142,7 +146,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def _integer(text: str) -> int:
     """An integer; reading a million digits would take the machine's time, not just memory."""
-    if len(text) > 20:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits is no size")
     return int(text)
 
@@ -151,6 +155,8 @@ def _text(value: object) -> str:
     """A string that can be written again: JSON's escapes can spell half a surrogate pair."""
     if not isinstance(value, str):
         raise ValueError(f"`{METADATA_KEY}` must map strings to strings")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -176,14 +182,19 @@ def _entry(key: str, value: object) -> Entry:
         name = quote(dtype) if isinstance(dtype, str) else "not a string"
         raise ValueError(f"{quote(key)} has an unknown dtype, {name}")
     shape = _naturals(fields["shape"])
+    count = 0 if shape is None else math.prod(shape)
     # Zeros do not count: an empty tensor of (2**62, 2**62, 0) overflows torch's strides.
-    if shape is None or len(shape) > _MAX_DIMS or math.prod(n or 1 for n in shape) >= 2**63:
+    if (
+        shape is None
+        or len(shape) > _MAX_DIMS
+        or (count or math.prod(n or 1 for n in shape)) >= 2**63
+    ):
         raise ValueError(f"the shape of {quote(key)} is not a list of sizes")
     offsets = _naturals(fields["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"the data_offsets of {quote(key)} are not a beginning and an end")
     entry = Entry(dtype, shape, *offsets)
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    bits = count * DTYPE_BITS[dtype]
     if bits % 8:
         raise ValueError(f"the shape {list(shape)} of {quote(key)} in {dtype} fills no whole bytes")
     if entry.size * 8 != bits:
@@ -198,10 +209,10 @@ def _naturals(value: object) -> tuple[int, ...] | None:
     """A JSON list of integers from 0 to 2**63 - 1, else None; to Python, JSON's true is an int."""
     if not isinstance(value, list):
         return None
-    numbers = cast("list[object]", value)
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        return None
-    return tuple(cast("list[int]", numbers))
+    for number in cast("list[object]", value):
+        if type(number) is not int or not 0 <= number < 2**63:
+            return None
+    return tuple(cast("list[int]", value))
 
 
 def _check_cover(entries: Mapping[str, Entry]) -> None:

@@ -49,6 +49,11 @@ class JoinedSource(FileSource):
             parts[source].append(key)
         return list(parts.values())
 
+    def own_key(self, key: str) -> str:
+        """The tensor's name in the file itself, without what a folder puts in front."""
+        source, inner = self._routes[key]
+        return source.own_key(inner)
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor, from its header."""
         source, inner = self._routes[key]

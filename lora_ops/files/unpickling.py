@@ -21,6 +21,8 @@ from .stored import HARMLESS, REBUILD, Name, Storage, Stored, Strange, call, sto
 MAX_PICKLE = 1 << 26
 # What costs more memory than the bytes that ask for it: containers, tensors, places in the memo.
 _MOST_OBJECTS = 6_000_000
+# Of anything: a number is made of three bytes and takes 44.
+_MOST_STEPS = 16_000_000
 _MOST_DIGITS = 64  # bytes of one integer; the magic number of old files has 10
 _LONGEST_NAME = 1000
 
@@ -48,7 +50,7 @@ class Unpickler:
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
         self._left = min(size, MAX_PICKLE)
-        self._objects = 0
+        self._objects = self._steps = 0
         self.storages: dict[str, Storage] = {}
 
     def load(self) -> object:
@@ -66,7 +68,10 @@ class Unpickler:
         self._memo: dict[int, object] = {}
         try:
             while (code := self._take(1)) != pickle.STOP:
+                self._steps += 1
                 step = self._STEPS.get(code)
+                if self._steps > _MOST_STEPS:
+                    raise damaged(f"its pickle holds more than {_MOST_STEPS} values")
                 if step is None:
                     raise UnsafePickleError(_refusal("do more than name tensors"))
                 step(self)

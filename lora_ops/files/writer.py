@@ -137,7 +137,6 @@ class SafetensorsWriter:
         """
         if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
-        check_name(key)
         piece = _piece(key, tensor)
         self._pieces[key] = piece
         data = _bytes_of(tensor)
@@ -225,7 +224,7 @@ def save(
         replace: Whether a file that is there may be replaced; see `Place`.
 
     Raises:
-        ArgumentError: the format cannot hold a dtype, or the name is taken.
+        ArgumentError: the format cannot hold a dtype or a name, or the name is taken.
         WriteError: the file could not be written.
     """
     pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
@@ -238,6 +237,7 @@ def save(
 
 
 def _piece(key: str, tensor: Tensor) -> _Piece:
+    check_name(key)
     size = tensor.numel() * tensor.element_size()
     return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
 

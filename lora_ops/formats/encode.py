@@ -14,6 +14,7 @@ from ..layers import (
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    InputRotationLayer,
     Layer,
     LohaLayer,
     LokrLayer,
@@ -42,6 +43,7 @@ _SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
     OftLayer: (_BLOCKS, _BOTH),
     BoftLayer: (_BLOCKS, _BOTH),
     Ia3Layer: (_spelled("ia3", ".{}"), (KOHYA.name,)),
+    InputRotationLayer: ({}, ()),
     ReplacementLayer: (_spelled("set", ".{}"), (COMFY.name,)),
 }
 

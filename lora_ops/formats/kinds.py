@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from ..layers import (
     GloraLayer,
     Ia3Layer,
     Initial,
+    InputRotationLayer,
     Layer,
     LohaLayer,
     LokrLayer,
@@ -26,7 +30,7 @@ from ..layers import (
     ReshapedLayer,
 )
 from ..source import TensorSource
-from .peft_config import Configured
+from .peft_config import PEFT_METADATA, Configured
 from .suffixes import Module, is_turned
 
 BOFT = "boft"
@@ -65,6 +69,9 @@ KINDS: dict[str, Kind] = {
     "glora": Kind("GLoRA", GloraLayer, ("a1", "a2", "b1", "b2")),
     "oft": Kind("OFT", OftLayer, ("blocks",), ("rescale",)),
     BOFT: Kind("BOFT", BoftLayer, ("blocks",), ("rescale",)),
+    "oft_r": Kind(
+        "OFT of the inputs", InputRotationLayer, ("numbers",), ("scaled",), has_alpha=False
+    ),
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
     "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
@@ -73,8 +80,12 @@ KINDS: dict[str, Kind] = {
 # What may stand beside a layer of any kind and changes what it means.
 MAGNITUDES = ("dora_scale", "magnitude")
 RESHAPE = "reshape_weight"
+# Where PEFT's configuration is, besides `PEFT_METADATA`.
+ADAPTER_CONFIG = "adapter_config.json"
+# Of the series of a rotation: PEFT's default, which OneTrainer has always; and the longest followed.
+_TERMS, _MOST_TERMS = 5, 100
 # Roles whose numbers are counts or flags, not weights.
-_INTEGERS = ("on_input", RESHAPE)
+_INTEGERS = ("on_input", "scaled", RESHAPE)
 
 
 def title_of(kind: str) -> str:
@@ -157,6 +168,8 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
     try:
         own = {role: tensors[role] for role in tensors.keys() - {*around}}
         layer = kind.build(**own, **({"alpha": alpha} if alpha is not None else {}))
+        if isinstance(layer, InputRotationLayer):
+            layer = replace(layer, terms=_series(source, name))
         layer = _configured(layer, scale)
         return _surrounded(layer, tensors)
     except LayerShapeError as error:
@@ -205,6 +218,31 @@ def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
 def inner_size(source: TensorSource, module: Module) -> int:
     """Return what a LoRA's alpha is divided by, from the shape of its down factor."""
     return source.shape(module.keys["down"])[1 if module.is_table else 0]
+
+
+def _series(source: TensorSource, name: str) -> int:
+    """How many terms of the series a rotation has, as PEFT's configuration says; 0: no series.
+
+    Raises:
+        UnsupportedLayerError: The rotations are bounded, when they are used and not in the file.
+    """
+    texts = (source.metadata.get(entry, "{}") for entry in (PEFT_METADATA, ADAPTER_CONFIG))
+    with contextlib.suppress(ValueError, RecursionError):
+        for read in map(json.loads, texts):
+            config = cast("dict[str, object]", read) if isinstance(read, dict) else {}
+            if config.get("coft") is True:
+                raise UnsupportedLayerError(
+                    f"layer `{name}` is of constrained OFT (`coft`), which is not read; merge it "
+                    "with PEFT, and extract a LoRA from the result",
+                    target=name,
+                    path=source.name,
+                )
+            if config.get("use_cayley_neumann") is False:
+                return 0
+            terms = config.get("num_cayley_neumann_terms")
+            if isinstance(terms, int) and 0 < terms <= _MOST_TERMS:
+                return terms
+    return _TERMS
 
 
 def _configured(layer: Layer, scale: float | None) -> Layer:

@@ -7,8 +7,9 @@ projections are packed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ..architectures import (
     ENCODERS,
@@ -17,6 +18,7 @@ from ..architectures import (
     Architecture,
     Place,
     Renames,
+    is_language_model,
     module_renames,
     naming,
 )
@@ -28,13 +30,22 @@ from .joining import (
     join_key,
     kohya_encoder,
 )
-from .names import FLAT_PREFIXES, LEFT_OUT, NATIVE_PREFIXES, underscored
+from .names import (
+    FLAT_PREFIXES,
+    LEFT_OUT,
+    NATIVE_PREFIXES,
+    OF_TRANSFORMER,
+    underscored,
+    within,
+)
 from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
 
+_CLIPS = (f"{TE}clip_", f"{TE}hydit_clip.")
+_PEFT = PEFT.prefixes[0]
 _SECOND = "transformer_2."
 # What has one of these prefixes, or begins so without a prefix, has no native name to be kept.
-_OPAQUE = (*FLAT_PREFIXES, "transformer.", "unet.")
+_OPAQUE = (*FLAT_PREFIXES, *OF_TRANSFORMER, "unet.")
 _FOREIGN = ("transformer_blocks.", "single_transformer_blocks.")
 # An encoder's module in a file: which encoder, and the name within.
 _ENCODER_PREFIX = re.compile(
@@ -43,7 +54,7 @@ _ENCODER_PREFIX = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ModelNames:
     """The names of one model; from `model_names`.
 
@@ -51,11 +62,14 @@ class ModelNames:
         architecture: None: unknown.
         modules: Of the diffusion model.
         known: Canonical target by `join_key`, of a checkpoint.
+        own: What the model itself calls the module, by canonical target; empty where it is not
+            known. PEFT finds layers by these names alone.
     """
 
     architecture: Architecture | None
     modules: Renames
     known: dict[str, str] = field(default_factory=dict[str, str])
+    own: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def place(self, module: str) -> Place | None:
         """Return the rows of the model that a file's module changes, by canonical target.
@@ -68,6 +82,13 @@ class ModelNames:
             return None if found is None else replace(found, native=found.native + BIAS)
         if module.startswith((TE, "vae.", _SECOND)):
             return Place(module)
+        if module.startswith(_PEFT):
+            inner = module.removeprefix(_PEFT)
+            target = self._targets.get(inner)
+            if target is not None:
+                return self._inside(target.removeprefix(_prefix(target))) or Place(target)
+            if is_language_model([f"{inner}."]):
+                return Place(f"{TE}transformer.{inner}")
         encoder = _ENCODER_PREFIX.match(module)
         if encoder is not None:
             return self._encoder(encoder)
@@ -94,6 +115,37 @@ class ModelNames:
         if target.endswith(BIAS):
             inner = self.spelled(format, target.removesuffix(BIAS))
             return tuple((name + BIAS, replace(at, native=target)) for name, at in inner)
+        if format == PEFT:
+            return self._own(target)
+        return self._spelled(format, target)
+
+    def _own(self, target: str) -> tuple[tuple[str, Place], ...]:
+        """The modules of a PEFT file: what the model itself calls them, where that is known."""
+        name = self.own.get(target)
+        if name is None and target.startswith(_CLIPS):
+            # Two spellings are in use, with and without `text_model.`.
+            raise UnsupportedLayerError(
+                f"format `peft` has no name for `{target}` that every version of the model has; "
+                "give the folder that PEFT is to load the model from as --reference",
+                target=target,
+            )
+        found = self._spelled(PEFT, target) if name is None else ((_PEFT + name, Place(target)),)
+        for module, _ in found if self.own else ():
+            if module.removeprefix(_PEFT) not in self._targets:
+                raise UnsupportedLayerError(
+                    f"format `peft` has no name for `{target}`: the model that is given has no "
+                    f"module `{module.removeprefix(_PEFT)}`, and PEFT would not find it; give the "
+                    "folder that PEFT is to load the model from",
+                    target=target,
+                )
+        return found
+
+    @cached_property
+    def _targets(self) -> dict[str, str]:
+        """Canonical target by the model's own name."""
+        return {name: target for target, name in self.own.items()}
+
+    def _spelled(self, format: Format, target: str) -> tuple[tuple[str, Place], ...]:
         if not target.startswith(UNET):
             return ((self._elsewhere(format, target), Place(target)),)
         inner = target.removeprefix(UNET)
@@ -125,9 +177,7 @@ class ModelNames:
         if format == KOHYA:
             return "lora_unet_" + underscored(name)
         root = "" if self.architecture is None else self.architecture.diffusers or ""
-        return {COMFY.name: UNET, PEFT.name: "base_model.model.", DIFFUSERS.name: root}[
-            format.name
-        ] + name
+        return {COMFY.name: UNET, PEFT.name: _PEFT, DIFFUSERS.name: root}[format.name] + name
 
     def _encoder(self, match: re.Match[str]) -> Place | None:
         inner = match["inner"]
@@ -147,6 +197,7 @@ class ModelNames:
             COMFY.name: target,
             KOHYA.name: kohya_encoder(target, self.architecture),
             DIFFUSERS.name: diffusers_encoder(target),
+            PEFT.name: _PEFT + within(target),
         }
         home = DIFFUSERS if target.startswith(_SECOND) else COMFY
         own = target if format == home else None
@@ -162,11 +213,13 @@ def model_names(architecture: Architecture | None, reference: Collection[str] = 
     Args:
         architecture: None: unknown.
         reference: Canonical targets of a checkpoint, which have the layout of a UNet and the dots
-            of names that no table has.
+            of names that no table has. As a mapping, with what the model itself calls the module of
+            each.
     """
+    own = reference if isinstance(reference, Mapping) else {}
     inside = [name.removeprefix(UNET) for name in reference if name.startswith(UNET)]
     known = {join_key(name): name for name in reference}
-    return ModelNames(architecture, module_renames(architecture, inside), known)
+    return ModelNames(architecture, module_renames(architecture, inside), known, own)
 
 
 def _prefix(module: str) -> str:

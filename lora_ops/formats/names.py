@@ -12,12 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ..architectures import ARCHITECTURES, TE, UNET, Architecture, UnetNames, unet_names
 from ..errors import ArgumentError, UnsupportedLayerError
 from .suffixes import BIAS
-from .table import COMFY, Format, writable
+from .table import COMFY, PEFT, Format, writable
 
 INSIDE = ".transformer."
 
-# What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling.
-_DOTTED = ("", "transformer.", "unet.", "base_model.model.", "unet.base_model.model.")
+# What loaders take before a module's own name. ComfyUI's `lora_unet__` is Wan-Fun's misspelling;
+# `pipe.dit.` is DiffSynth-Studio's.
+_PEFT = PEFT.prefixes[0]
+OF_TRANSFORMER = ("transformer.", f"{_PEFT}transformer.")
+_DOTTED = ("", *OF_TRANSFORMER, "unet.", _PEFT, f"unet.{_PEFT}", "pipe.dit.")
 NATIVE_PREFIXES = (UNET, "model.diffusion_model.", "base_model.model.diffusion_model.", *_DOTTED)
 FLAT_PREFIXES = (
     *("lora_unet_", "lora_unet__", "lora_prior_unet_"),
@@ -33,6 +36,11 @@ _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # What stands first in an encoder's own names, and in none of kohya's.
 LEFT_OUT = ("model.", "bert.")
+# What the names of a whole model begin with, and those of a checkpoint of its body alone do not.
+_BODIES = (
+    *("model.", "transformer.", "text_model.", "bert.", "distilbert.", "roberta.", "electra."),
+    *("albert.", "deberta.", "vit.", "gpt_neox.", "language_model."),
+)
 # Loaders know the layers of an encoder under kohya's names, not its embeddings.
 _KOHYA_TE = ("text_model.encoder.layers.", "encoder.block.")
 _LONE_CLIP_G = (("lora_te_", "lora_te2_"), ("text_encoder.", "text_encoder_2."))
@@ -42,6 +50,19 @@ _TE_PREFIXES = (
     ("te1:", ("lora_te_", "lora_te1_", "text_encoder.", "text_encoders.clip_l.transformer.")),
     ("te2:", ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer.")),
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
+)
+
+# What stands for a text encoder's prefix in a flattened name; the first prefix that fits counts, of
+# a diffusion model's the longest.
+_SHORTENED = {prefix: number for number, prefixes in _TE_PREFIXES for prefix in prefixes}
+_PREFIX = re.compile(
+    "|".join(
+        re.escape(prefix)
+        for prefix in (
+            *_SHORTENED,
+            *sorted((*FLAT_PREFIXES, *NATIVE_PREFIXES), key=len, reverse=True),
+        )
+    )
 )
 
 # Layers of a language model, in a file of it alone.
@@ -137,14 +158,15 @@ def flattened(module: str) -> str:
 
     Names of text encoders begin with ``te1:`` (any first one), ``te2:`` or ``te3:`` instead.
     """
-    for number, prefixes in _TE_PREFIXES:
-        for prefix in prefixes:
-            if module.startswith(prefix):
-                return number + underscored(module.removeprefix(prefix))
-    for prefix in sorted((*FLAT_PREFIXES, *NATIVE_PREFIXES), key=len, reverse=True):
-        if module.startswith(prefix):
-            return underscored(module.removeprefix(prefix))
-    return underscored(module)
+    found = _PREFIX.match(module)
+    prefix = found[0] if found is not None else ""
+    return _SHORTENED.get(prefix, "") + underscored(module[len(prefix) :])
+
+
+def within(target: str) -> str:
+    """Return what a text encoder's own model calls a target."""
+    rest, lone = target.removeprefix(TE), INSIDE.removeprefix(".")
+    return rest.removeprefix(lone) if rest.startswith(lone) else rest.partition(INSIDE)[2]
 
 
 def underscored(name: str) -> str:
@@ -192,12 +214,23 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
                 yield TE + INSIDE.removeprefix(".") + inner
             yield from (prefix + encoder_layer(inner) for prefix in flat if inner)
             yield from (prefix + inner for prefix in dotted if inner)
+            yield from _of_peft(within(target))
         else:
             for root in (UNET, "transformer.", "unet."):
                 if target.startswith(root):
                     yield from _of_unet(target.removeprefix(root), table)
 
     return spell
+
+
+def _of_peft(name: str) -> Iterator[str]:
+    """Names in a PEFT file: of the model, or of one that holds it, or is held by it."""
+    yield _PEFT + name
+    body = next((body for body in _BODIES if name.startswith(body)), None)
+    if body is not None:
+        yield _PEFT + name.removeprefix(body)
+    else:
+        yield from (f"{_PEFT}{body}{name}" for body in _BODIES)
 
 
 def _of_unet(name: str, table: UnetNames | None) -> Iterator[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 _PEFT_ENDS = ("", ".weight", ".default", ".default.weight")
 _UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
 _NAMED = re.compile(
-    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+))"
-    r"\.(?!(?:weight|bias)$)([^.]+)((?:\.weight|\.bias)?)$"
+    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R))"
+    r"\.(?!(?:weight|bias|scaled_oft)$)([^.]+)((?:\.weight|\.bias)?)$"
 )
 # PEFT has the factors of an embedding the other way round: A is (rank, rows), B is (width, rank).
 _TABLE = ".lora_embedding_"
@@ -42,6 +42,8 @@ _OTHERS = (
     ("glora", *((f".{part}.weight", part) for part in ("a1", "a2", "b1", "b2", "bm"))),
     # Programs disagree on what `oft_diag` of the first LyCORIS is: the rotation, or what makes it.
     ("oft", (".oft_blocks", "blocks"), (".oft_diag", "diag"), (".rescale", "rescale")),
+    ("oft_r", *((f".oft_R{end}", "numbers") for end in _PEFT_ENDS)),
+    ("oft_r", (".oft_R.scaled_oft", "scaled")),
     ("ia3", (".on_input", "on_input")),
     ("set", (".set_weight", "set_weight")),
 )
@@ -75,7 +77,7 @@ class Module:
     """The keys of one module in an adapter file.
 
     Attributes:
-        kind: lora, full, loha, lokr, glora, oft, ia3, set; ``mixed`` for two of them at once.
+        kind: lora, full, loha, lokr, glora, oft, oft_r, ia3, set; ``mixed`` for two of them at once.
         keys: The key by role: up, down, mid, alpha, dora_scale, magnitude, diff, and those of other
             kinds.
     """
@@ -117,20 +119,20 @@ def modules(keys: Iterable[str]) -> Modules:
     """Sort the keys of an adapter file into modules. Every key is in one module or in the extras."""
     roles: dict[str, dict[str, str]] = {}
     kinds: dict[str, set[str]] = {}
-    extras: list[str] = []
+    extras: dict[str, None] = {}
     for key in keys:
         module, kind, role = _split(key)
-        if role is None or role in roles.get(module, {}):
-            extras.append(key)
+        if role is None or role in roles.get(module, ()):
+            extras[key] = None
             continue
         roles.setdefault(module, {})[role] = key
         if kind is not None:
             kinds.setdefault(module, set()).add(kind)
     for module in roles.keys() - kinds.keys():  # an alpha of nothing is no layer
-        extras.extend(roles.pop(module).values())
+        extras |= dict.fromkeys(roles.pop(module).values())
     for module in (name for name, found in kinds.items() if found == {"ia3"}):
         if module + _GAINS in extras:
-            extras.remove(module + _GAINS)
+            del extras[module + _GAINS]
             roles[module]["weight"] = module + _GAINS
     return Modules(
         {

@@ -7,6 +7,7 @@ from .dora import BasedDoraLayer, DoraLayer
 from .full import FullLayer
 from .glora import GloraLayer
 from .ia3 import Ia3Layer
+from .input_rotation import InputRotationLayer
 from .layer import Convention, Layer, fits
 from .loha import LohaLayer
 from .lokr import LokrLayer
@@ -43,6 +44,7 @@ __all__ = [
     "GloraLayer",
     "Ia3Layer",
     "Initial",
+    "InputRotationLayer",
     "Layer",
     "LohaLayer",
     "LokrLayer",

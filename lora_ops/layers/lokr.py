@@ -134,8 +134,8 @@ class LokrLayer(OwnChange):
 
     def svd(self) -> KronSvd:
         """Return the SVD of the change, exact, from those of both matrices."""
-        factors = (thinned(*one.factors(torch.float32)) for one in self._matrices)
-        return kron_svd(*factors, self.scale)
+        first, second = (thinned(*one.factors(torch.float32)) for one in self._matrices)
+        return kron_svd(first, second, self.scale)
 
     @property
     def _columns(self) -> int:

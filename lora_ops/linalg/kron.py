@@ -138,8 +138,8 @@ def kron_svd(
     """
     one, other = (factored_svd(*pair) for pair in (first, second))
     s, order = (abs(scale) * one.s.outer(other.s)).flatten().sort(descending=True, stable=True)
-    whole = (up.double() @ down.double() for up, down in (first, second))
-    return KronSvd(Kron(*whole, scale), s, _vectors(one), _vectors(other), order)
+    left, right = (up.double() @ down.double() for up, down in (first, second))
+    return KronSvd(Kron(left, right, scale), s, _vectors(one), _vectors(other), order)
 
 
 def _vectors(svd: FactoredSvd) -> tuple[Tensor, Tensor]:

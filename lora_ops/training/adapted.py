@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..errors import UnsupportedLayerError
 from .paths import LoraPath
 from .stored import StoredLinear
-from .weights import dense_weight, stored_weight
+from .weights import dense_weight, stored_weight, turned_classes
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -92,8 +92,9 @@ class Adapted(_Base):
         original = weight.detach().clone() if self.unmerged is None else self.unmerged.to(weight)
         changed = original
         if merged:
-            changes = (path.layer().change(original, path.strength) for path in merged)
-            changed = sum(changes, original.float())
+            whole = self.upright(original)
+            changes = (path.layer().change(whole, path.strength) for path in merged)
+            changed = self.upright(sum(changes, whole.float()))
         with torch.no_grad():
             weight.copy_(changed)
         self.unmerged = original if merged else None
@@ -118,8 +119,12 @@ class Adapted(_Base):
         """The weight without any path as the layer computes with it, float32, without a gradient."""
         return dense_weight(cast("nn.Module", self))
 
+    def upright(self, weight: Tensor) -> Tensor:
+        """A stored weight as (out, in, *kernel), or that as it is stored."""
+        return weight
+
     def through(self, input: Tensor, weight: Tensor) -> Tensor:
-        """The output of another weight, without the bias."""
+        """The output of another weight, as it is stored, without the bias."""
         raise NotImplementedError
 
     def by_channel(self, numbers: Tensor) -> Tensor:
@@ -141,6 +146,18 @@ class OfLinear(Adapted):
     def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Down, then up."""
         return functional.linear(_times(functional.linear(input, down), factor), up)
+
+
+class OfTurnedLinear(OfLinear):
+    """Of a linear layer that stores its weight as (in, out)."""
+
+    def upright(self, weight: Tensor) -> Tensor:
+        """The other way round."""
+        return weight.mT
+
+    def through(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Input times weight."""
+        return functional.linear(input, weight.mT)
 
 
 class OfReadLinear(OfLinear):
@@ -250,7 +267,7 @@ def _times(narrow: Tensor, factor: float) -> Tensor:
 
 def is_supported(module: nn.Module) -> bool:
     """Whether a path can run beside this module."""
-    return isinstance(module, tuple(one.original for one in _KNOWN))
+    return isinstance(module, (*(one.original for one in _KNOWN), *turned_classes()))
 
 
 def adapt(module: nn.Module, *, is_read: bool = False) -> Adapted:
@@ -287,9 +304,15 @@ def _adapted_class(original: type[nn.Module], is_read: bool) -> type[Adapted]:
             return known
     for known in fitting:
         if issubclass(original, known.original):
-            body = {"original": original, "__doc__": known.__doc__}
-            made = type(f"Adapted{original.__name__}", (known.__mro__[1], original), body)
-            return cast("type[Adapted]", made)
+            return _made(known.__mro__[1], original)
+    if issubclass(original, turned_classes()):
+        return _made(OfTurnedLinear, original)
     raise UnsupportedLayerError(
         f"a {original.__name__} has no low-rank path: linear, conv2d, conv3d and embedding layers do"
     )
+
+
+def _made(paths: type, original: type[nn.Module]) -> type[Adapted]:
+    """A class that is another one, with paths."""
+    body = {"original": original, "__doc__": paths.__doc__}
+    return cast("type[Adapted]", type(f"Adapted{original.__name__}", (paths, original), body))

@@ -14,7 +14,7 @@ from .adapted import Adapted, adapt, restore
 from .make import Fresh, fresh_path, paths_of
 from .paths import LoraPath
 from .targets import chosen
-from .weights import dense_weight, read_layers
+from .weights import dense_weight, read_layers, turned_classes
 
 _SVD_OF = "svd_of="
 # Where the parameters that were trainable before are kept, until the last adapter has gone.
@@ -231,12 +231,15 @@ def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[s
         for name, module in wanted.items():
             weight = dense_weight(module)
             key = known.get(prefix + name, known.get(name, ""))
-            if not key or source.shape(key) != tuple(weight.shape):
-                what = f"is {source.shape(key)} there" if key else "is not in it"
+            is_turned = isinstance(module, turned_classes())
+            shape = source.shape(key)[:: -1 if is_turned else 1] if key else ()
+            if shape != tuple(weight.shape):
+                what = f"is {shape} there" if key else "is not in it"
                 raise MismatchError(
                     f"`{name}` {what}, and {tuple(weight.shape)} here; give the checkpoint of this model",
                     target=name,
                     path=path,
                 )
-            found[name] = source.tensor(key).to(weight) - weight
+            tensor = source.tensor(key).to(weight)
+            found[name] = (tensor.mT if is_turned else tensor) - weight
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ def stored_weight(module: nn.Module) -> Tensor | None:
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """A layer's weight as it computes with it, float32, without a gradient; without any path.
+    """A layer's weight (out, in, *kernel) as it computes with it, float32, without any path.
+
+    Without a gradient, too.
 
     Raises:
         UnsupportedLayerError: It is stored in a way that is not known here.
@@ -34,6 +37,8 @@ def dense_weight(module: nn.Module) -> Tensor:
         return module.dequantised()
     unmerged = cast("Tensor | None", getattr(module, "unmerged", None))
     weight = cast("Tensor", stored_weight(module) if unmerged is None else unmerged).detach()
+    if isinstance(module, turned_classes()):
+        weight = weight.mT
     return weight.float() if weight.is_floating_point() else _of_bitsandbytes(module)
 
 
@@ -50,6 +55,12 @@ def _of_bitsandbytes(module: nn.Module) -> Tensor:
         f"a {type(module).__name__} stores its weight in {weight.dtype}, which cannot be read; load "
         "the model in full precision, and store it with `store_frozen`"
     )
+
+
+def turned_classes() -> tuple[type[nn.Module], ...]:
+    """Return the linear layers that store their weight as (in, out): GPT-2's, of transformers."""
+    library: Any = sys.modules.get("transformers.pytorch_utils")  # where there is one, it is loaded
+    return () if library is None else (library.Conv1D,)
 
 
 def read_layers(module: nn.Module) -> set[nn.Module]:

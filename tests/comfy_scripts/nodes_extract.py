@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
+from pathlib import Path
 
 import apply_loras
 import nodes_models
@@ -27,6 +30,13 @@ def sides(question):
     if how == "whole clip":
         inputs = {"tuned": nodes_weights.merged("Subtract", tuned, base, 1.0)}
         return {**inputs, "tuned_clip": tuned_clip}
+    if how in ("bypass alone", "bypass too"):
+        changed = base if how == "bypass alone" else tuned
+        return {"tuned": bypassed(changed), "base": base}
+    if how == "GGUF":
+        return {"tuned": loaded_by_gguf(question["tuned"], question["pack"]), "base": base}
+    if how == "a quantised parameter":
+        return {"tuned": with_parameter_of_a_pack(tuned), "base": base}
     if how == "added":
         return {"tuned": nodes_weights.merged("Add", tuned, base)}
     return {"tuned": tuned}
@@ -37,6 +47,47 @@ def subtracted(one, other):
     from comfy_extras.nodes_model_merging import CLIPSubtract
 
     return CLIPSubtract().merge(one, other, 1.0)[0]
+
+
+def bypassed(model):
+    """The MODEL with a LoRA on it that acts beside the layers, as the host's bypass loaders put it."""
+    import comfy.sd
+
+    weight = model.model.diffusion_model.double_blocks[0].img_attn.proj.weight
+    name = "diffusion_model.double_blocks.0.img_attn.proj"
+    lora = {
+        f"{name}.lora_up.weight": torch.ones(len(weight), 1),
+        f"{name}.lora_down.weight": torch.ones(1, weight.shape[1]),
+    }
+    return comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+
+def loaded_by_gguf(path, folder):
+    """The MODEL as ComfyUI-GGUF loads it, with what it can quantise in Q8_0."""
+    import comfy.sd
+    import comfy.utils
+
+    sys.path.insert(0, str(Path(folder).parent))
+    ops = importlib.import_module(f"{Path(folder).name}.ops")
+    nodes = importlib.import_module(f"{Path(folder).name}.nodes")
+    gguf = importlib.import_module("gguf")
+    state = {}
+    for key, weight in comfy.utils.load_torch_file(path).items():
+        kinds = gguf.GGMLQuantizationType
+        kind = kinds.Q8_0 if weight.ndim == 2 and weight.shape[1] % 32 == 0 else kinds.F32
+        stored = torch.from_numpy(gguf.quants.quantize(weight.float().numpy(), kind))
+        state[key] = ops.GGMLTensor(stored, tensor_type=kind, tensor_shape=weight.shape)
+    options = {"custom_operations": ops.GGMLOps()}
+    model = comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
+    return nodes.GGUFModelPatcher.clone(model)
+
+
+def with_parameter_of_a_pack(model):
+    """The MODEL with a weight in bytes, as bitsandbytes' loaders leave all of theirs."""
+    packed = type("Params4bit", (torch.nn.Parameter,), {})
+    layer = model.model.diffusion_model.double_blocks[0].img_attn.proj
+    layer.weight = packed(torch.zeros(layer.weight.numel() // 2, 1).byte(), requires_grad=False)
+    return model
 
 
 def extract(question):

@@ -22,7 +22,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("execution_error", ({ detail }) => {
       const node = app.graph.getNodeById(detail.node_id);
-      if (node) show(node, `error: ${detail.exception_message.trim()}`);
+      if (node) show(node, `error · ${detail.exception_message.trim()}`);
     });
   },
 
@@ -33,6 +33,8 @@ app.registerExtension({
     // Neither sent with the graph nor among the values that are saved by position.
     widget.serialize = widget.options.serialize = false;
     widget.options.getMinHeight = () => LINES;
+    widget.options.read_only = true;
+    widget.label = "report";
     if (widget.inputEl) widget.inputEl.readOnly = true;
 
     const { onExecuted, onConfigure } = node;

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 EXAMPLES = ROOT / "example_workflows"
 _BASE, _TUNED = "sd_xl_base_1.0.safetensors", "juggernautXL_v9.safetensors"
-_LORAS = ("pixel-art-xl.safetensors", "add-detail-xl.safetensors")
+LORAS = ("pixel-art-xl.safetensors", "add-detail-xl.safetensors")
 #: One level of an SD1.5 UNet, with attention on the way in, in the middle and on the way out.
 _UNET = unet(768, [1], blocks=1)
 
@@ -26,19 +26,20 @@ def example(name: str) -> dict[str, Any]:
 def models(base: Path) -> None:
     """Write what the examples name into a server's folder.
 
-    The models are of SD1.5's kind, and their text encoder lacks all but its first layer.
+    The models are of SD1.5's kind, and of their text encoder they have one layer and no words.
     """
     folder = base / "models"
-    encoder = prefixed("cond_stage_model.transformer.", clip(768, 1))
+    layers = {key: shape for key, shape in clip(768, 1).items() if "embedding" not in key}
+    encoder = prefixed("cond_stage_model.transformer.", layers)
     started = weights(
         prefixed("model.diffusion_model.", _UNET)
         | encoder
         | prefixed("first_stage_model.", taesd(4))
     )
     changed = tuned({key: one for key, one in started.items() if key.startswith("model.")})
-    save_file(started, folder / "checkpoints" / _BASE)
-    save_file(started | changed, folder / "checkpoints" / _TUNED)
-    for seed, name in enumerate(_LORAS):
+    for name, tensors in {_BASE: started, _TUNED: started | changed}.items():
+        save_file({key: one.half() for key, one in tensors.items()}, folder / "checkpoints" / name)
+    for seed, name in enumerate(LORAS):
         save_file(_lora(seed), folder / "loras" / name)
 
 
