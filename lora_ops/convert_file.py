@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,23 +19,19 @@ from .convert_pieces import Converting, left_out, run_convert, without
 from .convert_plan import convert_notes, names_for, planned, unplaced
 from .devices import Placement
 from .edit import Edited, all_keys
-from .errors import ArgumentError, WriteError
-from .files import FileSource, Output, check_output, move_all
-from .formats import PEFT, Format, adapter_config, decode, format_named
+from .files import FileSource, Output, check_output
+from .formats import PEFT, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata
 from .outline import Outline
 from .parallel import Progress
+from .peft_folder import check_folder, is_for_folder, keeps_alpha, write_result
 from .ranks import RankRule
 from .report import Report
 from .source import TensorSource
 from .to_lora import plan_to_lora
-from .writing import Draft, write_adapter
-
-# The names that PEFT gives and asks for.
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+from .writing import Draft
 
 
 def convert_file(
@@ -64,7 +57,8 @@ def convert_file(
 
     Args:
         source: The adapter file.
-        output: Where to; for `peft` a folder, which is made, or a file in memory.
+        output: Where to; for `peft` a folder, which is made, unless the name ends as a file's does:
+            scales are then in the factors.
         format: kohya, comfy, diffusers or peft; None: that it has, in one file.
         to: `lora`: every kind becomes plain LoRA; None: kinds stay.
         architecture: Short name of the model's; None: that of the reference, or told by the names.
@@ -88,9 +82,8 @@ def convert_file(
     started = time.perf_counter()
     check_request(format, to, base)
     read = paths_of(source, reference, base)
-    folder = output if format == PEFT.name and isinstance(output, Path) else None
-    if folder is not None:
-        _check_folder(folder, read, force=force)
+    if is_for_folder(output, format) and isinstance(output, Path):
+        check_folder(output, read, force=force)
     else:
         check_output(output, read, force=force)
     adapter = decode(source)
@@ -101,7 +94,15 @@ def convert_file(
     if to is None:
         scheme = format_named(format or "")
         left = unplaced(adapter, scheme) if allow_partial else []
-        work = _renaming(adapter, left, scheme, known or model, targets, rule, dtype)
+        converting = Converting(
+            scheme,
+            names_for(adapter, known or model, targets, scheme),
+            join_rule(rule),
+            dtype,
+            measures=bool(left),
+            configured=is_for_folder(output, format) and keeps_alpha(output, scheme, adapter.keys),
+        )
+        work = _renaming(adapter, left, converting)
     else:
         lowering = plan_to_lora(
             adapter,
@@ -116,6 +117,7 @@ def convert_file(
             dora=dora,
             exact=exact,
             allow_partial=allow_partial,
+            configured=is_for_folder(output, format or adapter.format),
         )
         work = _Work(
             all_keys(lowering.changes), lowering.architecture, lowering.run, lowering.notes
@@ -132,28 +134,18 @@ def convert_file(
         operation = Operation("convert", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, titled)
 
-    def written(path: Output) -> Report:
-        draft = Draft(
-            path,
-            scheme.name,
-            [source],
-            work.keys,
-            adapter.extras,
-            work.architecture,
-            [reference, base],
-            force,
-        )
-        results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
-        return write_adapter(draft, results, describe, started=started, notes=work.notes)
-
-    if folder is None:
-        return written(output)
-    with _folder(folder, force=force) as made:
-        report = written(made / WEIGHTS)
-        ranks = {layer.target: layer.rank for layer in report.layers}
-        use_dora = any("magnitude" in work.keys[layer.target] for layer in report.layers)
-        (made / CONFIG).write_text(adapter_config(ranks, use_dora=use_dora), "utf-8")
-    return report
+    draft = Draft(
+        output,
+        scheme.name,
+        [source],
+        work.keys,
+        adapter.extras,
+        work.architecture,
+        [reference, base],
+        force,
+    )
+    results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
+    return write_result(draft, results, describe, started=started, notes=work.notes)
 
 
 class _Run(Protocol):
@@ -179,20 +171,11 @@ class _Work:
     notes: Callable[[Report], Iterable[str]]
 
 
-def _renaming(
-    adapter: Adapter,
-    left: Sequence[str],
-    scheme: Format,
-    architecture: Architecture | None,
-    targets: Mapping[str, str],
-    rule: str | int | RankRule | Budget | None,
-    dtype: torch.dtype | None,
-) -> _Work:
+def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> _Work:
     """Names that change, under which kinds stay; some layers are left out."""
-    names = names_for(adapter, architecture, targets, scheme)
-    converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
+    names = converting.names
     kept = without(adapter, left)
-    pieces = planned(kept, scheme, names)
+    pieces = planned(kept, converting.format, names)
 
     def run(
         *, overhead: int, placement: Placement | None, progress: Progress | None
@@ -203,7 +186,7 @@ def _renaming(
 
     keys = {piece.module: piece.keys for piece in pieces}
     notes = tuple(convert_notes(kept, pieces, converting.rule))
-    if scheme == PEFT and names.architecture is None and not names.own:
+    if converting.format == PEFT and names.architecture is None and not names.own:
         notes += (
             "PEFT looks for modules of exactly these names; give the model's folder as --reference "
             "to have them compared with its own",
@@ -218,44 +201,3 @@ def _referred(reference: FileSource | None) -> tuple[dict[str, str], Architectur
     found = parameters(reference)
     own = {one.target: reference.own_key(one.key) for one in found.values()}
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)
-
-
-def _check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    """Refuse a folder that cannot, or must not, be written.
-
-    Raises:
-        ArgumentError: As `check_output` of the weights in it; or it is a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise ArgumentError(
-            "is a file, and format `peft` is a folder; give another name", path=output
-        )
-    inside = output / WEIGHTS if output.is_dir() else output.with_suffix(".safetensors")
-    check_output(inside, inputs, force=force or not output.is_dir())
-    if output.is_dir():
-        check_output(output / CONFIG, inputs, force=force, suffix=CONFIG)
-
-
-@contextmanager
-def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
-    """A hidden sibling, which becomes the output, or whose files do, when all is well.
-
-    Raises:
-        WriteError: It cannot be made, or not be renamed.
-    """
-    # The name is new, for another process may be at the same output; in a folder that is there, as
-    # it may lead to another disk.
-    name = f".{output.name[:40]}.{secrets.token_hex(4)}.partial"
-    hidden = output / name if output.is_dir() else output.with_name(name)
-    try:
-        hidden.mkdir()
-        yield hidden
-        if not output.is_dir():
-            hidden.rename(output)  # refused where there is a folder by now that holds anything
-            return
-        # The weights before what is said of them.
-        move_all([hidden / WEIGHTS, hidden / CONFIG], output, replace=force)
-    except OSError as error:
-        raise WriteError(f"cannot be written: {error.strerror}", path=output) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

@@ -48,6 +48,7 @@ class Converting:
         rule: How many directions a joined layer gets; None: all, exactly.
         dtype: Of the factors; None: each layer's own.
         measures: Whether layers are looked at whose numbers are only moved, to be weighed.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
     """
 
     format: Format
@@ -55,6 +56,7 @@ class Converting:
     rule: RankRule | None = None
     dtype: torch.dtype | None = None
     measures: bool = False
+    configured: bool = False
 
 
 def run_convert(
@@ -161,7 +163,7 @@ def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement
         layer = _lowered(layer, converting.rule, target, where)
     if format.needs_alpha and layer.alpha is None:
         layer = replace(layer, alpha=float(layer.rank))
-    return layer if format.keeps_alpha else folded(target, layer)
+    return layer if format.keeps_alpha or converting.configured else folded(target, layer)
 
 
 def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:

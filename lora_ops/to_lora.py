@@ -92,6 +92,7 @@ def plan_to_lora(
     dora: Convention = "paper",
     exact: bool = False,
     allow_partial: bool = False,
+    configured: bool = False,
 ) -> Lowering:
     """Plan to write every kind as plain LoRA; full differences of vectors stay what they are.
 
@@ -108,6 +109,7 @@ def plan_to_lora(
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: See `Resizing`.
         allow_partial: Leave out full differences that the format has no place for.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
 
     Raises:
         LoraOpsError: As `convert`, but for what the numbers themselves may cause.
@@ -130,7 +132,7 @@ def plan_to_lora(
     resizing = Resizing(
         chosen or _ALL,
         dtype=dtype,
-        has_alpha=scheme.keeps_alpha,
+        has_alpha=scheme.keeps_alpha or configured,
         needs_alpha=scheme.needs_alpha,
         exact=exact,
     )

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, convert, decode
-from lorakit.lora_ops.convert_file import CONFIG, WEIGHTS, convert_file
+from lorakit.lora_ops.convert_file import convert_file
 from lorakit.lora_ops.devices import place
 from lorakit.lora_ops.errors import (
     ArgumentError,
@@ -34,6 +34,7 @@ from lorakit.lora_ops.errors import (
     WeightShapeError,
 )
 from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.peft_folder import CONFIG, WEIGHTS
 
 WIDTH = 16
 QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
