@@ -16,12 +16,13 @@ from .adapter import Adapter
 from .architectures import Architecture
 from .budgets import Budget
 from .convert_pieces import Converting, left_out, run_convert, without
-from .convert_plan import convert_notes, names_for, planned, unplaced
+from .convert_plan import convert_notes, planned, unplaced
 from .devices import place
 from .edit import all_keys, collect
 from .errors import ArgumentError
 from .formats import PEFT_CONFIG, PEFT_METADATA, format_named, with_unit_scales
 from .layers import Convention
+from .models import names_for
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
 from .report import Report

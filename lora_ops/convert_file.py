@@ -16,7 +16,7 @@ from .architectures import Architecture, architecture_named, detect, parameters
 from .budgets import Budget
 from .convert import check_request, join_rule
 from .convert_pieces import Converting, left_out, run_convert, without
-from .convert_plan import convert_notes, names_for, planned, unplaced
+from .convert_plan import convert_notes, planned, unplaced
 from .devices import Placement
 from .edit import Edited, all_keys
 from .files import FileSource, Output, check_output
@@ -24,6 +24,7 @@ from .formats import PEFT, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata
+from .models import names_for
 from .outline import Outline
 from .parallel import Progress
 from .peft_folder import check_folder, is_for_folder, keeps_alpha, write_result

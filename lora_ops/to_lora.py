@@ -13,11 +13,12 @@ from .base_weights import base_weights
 from .budgets import Budget, parse_rule
 from .changes import as_changes, renamed
 from .convert_pieces import left_out, without
-from .convert_plan import Piece, convert_notes, names_for, planned, unplaced
+from .convert_plan import Piece, convert_notes, planned, unplaced
 from .devices import Placement
 from .edit import Edited, converted
 from .formats import format_named
 from .layers import Convention, Layer
+from .models import names_for
 from .parallel import Progress
 from .ranks import RankRule
 from .report import Report

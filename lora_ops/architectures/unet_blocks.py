@@ -111,7 +111,7 @@ def _table(pairs: Sequence[tuple[str, str]]) -> UnetNames:
 
 def is_in_layout(diffusers: str, layout: Layout) -> bool:
     """Whether a module is there: the level of an attention may have none."""
-    side, level, kind, *_ = (*diffusers.split("."), "", "", "")
+    side, level, kind = (diffusers.split(".") + [""] * 3)[:3]
     if kind != "attentions" or side not in ("down_blocks", "up_blocks"):
         return True
     depth = int(level) if side == "down_blocks" else len(layout.residual) - 1 - int(level)
