@@ -42,7 +42,7 @@ def convert_file(
     *,
     to: str | None = None,
     architecture: str | None = None,
-    reference: FileSource | None = None,
+    reference: TensorSource | None = None,
     base: TensorSource | None = None,
     rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
@@ -195,10 +195,13 @@ def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> 
     return _Work(keys, names.architecture, run, lambda _: notes)
 
 
-def _referred(reference: FileSource | None) -> tuple[dict[str, str], Architecture | None]:
+def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architecture | None]:
     """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
         return {}, None
     found = parameters(reference)
-    own = {one.target: reference.own_key(one.key) for one in found.values()}
+    own = {
+        one.target: reference.own_key(one.key) if isinstance(reference, FileSource) else one.key
+        for one in found.values()
+    }
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)
