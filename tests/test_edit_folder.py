@@ -34,7 +34,7 @@ def folder(tmp_path):
     adapters.written(root / "people" / "ünï côde" / "a b.safetensors", adapters.tensors([Part()]))
     (root / "a.safetensors").write_text("no safetensors")
     diverged = adapters.tensors()
-    diverged[next(key for key in diverged if "time_stack" in key)].view(-1)[0] = torch.nan
+    diverged[next(key for key in diverged if "third" in key)].view(-1)[0] = torch.nan
     adapters.written(root / "people" / "nan.safetensors", diverged)
     adapters.written(root / "people" / "model.safetensors", {"model.weight": torch.ones(3)})
     (root / "people" / "notes.txt").write_text("not one of them")

@@ -19,7 +19,7 @@ from lorakit.lora_ops.errors import LoraOpsError
 from lorakit.lora_ops.files import MemoryFile
 
 # Stable Diffusion 1 has no 3-D convolution.
-FIRST = adapters.tensors(part for part in adapters.EVERY_FORM if "time_stack" not in part.name)
+FIRST = adapters.tensors(part for part in adapters.EVERY_FORM if "third" not in part.name)
 METADATA = {"ss_network_dim": "4", "ss_output_name": "mine", "modelspec.title": "mine"}
 # What names the file, or hashes what is in it.
 OWN = ("ss_output_name", "modelspec.title", "sshs_model_hash")

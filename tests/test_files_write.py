@@ -229,7 +229,7 @@ def test_a_name_that_no_reader_takes_is_not_written(name: str, tmp_path: Path) -
         save(path, {name: torch.ones(1)})
     assert list(tmp_path.iterdir()) == []
     with (
-        writer_of(MemoryFile("a.safetensors"), header_room=8) as writer,
+        writer_of(MemoryFile("a.safetensors"), header_room=8, replace=False) as writer,
         pytest.raises(ArgumentError, match=words),
     ):
         writer.write(name, torch.ones(1))

@@ -22,7 +22,7 @@ def bad(comfy):
     (folder / "half.safetensors").write_bytes(whole[:90_000])
     (folder / "empty.safetensors").touch()
     (folder / "page.safetensors").write_bytes(b"<!DOCTYPE html><html>not found</html>")
-    (folder / "pickled.pt").write_bytes(b"\x80\x02cos\nsystem\n.")
+    (folder / "pickled.pt").write_bytes(b"\x80\x02cos\nsystem\n(U\x01xtR.")
     save_file(weights(FLUX), folder / "checkpoint.safetensors")
     save_file(lora(UNET), folder / "for-sd1.safetensors")
     broken = lora(FLUX)

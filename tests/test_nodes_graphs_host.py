@@ -86,14 +86,16 @@ def test_a_checkpoint_that_changed_on_disk_is_read_again(comfy, kind):
         ("LorakitBakeLora", {"checkpoint": "flux"}),
     ],
 )
-def test_a_file_that_another_node_names_is_read_every_time(comfy, kind, names):
-    """The host does not tell the name beforehand, so nothing says whether the file changed."""
+def test_a_file_that_another_node_names_is_read_again_once_it_changed(comfy, kind, names):
+    """The host does not tell the name beforehand, so any file of the folder may be it."""
     graph = Graph(comfy)
     inputs = {name: graph.add("TestName", name=f"{one}.safetensors") for name, one in names.items()}
     if kind == "LorakitBakeLora":
         inputs["loras"] = [graph.lora()]
     node = graph.add(kind, **inputs)
     graph.text(node)
+    folder = "loras" if "lora_name" in names else "checkpoints"
+    (comfy.base / "models" / folder / f"{next(iter(names.values()))}.safetensors").touch()
     assert node in comfy.executed(graph.nodes)
 
 

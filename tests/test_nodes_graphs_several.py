@@ -189,4 +189,4 @@ def test_compare_tells_the_same_file_before_and_after_apart(comfy):
     node = graph.add(
         "LorakitCompareLoras", first=one, second=graph.add("LorakitResizeLora", lora=one, rank=2)
     )
-    assert graph.text(node).startswith("first: one and second: one: cosine 0.")
+    assert graph.text(node).startswith("done · first: one and second: one: cosine 0.")

@@ -27,7 +27,7 @@ DISTRIBUTIONS = {"PIL": "pillow"}
 ELSEWHERE = {
     ("sklearn", "examples/digits/train.py"),  # only who trains the sample again needs it: `dev`
     ("jaxtyping", "lora_ops/_shapes.py"),  # has a stand-in
-    ("bitsandbytes", "lora_ops/training/adapted.py"),  # of whoever loaded a model through it
+    ("bitsandbytes", "lora_ops/training/weights.py"),  # of whoever loaded a model through it
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
 

@@ -21,7 +21,7 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
 #: What is used where it is found, and where.
 OPTIONAL = {
     ("jaxtyping", "lora_ops/_shapes.py"),
-    ("bitsandbytes", "lora_ops/training/adapted.py"),
+    ("bitsandbytes", "lora_ops/training/weights.py"),
 }
 #: What the registry's scan flags, and others that a pack has no business with.
 FLAGGED = {

@@ -35,7 +35,8 @@ def saved(folder: Path, base, tuned, metadata=None) -> tuple[Path, Path]:
 def to_file(paths: tuple[Path, Path], output: Path, rule: str = "4", **options):
     with open_source(paths[0]) as base, open_source(paths[1]) as tuned:
         plan = plan_file(base, tuned, rule, output=output, **options)
-        return extract_file(plan, base, tuned, output)
+        force = bool(options.get("force"))
+        return extract_file(plan, base, tuned, output, force=force)
 
 
 @pytest.mark.parametrize("difference", ["nothing", "another model", "nothing in common"])
