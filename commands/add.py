@@ -75,7 +75,8 @@ def add(
     """Write the sum of LORAS, each times its strength S.
 
     A strength may have block weights behind it. The sum is exact, unless a rank is asked for: then
-    each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
+    each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. A sum in PEFT's format becomes a
+    folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import Ingredient, open_source

@@ -69,6 +69,11 @@ if TYPE_CHECKING:
     + BUDGETS_HELP
     + "  [default: all, exactly]",
 )
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Leave out full differences that the format has no place for.",
+)
 @base_option
 @dora_option
 @exact_option
@@ -86,6 +91,7 @@ def convert(
     architecture: str | None,
     reference: Path | None,
     rule: str | None,
+    allow_partial: bool,
     base: Path | None,
     dora: Convention,
     exact: bool,
@@ -131,6 +137,7 @@ def convert(
                 dtype=parse_dtype(dtype),
                 dora=dora,
                 exact=exact,
+                allow_partial=allow_partial,
                 placement=placement,
                 force=force,
                 version=__version__,

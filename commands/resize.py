@@ -94,13 +94,14 @@ def resize(
     """Write LORA at other ranks, its strength unchanged.
 
     Every layer becomes the best approximation of its rank. With --base, DoRA stays DoRA; OFT, IA3
-    and the like become LoRA. LORA may be a folder: then every .safetensors in it is resized into
-    the output folder, one line each; a file that cannot be does not stop the others, and the exit
-    status is then 1.
+    and the like become LoRA. LORA may be a folder: PEFT's, which is one adapter and stays one; or
+    any, whose every .safetensors is resized into the output folder, one line each. A file that
+    cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
         from ..lora_ops import open_source
         from ..lora_ops.edit_file import resize_file
+        from ..lora_ops.files import is_peft_folder
         from ..lora_ops.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -134,7 +135,7 @@ def resize(
                         progress=progress,
                     )
 
-            if lora.is_dir():
+            if lora.is_dir() and not is_peft_folder(lora):
                 _resize_folder(lora, output, edit, json_to)
                 return
             source = stack.enter_context(open_source(lora))

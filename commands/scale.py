@@ -44,7 +44,7 @@ def scale(
     """Write LORA at other strengths: as a whole, by block, by name.
 
     The strength goes into alpha, so no number of the factors changes. Layers of strength 0 are
-    left out.
+    left out. A LORA in PEFT's format becomes a folder of PEFT where the output is no .safetensors.
     """
     with clear_errors():
         from ..lora_ops import Ingredient, open_source

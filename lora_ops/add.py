@@ -6,6 +6,7 @@ factors themselves is another thing, and wrong.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .align import Match, matched
+from .apart import is_bulky
 from .architectures import Architecture
 from .combine import (
     Combination,
@@ -35,12 +37,14 @@ from .edit import (
     finite,
     skipped,
 )
+from .errors import ArgumentError
 from .formats import format_named
 from .layers import Layer, LohaLayer, LokrLayer, ReshapedLayer, innermost, rewrapped
 from .methods import METHODS, check_method, coefficients
 from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
+from .resize_layer import in_dtype
 from .scale import multiplied
 from .terms import Group, Term, common_shape
 
@@ -52,6 +56,10 @@ RANK_ZERO = "rank 0 by the rule"
 _NOTHING = 1e-6
 # Above this share, float32 inner products give the norm of a sum to 1e-4.
 _CLEAR = 0.03
+# Bytes of LoRAs as large as their weights that are made without being asked for.
+_ROOM = 64_000_000
+# Roles of which a LoKr has one at least.
+_LOKR = frozenset(("w1", "w1_a"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,8 @@ def run_add(
     for term in match.terms:
         check_not_empty(term.adapter, term.name)
     check_method(adding.method, len(match.terms), **adding.parameters)
+    if adding.rule is None:
+        _check_room(match)
 
     def job(group: Group) -> Edited:
         with where.scope():
@@ -157,6 +167,36 @@ def add_notes(match: Match) -> Iterator[str]:
             yield f"{term.name} shares no layer with another input"
         elif alone:
             yield f"{counted(alone, 'layer')} in {term.name} alone"
+
+
+def _check_room(match: Match) -> None:
+    """Refuse exact sums that would be larger than the weights, before any work.
+
+    Raises:
+        ArgumentError: Says how large, and what to do instead.
+    """
+    found: dict[str, Layer] = {}
+    for group in match.groups:
+        live = [one for one in group.members if match.terms[one[0]].strength(one[1]) != 0]
+        for index, target in live if len(live) > 1 else ():
+            term = match.terms[index]
+            roles = term.adapter.keys.get(target)
+            if roles is None or roles.keys() & _LOKR:
+                layer = term.layer(target)
+                if is_bulky(layer):
+                    found[group.target] = layer
+    sides = [(layer.shape[0], math.prod(layer.shape[1:])) for layer in found.values()]
+    size = sum(min(pair) * sum(pair) * 2 for pair in sides)
+    if size <= _ROOM:
+        return
+    target = next(iter(found))
+    raise ArgumentError(
+        f"the exact sum of {counted(len(found), 'weight')} has no form smaller than the weight itself: "
+        f"the first, `{target}`, is a LoKr of {sides[0][0]} x {sides[0][1]} in one input; as LoRA of "
+        f"all directions they would take {size / 1e9:.3g} GB in 16 bits; say how many directions to "
+        "keep, such as --rank 64 (--rank 65536 keeps all), or bake the inputs into their checkpoint",
+        target=target,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,12 +279,14 @@ def _lossless(sum_: Combination, adding: Adding) -> Layer | None:
 
 def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Layer | None:
     """The one layer there is, as it is stored, if it is of a kind that a LoRA would be larger than."""
-    if len(sum_.layers) > 1 or adding.rule is not None or adding.dtype is not None:
+    if len(sum_.layers) > 1 or adding.rule is not None:
         return None
     (layer,), (coefficient,) = sum_.layers, sum_.coefficients
-    if not isinstance(innermost(layer), LohaLayer | LokrLayer) or layer.tensors().keys() - keys:
+    plain = innermost(layer)
+    if not isinstance(plain, LohaLayer | LokrLayer) or layer.tensors().keys() - keys:
         return None
-    return multiplied(sum_.target, layer, coefficient, has_alpha=True)
+    carried = multiplied(sum_.target, plain, coefficient, has_alpha=True)
+    return rewrapped(in_dtype(sum_.target, carried, adding.dtype), layer)
 
 
 def _rounded(sum_: Combination, adding: Adding) -> Layer | None:

@@ -13,7 +13,6 @@ from .architectures import Parameter, parameters
 from .architectures import detect as detect_architecture
 from .bake_shares import Change, Share, check_fit, check_kind
 from .checkpoints import check_checkpoint
-from .convert_plan import names_for
 from .errors import ArgumentError, MismatchError, UnknownFormatError
 from .formats import (
     Modules,
@@ -27,6 +26,7 @@ from .formats import (
 from .ingredients import Ingredient
 from .layers import Convention
 from .matching import found_seats
+from .models import names_for
 from .outline import Outline
 from .report import counted
 from .source import TensorSource

@@ -11,11 +11,11 @@ from .adapter import Adapter
 from .architectures import Architecture, detect, parameters
 from .bake_shares import check_fit
 from .checkpoints import check_checkpoint
-from .convert_plan import names_for
 from .deltas import read_parameter
 from .errors import NonFiniteError
 from .layers import Layer, ReshapedLayer
 from .matching import Seat, found_seats, seats
+from .models import names_for
 from .source import TensorSource
 
 

@@ -3,7 +3,7 @@
 Beside the rules of `ranks`, which look at one layer at a time:
 
     size=50MB         a file of at most that size (kB, MB, GB; KiB, MiB, GiB; or bytes)
-    mean=16           that rank on average over all layers
+    mean=16           that rank on average over all layers, also those that get none
     total_error=0.1   relative Frobenius error over all layers at most that, in as few bytes as it takes
 
 joined by commas with `min=` and `max=`, limits for each layer, and `conv=`, a rule of its own for

@@ -10,13 +10,17 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from .apart import Apart, apart, is_bulky
 from .devices import Placement, upload
 from .dtypes import loadable, rounded
 from .layers import FullLayer, Layer, LoraLayer, low_rank
 from .linalg import factored_svd, gram_matrix, inner, thinned
 from .ranks import RankRule
+from .truncation import truncated
 
 Factors = tuple[Tensor, Tensor]
+# All directions that there are: more than any weight has.
+_ALL = RankRule("rank", 1 << 16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,15 +67,18 @@ class Stack:
         )
 
 
-def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stack:
+def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stack | Apart:
     """Return layers' factors side by side with their inner products, which all else is made of.
 
-    In float32, which costs a quarter; see `Stack.exact`.
+    In float32, which costs a quarter; see `Stack.exact`. Where factors of one would be larger than
+    the weight, they stay apart.
 
     Args:
         layers: One or more.
         placement: Where to compute; None: where they are.
     """
+    if any(map(is_bulky, layers)):
+        return apart(layers)
     plain = _plain(layers)
     if plain is None:
         factors = [layer.factors() for layer in layers]
@@ -103,7 +110,7 @@ class Combination:
     shape: tuple[int, ...]
     layers: Sequence[Layer]
     coefficients: Sequence[float]
-    stack: Stack
+    stack: Stack | Apart
 
     @property
     def rank(self) -> int:
@@ -115,17 +122,19 @@ class Combination:
         """What holds all that the layers hold, of the dtypes that loaders read."""
         return reduce(torch.promote_types, (loadable(layer.dtype) for layer in self.layers))
 
-    def product(self) -> Factors:
-        """The whole combination as one pair of factors, float32."""
-        up, down = self.stack.up.float(), self.stack.down.float()
-        return up * self.stack.columns(self.coefficients).to(up), down
+    def product(self, stack: Stack) -> Factors:
+        """The whole combination as one pair of factors, float32, from those of its layers."""
+        up, down = stack.up.float(), stack.down.float()
+        return up * stack.columns(self.coefficients).to(up), down
 
     def missed(self, result: Layer) -> float:
         """Frobenius norm of the combination less the layer that is written for it."""
         stack = self.stack
+        if isinstance(stack, Apart):
+            return stack.missed(self.coefficients, result)
         up, down = (factor.to(stack.up.device) for factor in result.factors())
         if down.shape == stack.down.shape and torch.equal(down, stack.down.float()):
-            lost = self.product()[0] - up
+            lost = self.product(stack)[0] - up
             products = _products(lost.mT) * stack.right.to(lost)
             return float(products.sum().clamp(min=0).sqrt())
         stack = stack.exact()
@@ -151,11 +160,14 @@ def side_by_side(
         has_alpha: Whether the file has a place for alpha.
     """
     gains = [c * layer.scale for c, layer in zip(sum_.coefficients, sum_.layers, strict=True)]
+    stack = sum_.stack
     if min(gains) != max(gains) or gains[0] <= 0 or not _has_space(sum_):
         return None
     if not (has_alpha or gains[0] == 1):
         return None
-    up, down = sum_.stack.up.cpu(), sum_.stack.down.cpu()
+    if isinstance(stack, Apart):
+        return None
+    up, down = stack.up.cpu(), stack.down.cpu()
     if _plain(sum_.layers) is None or up.dtype != (dtype or sum_.dtype):
         return None
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * gains[0] if has_alpha else None)
@@ -176,14 +188,17 @@ def concatenated(
         dtype: Of the factors; None: what holds all that the layers hold.
         has_alpha: Whether the file has a place for alpha.
     """
+    stack = sum_.stack
     if not _has_space(sum_) or any(isinstance(one, FullLayer) for one in sum_.layers):
         return None
-    known = [_up(*pair) for pair in zip(sum_.layers, _ups(sum_.stack), strict=True)]
+    if isinstance(stack, Apart):
+        return None
+    known = [_up(*pair) for pair in zip(sum_.layers, _ups(stack), strict=True)]
     gains = [c * gain for c, (_, gain) in zip(sum_.coefficients, known, strict=True)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
     ups = [up.float() * (gain / scale) for (up, _), gain in zip(known, gains, strict=True)]
     up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
-    down = rounded(sum_.stack.down, dtype or sum_.dtype, sum_.target)
+    down = rounded(stack.down, dtype or sum_.dtype, sum_.target)
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * scale if has_alpha else None)
 
 
@@ -196,13 +211,24 @@ def recompressed(
 ) -> LoraLayer | None:
     """Return the best approximation of the sum at the rank of a rule; None where that is 0.
 
+    From factors it is exact; of layers that stay apart within 1e-3 of the least error.
+
     Args:
         sum_: What to add.
         rule: How many directions; None: all that there are.
         dtype: Of the factors; None: what holds all that the layers hold.
         has_alpha: Whether the file has a place for alpha, which is then the rank.
     """
-    svd = factored_svd(*thinned(*sum_.product()))
+    stack = sum_.stack
+    if isinstance(stack, Apart):
+        own = (rule or _ALL).for_kernel(sum_.shape[2:])
+        if own.leaves_out:
+            return None
+        total = stack.square(sum_.coefficients)[None]
+        whole = stack.sum(sum_.coefficients)
+        (near,) = truncated(whole, total, own, exact=rule is None)
+        return _written(sum_, near.factors(), dtype, has_alpha=has_alpha)
+    svd = factored_svd(*thinned(*sum_.product(stack)))
     rank: int | None = len(svd.s)
     if rule is not None:
         own = rule.for_kernel(sum_.shape[2:])
@@ -211,8 +237,15 @@ def recompressed(
         rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s))
     # Directions at rounding level are zero in `s`: no rank is spent on them.
     held = max(1, min(rank or 1, int((svd.s > 0).sum())))
-    up, down = (rounded(f, dtype or sum_.dtype, sum_.target) for f in svd.factors(held))
-    return low_rank(up, down, sum_.shape, alpha=float(held) if has_alpha else None)
+    return _written(sum_, svd.factors(held), dtype, has_alpha=has_alpha)
+
+
+def _written(
+    sum_: Combination, factors: Factors, dtype: torch.dtype | None, *, has_alpha: bool
+) -> LoraLayer:
+    """The layer with these factors, its alpha the rank."""
+    up, down = (rounded(factor, dtype or sum_.dtype, sum_.target) for factor in factors)
+    return low_rank(up, down, sum_.shape, alpha=float(len(down)) if has_alpha else None)
 
 
 def _plain(layers: Sequence[Layer]) -> list[LoraLayer] | None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from .adapter import Adapter
 from .align import matched
+from .apart import apart
 from .combine import stacked
 from .edit import check_not_empty, finite, kind_of
 from .formats import component
+from .layers import LokrLayer, innermost
 from .parallel import Progress, counted_off, ordered_map
 from .terms import Group, Term, common_shape
 
@@ -127,7 +129,8 @@ def compare(
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
-    gram = stacked(found).exact().gram()
+    is_lokr = any(isinstance(innermost(layer), LokrLayer) for layer in found)
+    gram = apart(found).gram() if is_lokr else stacked(found).exact().gram()
     ranks, norms = [0, 0], [0.0, 0.0]
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):
         square = finite(gram[at, at], target, layer, terms[index].name)

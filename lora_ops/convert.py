@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
 from .adapter import Adapter
 from .architectures import Architecture
 from .budgets import Budget
-from .convert_pieces import Converting, run_convert
-from .convert_plan import convert_notes, names_for, planned
+from .convert_pieces import Converting, left_out, run_convert, without
+from .convert_plan import convert_notes, planned, unplaced
 from .devices import place
 from .edit import all_keys, collect
 from .errors import ArgumentError
 from .formats import PEFT_CONFIG, PEFT_METADATA, format_named, with_unit_scales
 from .layers import Convention
+from .models import names_for
 from .parallel import Progress
 from .ranks import RankRule, parse_rank
 from .report import Report
@@ -40,6 +42,7 @@ def convert(
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    allow_partial: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:
@@ -58,6 +61,8 @@ def convert(
         dtype: Of the factors; None: each layer's own.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
+        allow_partial: Leave out full differences that the format has no place for; the report has
+            their share of the change.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
 
@@ -84,6 +89,7 @@ def convert(
             dtype=dtype,
             dora=dora,
             exact=exact,
+            allow_partial=allow_partial,
         )
         results = lowering.run(placement=where, progress=progress)
         result, report = collect(lowering.changes, results, keys=all_keys(lowering.changes))
@@ -91,12 +97,15 @@ def convert(
     else:
         scheme = format_named(format or adapter.format)
         names = names_for(adapter, architecture, reference, scheme)
-        converting = Converting(scheme, names, join_rule(rule), dtype)
-        pieces = planned(adapter, scheme, names)
-        results = run_convert(adapter, pieces, converting, placement=where, progress=progress)
+        left = unplaced(adapter, scheme) if allow_partial else []
+        kept = without(adapter, left)
+        converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
+        pieces = planned(kept, scheme, names)
+        run = run_convert(kept, pieces, converting, placement=where, progress=progress)
+        results = chain(run, left_out(adapter, left))
         keys = {piece.module: piece.keys for piece in pieces}
         result, report = collect(adapter, results, format=scheme.name, keys=keys)
-        notes = convert_notes(adapter, pieces, converting.rule)
+        notes = convert_notes(kept, pieces, converting.rule)
     metadata = {
         key: text
         for key, text in adapter.metadata.items()

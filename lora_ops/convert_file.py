@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -17,27 +15,24 @@ from .adapter import Adapter
 from .architectures import Architecture, architecture_named, detect, parameters
 from .budgets import Budget
 from .convert import check_request, join_rule
-from .convert_pieces import Converting, run_convert
-from .convert_plan import convert_notes, names_for, planned
+from .convert_pieces import Converting, left_out, run_convert, without
+from .convert_plan import convert_notes, planned, unplaced
 from .devices import Placement
 from .edit import Edited, all_keys
-from .errors import ArgumentError, WriteError
-from .files import FileSource, Output, check_output, move_all
-from .formats import PEFT, Format, adapter_config, decode, format_named
+from .files import FileSource, Output, check_output
+from .formats import PEFT, decode, format_named
 from .inputs import paths_of
 from .layers import Convention
 from .metadata import Input, Operation, Result, Source, edited_metadata
+from .models import names_for
 from .outline import Outline
 from .parallel import Progress
+from .peft_folder import check_folder, is_for_folder, keeps_alpha, write_result
 from .ranks import RankRule
 from .report import Report
 from .source import TensorSource
 from .to_lora import plan_to_lora
-from .writing import Draft, write_adapter
-
-# The names that PEFT gives and asks for.
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+from .writing import Draft
 
 
 def convert_file(
@@ -47,12 +42,13 @@ def convert_file(
     *,
     to: str | None = None,
     architecture: str | None = None,
-    reference: FileSource | None = None,
+    reference: TensorSource | None = None,
     base: TensorSource | None = None,
     rule: str | int | RankRule | Budget | None = None,
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    allow_partial: bool = False,
     placement: Placement | None = None,
     force: bool = False,
     version: str = "",
@@ -62,7 +58,8 @@ def convert_file(
 
     Args:
         source: The adapter file.
-        output: Where to; for `peft` a folder, which is made, or a file in memory.
+        output: Where to; for `peft` a folder, which is made, unless the name ends as a file's does:
+            scales are then in the factors.
         format: kohya, comfy, diffusers or peft; None: that it has, in one file.
         to: `lora`: every kind becomes plain LoRA; None: kinds stay.
         architecture: Short name of the model's; None: that of the reference, or told by the names.
@@ -73,6 +70,8 @@ def convert_file(
         dtype: Of the factors; None: each layer's own.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
+        allow_partial: Leave out full differences that the format has no place for; the report has
+            their share of the change.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
@@ -84,9 +83,8 @@ def convert_file(
     started = time.perf_counter()
     check_request(format, to, base)
     read = paths_of(source, reference, base)
-    folder = output if format == PEFT.name and isinstance(output, Path) else None
-    if folder is not None:
-        _check_folder(folder, read, force=force)
+    if is_for_folder(output, format) and isinstance(output, Path):
+        check_folder(output, read, force=force)
     else:
         check_output(output, read, force=force)
     adapter = decode(source)
@@ -95,7 +93,17 @@ def convert_file(
     if reference is None and isinstance(base, FileSource):
         targets, _ = _referred(base)
     if to is None:
-        work = _renaming(adapter, format_named(format or ""), known or model, targets, rule, dtype)
+        scheme = format_named(format or "")
+        left = unplaced(adapter, scheme) if allow_partial else []
+        converting = Converting(
+            scheme,
+            names_for(adapter, known or model, targets, scheme),
+            join_rule(rule),
+            dtype,
+            measures=bool(left),
+            configured=is_for_folder(output, format) and keeps_alpha(output, scheme, adapter.keys),
+        )
+        work = _renaming(adapter, left, converting)
     else:
         lowering = plan_to_lora(
             adapter,
@@ -109,6 +117,8 @@ def convert_file(
             dtype=dtype,
             dora=dora,
             exact=exact,
+            allow_partial=allow_partial,
+            configured=is_for_folder(output, format or adapter.format),
         )
         work = _Work(
             all_keys(lowering.changes), lowering.architecture, lowering.run, lowering.notes
@@ -125,28 +135,18 @@ def convert_file(
         operation = Operation("convert", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, titled)
 
-    def written(path: Output) -> Report:
-        draft = Draft(
-            path,
-            scheme.name,
-            [source],
-            work.keys,
-            adapter.extras,
-            work.architecture,
-            [reference, base],
-            force,
-        )
-        results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
-        return write_adapter(draft, results, describe, started=started, notes=work.notes)
-
-    if folder is None:
-        return written(output)
-    with _folder(folder, force=force) as made:
-        report = written(made / WEIGHTS)
-        ranks = {layer.target: layer.rank for layer in report.layers}
-        use_dora = any("magnitude" in work.keys[layer.target] for layer in report.layers)
-        (made / CONFIG).write_text(adapter_config(ranks, use_dora=use_dora), "utf-8")
-    return report
+    draft = Draft(
+        output,
+        scheme.name,
+        [source],
+        work.keys,
+        adapter.extras,
+        work.architecture,
+        [reference, base],
+        force,
+    )
+    results = work.run(overhead=draft.overhead, placement=placement, progress=progress)
+    return write_result(draft, results, describe, started=started, notes=work.notes)
 
 
 class _Run(Protocol):
@@ -172,28 +172,22 @@ class _Work:
     notes: Callable[[Report], Iterable[str]]
 
 
-def _renaming(
-    adapter: Adapter,
-    scheme: Format,
-    architecture: Architecture | None,
-    targets: Mapping[str, str],
-    rule: str | int | RankRule | Budget | None,
-    dtype: torch.dtype | None,
-) -> _Work:
-    """Names that change, under which kinds stay."""
-    names = names_for(adapter, architecture, targets, scheme)
-    converting = Converting(scheme, names, join_rule(rule), dtype)
-    pieces = planned(adapter, scheme, names)
+def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> _Work:
+    """Names that change, under which kinds stay; some layers are left out."""
+    names = converting.names
+    kept = without(adapter, left)
+    pieces = planned(kept, converting.format, names)
 
     def run(
         *, overhead: int, placement: Placement | None, progress: Progress | None
     ) -> Iterator[Edited]:
         del overhead  # of no use without a budget
-        return run_convert(adapter, pieces, converting, placement=placement, progress=progress)
+        run = run_convert(kept, pieces, converting, placement=placement, progress=progress)
+        return chain(run, left_out(adapter, left))
 
     keys = {piece.module: piece.keys for piece in pieces}
-    notes = tuple(convert_notes(adapter, pieces, converting.rule))
-    if scheme == PEFT and names.architecture is None and not names.own:
+    notes = tuple(convert_notes(kept, pieces, converting.rule))
+    if converting.format == PEFT and names.architecture is None and not names.own:
         notes += (
             "PEFT looks for modules of exactly these names; give the model's folder as --reference "
             "to have them compared with its own",
@@ -201,51 +195,13 @@ def _renaming(
     return _Work(keys, names.architecture, run, lambda _: notes)
 
 
-def _referred(reference: FileSource | None) -> tuple[dict[str, str], Architecture | None]:
+def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architecture | None]:
     """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
         return {}, None
     found = parameters(reference)
-    own = {one.target: reference.own_key(one.key) for one in found.values()}
+    own = {
+        one.target: reference.own_key(one.key) if isinstance(reference, FileSource) else one.key
+        for one in found.values()
+    }
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)
-
-
-def _check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    """Refuse a folder that cannot, or must not, be written.
-
-    Raises:
-        ArgumentError: As `check_output` of the weights in it; or it is a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise ArgumentError(
-            "is a file, and format `peft` is a folder; give another name", path=output
-        )
-    inside = output / WEIGHTS if output.is_dir() else output.with_suffix(".safetensors")
-    check_output(inside, inputs, force=force or not output.is_dir())
-    if output.is_dir():
-        check_output(output / CONFIG, inputs, force=force, suffix=CONFIG)
-
-
-@contextmanager
-def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
-    """A hidden sibling, which becomes the output, or whose files do, when all is well.
-
-    Raises:
-        WriteError: It cannot be made, or not be renamed.
-    """
-    # The name is new, for another process may be at the same output; in a folder that is there, as
-    # it may lead to another disk.
-    name = f".{output.name[:40]}.{secrets.token_hex(4)}.partial"
-    hidden = output / name if output.is_dir() else output.with_name(name)
-    try:
-        hidden.mkdir()
-        yield hidden
-        if not output.is_dir():
-            hidden.rename(output)  # refused where there is a folder by now that holds anything
-            return
-        # The weights before what is said of them.
-        move_all([hidden / WEIGHTS, hidden / CONFIG], output, replace=force)
-    except OSError as error:
-        raise WriteError(f"cannot be written: {error.strerror}", path=output) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

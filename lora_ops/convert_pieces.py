@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from .adapter import Adapter
+from .adapter import Adapter, LazyLayers
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece
 from .devices import Placement, place, upload
 from .dtypes import loadable, rounded
-from .edit import Edited, base_bound, check_not_empty, edited, finite
+from .edit import Edited, base_bound, check_not_empty, edited, finite, skipped
 from .errors import ArgumentError, UnsupportedLayerError
 from .formats import Format, ModelNames
 from .layers import (
@@ -34,6 +34,7 @@ from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule
 from .scale import folded, stored_change
 
+NO_PLACE = "no place in the format"
 _WORKERS = 2
 
 
@@ -46,12 +47,16 @@ class Converting:
         names: Of the model that the adapter is for.
         rule: How many directions a joined layer gets; None: all, exactly.
         dtype: Of the factors; None: each layer's own.
+        measures: Whether layers are looked at whose numbers are only moved, to be weighed.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
     """
 
     format: Format
     names: ModelNames
     rule: RankRule | None = None
     dtype: torch.dtype | None = None
+    measures: bool = False
+    configured: bool = False
 
 
 def run_convert(
@@ -64,7 +69,8 @@ def run_convert(
 ) -> Iterator[Edited]:
     """Yield each layer of the result, in the order of the pieces.
 
-    A layer whose numbers are only moved is not looked at: its report has norm 0 and residual 0.
+    A layer whose numbers are only moved is not looked at, unless it is to be weighed: its report has
+    norm 0 and residual 0.
 
     Args:
         adapter: Read layer by layer.
@@ -83,13 +89,37 @@ def run_convert(
     yield from counted_off(ordered_map(job, pieces, _WORKERS), len(pieces), progress)
 
 
+def left_out(adapter: Adapter, targets: Iterable[str]) -> Iterator[Edited]:
+    """Yield layers that the format has no place for, with the size of what is lost.
+
+    Args:
+        adapter: Read layer by layer.
+        targets: From `unplaced`, of this adapter.
+
+    Raises:
+        NonFiniteError: A layer holds NaN or infinity.
+    """
+    for target in targets:
+        layer = adapter.layers[target]
+        norm = finite(torch.linalg.vector_norm(layer.delta(torch.float64)), target, layer)
+        yield skipped(target, layer, NO_PLACE, norm)
+
+
+def without(adapter: Adapter, targets: Collection[str]) -> Adapter:
+    """Return an adapter without some of its layers."""
+    if not targets:
+        return adapter
+    kept = [target for target in adapter.layers if target not in targets]
+    return replace(adapter, layers=LazyLayers(kept, adapter.layers.__getitem__))
+
+
 def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Edited:
     blocks = blocks_of(adapter, piece, converting.names)
     whole = assembled(blocks, piece)
     result = _written(whole, piece, converting, where)
     was = max(block.layer.rank for block in blocks)
     moved = all((b.layer.scale, b.layer.dtype) == (whole.scale, whole.dtype) for b in blocks)
-    if moved and _has_numbers_of(whole, result):
+    if moved and _has_numbers_of(whole, result) and not converting.measures:
         return edited(piece.module, result, norm=0.0, residual=0.0, was=(was,))
     exact = assembled(blocks, piece, torch.float64)  # a single block is exact as it is
     norm = finite(_norm(exact), piece.module, whole)
@@ -133,7 +163,7 @@ def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement
         layer = _lowered(layer, converting.rule, target, where)
     if format.needs_alpha and layer.alpha is None:
         layer = replace(layer, alpha=float(layer.rank))
-    return layer if format.keeps_alpha else folded(target, layer)
+    return layer if format.keeps_alpha or converting.configured else folded(target, layer)
 
 
 def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:

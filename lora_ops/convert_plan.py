@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from .adapter import Adapter
-from .architectures import TE, UNET, Architecture, Place
+from .architectures import TE, Place
 from .budgets import Budget
 from .errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from .formats import (
@@ -19,12 +19,10 @@ from .formats import (
     ModelNames,
     format_of,
     is_turned,
-    model_names,
     module_keys,
     saved_parameters,
     table_keys,
 )
-from .models import recognised
 from .ranks import RankRule
 from .report import counted
 
@@ -45,8 +43,8 @@ _LOADERS: dict[str, tuple[str, ...]] = {
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "leave it out, use format `comfy` or `kohya`, or, if it is of a matrix, convert it "
-        "`--to lora`",
+        "use format `comfy` or `kohya`, --allow-partial, which leaves full differences out, or, if "
+        "it is of a matrix, convert it `--to lora`",
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -126,6 +124,20 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
     return pieces
 
 
+def unplaced(adapter: Adapter, format: Format) -> list[str]:
+    """Return the full differences of an adapter that a format has no place for.
+
+    Args:
+        adapter: Of any naming scheme; one that holds nothing else has none that could be left out.
+        format: That of the result.
+    """
+    if format.name in _LOADERS["diff"]:
+        return []
+    roles = {target: _keys(adapter, target).keys() for target in adapter.layers}
+    found = [target for target, held in roles.items() if "diff" in held and "up" not in held]
+    return found if len(found) < len(roles) else []
+
+
 def convert_notes(
     adapter: Adapter, pieces: Sequence[Piece], rule: RankRule | Budget | None
 ) -> Iterator[str]:
@@ -153,89 +165,6 @@ def convert_notes(
             f"{counted(len(saved), 'trained parameter')} beside the layers, the first `{saved[0]}`: "
             "carried, but PEFT alone reads them; `lorakit bake` applies them"
         )
-
-
-def names_for(
-    adapter: Adapter,
-    architecture: Architecture | None = None,
-    reference: Collection[str] = (),
-    format: Format | None = None,
-) -> ModelNames:
-    """Return the names of the model that an adapter is for.
-
-    A table is used only where all names of the adapter are its. Where several tables have them, it
-    must not matter which is used. Otherwise the model counts as unknown, and names stay as they are.
-
-    Args:
-        adapter: Told by its names and shapes.
-        architecture: Where it is known.
-        reference: Canonical targets of a checkpoint; of a UNet they also tell the layout.
-        format: That the adapter gets; None: none, its modules are only looked up.
-
-    Raises:
-        ArgumentError: Names have to change, and it is in doubt to what.
-    """
-    if architecture is not None:
-        return model_names(architecture, reference)
-    unknown = model_names(None, reference)
-    found = recognised(adapter)
-    keeps = format is not None and all(format_of(module) == format for module in adapter.layers)
-    if not found.possible or (found.strays and keeps):
-        return unknown
-    if found.strays and reference:
-        return unknown
-    if found.strays:
-        title = found.possible[0].title
-        raise ArgumentError(
-            f"{counted(len(found.strays), 'layer')} of {len(adapter.layers)} are not of {title}, "
-            f"whose names the others have; the first is `{found.strays[0]}`: no name is changed "
-            "while it is in doubt; give the model's checkpoint as --reference, or its name as "
-            "--architecture",
-            target=found.strays[0],
-        )
-    known = [model_names(one, reference) for one in found.possible]
-    if reference:
-        return _referred(known, adapter, set(reference)) or unknown
-    for module in adapter.layers:
-        meant = [one for names in known if (one := _meaning(names, module, format))]
-        if all(one == meant[0] for one in meant):
-            continue
-        if keeps:
-            return unknown
-        titles = found.titles
-        raise ArgumentError(
-            f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
-            f"`{module}` means different things: no name is changed while it is in doubt; give "
-            "the model's checkpoint as --reference, or its name as --architecture",
-            target=module,
-        )
-    named = (names for names in known if all(_meaning(names, m, format) for m in adapter.layers))
-    return next(named, known[0])
-
-
-def _referred(
-    known: Sequence[ModelNames], adapter: Adapter, reference: Collection[str]
-) -> ModelNames | None:
-    """The first whose places of all layers are in a checkpoint."""
-    for names in known:
-        places = [names.place(module.removesuffix(BIAS)) for module in adapter.layers]
-        if all(
-            place is not None and (place.native in reference or not place.native.startswith(UNET))
-            for place in places
-        ):
-            return names
-    return None
-
-
-def _meaning(names: ModelNames, module: str, format: Format | None) -> tuple[object, ...]:
-    """Where a module is, and what it is called in a format; () for a model that has no name there."""
-    place = names.place(module)
-    if place is None or format is None:
-        return (place,)
-    try:
-        return place, names.spelled(format, place.native)
-    except UnsupportedLayerError:
-        return ()
 
 
 def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:

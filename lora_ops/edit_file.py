@@ -31,6 +31,13 @@ from .methods import check_method
 from .models import recognised
 from .outline import Outline
 from .parallel import Progress
+from .peft_folder import (
+    check_folder,
+    check_written,
+    is_for_folder,
+    keeps_alpha,
+    write_result,
+)
 from .ranks import RankRule, parse_rank
 from .report import Report
 from .resize import Resizing, resize_notes, run_resize
@@ -38,7 +45,7 @@ from .rules import parse_rules
 from .scale import run_scale
 from .source import TensorSource
 from .terms import Term
-from .writing import Draft, write_adapter
+from .writing import Draft
 
 
 def resize_file(
@@ -80,7 +87,7 @@ def resize_file(
         LoraOpsError: As `resize`; or the output cannot, or must not, be written.
     """
     started = time.perf_counter()
-    check_output(output, paths_of(source, relative_to, base), force=force)
+    check_written(output, paths_of(source, relative_to, base), source, force=force)
     chosen = parse_rule(rule)
     if relative_to is not None and isinstance(chosen, RankRule):
         raise ArgumentError(
@@ -99,7 +106,7 @@ def resize_file(
         dtype,
         importance(adapter.layers, relative_to, norm) if relative_to else {},
         overhead=draft.overhead,
-        has_alpha=format_named(adapter.format).keeps_alpha,
+        has_alpha=keeps_alpha(output, format_named(adapter.format), adapter.keys),
         exact=exact,
     )
 
@@ -112,7 +119,7 @@ def resize_file(
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
     results = run_resize(adapter, resizing, placement=placement, progress=progress)
-    return write_adapter(
+    return write_result(
         draft,
         results,
         describe,
@@ -143,7 +150,7 @@ def scale_file(
     """
     started = time.perf_counter()
     source = ingredient.source
-    check_output(output, paths_of(source), force=force)
+    check_written(output, paths_of(source), source, force=force)
     adapter = decode(source)
     factors = ingredient.strengths(adapter.layers)
 
@@ -157,9 +164,10 @@ def scale_file(
         operation = Operation("scale", version, summary, told)
         return edited_metadata(Source(inputs[0], source.metadata), operation, result)
 
-    results = run_scale(adapter, factors, progress=progress)
+    has_alpha = keeps_alpha(output, format_named(adapter.format), adapter.keys)
+    results = run_scale(adapter, factors, has_alpha=has_alpha, progress=progress)
     draft = _draft(source, adapter, output, force)
-    return write_adapter(draft, results, describe, started=started)
+    return write_result(draft, results, describe, started=started)
 
 
 def add_files(
@@ -204,7 +212,12 @@ def add_files(
     if not ingredients:
         raise ArgumentError("there is nothing to add; give one adapter or more")
     sources = [one.source for one in ingredients]
-    check_output(output, paths_of(*sources, reference), force=force)
+    if is_for_folder(output, format) and isinstance(output, Path):
+        check_folder(output, paths_of(*sources, reference), force=force)
+    elif format is None:
+        check_written(output, paths_of(*sources, reference), sources[0], force=force)
+    else:
+        check_output(output, paths_of(*sources, reference), force=force)
     chosen = None if rule is None else parse_rank(rule)
     told = check_method(method, len(ingredients), **(options or {}))
     adapters = [decode(source) for source in sources]
@@ -217,7 +230,8 @@ def add_files(
     known = [one.target for one in parameters(reference).values()] if reference else []
     model = None if architecture is None else architecture_named(architecture)
     match = matched(terms, scheme.name, known, model)
-    adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha)
+    has_alpha = keeps_alpha(output, scheme, match.keys)
+    adding = Adding(chosen, method, told, dtype, has_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras, notes = _extras(match.terms, taken)
     draft = Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force)
@@ -232,7 +246,7 @@ def add_files(
 
     results = run_add(match, adding, placement=placement, progress=progress)
     notes += add_notes(match)
-    return write_adapter(
+    return write_result(
         draft,
         results,
         describe,

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import ArgumentError, LoraOpsError, WriteError
-from .files import FileSource, open_source, reading
+from .files import FileSource, is_peft_folder, open_source, reading
+from .peft_folder import WEIGHTS
 from .report import Report
 
 Edit = Callable[[FileSource, Path], Report]
 
 
 def check_folders(folder: Path, output: Path) -> list[Path]:
-    """Return the adapter files under a folder, relative to it, in order.
+    """Return the adapters under a folder, relative to it, in order: files, and PEFT's folders.
 
     What lies under the output is none of them: it may be inside the folder.
 
@@ -30,7 +31,8 @@ def check_folders(folder: Path, output: Path) -> list[Path]:
     made = output.resolve()
     if folder.resolve() in made.parents:
         found = [path for path in found if made not in path.resolve().parents]
-    files = sorted(path.relative_to(folder) for path in found)
+    whole = {path.parent if _is_of_peft(path) else path for path in found}
+    files = sorted(path.relative_to(folder) for path in whole)
     if not files:
         raise ArgumentError("holds no .safetensors file", path=folder)
     return files
@@ -39,18 +41,23 @@ def check_folders(folder: Path, output: Path) -> list[Path]:
 def edit_folder(
     folder: Path, output: Path, edit: Edit
 ) -> Iterator[tuple[Path, Report | LoraOpsError]]:
-    """Yield what became of each adapter file under a folder, by its path relative to it.
+    """Yield what became of each adapter under a folder, by its path relative to it.
 
     Args:
         folder: Searched with its subfolders.
         output: Made where it does not exist; files get the same places in it.
-        edit: Given an opened file and where its result is to go.
+        edit: Given an opened file, or folder of PEFT, and where its result is to go.
 
     Raises:
         ArgumentError: As `check_folders`.
     """
     for name in check_folders(folder, output):
         yield name, _edited(folder / name, output / name, edit)
+
+
+def _is_of_peft(file: Path) -> bool:
+    """Whether a file is the weights of one of PEFT's folders, which is an adapter as a whole."""
+    return file.name == WEIGHTS and is_peft_folder(file.parent)
 
 
 def _edited(file: Path, output: Path, edit: Edit) -> Report | LoraOpsError:

@@ -1,12 +1,27 @@
-"""Which model an adapter is for, told by its names and shapes: one answer for every command."""
+"""Which model an adapter is for, told by its names and shapes, and the names that this model has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from .adapter import Adapter
-from .architectures import ARCHITECTURES, Architecture, Recognition, recognise_layers
-from .formats import BIAS, PROCESSORS, Module, Told, component, flattened, told, told_of
+from .architectures import ARCHITECTURES, UNET, Architecture, Recognition, recognise_layers
+from .errors import ArgumentError, UnsupportedLayerError
+from .formats import (
+    BIAS,
+    PROCESSORS,
+    Format,
+    ModelNames,
+    Module,
+    Told,
+    component,
+    flattened,
+    format_of,
+    model_names,
+    told,
+    told_of,
+)
+from .report import counted
 from .source import TensorSource
 
 
@@ -62,3 +77,86 @@ def _flat(module: str) -> str:
     for pattern, to in PROCESSORS:
         name = pattern.sub(to, name)
     return name
+
+
+def names_for(
+    adapter: Adapter,
+    architecture: Architecture | None = None,
+    reference: Collection[str] = (),
+    format: Format | None = None,
+) -> ModelNames:
+    """Return the names of the model that an adapter is for.
+
+    A table is used only where all names of the adapter are its. Where several tables have them, it
+    must not matter which is used. Otherwise the model counts as unknown, and names stay as they are.
+
+    Args:
+        adapter: Told by its names and shapes.
+        architecture: Where it is known.
+        reference: Canonical targets of a checkpoint; of a UNet they also tell the layout.
+        format: That the adapter gets; None: none, its modules are only looked up.
+
+    Raises:
+        ArgumentError: Names have to change, and it is in doubt to what.
+    """
+    if architecture is not None:
+        return model_names(architecture, reference)
+    unknown = model_names(None, reference)
+    found = recognised(adapter)
+    keeps = format is not None and all(format_of(module) == format for module in adapter.layers)
+    if not found.possible or (found.strays and keeps):
+        return unknown
+    if found.strays and reference:
+        return unknown
+    if found.strays:
+        title = found.possible[0].title
+        raise ArgumentError(
+            f"{counted(len(found.strays), 'layer')} of {len(adapter.layers)} are not of {title}, "
+            f"whose names the others have; the first is `{found.strays[0]}`: no name is changed "
+            "while it is in doubt; give the model's checkpoint as --reference, or its name as "
+            "--architecture",
+            target=found.strays[0],
+        )
+    known = [model_names(one, reference) for one in found.possible]
+    if reference:
+        return _referred(known, adapter, set(reference)) or unknown
+    for module in adapter.layers:
+        meant = [one for names in known if (one := _meaning(names, module, format))]
+        if all(one == meant[0] for one in meant):
+            continue
+        if keeps:
+            return unknown
+        titles = found.titles
+        raise ArgumentError(
+            f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
+            f"`{module}` means different things: no name is changed while it is in doubt; give "
+            "the model's checkpoint as --reference, or its name as --architecture",
+            target=module,
+        )
+    named = (names for names in known if all(_meaning(names, m, format) for m in adapter.layers))
+    return next(named, known[0])
+
+
+def _referred(
+    known: Sequence[ModelNames], adapter: Adapter, reference: Collection[str]
+) -> ModelNames | None:
+    """The first whose places of all layers are in a checkpoint."""
+    for names in known:
+        places = [names.place(module.removesuffix(BIAS)) for module in adapter.layers]
+        if all(
+            place is not None and (place.native in reference or not place.native.startswith(UNET))
+            for place in places
+        ):
+            return names
+    return None
+
+
+def _meaning(names: ModelNames, module: str, format: Format | None) -> tuple[object, ...]:
+    """Where a module is, and what it is called in a format; () for a model that has no name there."""
+    place = names.place(module)
+    if place is None or format is None:
+        return (place,)
+    try:
+        return place, names.spelled(format, place.native)
+    except UnsupportedLayerError:
+        return ()

@@ -4,14 +4,17 @@ One text form, for the command line and the nodes, with one meaning each:
 
     32, rank=32       that many
     energy=0.95       smallest rank that keeps this share of the sum of squares
-    fro=0.95          ... of the norm: the square root of the energy (kohya's sv_fro)
+    fro=0.95          ... of the norm: the square root of the energy
     error=0.05        ... whose relative Frobenius error is at most this
-    cumulative=0.9    smallest rank that keeps this share of the plain sum (kohya's sv_cumulative)
-    ratio=20          all singular values above the largest divided by this (kohya's sv_ratio)
+    cumulative=0.9    smallest rank that keeps this share of the plain sum
+    ratio=20          all singular values above the largest divided by this
     threshold=1e-3    all singular values above this, in absolute terms
     knee              up to the bend of the curve (Kneedle)
 
 joined by commas with `min=`, `max=` and `conv=`, a rule of its own for kernels larger than 1x1.
+
+kohya's sv_fro, sv_cumulative and sv_ratio find the same number and keep one more, up to all
+(`networks/resize_lora.py` of sd-scripts, `rank_resize`).
 """
 
 from __future__ import annotations
@@ -90,7 +93,9 @@ class _Kind:
 
 
 _KINDS = {
-    "rank": _Kind(_fixed, 0, 65536, "a whole number from 1 (0 leaves the layers out)", whole=True),
+    "rank": _Kind(
+        _fixed, 0, 65536, "a whole number from 1 to 65536 (0 leaves the layers out)", whole=True
+    ),
     "energy": _Kind(_energy, 0, 1, "a share between 0 and 1"),
     "fro": _Kind(_fro, 0, 1, "a share between 0 and 1"),
     "error": _Kind(_error, 0, 1, "a share between 0 and 1"),
@@ -214,6 +219,8 @@ def split_rule(text: str, names: Collection[str]) -> RuleParts:
             most = _count(part, number)
         elif name == "conv":
             conv = parse_rank(number)
+        elif not equals and _is_number(name):
+            raise ArgumentError(f"`{name}`: a rank is a whole number from 1 to 65536, such as 32")
         elif name not in names:
             raise ArgumentError(_unknown(name, text, names))
         elif kind:
@@ -244,6 +251,14 @@ def _value(name: str, number: str) -> float:
     if not inside and not (kind.high == 1 and value == 1):
         raise ArgumentError(f"`{name}={number}`: give {kind.meaning}")
     return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _count(part: str, number: str) -> int:

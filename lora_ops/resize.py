@@ -15,14 +15,14 @@ from .changes import as_changes
 from .decomposed import Dense, Known, Whole, map_decomposed
 from .devices import Placement, place
 from .dtypes import loadable
-from .edit import Edited, EditReport, all_keys, check_not_empty, collect, converted
+from .edit import ZERO, Edited, EditReport, all_keys, check_not_empty, collect, converted
 from .formats import format_named
 from .layers import BasedDoraLayer, Convention, Layer, LoraLayer, MadeLayer, innermost
 from .linalg import spectrum
 from .parallel import Progress, counted_off
 from .ranks import RankRule
 from .report import Report, counted
-from .resize_layer import Resizing, cut, remeasured, resized, whole
+from .resize_layer import RANK_ZERO, Resizing, cut, remeasured, resized, whole
 from .source import TensorSource
 
 # What a layer takes in a file beside its factors and its name: alpha.
@@ -116,12 +116,19 @@ def run_resize(
 
 
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
-    """What is worth a sentence: layers that changed their kind, or whose rank was asked to grow."""
+    """What is worth a sentence: layers of another kind now, a rank asked to grow, an average."""
     yield from converted(report)
     rule = resizing.rule
-    if not isinstance(rule, RankRule):
-        return
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
+    if not isinstance(rule, RankRule):
+        none = sum(skip.reason in (RANK_ZERO, ZERO) for skip in report.skips)
+        if rule.kind == "mean" and none and layers:
+            average = sum(one.rank for one in layers) / len(layers)
+            yield (
+                f"`mean={rule.value:g}` is over {counted(none, 'layer')} too that got no rank: "
+                f"the others have {average:.3g} on average"
+            )
+        return
     small = [one for one in layers if one.rank == one.was[0] < _asked(rule, one.shape[2:])]
     if small:
         yield (

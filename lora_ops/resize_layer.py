@@ -165,7 +165,7 @@ def _written(
 def _kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
     """The layer itself, unless another alpha or dtype is asked for."""
     if not isinstance(layer, LoraLayer):
-        return _in_dtype(target, layer, resizing.dtype)
+        return in_dtype(target, layer, resizing.dtype)
     alpha = layer.alpha if resizing.alpha is None else resizing.alpha
     if alpha is None and resizing.needs_alpha:
         alpha = float(layer.rank)
@@ -182,8 +182,12 @@ def _kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
     return replace(layer, up=up, down=down, alpha=alpha)
 
 
-def _in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
-    """A layer whose tensors are called in a file as its fields are, rounded."""
+def in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
+    """Return a layer whose tensors are called in a file as its fields are, rounded.
+
+    Raises:
+        NonFiniteError: A number is beyond the range of the dtype.
+    """
     tensors = {role: one for role, one in layer.tensors().items() if role != "alpha"}
     if all(dtype in (None, one.dtype) for one in tensors.values()):
         return layer
@@ -204,6 +208,6 @@ def whole(known: Whole, resizing: Resizing) -> Edited:
     target, layer = known.target, known.layer
     exact = layer.delta(torch.float64)
     norm = finite(torch.linalg.vector_norm(exact), target, layer)
-    result = rewrapped(_in_dtype(target, innermost(layer), resizing.dtype), layer)
+    result = rewrapped(in_dtype(target, innermost(layer), resizing.dtype), layer)
     residual = float(torch.linalg.vector_norm(exact - result.delta(torch.float64)))
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,))

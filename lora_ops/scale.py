@@ -77,20 +77,25 @@ def scale(
 
 
 def run_scale(
-    adapter: Adapter, factors: Mapping[str, float], *, progress: Progress | None = None
+    adapter: Adapter,
+    factors: Mapping[str, float],
+    *,
+    has_alpha: bool | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Edited]:
     """Yield what becomes of each layer, in the order of the file.
 
     Args:
         adapter: Read layer by layer.
         factors: The strength of each target.
+        has_alpha: Whether the result has a place for alphas; None: if the adapter's format has.
         progress: Called after each layer.
     """
     check_not_empty(adapter)
-    has_alpha = format_named(adapter.format).keeps_alpha
+    keeps = format_named(adapter.format).keeps_alpha if has_alpha is None else has_alpha
 
     def job(target: str) -> Edited:
-        return _scaled(target, adapter.layers[target], factors[target], has_alpha)
+        return _scaled(target, adapter.layers[target], factors[target], keeps)
 
     results = ordered_map(job, adapter.layers, _WORKERS)
     yield from counted_off(results, len(adapter.layers), progress)

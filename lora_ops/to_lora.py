@@ -12,11 +12,13 @@ from .architectures import Architecture, detect, parameters
 from .base_weights import base_weights
 from .budgets import Budget, parse_rule
 from .changes import as_changes, renamed
-from .convert_plan import Piece, convert_notes, names_for, planned
+from .convert_pieces import left_out, without
+from .convert_plan import Piece, convert_notes, planned, unplaced
 from .devices import Placement
 from .edit import Edited, converted
 from .formats import format_named
 from .layers import Convention, Layer
+from .models import names_for
 from .parallel import Progress
 from .ranks import RankRule
 from .report import Report
@@ -38,6 +40,7 @@ class Lowering:
         rule: What was asked for.
         resizing: What is to be done.
         architecture: Of the model, where it is known.
+        left: Full differences of the adapter that the format has no place for.
     """
 
     adapter: Adapter
@@ -46,6 +49,7 @@ class Lowering:
     rule: RankRule | Budget | None
     resizing: Resizing
     architecture: Architecture | None
+    left: Sequence[str] = ()
 
     def run(
         self,
@@ -62,12 +66,13 @@ class Lowering:
             progress: Called after each layer.
         """
         resizing = replace(self.resizing, overhead=overhead)
-        return run_resize(self.changes, resizing, placement=placement, progress=progress)
+        yield from run_resize(self.changes, resizing, placement=placement, progress=progress)
+        yield from left_out(self.adapter, self.left)
 
     def notes(self, report: Report) -> Iterator[str]:
         """What is worth a sentence."""
         if self.pieces:
-            yield from convert_notes(self.adapter, self.pieces, self.rule)
+            yield from convert_notes(without(self.adapter, self.left), self.pieces, self.rule)
         if self.rule is None:
             yield from converted(report)
         else:
@@ -87,6 +92,8 @@ def plan_to_lora(
     dtype: torch.dtype | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    allow_partial: bool = False,
+    configured: bool = False,
 ) -> Lowering:
     """Plan to write every kind as plain LoRA; full differences of vectors stay what they are.
 
@@ -102,6 +109,8 @@ def plan_to_lora(
         dtype: Of the factors; None: each layer's own.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         exact: See `Resizing`.
+        allow_partial: Leave out full differences that the format has no place for.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
 
     Raises:
         LoraOpsError: As `convert`, but for what the numbers themselves may cause.
@@ -115,6 +124,8 @@ def plan_to_lora(
         architecture = architecture or detect(known)
         reference = reference or [one.target for one in known.values()]
     names = names_for(adapter, architecture, reference, scheme)
+    left = unplaced(changes, scheme) if allow_partial else []
+    changes = without(changes, left)
     pieces: list[Piece] = []
     if format is not None:
         pieces = planned(changes, scheme, names)
@@ -122,8 +133,8 @@ def plan_to_lora(
     resizing = Resizing(
         chosen or _ALL,
         dtype=dtype,
-        has_alpha=scheme.keeps_alpha,
+        has_alpha=scheme.keeps_alpha or configured,
         needs_alpha=scheme.needs_alpha,
         exact=exact,
     )
-    return Lowering(adapter, changes, pieces, chosen, resizing, names.architecture)
+    return Lowering(adapter, changes, pieces, chosen, resizing, names.architecture, left)

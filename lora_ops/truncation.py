@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .linalg import Svd, spectrum, truncated_svd
+from .linalg import Operator, Svd, spectrum, truncated_svd
 from .ranks import RankRule
 
 
 def truncated(
-    stack: Tensor, totals: Tensor, rule: RankRule, *, exact: bool = False, seed: int = 0
+    stack: Tensor | Operator, totals: Tensor, rule: RankRule, *, exact: bool = False, seed: int = 0
 ) -> list[Svd]:
     """Decompose a stack (b, out, in) as far as the rule asks, each matrix at its own rank.
 
     Args:
-        stack: float32.
+        stack: float32; or a sum that is only multiplied with, of one matrix.
         totals: (b,), float64: squared Frobenius norms, known to the caller anyway; above 0.
         rule: For the kernel that these matrices have; it must leave something.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
@@ -27,7 +27,7 @@ def truncated(
         return truncated_svd(stack, rank, totals, seed, exact=exact)
 
     if rule.needs_spectrum:
-        known = spectrum(stack)
+        known = spectrum(stack.dense() if isinstance(stack, Operator) else stack)
         ranks = [rule.choose(known[i], float(totals[i]), full) or 1 for i in range(count)]
         svd = leading(max(ranks))
     else:

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from .adapter import Adapter
 from .architectures import parameters
-from .convert_plan import names_for
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
@@ -17,6 +16,7 @@ from .formats import decode
 from .layers import Convention, Layer, LoraLayer, fits
 from .linalg import frobenius, residual_
 from .matching import Seat, check_apart, seats
+from .models import names_for
 from .outline import Outline
 from .pairs import Pair, is_candidate, nearest, pair
 from .parallel import Progress, ordered_map

@@ -65,6 +65,19 @@ class ConvertLora(io.ComfyNode):
                     tooltip="The model that the LoRA was trained on, for kinds that are made from its "
                     "weights.",
                 ),
+                io.Model.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="A model that the LoRA is for, where its names alone leave that in doubt: "
+                    "block numbers of a pruned UNet, names that several models have.",
+                ),
+                io.Boolean.Input(
+                    "allow_partial",
+                    default=False,
+                    optional=True,
+                    tooltip="Leave out full differences that the format has no place for; the report "
+                    "has their share of the change. Off: that is an error.",
+                ),
             ],
             outputs=[lora_output("The converted LoRA."), report_output()],
         )
@@ -79,6 +92,8 @@ class ConvertLora(io.ComfyNode):
         rank: int = 0,
         rule: str | None = None,
         base: Any = None,
+        reference: Any = None,
+        allow_partial: bool = False,
     ) -> io.NodeOutput:
         """Convert it.
 
@@ -99,7 +114,9 @@ class ConvertLora(io.ComfyNode):
             made,
             None if format == KEPT else format,
             to=None if kind == KEPT else kind,
+            reference=None if reference is None else ModelSource("the reference", reference),
             base=None if base is None else ModelSource("the base model", base),
+            allow_partial=allow_partial,
             rule=rule_of(rank, rule),
             placement=host.placement(),
             version=__version__,

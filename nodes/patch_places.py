@@ -103,8 +103,8 @@ def _by_tables(
     """What lorakit's tables know of names that the host does not."""
     from ..lora_ops import DictSource
     from ..lora_ops.architectures import detect, parameters
-    from ..lora_ops.convert_plan import names_for
     from ..lora_ops.formats import component
+    from ..lora_ops.models import names_for
 
     found: dict[str, Place] = {}
     asked: list[str] = []

@@ -32,7 +32,7 @@ MODULES = {
     "linear": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
     "conv1x1": "input_blocks.1.1.proj_in",
     "conv3x3": "input_blocks.1.0.in_layers.2",
-    "conv3d": "input_blocks.1.0.time_stack.in_layers.2",
+    "conv3d": "input_blocks.1.0.third.in_layers.2",
     "tucker": "input_blocks.2.0.in_layers.2",
 }
 #: `fractional` makes a scale that no float holds exactly.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,14 +34,46 @@ def find_python(tree: Path) -> Path:
     return next((tree / name for name in _VENVS if (tree / name).is_file()), Path(sys.executable))
 
 
+def find_host() -> tuple[Path, Path]:
+    """ComfyUI's folder, and a Python that imports it; the test skips where there is none of either."""
+    tree = find_tree()
+    python = find_python(tree)
+    skip_where_it_lacks(_import_words(python, tree), tree, python)
+    return tree, python
+
+
+def skip_where_it_lacks(words: str, tree: Path, python: Path) -> None:
+    """Skip the test if ComfyUI's last words are those of an import that failed."""
+    failed = re.findall(r"^(?:ModuleNotFoundError|ImportError): .+$", words, re.MULTILINE)
+    if failed:
+        pytest.skip(
+            f"ComfyUI at {tree} does not import under {python}: {failed[-1]}; install its "
+            "requirements.txt into a .venv in its folder"
+        )
+
+
+@functools.cache
+def _import_words(python: Path, tree: Path) -> str:
+    """What importing all of ComfyUI says on stderr where it fails; asked once a run, for it takes seconds."""
+    done = subprocess.run(
+        [python, SCRIPTS / "imports.py", tree],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.stderr if done.returncode else ""
+
+
 @contextlib.contextmanager
 def started() -> Iterator[Host]:
     """ComfyUI on the CPU, as a Host: one for many questions, for importing it takes seconds."""
-    tree = find_tree()
+    tree, python = find_host()
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(
-            [find_python(tree), SCRIPTS / "serve.py", tree],
+            [python, SCRIPTS / "serve.py", tree],
             cwd=tree,
             # Most of what it does is copying: on busy cores threads wait for each other.
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comfy_host import SCRIPTS, find_python, find_tree
+from comfy_host import SCRIPTS, find_host
 from commands import ROOT
 
 PACK = "any-folder-name"  # the pack must not depend on what its folder is called
@@ -145,7 +145,7 @@ def _messages(stream: Any) -> Iterator[tuple[str, Any]]:
 @contextlib.contextmanager
 def running(base: Path) -> Iterator[Server]:
     """A server whose models, output and custom nodes are in a folder: this pack, and test nodes."""
-    tree = find_tree()
+    tree, python = find_host()
     for folder in FOLDERS:
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes").mkdir()
@@ -164,7 +164,7 @@ def running(base: Path) -> Iterator[Server]:
         log.open("wb") as out,
         subprocess.Popen(
             [
-                *(str(find_python(tree)), "main.py", "--cpu", "--disable-api-nodes"),
+                *(str(python), "main.py", "--cpu", "--disable-api-nodes"),
                 *(part for option in options.items() for part in option),
             ],
             cwd=tree,

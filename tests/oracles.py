@@ -79,7 +79,7 @@ def energy(s: Sequence[float], value: float) -> int:
 
 
 def fro(s: Sequence[float], value: float) -> int:
-    """kohya's sv_fro: the sum of squares reaches the *square* of the share."""
+    """The index of kohya's sv_fro: the sum of squares reaches the *square* of the share."""
     return keep_until_share([x * x for x in s], value * value * sum(x * x for x in s))
 
 
@@ -93,12 +93,12 @@ def error(s: Sequence[float], value: float) -> int:
 
 
 def cumulative(s: Sequence[float], value: float) -> int:
-    """kohya's sv_cumulative: the plain sum reaches that share of its total."""
+    """The index of kohya's sv_cumulative: the plain sum reaches that share of its total."""
     return keep_until_share(s, value * sum(s))
 
 
 def ratio(s: Sequence[float], value: float) -> int:
-    """kohya's sv_ratio: those above the largest divided by the value."""
+    """The index of kohya's sv_ratio: those above the largest divided by the value."""
     return sum(x > s[0] / value for x in s)
 
 
@@ -128,8 +128,11 @@ RULES: dict[str, Callable[[Sequence[float], float], int]] = {
 
 
 def kohya(s: Sequence[float], name: str, value: float) -> int:
-    """kohya's count: as the rule's, but the last singular value is never kept."""
-    return max(1, min(RULES[name](s, value), len(s) - 1))
+    """kohya's count: `rank_resize` of networks/resize_lora.py in sd-scripts 48d368f, February 2026.
+
+    Its index is the rule's count, at most all but one; what is kept is that and one more.
+    """
+    return max(1, min(RULES[name](s, value), len(s) - 1)) + 1
 
 
 # --- Numbers as a dtype holds them --------------------------------------------------------------

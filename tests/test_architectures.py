@@ -342,7 +342,12 @@ def test_models_of_comfyui_are_recognised(comfy, name, prefix):
 
 
 # Their weights' names are those of the one that comes first.
-SAME_NAMES = {"flux_schnell": "flux", "cosmos": "anima"}
+SAME_NAMES = {
+    "flux_schnell": "flux",
+    "longcat": "flux",
+    "mage_flow": "qwen_image",
+    "cosmos": "anima",
+}
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -206,7 +206,7 @@ class TestFilesThatDoNotBelongTogether:
 
     def test_a_checkpoint_as_lora(self, here: Path) -> None:
         words = ("verify", "base.safetensors", "tuned.safetensors", "tuned.safetensors")
-        assert "belongs to a known adapter format" in refusal(COULD_NOT, *words)
+        assert "is a checkpoint or a part of one" in refusal(COULD_NOT, *words)
 
     @pytest.mark.parametrize("side", ["base", "tuned"])
     def test_a_lora_as_checkpoint(self, here: Path, side: str) -> None:
@@ -361,7 +361,7 @@ class TestRequests:
             ("energy=nan", "a share between 0 and 1"),
             ("ratio=0.5", "a number above 1"),
             ("99999999", "a whole number from 1"),
-            ("-3", "use a number or one of rank, energy"),
+            ("-3", "a rank is a whole number from 1"),
             ("", "use a number or one of rank, energy"),
             ("min=4", "start it with a rank"),
             ("8,16", "holds two rules"),

@@ -169,6 +169,12 @@ def test_an_adapter_is_no_checkpoint():
         bake(DictSource(LAYER, name="lora"), [adapter(LAYER)])
 
 
+def test_ema_weights_alone_are_no_checkpoint():
+    ema = {"model_ema.diffusion_modelblocks0self_attnqweight": torch.ones(48, 48)}
+    with pytest.raises(MismatchError, match="base is a set of EMA weights alone"):
+        bake(DictSource(ema, name="base"), [adapter(LAYER)])
+
+
 def test_an_adapter_of_another_architecture_is_refused_even_in_part():
     lora = adapter(whole_model(FLUX))
     for allow_partial in (False, True):

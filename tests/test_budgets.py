@@ -8,12 +8,14 @@ import re
 
 import pytest
 import torch
+from adapters import Part, adapter
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lorakit.lora_ops.budgets import Budget, LayerSpectrum, parse_rule, spend
 from lorakit.lora_ops.errors import ArgumentError, NonFiniteError
 from lorakit.lora_ops.ranks import RankRule
+from lorakit.lora_ops.resize import resize
 from lorakit.lora_ops.sizes import exact_size, parse_size
 
 OVERHEAD = 7
@@ -411,3 +413,14 @@ def test_wrong_texts_say_what_is_right(text, says):
         parse_rule(text)
     assert says in str(refused.value)
     assert not str(refused.value).endswith(".")
+
+
+def test_a_mean_says_that_it_counts_layers_without_a_rank():
+    """Of four layers two get all: the mean of those that are written is twice what was asked for."""
+    parts = [Part(seed=n, module=f"a.{n}.to_q", size=1.0 if n < 2 else 1e-3) for n in range(4)]
+    smaller, report = resize(adapter(parts), "mean=3")
+    assert sorted(layer.rank for layer in smaller.layers.values()) == [6, 6]
+    assert report.notes == (
+        "`mean=3` is over 2 layers too that got no rank: the others have 6 on average",
+    )
+    assert resize(adapter(parts[:2]), "mean=3")[1].notes == ()

@@ -18,6 +18,7 @@ from lorakit.lora_ops import DictSource
 from lorakit.lora_ops.add import add
 from lorakit.lora_ops.align import matched
 from lorakit.lora_ops.architectures import ARCHITECTURES, UNET, architecture_named, module_renames
+from lorakit.lora_ops.architectures.unet_blocks import is_in_layout
 from lorakit.lora_ops.convert import convert
 from lorakit.lora_ops.errors import (
     ArgumentError,
@@ -154,7 +155,7 @@ def test_parts_of_one_layer_are_joined_at_their_own_rank():
     """What was cut has one down: there and back gives the rank that it had, bit by bit."""
     before = fused()
     there, _ = convert(before, "diffusers")
-    back, report = convert(there, "comfy")
+    back, report = convert(there, "comfy", architecture=FLUX)
     assert report.error == 0
     for target, layer in before.layers.items():
         assert back.layers[target].rank == layer.rank
@@ -284,6 +285,8 @@ def whole_adapter(architecture):
         spread = table.foreign_parts(name)
         if not spread or table.find(spread[0][0]).native != name:
             continue  # the other place that an upsampler can have
+        if architecture.layout and not is_in_layout(spread[0][0], architecture.layout):
+            continue  # a level without attention
         first = spread[0][1]
         unit = (first.stop - first.start) if len(spread) > 1 else 1
         rows = int(width / unit) if len(spread) > 1 else 2 * width
@@ -313,7 +316,8 @@ def test_there_and_back_is_the_same_change(name):
         assert {layer.rank for layer in back.layers.values()} == {2}
 
 
-@pytest.mark.parametrize("name", KNOWN)
+# A small file of a pruned model says too little.
+@pytest.mark.parametrize("name", [name for name in KNOWN if not KNOWN[name].variant_of])
 def test_the_model_is_told_by_the_names(name):
     """Where nobody says which model it is, the right rows are found all the same."""
     start = whole_adapter(KNOWN[name])

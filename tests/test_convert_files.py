@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_convert import FINAL, FLUX, LINEAR1, QKV, SPLIT, WIDTH, lora
 
-from lorakit.lora_ops import convert_file as module
+from lorakit.lora_ops import peft_folder as module
 from lorakit.lora_ops.convert_file import convert_file
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, WriteError
 from lorakit.lora_ops.files import open_source
@@ -72,12 +72,12 @@ def test_the_record_says_what_was_done(flux, tmp_path):
 
 
 def test_the_folder_of_peft(flux, tmp_path):
-    """Alphas are in up; the configuration names each module and its rank."""
+    """The configuration names each module, its rank and its alpha; factors keep their numbers."""
     output = tmp_path / "folder.v2"
     report = converted(flux, output, "peft")
     assert {path.name for path in output.iterdir()} == {module.WEIGHTS, module.CONFIG}
     config = json.loads((output / module.CONFIG).read_text("utf-8"))
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 2)
     tensors = load_file(output / module.WEIGHTS)
     names = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")}
     listed = {f"base_model.model.{name}" for name in config["target_modules"]}

@@ -363,7 +363,7 @@ ADD = ("add", "a.safetensors", "b.safetensors", "-o", "x.safetensors")
         (("add", "a.safetensors:x", "-o", "x.safetensors"), ["`x` in `a.safetensors:x`"]),
         (("add", "a.safetensors:1:OUTAL", "-o", "x.safetensors"), ["nearest: `OUTALL`"]),
         (("add", "-o", "x.safetensors"), ["Missing argument"]),
-        ((*COMMANDS["resize"][:4], "-r", "0.5"), ["unknown rank rule `0.5`"]),
+        ((*COMMANDS["resize"][:4], "-r", "0.5"), ["`0.5`: a rank is a whole number from 1"]),
         ((*COMMANDS["resize"], "--relative-to", "b.safetensors"), ["use a budget: size="]),
         (COMMANDS["resize"][:4], ["Missing option '-r' / '--rank'"]),
         ((*COMMANDS["resize"], "--alpha", "0"), ["0.0 is not in the range x>0"]),

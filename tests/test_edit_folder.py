@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import adapters
 import pytest
 import torch
 from adapters import Part
-from commands import contents
-from safetensors.torch import load_file
+from commands import contents, lorakit_here
+from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops.edit_file import resize_file, scale_file
 from lorakit.lora_ops.edit_folder import check_folders, edit_folder
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, NonFiniteError, WriteError
 from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.report import Report
 
@@ -166,3 +168,64 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_its_files(folder, tmp_path)
     assert isinstance(results[Path(GOOD[1])], WriteError)
     assert "cannot be made" in str(results[Path(GOOD[1])])
     assert sorted(path.name for path in out.iterdir()) == ["b.safetensors", "people"]
+
+
+def of_peft(folder, names=("blocks.0.q", "blocks.1.q")):
+    """A folder as PEFT writes it: rank 4, scale 2.5 but for the second layer, whose is 0.5."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name in names:
+        for part, shape in (("lora_A", (4, 16)), ("lora_B", (24, 4))):
+            key = f"base_model.model.{name}.{part}.weight"
+            tensors[key] = torch.randn(shape, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 10, "target_modules": ["q"]}
+    config |= {"alpha_pattern": {r"blocks\.[1-9]\.q": 2}, "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def changes(path):
+    with open_source(path) as source:
+        return {name: layer.delta() for name, layer in decode(source).layers.items()}
+
+
+@pytest.mark.parametrize("file", ["", "adapter_model.safetensors"])
+def test_a_folder_of_peft_is_one_adapter_and_stays_one(file, tmp_path):
+    folder, out = of_peft(tmp_path / "adapter"), tmp_path / "out"
+    before = changes(folder)
+    for command in (("resize", "-r", "2"), ("scale", "-s", "0.5"), ("add",)):
+        name, *options = command
+        run = lorakit_here(name, folder / file, "-o", out, "--force", *options)
+        assert run.status == 0, run.err
+        assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
+        config = json.loads((out / "adapter_config.json").read_text())
+        assert config["task_type"] == "CAUSAL_LM"
+        after = changes(out)
+        for target, change in before.items():
+            u, s, vh = torch.linalg.svd(change)
+            expected = {"resize": (u[:, :2] * s[:2]) @ vh[:2], "scale": change * 0.5}
+            assert torch.allclose(after[target], expected.get(name, change), atol=1e-4)
+
+
+def test_a_folder_of_peft_becomes_a_file_where_a_file_is_named(tmp_path):
+    folder, out = of_peft(tmp_path / "adapter"), tmp_path / "out.safetensors"
+    assert lorakit_here("scale", folder, "-o", out).status == 0
+    assert out.is_file()
+    after = changes(out)  # which has its scale in up
+    assert all(torch.allclose(after[name], one, atol=1e-5) for name, one in changes(folder).items())
+
+
+def test_kinds_that_one_configuration_cannot_tell_leave_no_folder(tmp_path):
+    folder = of_peft(tmp_path / "adapter")
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    parts = {"hada_w1_a": (24, 2), "hada_w1_b": (2, 16), "hada_w2_a": (24, 2), "hada_w2_b": (2, 16)}
+    tensors |= {f"base_model.model.c.{part}": torch.randn(size) for part, size in parts.items()}
+    save_file(tensors, path)
+    run = lorakit_here("scale", folder, "-o", tmp_path / "out", "-s", "0.5")
+    assert run.status == 1
+    assert "LOHA, LORA" in run.err
+    assert "safetensors" in run.err
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -435,3 +436,24 @@ def test_module_names_are_flattened_alike_in_every_format():
     assert formats.flattened("text_encoder_2.a.b") == formats.flattened("lora_te2_a_b") == "te2:a_b"
     assert formats.component("lora_te2_a_b") == "te"
     assert formats.component(QUERY) == "unet"
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "", "transformer."])
+def test_a_checkpoint_is_called_one(prefix):
+    keys = checkpoints.prefixed(prefix, checkpoints.flux())
+    words = (
+        f"flux.safetensors: is a checkpoint or a part of one, with {len(keys)} weights, not a LoRA"
+    )
+    with pytest.raises(UnknownFormatError, match=re.escape(words)):
+        formats.detect(keys, "flux.safetensors")
+
+
+def test_ema_weights_are_called_by_their_name():
+    unet = checkpoints.sd1_unet()
+    ema = {"model_ema.diffusion_model" + key.replace(".", ""): shape for key, shape in unet.items()}
+    words = "is a set of EMA weights alone (`model_ema.…`), not a LoRA"
+    with pytest.raises(UnknownFormatError, match=re.escape(words)):
+        formats.detect([*ema, "model_ema.decay"], "ema.ckpt")
+    both = [*ema, *checkpoints.prefixed("model.diffusion_model.", unet)]
+    with pytest.raises(UnknownFormatError, match="is a checkpoint"):
+        formats.detect(both, "both.ckpt")

@@ -205,7 +205,8 @@ def test_only_the_way_from_file_to_file_joins_both() -> None:
     ]
     assert both == [
         "lorakit.lora_ops",
-        *core("bake_file", "convert_file", "edit_file", "extract_file", "save", "writing"),
+        *core("bake_file", "convert_file", "edit_file", "extract_file", "peft_folder", "save"),
+        *core("writing"),
     ]
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from keys import checkpoints
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import decode, open_source
 from lorakit.lora_ops.errors import LayerShapeError
@@ -267,3 +268,22 @@ def test_all_of_it_is_json():
     assert there["components"] == {"diffusion model": {"tensors": 3, "parameters": 33}}
     assert there["ranks"] == {"4": 1}
     assert there["metadata"] == {"a": "b"}
+
+
+def test_many_layers_take_time_in_proportion(tmp_path):
+    """One block number a layer, and a flag of IA3 at each: nothing is searched for in a list."""
+
+    def seconds(count: int) -> float:
+        tensors = {}
+        for number in range(count):
+            tensors[f"lora_unet_double_blocks_{number}_img_attn_qkv.weight"] = torch.zeros(1)
+            tensors[f"lora_unet_double_blocks_{number}_img_attn_qkv.on_input"] = torch.zeros(1)
+        save_file(tensors, tmp_path / "many.safetensors")
+        with open_source(tmp_path / "many.safetensors") as source:
+            started = time.process_time()
+            assert describe(source).targets == {"IA3": count}
+            return time.process_time() - started
+
+    seconds(100)
+    few = min(seconds(1_000) for _ in range(3))
+    assert seconds(20_000) < 40 * max(few, 0.01)

@@ -409,3 +409,20 @@ def test_real_files(name):
     assert [verdict.count("loads") for verdict in found.verdicts] == [144] * 4
     assert {one.code for one in found.findings} == {"hash-missing"}
     assert len(load_file(path)) == 432 or found.verdicts[0].layers == 144
+
+
+def test_the_alphas_of_a_file_without_any_are_not_made_up():
+    def said(tensors, **told):
+        found = lint(DictSource(tensors, TOLD | told), headers_only=True).findings
+        return [one.message for one in found if one.code == "metadata-alpha"]
+
+    nothing = layers(None)
+    assert said(nothing, ss_network_alpha="1") == [
+        "`ss_network_alpha` is 1, no layer has an alpha: the scale is 1"
+    ]
+    assert said(nothing, ss_network_alpha="4") == []  # rank 4: scale 1 it is
+    assert said(layers(2.0), ss_network_alpha="1") == ["`ss_network_alpha` is 1, the alphas are 2"]
+    some = without(".alpha")
+    assert said(some, ss_network_alpha="1") == [
+        "`ss_network_alpha` is 1, the alphas are 4, and some layers have none"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import comfy_host
@@ -10,7 +11,7 @@ import pytest
 import torch
 from keys import checkpoints
 from keys.models import HOSTED
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource
 from lorakit.lora_ops.architectures import architecture_named, module_renames
@@ -236,3 +237,52 @@ def test_a_table_that_is_wrong_is_found_out(host, tmp_path, monkeypatch):
     wrong = replace(route, schemes=(*schemes, Scheme("unet.", "native")))
     monkeypatch.setitem(PROGRAMS, "comfy", replace(program, routes={"": (wrong,)}))
     assert agree(host, question, files, tmp_path)[0].keys() == {"kohya", "unet"}
+
+
+# --- magnitudes of DoRA
+
+WEIGHTS = {"linear": (8, 6), "square": (8, 8), "conv1x1": (8, 6, 1, 1), "conv3x3": (8, 6, 3, 3), "conv3d": (8, 6, 2, 1, 3)}  # fmt: skip
+MAGNITUDES = (
+    *((8,), (6,), (8, 1), (1, 8), (1, 6), (6, 1), (1, 1), (8, 1, 1), (1, 8, 1)),
+    *((8, 1, 1, 1), (1, 6, 1, 1), (1, 8, 1, 1), (8, 1, 1, 1, 1), (1, 6, 1, 1, 1)),
+)
+KERNELS = {"conv1x1": "skip_connection", "conv3x3": "in_layers.2"}
+STACKED = ("lora", "loha", "loha, Tucker", "lokr whole, whole", "lokr whole, thin", "glora")
+
+
+def test_magnitudes_that_it_cannot_broadcast(host, tmp_path):
+    """It logs an error, and leaves the weight as it was; lint says so from the header."""
+    layers, base, cases = {}, {}, {}
+    forms = {form: kinds.kinds(form) for form in WEIGHTS if form in kinds.WEIGHTS}
+    forms["square"] = {"lora": {"lora_up.weight": torch.ones(8, 2), "lora_down.weight": torch.ones(2, 8)}}  # fmt: skip
+    for form, kind, shape in itertools.product(WEIGHTS, STACKED, MAGNITUDES):
+        if kind not in forms[form] or (form == "conv3d" and kind != "lora"):
+            continue  # of three axes it knows pairs alone
+        module = f"diffusion_model.double_blocks.{len(base)}.img_mlp.2"
+        # A UNet's name tells that the factors of a LoHa or LoKr are those of a kernel.
+        if form in KERNELS:
+            module = f"diffusion_model.input_blocks.{len(base)}.0.{KERNELS[form]}"
+        cases[module] = (form, kind, shape)
+        layers |= {f"{module}.{suffix}": one.clone() for suffix, one in forms[form][kind].items()}
+        layers[f"{module}.dora_scale"] = torch.full(shape, 2.0)
+        base[f"{module}.weight"] = kinds.numbers(*WEIGHTS[form], seed=99)
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("adapter", "base", "output")}
+    save_file(layers, files["adapter"])
+    save_file(base, files["base"])
+    failed = host.ask("change_weights", {**files, "strengths": [1.0]})
+    made = load_file(files["output"])
+    wrong, applied = {}, []
+    for name in ("flux", "sd1"):
+        (verdict,) = lint(
+            DictSource(layers), ["comfy"], architecture=name, headers_only=True
+        ).verdicts
+        for module, case in cases.items():
+            if (case[0] in KERNELS) != (name == "sd1"):
+                continue
+            theirs = module not in failed and not torch.equal(made[f"{module}.0"], base[f"{module}.weight"])  # fmt: skip
+            applied.append(theirs)
+            if theirs != (verdict.reads[module].state != "left"):
+                wrong[case] = (theirs, verdict.reads[module].reason)
+    assert wrong == {}
+    assert len(applied) == len(cases)
+    assert 40 < sum(applied) < len(applied) - 40

@@ -11,8 +11,9 @@ import struct
 import pytest
 import torch
 from comfy_server import GraphError
-from graphs import ABOUT, Graph, distance
+from graphs import ABOUT, Graph, distance, weights
 from graphs import lora as lora_of
+from keys.checkpoints import prefixed, unet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -178,6 +179,33 @@ def test_converted_is_the_same_lora(comfy, scheme):
     for lora in (made, back):
         applied = graph.add("LorakitApplyLora", model=graph.checkpoint(), lora=lora)
         assert distance(graph.latent(applied), wanted) < SAME
+
+
+def test_block_numbers_of_a_pruned_unet_come_from_the_model(comfy):
+    """One block a level, as BK-SDM has: kohya's numbers mean other blocks than in the whole model."""
+    shapes = unet(768, [1, 1], blocks=1)
+    folder = comfy.base / "models"
+    started = weights(prefixed("model.diffusion_model.", shapes))
+    save_file(started, folder / "checkpoints" / "pruned.safetensors")
+    attentions = {key: shape for key, shape in shapes.items() if ".attn" in key}
+    save_file(lora_of(attentions), folder / "loras" / "pruned.safetensors")
+
+    def applied(graph, made):
+        model = graph.add("LorakitApplyLora", model=graph.checkpoint("pruned"), lora=made)
+        return graph.latent(model, like="sd1")
+
+    def converted(graph):
+        reference = graph.checkpoint("pruned")
+        file = {"lora": graph.lora("pruned"), "reference": reference}
+        return reference, graph.add("LorakitConvertLora", format="kohya", **file)
+
+    known = Graph(comfy)
+    reference, there = converted(known)
+    back = known.add("LorakitConvertLora", lora=there, format="comfy", reference=reference)
+    plain = Graph(comfy)
+    wanted = applied(plain, plain.lora("pruned"))
+    assert distance(applied(known, there), wanted) < SAME, "as the host reads kohya's names"
+    assert distance(applied(known, back), wanted) < SAME
 
 
 @pytest.mark.parametrize(

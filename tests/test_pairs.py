@@ -226,3 +226,15 @@ def test_pairing_reads_no_data():
 
     tensors = {key: torch.empty(shape) for key, shape in FLUX.items()}
     assert len(pair(Closed(tensors), Closed(tensors)).candidates) == 8
+
+
+def test_ema_weights_alone_are_called_by_their_name():
+    ema = {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): shape
+        for key, shape in unet(SD1).items()
+    }
+    others = {key: shape for key, shape in SD1.items() if not key.startswith(UNET)}
+    for shapes in (ema, ema | others):
+        with pytest.raises(MismatchError, match="is a set of EMA weights alone"):
+            pair(empty(SD1), empty(shapes))
+    assert pair(empty(SD1), empty(SD1 | ema)).candidates

@@ -141,6 +141,7 @@ def test_an_expression_that_is_not_read_is_refused_by_name(pattern):
         ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16.*path_initial"),
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "of tomorrow"}, "of tomorrow"),
+        ({"init_lora_weights": "olora", "fan_in_fan_out": True}, "OLoRA with `fan_in_fan_out`"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA.*merge it with PEFT"),
         ({"arrow_config": {"top_k": 3}}, "Arrow"),
         ({"use_qalora": True}, "QA-LoRA"),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lorakit.lora_ops.budgets import parse_rule
 from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.ranks import RankRule, parse_rank
 
@@ -86,13 +87,25 @@ def test_rules_by_hand(rule, rank):
 
 @pytest.mark.parametrize("name", ["fro", "cumulative", "ratio"])
 @given(s=SPECTRA.filter(lambda s: len(s) > 1), share=st.floats(0.05, 0.99))
-def test_kohya_differs_only_where_it_would_keep_everything(name, s, share):
-    """kohya caps at one below the full rank; its scripts before 2023 also added one."""
+def test_kohya_keeps_one_direction_more(name, s, share):
+    """Ours is the smallest rank that reaches the share; theirs is that and one, up to all."""
     value = share * 100 + 1 if name == "ratio" else share
     if on_the_edge(name, value, s):
         return
     ours, theirs = chosen(RankRule(name, value), s), oracles.kohya(s, name, value)
-    assert ours == theirs or (ours, theirs) == (len(s), len(s) - 1)
+    assert theirs == min(ours + 1, len(s))
+
+
+@pytest.mark.parametrize("text", ["-3", "1e9", "2.5", "-0", "nan", "inf", "32,conv=-1", " -3 "])
+def test_a_number_that_is_no_rank_is_told_what_one_is(text):
+    for read in (parse_rank, parse_rule):
+        with pytest.raises(ArgumentError, match="a rank is a whole number from 1 to 65536"):
+            read(text)
+
+
+def test_a_rank_beyond_all_weights_says_where_it_ends():
+    with pytest.raises(ArgumentError, match="`rank=65537`: give a whole number from 1 to 65536"):
+        parse_rank("65537")
 
 
 @given(SPECTRA, RULES, st.integers(1, 50), st.integers(0, 50))
@@ -200,8 +213,8 @@ def test_the_text_of_a_rule_reads_back_as_the_rule(rule, least, most, conv):
         ("maxx=3,4", "did you mean `max`?"),
         ("quux", "one of rank, energy, fro"),
         ("", "one of rank, energy, fro"),
-        ("-4", "use a number"),
-        ("1.5", "use a number"),
+        ("-4", "`-4`: a rank is a whole number from 1"),
+        ("1.5", "`1.5`: a rank is a whole number from 1"),
         ("rank=1.5", "give a whole number from 1"),
         ("rank=-1", "give a whole number from 1"),
         ("rank=99999", "give a whole number from 1"),

@@ -15,6 +15,7 @@ _BLOCK = same(
 _LYRICS = same(
     *(f"self_attn.linear_{part}" for part in ("q", "k", "v", "out", "pos")),
     *(f"feed_forward.w_{number}" for number in (1, 2)),
+    *("norm_ff", "norm_mha"),
 )
 
 ACE_STEP = Architecture(
@@ -29,9 +30,10 @@ ACE_STEP = Architecture(
         *same(
             *(f"timestep_embedder.linear_{number}" for number in (1, 2)),
             *("t_block.1", "speaker_embedder", "genre_embedder", "final_layer.linear"),
-            *("lyric_embs", "lyric_encoder.embed.out.0", "lyric_proj"),
+            *("lyric_embs", "lyric_encoder.embed.out.0", "lyric_encoder.embed.out.1", "lyric_proj"),
             *(f"projectors.{{}}.{layer}" for layer in (0, 2, 4)),
-            *(f"proj_in.early_conv_layers.{layer}" for layer in (0, 2)),
+            *(f"proj_in.early_conv_layers.{layer}" for layer in (0, 1, 2)),
+            "lyric_encoder.after_norm",
         ),
     ),
 )

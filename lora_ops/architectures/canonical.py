@@ -37,6 +37,10 @@ _DIFFUSERS = re.compile(
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
     r"|pos_embed\.proj\.)"
 )
+# OmniGen2 has such names everywhere.
+_NO_DIFFUSERS = "ref_image_refiner."
+# Stable Audio's own prefix, in a file of it alone.
+_OWN_PREFIX = "transformer.rotary_pos_emb.inv_freq"
 _UNET_DIFFUSERS = re.compile(r"^down_blocks\.\d+\.(resnets|attentions)\.|^conv_norm_out\.")
 _VAE_MARKS = (
     "decoder.conv_in.",
@@ -58,6 +62,8 @@ _SPLIT = ("q_proj", "k_proj", "v_proj")
 
 def naming(names: Collection[str]) -> Literal["native", "diffusers"]:
     """Say whose names the diffusion model in these keys or canonical names has."""
+    if any(_NO_DIFFUSERS in name for name in names):
+        return "native"
     stripped = (name.removeprefix("model.") for name in names)
     for name in stripped:
         for prefix in (UNET, "transformer.", "unet."):
@@ -81,8 +87,9 @@ def parameters(source: TensorSource) -> dict[str, Parameter]:
         turned = stored_turned(shapes)
         whole = (_of_language(key, shape, key in turned) for key, shape in shapes.items())
         return {one.name: one for one in whole}
+    lone = _OWN_PREFIX in keys
     for key in keys:
-        prefixes[key] = _prefix(key)
+        prefixes[key] = "" if lone else _prefix(key)
         name = key[len(prefixes[key]) :]
         groups.setdefault(prefixes[key], {})[name] = shapes[key]
     renames = {prefix: _rename(prefix, names, groups) for prefix, names in groups.items()}

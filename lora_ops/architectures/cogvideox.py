@@ -13,7 +13,7 @@ _BLOCK = (
         ("ff_out", "ff.net.2"),
         *((f"norm_{part}", f"attn1.norm_{part}") for part in "qk"),
     ),
-    *same("norm1.linear", "norm2.linear"),
+    *same("norm1.linear", "norm2.linear", "norm1.norm", "norm2.norm"),
 )
 
 COGVIDEOX = Architecture(
@@ -21,7 +21,7 @@ COGVIDEOX = Architecture(
     title="CogVideoX",
     recognise=(
         Condition(has_all=("blocks.0.norm1.linear.weight", "blocks.0.attn_out.weight")),
-        Condition(has_all=("patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"), root="transformer."),
+        Condition(has_all=("patch_embed.text_proj.weight", "transformer_blocks.0.norm2.linear.weight"), root="transformer."),
     ),
     blocks={"blocks": (30, 42)},
     sizes={
@@ -38,6 +38,6 @@ COGVIDEOX = Architecture(
             *((f"{part}_embedding_linear_{number}", f"{part}_embedding.linear_{number}")
               for part in ("time", "ofs") for number in (1, 2)),
         ),
-        *same("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "proj_out"),
+        *same("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "norm_out.norm", "norm_final", "proj_out"),
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from .renames import same, within
 _BLOCK = same(
     *(f"self_attention.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")),
     *(f"self_attention.norm_{part}" for part in "qk"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.linear_fc2"),
+    *("adaLN_sa_ln", "adaLN_mlp_ln", "mlp.gate_proj", "mlp.up_proj", "mlp.linear_fc2"),
 )
 
 ERNIE = Architecture(

@@ -53,6 +53,7 @@ FLUX2 = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
         SWAPPED_FINAL,
-        *EMBEDDERS,  # by Flux.1's names
+        # By Flux.1's names; it has no vector of the text.
+        *(one for one in EMBEDDERS if not one.native.startswith("vector_in")),
     ),
 )

@@ -73,7 +73,10 @@ OVIS = Architecture(
     recognise=(
         Condition(has_all=("double_blocks.0.img_mlp.gate_proj.weight",)),
         Condition(
-            has_all=("timestep_embedder.linear_1.weight", "context_embedder.weight"),
+            has_all=(
+                *("timestep_embedder.linear_1.weight", "context_embedder.weight"),
+                "transformer_blocks.0.attn.add_q_proj.weight",
+            ),
             has_any=("single_transformer_blocks.0.*",),
             root="transformer.",
         ),
@@ -88,7 +91,7 @@ OVIS = Architecture(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MODULATION)),
         *within("double_blocks.{}.", "double_blocks.{}.",
                 same(*(f"{stream}_mlp.{part}" for stream in ("img", "txt") for part in _GATES))),
-        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1")),
+        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1", "norm.query_norm", "norm.key_norm")),
         *within("single_blocks.{}.", "single_transformer_blocks.{}.", (
             Packing("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", ""), parts=(1, 1, 1, 8)),
             *renamed(("linear2", "proj_out"), ("modulation.lin", "norm.linear")),
@@ -98,5 +101,6 @@ OVIS = Architecture(
             ("time_in.out_layer", "timestep_embedder.linear_2"),
         ),
         *_ENDS,
+        *same("txt_norm"),
     ),
 )  # fmt: skip

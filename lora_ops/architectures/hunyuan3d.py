@@ -9,6 +9,7 @@ from .renames import same, within
 _STREAM = same(
     *(f"{stream}_{part}" for stream in ("img", "txt")
       for part in ("mod.lin", "attn.qkv", "attn.proj", "mlp.0", "mlp.2")),
+    *(f"{stream}_attn.norm.{part}_norm" for stream in ("img", "txt") for part in ("query", "key")),
 )  # fmt: skip
 
 HUNYUAN3D = Architecture(
@@ -19,7 +20,7 @@ HUNYUAN3D = Architecture(
     sizes=stream_sizes(1024),
     packings=(
         *within("double_blocks.{}.", "double_blocks.{}.", _STREAM),
-        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1", "linear2", "modulation.lin")),
+        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1", "linear2", "modulation.lin", "norm.query_norm", "norm.key_norm")),
         *same(
             *("latent_in", "cond_in", "final_layer.linear", "final_layer.adaLN_modulation.1"),
             *(f"{part}_in.{layer}_layer" for part in ("time", "guidance") for layer in ("in", "out")),
@@ -30,6 +31,8 @@ HUNYUAN3D = Architecture(
 _EXPERT = ("net.0.proj", "net.2")
 _BLOCK = same(
     *(f"attn{number}.{part}" for number in (1, 2) for part in ("to_q", "to_k", "to_v", "out_proj")),
+    *(f"attn{number}.{part}_norm" for number in (1, 2) for part in "qk"),
+    *("norm1", "norm2", "norm3", "skip_norm"),
     *("mlp.fc1", "mlp.fc2", "skip_linear", "moe.gate"),
     *(f"moe.experts.{{}}.{layer}" for layer in _EXPERT),
     *(f"moe.shared_experts.{layer}" for layer in _EXPERT),
@@ -51,6 +54,6 @@ HUNYUAN3D_2_1 = Architecture(
     },
     packings=(
         *within("blocks.{}.", "blocks.{}.", _BLOCK),
-        *same("x_embedder", "t_embedder.mlp.0", "t_embedder.mlp.2", "final_layer.linear"),
+        *same("x_embedder", "t_embedder.mlp.0", "t_embedder.mlp.2", "final_layer.linear", "final_layer.norm_final"),
     ),
 )  # fmt: skip

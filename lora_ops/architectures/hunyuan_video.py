@@ -58,6 +58,17 @@ HUNYUAN_VIDEO = Architecture(
     sizes=stream_sizes(2048, 3072, 3584),
     modelspec="hunyuan-video",
     base_model_version="hunyuan_video",
+    also=(
+        *(f"byt5_in.fc{number}" for number in (1, 2, 3)),
+        *(f"vision_in.proj.{number}" for number in (0, 1, 3, 4)),
+        *("cond_type_embedding", "time_r_in.in_layer", "time_r_in.out_layer"),
+        *(f"context_embedder_2.linear_{number}" for number in (1, 2, 3)),
+        *(f"image_embedder.linear_{number}" for number in (1, 2)),
+        *(f"{embedder}.timestep_embedder{r}.linear_{number}"
+          for embedder in ("time_embed", "time_guidance_embed")
+          for r in ("", "_r") for number in (1, 2)),
+        "cond_type_embed",
+    ),
     diffusers="transformer.",
     packings=(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),

@@ -7,11 +7,10 @@ from .renames import Packing, renamed, same, within
 
 _BLOCK = (
     Packing("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v")),
-    *renamed(
-        ("attention.o", "attention.to_out.0"),
-        *((f"attention.{part}_norm", f"attention.norm_{part}") for part in "qk"),
-    ),
+    *renamed(("attention.o", "attention.to_out.0")),
+    *same("attention.norm_q", "attention.norm_k"),
     *same(*(f"feed_forward.w{number}" for number in (1, 2, 3)), "adaln_modulation"),
+    *same(*(f"{norm}_norm{number}" for norm in ("attention", "ffn") for number in (1, 2))),
 )
 
 IDEOGRAM4 = Architecture(
@@ -34,7 +33,7 @@ IDEOGRAM4 = Architecture(
         *within("layers.{}.", "layers.{}.", _BLOCK),
         *same(
             *("input_proj", "llm_cond_proj", "t_embedding.mlp_in", "t_embedding.mlp_out"),
-            *("adaln_proj", "embed_image_indicator"),
+            *("adaln_proj", "embed_image_indicator", "llm_cond_norm"),
             *("final_layer.linear", "final_layer.adaln_modulation"),
         ),
     ),

@@ -8,6 +8,7 @@ from .renames import same, within
 _BLOCK = same(
     *(f"attn.{part}" for part in ("img_qkv", "txt_qkv", "to_out.0", "to_add_out")),
     *(f"attn.norm_{part}" for part in ("q", "k", "added_q", "added_k")),
+    *(f"{stream}_norm{number}" for stream in ("img", "txt") for number in (1, 2)),
     *(f"{stream}_mod.1" for stream in ("img", "txt")),
     *(f"{stream}_mlp.w{number}" for stream in ("img", "txt") for number in (1, 2, 3)),
 )

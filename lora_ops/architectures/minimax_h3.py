@@ -7,6 +7,7 @@ from .renames import renamed, same, within
 
 _BLOCK = (
     *renamed(("attn.out_proj", "attn.to_out.0"), ("mlp.fc2", "ff.net.2")),
+    *same("norm1", "norm2", "attn.q_norm", "attn.k_norm"),
     *same("attn.qkv_proj", "mlp.fc1", "adaln_proj.linear"),
 )
 _FOREIGN = ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.0.proj")
@@ -45,6 +46,6 @@ MINIMAX_H3 = Architecture(
             ("final_layer.video_out", "proj_out"),
             ("final_layer.audio_out", "audio_proj_out"),
         ),
-        *same("final_layer.adaln_proj.linear"),
+        *same("final_layer.adaln_proj.linear", "final_layer.norm", "token_refiner.final_norm"),
     ),
 )  # fmt: skip

@@ -14,6 +14,7 @@ _BLOCK = (
         ("mlp_x.w2", "ff.net.2"),
         ("mlp_y.w2", "ff_context.net.2"),
     ),
+    *same(*(f"attn.{part}_norm_{stream}" for part in "qk" for stream in "xy")),
     *same("attn.qkv_y", "mod_y", "mlp_x.w1", "mlp_y.w1"),
 )
 # Not square, or with halves in the other order: diffusers' names of them are not translated.

@@ -10,7 +10,8 @@ _MLP = tuple(f"linear_{number}" for number in (1, 2, 3))
 _BLOCK = same(
     *(f"attn.{part}" for part in _ATTENTION),
     *(f"feed_forward.{part}" for part in _MLP),
-    "norm1.linear",
+    *("attn.norm_q", "attn.norm_k", "norm1", "norm1.linear", "norm1.norm"),
+    *("norm2", "ffn_norm1", "ffn_norm2"),
 )
 _REFINERS = tuple(
     one
@@ -20,7 +21,7 @@ _REFINERS = tuple(
 _EDGES = same(
     *("x_embedder", "ref_image_patch_embedder"),
     *(f"time_caption_embed.timestep_embedder.linear_{number}" for number in (1, 2)),
-    "time_caption_embed.caption_embedder.1",
+    *(f"time_caption_embed.caption_embedder.{layer}" for layer in (0, 1)),
     *("norm_out.linear_1", "norm_out.linear_2"),
 )
 _TWO = {f"{kind}_refiner": (2,) for kind in ("noise", "ref_image", "context")}
@@ -57,8 +58,11 @@ _DOUBLE = same(
     ),
     *(f"img_self_attn.{part}" for part in _ATTENTION),
     *(f"{stream}_feed_forward.{part}" for stream in ("img", "instruct") for part in _MLP),
-    *(f"img_norm{number}.linear" for number in (1, 2, 3)),
-    *(f"instruct_norm{number}.linear" for number in (1, 2)),
+    *(f"img_norm{number}.{part}" for number in (1, 2, 3) for part in ("linear", "norm")),
+    *(f"instruct_norm{number}.{part}" for number in (1, 2) for part in ("linear", "norm")),
+    *(f"img_{kind}_attn.norm_{part}" for kind in ("instruct", "self") for part in "qk"),
+    *("img_attn_norm", "img_self_attn_norm", "instruct_attn_norm"),
+    *(f"{stream}_ffn_norm{number}" for stream in ("img", "instruct") for number in (1, 2)),
 )
 
 BOOGU = Architecture(

@@ -19,7 +19,7 @@ from .architecture import Architecture
 from .catalogue import ARCHITECTURES
 from .lookup import published_packings
 from .renames import pattern_of, tokens_of
-from .unet_blocks import Layout, layout_names
+from .unet_blocks import Layout, is_in_layout, layout_names
 
 Shape = tuple[int, ...]
 
@@ -98,8 +98,10 @@ class _Known:
 
     def is_sized(self, shape: Shape | None) -> bool:
         """Whether some published model has a module of this shape there."""
-        if not self.sizes or shape is None or len(shape) < 2 or min(shape[:2]) < _TOY:
+        if not self.sizes or shape is None or len(shape) < 2:
             return True
+        if min(shape[:2]) < _TOY:
+            return not self.architecture.variant_of
         share = self.stop - self.start
         return any(
             (out is None or shape[0] == out * share) and (into in (None, shape[1]) or shape[1] < 1)
@@ -115,6 +117,7 @@ class _Group:
     last: str
     names: list[str] = field(default_factory=list[str])
     numbers: set[int] = field(default_factory=set[int])
+    highest: int = -1
 
 
 @dataclass(slots=True)
@@ -190,8 +193,8 @@ def _groups(layers: Mapping[str, Shape | None]) -> Sequence[_Group]:
         group = found.setdefault((key, shape), _Group(shape, name))
         group.names.append(name)
         if match is not None:
-            if int(match[0]) > max(group.numbers, default=-1):
-                group.last = name
+            if int(match[0]) > group.highest:
+                group.last, group.highest = name, int(match[0])
             group.numbers.add(int(match[0]))
     return tuple(found.values())
 
@@ -224,7 +227,8 @@ def _has_all_blocks(one: Architecture, tally: _Tally) -> bool:
 @cache
 def _attentions(layout: Layout) -> set[str]:
     pairs = layout_names(layout).native.items()
-    return {native for native, to in pairs if ".attentions." in to and to[:3] != "mid"}
+    there = (pair for pair in pairs if is_in_layout(pair[1], layout))
+    return {native for native, to in there if ".attentions." in to and to[:3] != "mid"}
 
 
 def _ways(name: str) -> dict[Architecture, list[tuple[_Known, list[str]]]]:
@@ -258,6 +262,8 @@ def _names(one: Architecture) -> Iterator[_Known]:
     written: set[str] = set()
     for packing in packings:
         square = squares.get(packing.native)
+        if one.layout is not None and not is_in_layout(packing.foreign[0], one.layout):
+            continue
         own = packing.native not in written
         written.add(packing.native)
         if own and not one.foreign_only:

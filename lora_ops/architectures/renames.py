@@ -111,6 +111,8 @@ def renames(packings: Iterable[Packing]) -> Renames:
         tokens = tokens_of(packing.native)
         native.setdefault(pattern_of(tokens), []).append((tokens, packing, 0))
         for index, name in enumerate(packing.foreign):
+            if not name:  # rows that the foreign model has not
+                continue
             tokens = tokens_of(name)
             foreign.setdefault(pattern_of(tokens), []).append((tokens, packing, index))
     return Renames(native, foreign)

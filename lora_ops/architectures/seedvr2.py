@@ -8,6 +8,7 @@ from .renames import same, within
 _STREAMS = ("vid", "txt", "all")
 _BLOCK = same(
     *(f"attn.proj_{part}.{stream}" for part in ("qkv", "out") for stream in _STREAMS),
+    *(f"attn.norm_{part}.{stream}" for part in "qk" for stream in _STREAMS),
     *(f"mlp.{stream}.proj_{part}" for stream in _STREAMS for part in ("in", "in_gate", "out")),
 )
 
@@ -18,7 +19,7 @@ SEEDVR2 = Architecture(
     blocks={"blocks": (32, 36)},
     packings=(
         *within("blocks.{}.", "blocks.{}.", _BLOCK),
-        *same("vid_in.proj", "txt_in", "vid_out.proj"),
+        *same("vid_in.proj", "txt_in", "vid_out.proj", "vid_out_norm"),
         *same(*(f"emb_in.proj_{part}" for part in ("in", "hid", "out"))),
     ),
 )

@@ -96,11 +96,10 @@ def unet_names(names: Collection[str] = ()) -> UnetNames:
 
 @cache
 def layout_names(layout: Layout) -> UnetNames:
-    """Return the table of a UNet with these blocks, and no others."""
+    """Return the table of a UNet of this depth; also of attentions in levels that have none."""
     depth = len(layout.residual)
     attended = {depth - 1 - level for level in layout.attention}
-    pairs = _levels(layout.residual, attended)
-    return _table([*_EDGES, *(pair for pair in pairs if _is_there(pair[1], layout))])
+    return _table([*_EDGES, *_levels(layout.residual, attended)])
 
 
 def _table(pairs: Sequence[tuple[str, str]]) -> UnetNames:
@@ -110,11 +109,13 @@ def _table(pairs: Sequence[tuple[str, str]]) -> UnetNames:
     )
 
 
-def _is_there(diffusers: str, layout: Layout) -> bool:
-    """Whether a block is there, of a level that may have no attention."""
-    side, level, kind, *_ = diffusers.split(".")
+def is_in_layout(diffusers: str, layout: Layout) -> bool:
+    """Whether a module is there: the level of an attention may have none."""
+    side, level, kind = (diffusers.split(".") + [""] * 3)[:3]
+    if kind != "attentions" or side not in ("down_blocks", "up_blocks"):
+        return True
     depth = int(level) if side == "down_blocks" else len(layout.residual) - 1 - int(level)
-    return kind != "attentions" or depth in layout.attention
+    return depth in layout.attention
 
 
 def unet_packings(table: UnetNames) -> tuple[Packing, ...]:

@@ -47,6 +47,7 @@ WAN = Architecture(
         Condition(has_all=("head.modulation", "blocks.0.self_attn.q.weight")),
         Condition(
             has_all=("blocks.0.attn1.to_q.weight", "condition_embedder.time_proj.weight"),
+            has_none=("patch_short.*",),  # Helios
             root="transformer.",
         ),
     ),
@@ -78,6 +79,5 @@ HELIOS = Architecture(
         ".ffn.0": ((13824, 5120),),
     },
     foreign_only=True,
-    diffusers="transformer.",
     packings=(*_PACKINGS, *same("patch_short", "patch_mid", "patch_long")),
 )

@@ -29,7 +29,7 @@ from .peft_config import (
     special,
 )
 from .peft_saved import saved_parameters
-from .peft_written import adapter_config, with_unit_scales
+from .peft_written import Written, adapter_config, with_unit_scales
 from .recognise import Mark, foreign_method, recognise
 from .suffixes import BIAS, Module, Modules, is_turned, modules
 from .table import (
@@ -66,6 +66,7 @@ __all__ = [
     "Namer",
     "Respell",
     "Told",
+    "Written",
     "adapter_config",
     "as_stored",
     "commonest",

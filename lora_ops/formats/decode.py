@@ -17,7 +17,7 @@ from .joining import format_of
 from .kinds import read_alpha, read_configured
 from .names import resolve
 from .peft_config import Configured, configured
-from .recognise import foreign_method, recognise
+from .recognise import foreign_method, is_weights, recognise
 from .suffixes import BIAS, Module, Modules, adapter_names, modules
 from .table import FORMATS, format_named
 
@@ -130,6 +130,11 @@ def _detected(grouped: Modules, name: str) -> str:
     format = commonest(grouped)
     if format is not None:
         return format
+    if is_weights(grouped.extras):
+        raise UnknownFormatError(
+            f"{name}: is a checkpoint or a part of one, with {len(grouped.extras)} weights, not a LoRA "
+            "or the like; a LoRA is the difference of two checkpoints, which `lorakit extract` takes"
+        )
     formats = ", ".join(known.name for known in FORMATS)
     first = f"; the first is `{grouped.extras[0]}`" if grouped.extras else ""
     raise UnknownFormatError(

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from ..architectures import TE, UNET, Architecture, UnetNames, naming, unet_names
+from ..architectures import TE, UNET, Architecture, UnetNames, layout_names, naming, unet_names
 from .names import INSIDE, NATIVE_PREFIXES, encoder_layer, flattened, underscored
 from .table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format
 
@@ -121,9 +121,13 @@ def respeller(
     """
     names = dict(known or {})
     clip = "clip_h" if architecture is not None and architecture.v2 else "clip_l"
-    xl = architecture is not None and architecture.name == "sdxl"
-    deepest = xl or any(key.startswith(underscored(_DEEPEST)) for key in names)
-    table = unet_names([*_ATTENTION, *([_DEEPEST] if deepest else [])])
+    deepest = any(key.startswith(underscored(_DEEPEST)) for key in names)
+    layout = None if architecture is None else architecture.layout
+    table = (
+        unet_names([*_ATTENTION, *([_DEEPEST] if deepest else [])])
+        if layout is None
+        else layout_names(layout)
+    )
     spellings: dict[str, Respell] = {
         KOHYA.name: lambda target: _kohya(target, table, architecture),
         COMFY.name: _comfy,

@@ -195,11 +195,13 @@ def read_alpha(source: TensorSource, key: str) -> float:
     """Read an alpha: one number, of any dtype, with or without an axis.
 
     Raises:
-        LayerShapeError: It is not one number.
+        LayerShapeError: It is not one number, or a complex one.
     """
-    shape = source.shape(key)
+    shape, dtype = source.shape(key), source.dtype(key)
     if any(size != 1 for size in shape):
         raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
+    if dtype.is_complex:
+        raise LayerShapeError(f"alpha `{key}` is {dtype}, not one real number", path=source.name)
     return float(source.tensor(key).item())
 
 

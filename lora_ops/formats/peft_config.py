@@ -132,6 +132,8 @@ def refusal(config: Mapping[str, Any]) -> str:
     name = str(config.get("init_lora_weights", True))
     if name.lower() not in _HARMLESS and initialised(config) is None:
         return f"its configuration has `init_lora_weights` {name}: {_RANDOM}; {_MERGED}"
+    if initialised(config) == "olora" and config.get("fan_in_fan_out"):
+        return f"its configuration has OLoRA with `fan_in_fan_out`, weights stored (in, out); {_MERGED}"
     for field, what in _OTHERS.items():
         if config.get(field):
             return f"its configuration has `{field}`, {what}; {_ANYWHERE}"
@@ -223,6 +225,11 @@ def _scale(config: Config, name: str) -> float:
     if rank is None or alpha is None or rank <= 0:
         return 1.0
     return alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+
+
+def rank_of(config: Config, name: str) -> float:
+    """Return the rank that a configuration gives a module of the model."""
+    return _number(_matching(config.get("rank_pattern"), name, config.get("r", _DEFAULT))) or 1.0
 
 
 def _number(value: object) -> float | None:

@@ -6,9 +6,24 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from .peft_config import PEFT_METADATA, ROOT, Config, configs_of, located
+from ..errors import UnsupportedLayerError
+from .peft_config import (
+    PEFT_CONFIG,
+    PEFT_METADATA,
+    ROOT,
+    Config,
+    configs_of,
+    located,
+    rank_of,
+)
 
+# Fields of a folder that say something of the model, or of what is carried.
+_KEPT = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "fan_in_fan_out"),
+    *("bias", "lora_dropout", "modules_to_save", "trainable_token_indices"),
+)
 # What is written is a plain LoRA of scales that are told by rank and alpha.
 _PLAIN: Config = {"use_rslora": False, "init_lora_weights": True}
 
@@ -49,29 +64,77 @@ def with_unit_scales(
     return {PEFT_METADATA: json.dumps(written, separators=(",", ":"))} if written else {}
 
 
-def adapter_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> str:
-    """Return the text of PEFT's `adapter_config.json` for layers that all have scale 1.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One layer as the configuration tells it.
+
+    Attributes:
+        method: What PEFT calls its kind: LORA, LOHA, LOKR.
+        rank: Of its factors.
+        scale: Of them; None of whole matrices, whose scale is in the numbers.
+        has_magnitudes: Whether it is DoRA.
+    """
+
+    method: str
+    rank: int
+    scale: float | None = 1.0
+    has_magnitudes: bool = False
+
+
+def adapter_config(
+    layers: Mapping[str, Written],
+    originals: Sequence[Mapping[str, str]] = (),
+    *,
+    lora_bias: bool = False,
+) -> str:
+    """Return the text of PEFT's `adapter_config.json`.
 
     Args:
-        ranks: Rank by module name, as written.
-        use_dora: Whether the layers have magnitudes.
+        layers: By module name, as written.
+        originals: String maps of the inputs. What their own configurations agree in, and is no
+            layer's, stays; of LoHa and LoKr also the ranks.
+        lora_bias: Whether ups have biases.
+
+    Raises:
+        UnsupportedLayerError: One configuration cannot tell all of them.
     """
-    names = {module.removeprefix(ROOT): rank for module, rank in ranks.items()}
+    named = {module.removeprefix(ROOT): one for module, one in layers.items()}
+    (method, dora), *others = {(one.method, one.has_magnitudes) for one in named.values()}
+    own = _agreed([configs_of(one)[""] for one in originals if PEFT_CONFIG in one])
+    if others or (method != "LORA" and own.get("peft_type") != method):
+        kinds = ", ".join(sorted({one.method for one in named.values()}))
+        raise UnsupportedLayerError(
+            f"layers of {kinds}, with and without DoRA, have no configuration of PEFT in common that "
+            "the input gives; give the name of a file that ends in `.safetensors`"
+        )
     # A name in a list also means the modules that end in it; the whole of an expression does not.
-    listed = sorted(names)
+    listed = sorted(named)
     expression = "|".join(map(re.escape, listed))
+    targets = listed if all("." in name for name in listed) else expression
+    if method != "LORA":
+        ranks = {name: rank_of(own, name) for name in named}
+        alphas = {n: ranks[n] * (1 if one.scale is None else one.scale) for n, one in named.items()}
+        alpha, pattern = _by_name(alphas)
+        config = own | {"alpha": alpha, "alpha_pattern": pattern, "target_modules": targets}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
     config = {
-        "peft_type": "LORA",
         "base_model_name_or_path": None,
         "task_type": None,
-        "inference_mode": True,
         "bias": "none",
         "fan_in_fan_out": False,
         "lora_dropout": 0.0,
-        "use_dora": use_dora,
+        **{field: own[field] for field in _KEPT if field in own},
+        "peft_type": "LORA",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_bias": lora_bias,
+        "use_dora": dora,
         "use_rslora": False,
-        "target_modules": listed if all("." in name for name in listed) else expression,
-        **_unit(names),
+        "target_modules": targets,
+        **_ranks_and_alphas(
+            {name: one.rank for name, one in named.items()},
+            {name: one.rank * (one.scale or 0.0) for name, one in named.items()},
+        ),
     }
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
@@ -88,15 +151,25 @@ def _agreed(configs: Sequence[Config]) -> Config:
 
 def _unit(ranks: Mapping[str, int]) -> Config:
     """The fields that give each module its rank, and an alpha equal to it."""
-    common = Counter(ranks.values()).most_common(1)[0][0]
-    differing = {name for name, rank in ranks.items() if rank != common}
+    return _ranks_and_alphas(ranks, ranks)
+
+
+def _ranks_and_alphas(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> Config:
+    (rank, rank_pattern), (alpha, alpha_pattern) = _by_name(ranks), _by_name(alphas)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+    }
+
+
+def _by_name(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The commonest value, and by name those that differ from it."""
+    whole = {n: int(value) if value == int(value) else value for n, value in values.items()}
+    common = Counter(whole.values()).most_common(1)[0][0]
+    differing = {name for name, value in whole.items() if value != common}
     # A pattern also meets the modules that end in it: these are listed too, longest first.
     ends = tuple(f".{name}" for name in differing)
-    listed = [name for name in ranks if name in differing or name.endswith(ends)]
-    pattern = {name: ranks[name] for name in sorted(listed, key=len, reverse=True)}
-    return {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern),
-    }
+    listed = [name for name in whole if name in differing or name.endswith(ends)]
+    return common, {name: whole[name] for name in sorted(listed, key=len, reverse=True)}

@@ -8,6 +8,7 @@ The marks are what ComfyUI's loaders ask for and, of upscalers, spandrel's.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .suffixes import Modules
@@ -84,6 +85,13 @@ _MARKS = (
     Mark("upscaler", (r"body\.0\.weight$", r"body\.1\.weight$"), (r"body\.\d+\.(weight|bias)",)),
     Mark("motion module (AnimateDiff)", whole=(r"(module\.)?((down|up)_blocks\.\d+|mid_block)\.motion_modules\..+",)),
     Mark("fast VAE (TAESD)", (r"taesd_(encoder|decoder)\.",)),
+    # A checkpoint from training, without the weights that its EMA is the mean of.
+    Mark(
+        "set of EMA weights alone (`model_ema.…`)",
+        (r"model_ema\.diffusion_model",),
+        (r"(?!model\.diffusion_model\.).+",),
+        is_network=False,
+    ),
 )  # fmt: skip
 
 # Of an adapter: layers of methods that have another form than any that is read here, by the names of
@@ -116,6 +124,10 @@ _METHODS = (
 _METHOD = re.compile("|".join(pattern for _, pattern in _METHODS))
 
 
+# What the names of a model's parameters end in.
+_PARAMETERS = (".weight", ".bias", ".scale", ".gamma", ".beta", ".modulation", "_embedding")
+
+
 def recognise(grouped: Modules) -> Mark | None:
     """Return what a file is, by its names; None for what none of these is.
 
@@ -125,6 +137,12 @@ def recognise(grouped: Modules) -> Mark | None:
     """
     listed = "\n".join(grouped.extras)
     return next((mark for mark in _MARKS if _fits(mark, grouped, listed)), None)
+
+
+def is_weights(keys: Sequence[str]) -> bool:
+    """Whether the keys of a file that is no adapter are those of a model's weights."""
+    known = (key.endswith(_PARAMETERS) or key.startswith("model_ema.") for key in keys)
+    return sum(known) > 0.8 * len(keys)
 
 
 def foreign_method(grouped: Modules) -> tuple[str, str] | None:

@@ -96,18 +96,35 @@ class PissaLayer(ChangeOfBase):
             WeightShapeError: The layer is for a weight of another shape.
         """
         up, down = self._factors(base)
-        return up.float(), down.float()
+        # Side by side, the trained and the initial factors are large and nearly cancel: what rounds
+        # them is to be small beside their difference.
+        left, core_left = torch.linalg.qr(up)
+        right, core_right = torch.linalg.qr(down.mT)
+        u, s, vh = torch.linalg.svd(core_left @ core_right.mT, full_matrices=False)
+        root = s.sqrt()
+        return (left @ (u * root)).float(), ((root.unsqueeze(1) * vh) @ right.mT).float()
 
     def _factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """Both pairs, float64: the change is the difference of two large products."""
         check_fits(self, base)
         weight, rank = base.double().reshape(self.shape), self.inner.rank
         if self.initial == "pissa":
-            u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-            root = s[:rank].sqrt()
-            first, second = u[:, :rank] * root, root.unsqueeze(1) * vh[:rank]
+            first, second = _leading(weight, rank)
         else:
             q, r = torch.linalg.qr(weight)
             first, second = q[:, :rank] * self.scale, r[:rank]
         up, down = (one.to(weight) for one in (self.inner.up, self.inner.down))
         return torch.cat([up * self.scale, -first], 1), torch.cat([down, second])
+
+
+def _leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Two factors of the part of a weight that its largest directions make.
+
+    They are the eigenvectors of the smaller Gram matrix: in float64 its squares cost no digit that
+    PEFT's float32 decomposition has.
+    """
+    if weight.shape[0] < weight.shape[1]:
+        second, first = _leading(weight.mT, rank)
+        return first.mT, second.mT
+    vectors = torch.linalg.eigh(weight.mT @ weight)[1][:, -rank:]
+    return weight @ vectors, vectors.mT

@@ -12,12 +12,15 @@ from .gram import gram_svd, spectrum
 from .kron import Kron, KronSvd, kron_svd
 from .krylov import krylov_svd
 from .norms import frobenius, residual_, spectral_norm
+from .operators import Operator, Part, part_inner
 from .svd import Svd
 
 __all__ = [
     "FactoredSvd",
     "Kron",
     "KronSvd",
+    "Operator",
+    "Part",
     "Svd",
     "distance",
     "factored_svd",
@@ -27,6 +30,7 @@ __all__ = [
     "inner",
     "kron_svd",
     "krylov_svd",
+    "part_inner",
     "residual_",
     "spectral_norm",
     "spectrum",

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from .gram import SMALL, gram_svd
 from .krylov import block_width, krylov_svd
+from .operators import Operator
 from .svd import Svd
 
 
 def truncated_svd(
-    matrix: Tensor,
+    matrix: Tensor | Operator,
     rank: int,
     total: Tensor,
     seed: int = 0,
@@ -20,7 +21,7 @@ def truncated_svd(
     """Return the `rank` leading singular triplets, exactly where that is asked for or cheaper.
 
     Args:
-        matrix: (..., out, in), float32.
+        matrix: (..., out, in), float32; or a sum that is only multiplied with.
         rank: 1 to min(out, in).
         total: (...), float64: squared Frobenius norms, known to the caller anyway.
         seed: Of the random start.
@@ -30,5 +31,5 @@ def truncated_svd(
     # Up to SMALL an eigenproblem costs less than the steps of an iteration; and an iteration takes
     # about six blocks, which is no gain once they fill half of the short side.
     if exact or side <= SMALL or 12 * block_width(rank) > side:
-        return gram_svd(matrix, rank)
+        return gram_svd(matrix.dense() if isinstance(matrix, Operator) else matrix, rank)
     return krylov_svd(matrix, rank, total, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._shapes import Float
 from .gram import gram_svd
+from .operators import Operator
 from .orthonormal import orthonormal, wide
 from .svd import Svd, svd_from_squares
 
@@ -23,7 +24,7 @@ MOST = 0.75
 
 
 def krylov_svd(
-    matrix: Float[Tensor, "*batch out in"],
+    matrix: Float[Tensor, "*batch out in"] | Operator,
     rank: int,
     total: Tensor,
     seed: int = 0,
@@ -37,7 +38,7 @@ def krylov_svd(
     basis of nearly full size would be needed is decomposed exactly.
 
     Args:
-        matrix: (..., out, in), float32.
+        matrix: (..., out, in), float32; or a sum that is only multiplied with, of one matrix.
         rank: 1 to min(out, in).
         total: (...), float64: the squared Frobenius norm of each matrix.
         seed: Of the random start, which is the same for all matrices of a batch, so that a result
@@ -48,7 +49,7 @@ def krylov_svd(
     Source: Musco & Musco (2015), Randomized block Krylov methods; one-sided reorthogonalisation,
         Simon & Zha (2000).
     """
-    if matrix.ndim > 2:
+    if isinstance(matrix, Operator) or matrix.ndim > 2:
         return _stacked(matrix, rank, total, seed, tolerance)
     return _stacked(matrix[None], rank, total[None], seed, tolerance)[0]
 
@@ -58,13 +59,15 @@ def block_width(rank: int) -> int:
     return max(16, -(-rank // 32) * 16)
 
 
-def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: float) -> Svd:
+def _stacked(
+    matrix: Tensor | Operator, rank: int, total: Tensor, seed: int, tolerance: float
+) -> Svd:
     if matrix.shape[-2] < matrix.shape[-1]:
         flipped = _stacked(matrix.mT, rank, total, seed, tolerance)
         return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
     count, _, side = matrix.shape
     block = min(block_width(rank), side)
-    newest = _start(side, block, seed).to(matrix.device).expand(count, block, side)
+    newest = _start(side, block, seed).to(matrix.new_empty(0).device).expand(count, block, side)
     spaces = _Spaces(matrix, newest)
     captured: list[Tensor] = []
     found: dict[int, Svd] = {}
@@ -96,7 +99,7 @@ def _stacked(matrix: Tensor, rank: int, total: Tensor, seed: int, tolerance: flo
 class _Spaces:
     """The Krylov basis (rows), its image under the matrix (rows, float64), and the latter's Gram matrix."""
 
-    def __init__(self, matrix: Tensor, start: Tensor) -> None:
+    def __init__(self, matrix: Tensor | Operator, start: Tensor) -> None:
         self.matrix = matrix
         self.size = 0
         count, out, side = matrix.shape

@@ -47,13 +47,12 @@ def _alphas(file: Subject) -> Iterator[Finding]:
             without,
             same_format(file) if file.format == "kohya" else "",
         )
-    alphas = [part.keys["alpha"] for part in file.parts if "alpha" in part.keys]
-    shapes = [key for key in alphas if any(size != 1 for size in file.source.shape(key))]
-    if shapes:
-        yield finding("alpha-shape", "alphas that are not one number", shapes, _UNREADABLE)
-    integers = [key for key in alphas if not file.source.dtype(key).is_floating_point]
-    if integers:
-        yield finding("alpha-integer", "alphas stored as integers", integers, same_format(file))
+    if file.odd_alphas:
+        told = "alphas that are not one number"
+        yield finding("alpha-shape", told, file.odd_alphas, _UNREADABLE)
+    if file.whole_alphas:
+        told = "alphas stored as integers"
+        yield finding("alpha-integer", told, file.whole_alphas, same_format(file))
     zero = [part.name for part in scaled if part.alpha == 0]
     if zero:
         yield finding(

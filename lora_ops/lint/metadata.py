@@ -91,12 +91,19 @@ def _numbers(file: Subject) -> Iterator[Finding]:
             f"`ss_network_dim` is {rank:g}, the ranks are {_range(ranks)}",
             cure=same_format(file),
         )
-    alphas = sorted({float(part.rank or 0) if part.alpha is None else part.alpha for part in small})
+    stored = sorted({part.alpha for part in small if part.alpha is not None})
+    without = [part for part in small if part.alpha is None]
+    meant = {part.scale * (part.rank or 0) for part in without}
     alpha = _number(told.get("ss_network_alpha"))
-    if alphas and alpha is not None and not any(_near(alpha, one) for one in alphas):
+    if small and alpha is not None and not any(_near(alpha, one) for one in {*stored, *meant}):
+        are = f"the alphas are {_range(stored)}" if stored else "no layer has an alpha"
+        if without and stored:
+            are += ", and some layers have none"
+        elif without:
+            are += f": the scale is {_range(sorted({part.scale for part in without}))}"
         yield finding(
             "metadata-alpha",
-            f"`ss_network_alpha` is {alpha:g}, the alphas are {_range(alphas)}",
+            f"`ss_network_alpha` is {alpha:g}, {are}",
             cure=same_format(file),
         )
 

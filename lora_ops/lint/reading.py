@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from ..architectures import ENCODERS, UNET
 from ..errors import LayerShapeError
-from ..formats import BIAS, PEFT_CONFIG, ModelNames, title_of
-from ..formats.names import underscored
+from ..formats import BIAS, PEFT_CONFIG, title_of
 from ..report import counted
-from .programs import PAIRS, Program, Route, Scheme
+from .known import State, known
+from .magnitudes import are_applied
+from .programs import PAIRS, Blocks, Program, Route
 from .subject import Part, Subject
 
-State = Literal["loads", "perhaps", "left"]
 #: The role whose key makes a program look for the others.
 _LEADS = {"loha": "w1_a", "glora": "a1"}
 NAME = "does not know the name"
 _PAIR = ("up", "down", "alpha")
-_WHOLE = ("text_projection", "embeddings.token_embedding", "embeddings.position_embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +109,7 @@ def verdict(file: Subject, program: Program) -> Verdict:
     if not routes:
         title = architecture.title if architecture is not None else ""
         return _nothing(file, program, f"has no loader for adapters of {title}")
-    route = next(route for route in routes if _is_taken(route, file.keys))
+    route = next(route for route in routes if _is_taken(route, file))
     reads = {part.name: _read(part, file, route) for part in file.parts}
     refused = _refused(file, program, route, reads)
     return Verdict(program.name, program.title, len(file.parts), reads, refused, file.extras)
@@ -133,19 +130,28 @@ def _any_of(program: Program) -> Route:
     )
 
 
-def _is_taken(route: Route, keys: tuple[str, ...]) -> bool:
+def _is_taken(route: Route, file: Subject) -> bool:
+    if route.spelling not in ("", file.spelling):
+        return False
     if route.every:
         every = re.compile(route.every)
-        return all(every.search(key) for key in keys if not key.endswith(".dora_scale"))
-    when = re.compile(route.when)
-    return any(when.search(key) for key in keys)
+        return all(every.search(key) for key in file.keys if not key.endswith(".dora_scale"))
+    return _any_fits(route.when, file) and _any_fits(route.besides, file)
+
+
+def _any_fits(pattern: str, file: Subject) -> bool:
+    """Whether a key has something that fits a regular expression."""
+    found = re.compile(pattern)
+    return any(found.search(key) for key in file.keys)
 
 
 def _read(part: Part, file: Subject, route: Route) -> Read:
     keys = tuple(part.keys.values())
-    state = _known(part.name, route, file)
+    state = known(part.name, route, file)
     if state == "left" or (state == "perhaps" and part.stranger):
         return Read("left", NAME, 0.0, keys)
+    if part.kind == "full" and all(re.search(route.biases, key) for key in keys):
+        return Read(state, "", 1.0)
     if route.drops and re.search(route.drops, keys[0]):
         return Read("left", "does not read such layers", 0.0, keys)
     if part.is_up_bias and route.up_bias:
@@ -163,12 +169,16 @@ def _read(part: Part, file: Subject, route: Route) -> Read:
         return Read("left", "does not know the ending of the names", 0.0, keys)
     if isinstance(part.trouble, LayerShapeError):
         return Read("left", "fails on factors that do not fit together", 0.0, keys)
+    if "dora_scale" not in route.ignores and not are_applied(part):
+        return Read("left", "cannot use magnitudes of DoRA of such a shape", 0.0, keys)
     bias = part.name.endswith(BIAS)
     if bias and part.place is not None and not part.place.is_whole:
         return Read("left", "has no bias for a part of the rows", 0.0, keys)
     unread = [part.keys[role] for role in route.ignores if role in part.keys]
-    if "mid" in part.keys and not part.keys["up"].endswith(".lora_up.weight"):
+    if "mid" in part.keys and not part.keys.get("up", "").endswith(".lora_up.weight"):
         unread.append(part.keys["mid"])
+    if route.alpha == "ignored" and "alpha" in part.keys:
+        unread.append(part.keys["alpha"])
     if pair_alone:
         unread += [key for role, key in part.keys.items() if role not in _PAIR]
     return Read(state, "", _scale(part, file, route), tuple(unread))
@@ -176,6 +186,8 @@ def _read(part: Part, file: Subject, route: Route) -> Read:
 
 def _scale(part: Part, file: Subject, route: Route) -> float:
     """The scale at which a program applies a layer."""
+    if route.alpha == "ignored":
+        return 1.0
     common = _common_alpha(file) if route.common_alpha else None
     own = part.alpha is not None and not re.search(route.common_alpha, part.name)
     if common is not None and part.rank and not own:
@@ -204,90 +216,30 @@ def _is_half(part: Part) -> bool:
     return part.is_incomplete and _LEADS.get(part.kind) in part.keys
 
 
-def _known(module: str, route: Route, file: Subject) -> State:
-    """Whether a name is one that a program knows for this model."""
-    name = module.removesuffix(BIAS)
-    architecture = file.architecture
-    short = architecture.name if architecture is not None else ""
-    found: State = "left"
-    for scheme in route.schemes:
-        fits = not scheme.of or not short or short in scheme.of
-        if fits and name.startswith(scheme.prefix) and all(k in file.keys for k in scheme.needs):
-            state = _spelled(scheme, name.removeprefix(scheme.prefix), file.names)
-            if state == "loads":
-                return state
-            found = state if state == "perhaps" else found
-    return found
-
-
-def _spelled(scheme: Scheme, inner: str, names: ModelNames) -> State:
-    if scheme.flat and "." in inner:
-        return "left"
-    if scheme.only and not re.fullmatch(scheme.only, inner):
-        return "left"
-    if scheme.but and re.search(scheme.but, inner):
-        return "left"
-    if scheme.names == "any":
-        return "loads"
-    if scheme.names == "encoder":
-        return _of_encoder(inner)
-    if names.architecture is None:
-        return "perhaps"
-    if scheme.names == "processor":
-        return _with_processor(inner, names)
-    table = names.modules
-    place = table.find(inner)
-    if place is None:
-        # Of a variant of the model, or of none: only where nothing else begins so.
-        variant = scheme.names == "native" and scheme.prefix and not inner.startswith(("_", UNET))
-        return "perhaps" if variant else "left"
-    if scheme.names == "native":
-        return "loads" if table.foreign_parts(inner) else "left"
-    return "loads" if _is_foreign(inner, names) else "left"
-
-
-def _is_foreign(inner: str, names: ModelNames) -> bool:
-    """Whether a module has this name in diffusers; it may be the native one as well."""
-    parts = names.modules.foreign_parts(inner)
-    return not parts or any(underscored(name) == underscored(inner) for name, _ in parts)
-
-
-def _with_processor(inner: str, names: ModelNames) -> State:
-    if ".processor.to_" in inner:
-        inner = inner.replace(".processor.to_", ".to_")
-        inner += ".0" if inner.endswith(".to_out") else ""
-    elif ".to_" in inner:
-        return "left"
-    known = names.modules.find(inner) is not None and _is_foreign(inner, names)
-    return "loads" if known else "left"
-
-
-def _of_encoder(inner: str) -> State:
-    name = inner.partition("transformer.")[2]
-    return "loads" if ENCODERS.find(name) is not None or name.endswith(_WHOLE) else "perhaps"
-
-
 def _refused(file: Subject, program: Program, route: Route, reads: Mapping[str, Read]) -> str:
     """Why a program stops with an error; empty where it does not."""
-    alphas = [part.keys["alpha"] for part in file.parts if "alpha" in part.keys]
-    shapes = [key for key in alphas if any(size != 1 for size in file.source.shape(key))]
-    if shapes:
-        return f"`{shapes[0]}` is not one number"
+    if file.odd_alphas:
+        return f"`{file.odd_alphas[0]}` is not one number"
     refused = [key for key in file.keys if route.refuses and re.search(route.refuses, key)]
     if refused:
         return f"`{refused[0]}` is left over"
-    integers = [key for key in alphas if not file.source.dtype(key).is_floating_point]
-    if route.float_alphas and integers:
-        return f"`{integers[0]}` is an integer"
-    if route.alpha == "refused" and alphas:
-        return f"it does not know alphas in such a file: `{alphas[0]}`"
+    for what, pattern in route.asks.items():
+        if not _any_fits(pattern, file):
+            return f"it needs a {what}, and there is none"
+    if route.float_alphas and file.whole_alphas:
+        return f"`{file.whole_alphas[0]}` is an integer"
+    if route.alpha == "refused" and file.alphas:
+        return f"it does not know alphas in such a file: `{file.alphas[0]}`"
     if route.alpha == "needed":
         for part in file.parts:
             if "alpha" not in part.keys and reads[part.name].state != "left":
                 return f"layer `{part.name}` has no alpha"
     for part in file.parts if program.stops else ():
-        if _is_half(part) and _known(part.name, route, file) != "left":
+        if _is_half(part) and known(part.name, route, file) != "left":
             return f"layer `{part.name}` is incomplete"
+    missing = next((name for one in route.blocks for name in _missing(one, file)), None)
+    if missing is not None:
+        return f"layer `{missing}` is missing, and it does not go on without"
     left = _left_over(file, route, reads) if route.strict else ()
     if left:
         return f"`{left[0]}` is left over"
@@ -296,6 +248,19 @@ def _refused(file: Subject, program: Program, route: Route, reads: Mapping[str, 
         if odd:
             return f"`{odd[0]}` does not have `lora` in its name"
     return ""
+
+
+def _missing(blocks: Blocks, file: Subject) -> Iterator[str]:
+    """Layers that blocks have in the program, and not in the file."""
+    if not all(_any_fits(one, file) for one in blocks.where):
+        return
+    names = {part.name for part in file.parts}
+    before, _, behind = blocks.prefix.partition("{}")
+    numbered = re.compile(re.escape(before) + r"(\d+)" + re.escape(behind))
+    numbers = {found[1] for name in names if (found := numbered.match(name))}
+    for number in range(blocks.count or len(numbers)):
+        wanted = (blocks.prefix.format(number) + module for module in blocks.modules)
+        yield from (name for name in wanted if name not in names)
 
 
 def _left_over(file: Subject, route: Route, reads: Mapping[str, Read]) -> list[str]:

@@ -44,6 +44,7 @@ class Part:
         rank: The number that alpha is divided by; None for a kind that has none.
         alpha: As stored; None where there is none, or it is not one number.
         scale: What the file means: alpha / rank, or that of the configuration, or 1.
+        magnitudes: Shape of `dora_scale`; () where there is none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Part:
     rank: int | None
     alpha: float | None
     scale: float
+    magnitudes: tuple[int, ...] = ()
 
     @property
     def is_dora(self) -> bool:
@@ -112,6 +114,26 @@ class Subject:
         """All keys, in the order of the file."""
         return tuple(self.source.keys())
 
+    @cached_property
+    def alphas(self) -> tuple[str, ...]:
+        """Keys of alphas."""
+        return tuple(part.keys["alpha"] for part in self.parts if "alpha" in part.keys)
+
+    @cached_property
+    def odd_alphas(self) -> tuple[str, ...]:
+        """Keys of alphas that are not one real number."""
+        return tuple(
+            key
+            for key in self.alphas
+            if math.prod(self.source.shape(key)) != 1 or self.source.dtype(key).is_complex
+        )
+
+    @cached_property
+    def whole_alphas(self) -> tuple[str, ...]:
+        """Keys of alphas stored as integers."""
+        dtypes = ((key, self.source.dtype(key)) for key in self.alphas)
+        return tuple(key for key, one in dtypes if not (one.is_floating_point or one.is_complex))
+
 
 def subject(
     source: TensorSource, spelling: str = "", architecture: Architecture | None = None
@@ -154,6 +176,9 @@ def subject(
                 rank=rank,
                 alpha=alpha,
                 scale=scales.get(name, 1.0) if stored is None else stored,
+                magnitudes=source.shape(module.keys["dora_scale"])
+                if "dora_scale" in module.keys
+                else (),
             )
         )
     return Subject(source, format, possible, doubt, names, tuple(parts), grouped.extras, spelling)
@@ -203,7 +228,8 @@ def _stranger(names: ModelNames, module: str) -> str:
     inside = component(module) == "unet" and not module.startswith(TE)
     if names.architecture is None or not inside or has(names, module):
         return ""
-    others = (one for one in ARCHITECTURES if has(model_names(one), module))
+    commoner = (one for one in ARCHITECTURES if not one.variant_of)
+    others = (one for one in commoner if has(model_names(one), module))
     return next((one.title for one in others), "")
 
 

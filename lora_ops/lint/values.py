@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
+
 from ..parallel import Progress
 from ..report import counted
 from .findings import Finding, finding
@@ -60,9 +62,15 @@ def check_values(file: Subject, progress: Progress | None = None) -> Iterator[Fi
 def _most(file: Subject, key: str) -> float:
     """The largest absolute value; NaN where one is, 0 of no number at all."""
     tensor = file.source.tensor(key)
-    if not tensor.numel() or not tensor.is_floating_point():
-        return float(tensor.abs().max()) if tensor.numel() and not tensor.is_complex() else 0.0
-    return float((tensor if tensor.itemsize > 1 else tensor.float()).abs().max())
+    if not tensor.numel():
+        return 0.0
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    elif not tensor.is_floating_point():
+        tensor = tensor.double()  # torch has no maximum of some integers, nor of truth values
+    elif tensor.itemsize == 1:
+        tensor = tensor.float()
+    return float(tensor.abs().max())
 
 
 def _is_zero(part: Part, most: dict[str, float]) -> bool:

@@ -142,7 +142,82 @@ MODELS = {
             "c_clip_img": 32,
         },
     ),
-}
+    "omnigen2": (
+        "omnigen.omnigen2",
+        "OmniGen2Transformer2DModel",
+        {"hidden_size": 96, "num_layers": 2, "num_attention_heads": 3, "num_kv_heads": 1, "text_feat_dim": 32},
+    ),
+    "boogu": (
+        "boogu.model",
+        "BooguTransformer2DModel",
+        {"hidden_size": 240, "num_layers": 2, "num_double_stream_layers": 1, "num_attention_heads": 2,
+         "num_kv_heads": 1, "instruction_feat_dim": 32},
+    ),
+    "joyimage": (
+        "joyimage.model",
+        "JoyImageTransformer3DModel",
+        {"hidden_size": 128, "num_attention_heads": 1, "text_dim": 64, "num_layers": 2},
+    ),
+    "ideogram4": (
+        "ideogram4.model",
+        "Ideogram4Transformer2DModel",
+        {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128, "intermediate_size": 192,
+         "adaln_dim": 64, "llm_features_dim": 64},
+    ),
+    "lens": ("lens.model", "LensTransformer2DModel", {"num_layers": 1, "num_attention_heads": 2}),
+    "mage_flow": ("mage_flow.model", "MageFlowTransformer2DModel", {"num_layers": 1}),
+    "hunyuan3d": (
+        "hunyuan3d.model",
+        "Hunyuan3Dv2",
+        {"hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 1},
+    ),
+    "hunyuan3d_2_1": (
+        "hunyuan3dv2_1.hunyuandit",
+        "HunYuanDiTPlain",
+        {"hidden_size": 128, "num_heads": 2, "depth": 8, "guidance_cond_proj_dim": None},
+    ),
+    "ace_step": ("ace.model", "ACEStepTransformer2DModel",
+        {"num_layers": 1, "inner_dim": 128, "attention_head_dim": 128, "num_attention_heads": 1}),
+    "cogvideox": (
+        "cogvideo.model",
+        "CogVideoXTransformer3DModel",
+        {"num_attention_heads": 2, "num_layers": 2, "text_embed_dim": 64, "time_embed_dim": 64,
+            "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": False,},
+    ),
+    "stable_audio": (
+        "audio.dit",
+        "AudioDiffusionTransformer",
+        {"embed_dim": 128, "depth": 2, "num_heads": 2, "global_cond_dim": 128},
+    ),
+    "ernie": (
+        "ernie.model",
+        "ErnieImageModel",
+        {"hidden_size": 128, "num_attention_heads": 1, "num_layers": 2, "ffn_hidden_size": 192, "text_in_dim": 64},
+    ),
+    "minimax_h3": (
+        "minimax.model",
+        "MiniMaxH3Model",
+        {"hidden_size": 128, "num_layers": 2, "token_refiner_num_layers": 1, "num_attention_heads": 2,
+         "ffn_hidden_size": 192, "text_dim": 64, "time_embed_hidden_size": 128, "time_embed_dim": 64},
+    ),
+    "seedvr2": (
+        "seedvr.model",
+        "NaDiT",
+        {"norm_eps": 1e-5, "num_layers": 4, "mm_layers": 2, "mlp_type": "swiglu", "vid_dim": 128, "heads": 1,
+         "txt_in_dim": 64, "vid_out_norm": True},
+    ),
+    "ovis": (
+        "flux.model",
+        "Flux",
+        {**_STREAMS, "vec_in_dim": None, "guidance_embed": False, "yak_mlp": True, "txt_norm": True,
+         "txt_ids_dims": [1, 2]},
+    ),
+    "longcat": (
+        "flux.model",
+        "Flux",
+        {**_STREAMS, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]},
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,4 +295,20 @@ HOSTED = {
     ),
     "krea2": Hosted("krea2", "Krea2", {"layers": 28}),
     "stable_cascade": Hosted("stable_cascade", "StableCascade_C", {}, formats=_NATIVE),
+    "omnigen2": Hosted("omnigen2", "Omnigen2", {}, formats=_NATIVE),
+    "boogu": Hosted("boogu", "Boogu", {}, formats=_NATIVE),
+    "joyimage": Hosted("joyimage", "JoyImage", {}, formats=_NATIVE),
+    "ideogram4": Hosted("ideogram4", "Ideogram4", {}, formats=_NATIVE),
+    "lens": Hosted("lens", "Lens", {}, formats=_NATIVE),
+    "mage_flow": Hosted("mage_flow", "MageFlow", {}, formats=_NATIVE),
+    "hunyuan3d": Hosted("hunyuan3d", "Hunyuan3Dv2", {}, formats=_NATIVE),
+    "hunyuan3d_2_1": Hosted("hunyuan3d_2_1", "Hunyuan3Dv2_1", {}, formats=_NATIVE),
+    "ace_step": Hosted("ace_step", "ACEStep", {}, formats=_NATIVE),
+    "cogvideox": Hosted("cogvideox", "CogVideoX", {}, formats=_NATIVE),
+    "stable_audio": Hosted("stable_audio", "StableAudio1", {}, formats=_NATIVE),
+    "ernie": Hosted("ernie", "ErnieImage", {}),
+    "minimax_h3": Hosted("minimax_h3", "MiniMaxH3", {}, formats=_NATIVE),
+    "seedvr2": Hosted("seedvr2", "SeedVR2", {}, formats=_NATIVE),
+    "ovis": Hosted("ovis", "Flux", _BLOCKS, formats=_NATIVE),
+    "longcat": Hosted("longcat", "Flux", _BLOCKS, formats=_NATIVE),
 }

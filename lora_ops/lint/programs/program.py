@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-AlphaLaw = Literal["read", "needed", "refused"]
+AlphaLaw = Literal["read", "needed", "refused", "ignored"]
 
 #: Suffix of up, and that of down which goes with it.
 PAIRS = {
@@ -48,6 +49,23 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Numbered blocks that a program takes whole: one missing layer ends loading with an error.
+
+    Attributes:
+        prefix: What the names in a block begin with, `{}` for its number.
+        modules: What follows, of all that each block must hold.
+        count: How many blocks there must be; 0: as many as the file has different numbers.
+        where: Only for a file that has a key to fit each of these regular expressions.
+    """
+
+    prefix: str
+    modules: tuple[str, ...]
+    count: int = 0
+    where: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One way of a program's loader through a file.
 
@@ -56,20 +74,26 @@ class Route:
         pairs: Suffixes of up that it knows; see `PAIRS`.
         kinds: Kinds of layer that it knows.
         ignores: Roles that it leaves out without a word: mid, magnitude, dora_scale, ….
-        alpha: Whether it reads them, stops where one is missing, or where one is left over.
+        alpha: Whether it reads them, stops where one is missing, or where one is left over, or
+            passes over them.
         strict: What ends loading with an error: nothing, a key that makes no pair (keys), or also a
             pair of a name that it does not know (all).
         needs_lora: Whether it refuses a file in which a key does not have `lora` in it.
         when: Regular expression that some key must fit for this way; the first that fits is gone.
+        besides: Another, that some key must fit as well.
         every: Regular expression that every key must fit.
         drops: Regular expression of keys that are left out without harm to the rest.
         refuses: Regular expression of keys that end loading with an error.
+        asks: By what it is, a regular expression that some key must fit, or loading ends with an error.
         common_alpha: Regular expression of modules that get the commonest alpha of the file instead
             of their own; so do those without one. Empty: nothing of the kind.
         bounded: Kinds that it fails on where they have no alpha.
         up_bias: Whether it reads the bias of up, which PEFT can train.
+        biases: Regular expression of keys of whole differences that it reads all the same.
         float_alphas: Whether it stops at an alpha stored as an integer.
         configured: Whether it reads scales from the PEFT configuration in the metadata.
+        blocks: What must be there whole.
+        spelling: Whose names the file must have, where it is a way for these alone.
     """
 
     schemes: tuple[Scheme, ...]
@@ -80,14 +104,19 @@ class Route:
     strict: Literal["", "keys", "all"] = ""
     needs_lora: bool = False
     when: str = ""
+    besides: str = ""
     every: str = ""
     drops: str = ""
     refuses: str = ""
+    asks: Mapping[str, str] = field(default_factory=dict[str, str])
     common_alpha: str = ""
     bounded: tuple[str, ...] = ()
     up_bias: bool = False
+    biases: str = "$^"
     float_alphas: bool = False
     configured: bool = False
+    blocks: tuple[Blocks, ...] = ()
+    spelling: str = ""
 
 
 @dataclass(frozen=True, slots=True)
