@@ -67,9 +67,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of every module of the package that lies at a root."""
+    """(dotted name, file) of every module of the package that lies at a root.
+
+    The programs in `examples/` are a user's, who imports lorakit by its name: tests/test_examples.py.
+    """
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
+        if parts[:-1] == ("examples",) and parts[-1] != "__init__":
+            continue
         if parts[0] in (*PARTS, "__init__"):
             yield ".".join(["lorakit", *(part for part in parts if part != "__init__")]), path
 
@@ -139,6 +144,7 @@ def test_the_rules_are_about_modules_that_exist() -> None:
         ("lora_ops/extract.py", "import nodes", "nodes"),
         ("lora_ops/extract.py", "import comfy.utils", "comfy.utils"),
         ("lora_ops/extract.py", "import lorakit", "absolute lorakit"),
+        ("examples/digits/model.py", "import lorakit", "absolute lorakit"),
         (
             "lora_ops/extract.py",
             "from lorakit.lora_ops import errors",

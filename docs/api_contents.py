@@ -1,0 +1,122 @@
+"""What docs/api.md says beside the docstrings: the order of the names, and what leads elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from lorakit.lora_ops import Architecture
+
+HEAD = """\
+# The Python interface
+
+Made from the code by `docs/make_api.py`. All names are in `lorakit.lora_ops`; the errors are in `lorakit.lora_ops.errors`.
+[examples/](../examples) has a short program for each of the common jobs.
+
+Operations come in two forms. Those on objects take and give what is in memory (`resize`, `add`, `bake`). Those on files
+(`resize_file`, `add_files`, `bake_file`) stream, so that memory stays bounded, and write a file that is complete under its
+name or not there at all. What is opened is closed by `with`. Tensors that are handed in are never written into; what `inject`
+and its like change is the module.
+"""
+#: What the page has, in its order: title, what to say first, names.
+THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (
+        "Open and save",
+        "A file, or a dict of tensors, is a source; `decode` makes an adapter of a source.",
+        (
+            *(
+                "open_source",
+                "decode",
+                "save_adapter",
+                "Adapter",
+                "Layer",
+                "LoraLayer",
+                "FullLayer",
+            ),
+            *("TensorSource", "DictSource", "FileSource", "MemoryFile", "Output"),
+        ),
+    ),
+    (
+        "Extract a LoRA",
+        "From two checkpoints; `verify` measures any LoRA against them. A rule is a number or text, such as "
+        '`"energy=0.9,max=64,conv=8"`: [all of them](../README.md#ranks).',
+        (
+            *("extract", "plan_file", "extract_file", "verify", "plan_extraction", "PlanOptions"),
+            *("Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
+        ),
+    ),
+    (
+        "Edit adapters",
+        "From the factors alone; nothing large is decomposed. Rules are those of above, and budgets for all layers "
+        'together: `"size=50MB"`, `"mean=16"`, `"total_error=0.1"`.',
+        (
+            *("resize", "resize_file", "scale", "scale_file", "add", "add_files", "convert"),
+            *("convert_file", "Term", "Ingredient", "Budget", "parse_rule", "Convention"),
+            *("Architecture", "architecture_named"),
+        ),
+    ),
+    (
+        "Checkpoints with adapters",
+        "Baked in at a strength, or taken out again with `sign=-1`.",
+        ("bake", "plan_bake_file", "bake_file", "plan_bake", "BakePlan"),
+    ),
+    (
+        "Look into files",
+        "",
+        (
+            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison", "lint"),
+            *("Lint", "Finding", "Verdict", "Read"),
+        ),
+    ),
+    (
+        "Train in a module",
+        "[training.md](training.md) says how they play together.",
+        (
+            *("inject", "collect", "eject", "enable", "disable", "set_strength", "merge_into"),
+            *("unmerge", "store_frozen"),
+        ),
+    ),
+    (
+        "Results, and where to compute",
+        "",
+        (
+            *("Report", "LayerReport", "EditReport", "BakedLayer", "Skip", "Progress"),
+            *("place", "Placement"),
+        ),
+    ),
+    ("Errors", "", ("LoraOpsError",)),
+)
+#: Where the reader finds what docstrings call by the name of something that is not on the page.
+ELSEWHERE = {
+    "ranks": "../README.md#ranks",
+    "budgets": "../README.md#editing-loras",
+    "methods": "../README.md#editing-loras",
+    "rules": "blocks.md",
+    "lint.programs": "lint.md",
+    "Resizing": "#resize_file",
+    "run_bake": "#bake_file",
+    "to_lora": "kinds.md",
+    "RenamedSource": "#class-filesource",
+}
+#: What is public for the package's own sake.
+INNER = {
+    "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
+    "BakePlan": {"changes", "lost", "idle"},
+    "FileSource": {"stamps", "parts", "own_key"},
+    "Ingredient": {"record"},
+    "Pair": {"base", "tuned"},
+    "Placement": {"scope", "batches"},
+    "Plan": {"sides", "working_set"},
+    "RankRule": {"first_guess", "choose", "choose_within"},
+}
+#: Types that people make themselves; the others are handed to them.
+MADE = {
+    *("Adapter", "DictSource", "FullLayer", "LoraLayer", "MemoryFile", "Ingredient", "Term"),
+    *("Budget", "Placement", "RankRule"),
+}
+#: What a name that is no class and no function stands for.
+ALIASES = {
+    "Output": "Where a result goes: a path on disk, or a file in memory, which is filled.",
+    "Progress": "Called with what is done, what there is in all, and the name of what was finished.",
+    "Convention": "Where programs differ: as the kind's paper and its authors' program define it, or "
+    "as ComfyUI applies it; see docs/kinds.md.",
+}

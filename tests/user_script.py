@@ -1,0 +1,235 @@
+"""A user's program that takes every public name in hand, with its types written out.
+
+Type-checked against the installed wheel under pyright's strict mode (`.ci/user.json`), and run by
+tests/test_api.py: a name that is missing from it is found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.lora_ops import (
+    Adapter,
+    Architecture,
+    BakedLayer,
+    BakePlan,
+    Budget,
+    Comparison,
+    Convention,
+    DictSource,
+    EditReport,
+    FileSource,
+    Finding,
+    FullLayer,
+    Info,
+    Ingredient,
+    Layer,
+    LayerComparison,
+    LayerReport,
+    Lint,
+    LoraLayer,
+    LoraOpsError,
+    MemoryFile,
+    Output,
+    Pair,
+    Pairing,
+    Part,
+    Placement,
+    Plan,
+    PlanOptions,
+    Progress,
+    RankRule,
+    Read,
+    Report,
+    Skip,
+    TensorSource,
+    Term,
+    Verdict,
+    add,
+    add_files,
+    architecture_named,
+    bake,
+    bake_file,
+    collect,
+    compare,
+    convert,
+    convert_file,
+    decode,
+    describe,
+    disable,
+    eject,
+    enable,
+    extract,
+    extract_file,
+    inject,
+    lint,
+    merge_into,
+    open_source,
+    parse_rank,
+    parse_rule,
+    place,
+    plan_bake,
+    plan_bake_file,
+    plan_extraction,
+    plan_file,
+    resize,
+    resize_file,
+    save_adapter,
+    scale,
+    scale_file,
+    set_strength,
+    store_frozen,
+    unmerge,
+    verify,
+)
+from lorakit.lora_ops.errors import ArgumentError, MismatchError, WriteError
+
+PAPER: Convention = "paper"
+
+
+def counting() -> tuple[Progress, list[str]]:
+    """Return a callback, and the list of names that it fills."""
+    names: list[str] = []
+
+    def progress(done: int, total: int, name: str) -> None:
+        assert 0 < done <= total
+        names.append(name)
+
+    return progress, names
+
+
+def sums(adapter: Adapter) -> dict[str, float]:
+    """Return the norm of each layer's change."""
+    found: dict[str, float] = {}
+    for target, layer in adapter.layers.items():
+        own: Layer = layer
+        if isinstance(layer, LoraLayer):
+            factors: tuple[Tensor, Tensor] = (layer.up, layer.down)
+            assert factors[0].shape[1] == factors[1].shape[0] == layer.factor_rank
+        elif isinstance(layer, FullLayer):
+            assert layer.diff.shape == torch.Size(layer.shape)
+        found[target] = float(own.delta(torch.float64).square().sum()) ** 0.5
+    return found
+
+
+def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapter:
+    """Extract in memory and into a file; both are the same."""
+    progress, names = counting()
+    rule: RankRule = parse_rank("4,conv=2")
+    options: PlanOptions = {"full_differences": False, "dtype": torch.float32}
+    adapter, report = extract(base, tuned, rule, progress=progress, exact=True, **options)
+    assert len(names) >= len(report.layers) == len(adapter.layers)
+
+    plan: Plan = plan_extraction(base, tuned, "4,conv=2", **options)
+    pairing: Pairing = plan.pairing
+    pairs: tuple[Pair, ...] = pairing.candidates
+    ranks: dict[str, int] = {both.target: plan.most_ranks(both) for both in pairs}
+    layers: tuple[LayerReport, ...] = report.layers
+    assert all(one.rank <= ranks[one.target] and 0 <= one.error < 1 for one in layers)
+    skips: tuple[Skip, ...] = report.skips
+    assert {one.reason for one in skips} or report.left_out == 0
+
+    placement: Placement = place("cpu", memory=10**9)
+    again: Plan = plan_file(base, tuned, rule, output=output, **options)
+    written: Report = extract_file(again, base, tuned, output, placement=placement, exact=True)
+    assert written.size > 0
+    return adapter
+
+
+def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
+    """Edit one adapter in memory, and its file."""
+    adapter = decode(lora)
+    budget: RankRule | Budget = parse_rule("mean=2")
+    smaller, report = resize(adapter, budget, dora=PAPER)
+    edits = [one for one in report.layers if isinstance(one, EditReport)]
+    was: list[tuple[int, ...]] = [one.was for one in edits]
+    assert len(was) == len(smaller.layers)
+    assert resize_file(lora, folder / "small.safetensors", budget, relative_to=base).size > 0
+
+    half, _ = scale(adapter, 0.5, where=["*=0.5"])
+    whole = sums(adapter)
+    assert all(abs(norm - 0.25 * whole[name]) < 1e-3 for name, norm in sums(half).items())
+    assert scale_file(Ingredient(lora, 0.5), folder / "half.safetensors").layers
+
+    total, _ = add([Term(adapter), Term(half, dict.fromkeys(half.layers, -1.0), "half")])
+    both = [Ingredient(lora), Ingredient(lora, -0.5, where=("*=1",))]
+    assert len(add_files(both, folder / "sum.safetensors", 2).layers) == len(total.layers)
+
+    found: Comparison = compare(adapter, half)
+    lines: Sequence[LayerComparison] = found.layers
+    assert all(abs(one.cosine - 1) < 1e-6 for one in lines)
+
+    model: Architecture = architecture_named("sd1")
+    renamed, _ = convert(adapter, "kohya", architecture=model)
+    memory = MemoryFile("kohya.safetensors")
+    assert len(convert_file(lora, memory, "kohya", architecture="sd1").layers) == len(
+        renamed.layers
+    )
+    save_adapter(renamed, folder / "kohya.safetensors")
+
+
+def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
+    """Bake in memory and into a file, and verify what came of it."""
+    plan: BakePlan = plan_bake(checkpoint, [Ingredient(lora, 0.5)])
+    assert plan.operation == "bake"
+    tensors, report = bake(checkpoint, [Ingredient(lora, 0.5)], dtype=torch.float32)
+    cosines = [one.cosine for one in report.layers if isinstance(one, BakedLayer)]
+    assert min(cosines) > 0.99
+    bake_file(plan_bake_file(checkpoint, plan.ingredients, output=output), checkpoint, output)
+    baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
+    found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
+    assert found.error < 1e-3
+
+
+def looking(lora: FileSource) -> None:
+    """Look at a file as people and as programs do."""
+    info: Info = describe(lora)
+    components: Mapping[str, Part] = info.components
+    assert sum(part.parameters for part in components.values()) > 0
+    found: Lint = lint(lora, ["comfy"])
+    verdicts: tuple[Verdict, ...] = found.verdicts
+    reads: Mapping[str, Read] = verdicts[0].reads
+    assert {one.state for one in reads.values()} <= {"loads", "perhaps", "left"}
+    findings: tuple[Finding, ...] = found.findings
+    assert [one.message for one in findings if one.severity == "error"] == []
+
+
+def training() -> Adapter:
+    """Put an adapter into a module, use every switch, and take it out."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    x = torch.randn(3, 64)
+    names: list[str] = inject(model, ["2"], rank=2, name="own")
+    assert names == ["2"]
+    set_strength(model, 0.5)
+    disable(model)
+    enable(model, "own")
+    before: Tensor = model(x)
+    merge_into(model)
+    assert torch.allclose(model(x), before)
+    unmerge(model)
+    adapter: Adapter = collect(model)
+    eject(model)
+    replaced: int = store_frozen(model, ["0"], store="int8")
+    assert replaced == 1
+    return adapter
+
+
+def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
+    """Do all of it on two checkpoints; return what was said where there is nothing to extract."""
+    with open_source(base_path) as base, open_source(tuned_path) as tuned:
+        adapter = extraction(base, tuned, room / "lora.safetensors")
+        with open_source(room / "lora.safetensors") as lora:
+            assert sums(adapter).keys() == sums(decode(lora)).keys()
+            editing(lora, base, room)
+            baking(base, lora, room / "baked.safetensors")
+            looking(lora)
+        assert len(training().layers) == 1
+        try:
+            extract(base, base, "4")
+        except (ArgumentError, MismatchError, WriteError) as error:
+            return error
+    return None
