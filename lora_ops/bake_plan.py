@@ -15,7 +15,9 @@ from .bake_shares import Change, Share, check_fit, check_kind
 from .checkpoints import check_checkpoint
 from .errors import ArgumentError, MismatchError, UnknownFormatError
 from .formats import (
+    BIAS,
     Modules,
+    bias_of,
     configuration_notes,
     decode,
     detect,
@@ -25,7 +27,7 @@ from .formats import (
 )
 from .ingredients import Ingredient
 from .layers import Convention
-from .matching import found_seats
+from .matching import bias_seat, found_seats
 from .models import names_for
 from .outline import Outline
 from .report import counted
@@ -221,3 +223,8 @@ def _shares(
             if seat is not None:
                 check_fit(layer, name, source.name, seat.own, checkpoint)
             yield replace(share, needs_base=layer.needs_base)
+            bias, at = bias_of(layer, module), bias_seat(seat, targets) if seat else None
+            if bias is not None and at is not None:
+                beside = Share(source, name + BIAS, bias, strength, needs_base=True, seat=at)
+                check_fit(check_kind(beside), beside.name, source.name, at.own, checkpoint)
+                yield beside

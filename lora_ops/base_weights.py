@@ -12,9 +12,10 @@ from .architectures import Architecture, detect, parameters
 from .bake_shares import check_fit
 from .checkpoints import check_checkpoint
 from .deltas import read_parameter
-from .errors import NonFiniteError
-from .layers import Layer, ReshapedLayer
-from .matching import Seat, found_seats, seats
+from .edit import described
+from .errors import NonFiniteError, UnsupportedLayerError
+from .layers import Layer, PeftIa3Layer, ReshapedLayer
+from .matching import Seat, bias_seat, found_seats, seats
 from .models import names_for
 from .source import TensorSource
 
@@ -79,6 +80,7 @@ def base_weights(
         TargetMismatchError: A weight that is needed is not there.
         WeightShapeError: A layer does not have its weight's shape.
         FormatError: A weight is not stored as floating point numbers, or with scales.
+        UnsupportedLayerError: A layer changes a bias besides, which the result has no place for.
     """
     check_checkpoint(checkpoint)
     known = parameters(checkpoint)
@@ -91,6 +93,14 @@ def base_weights(
         found_seats(lost, targets, lambda: names, adapter=name, checkpoint=checkpoint.name)
     for module, seat in found.items():
         layer = layers[module]
+        bias = bias_seat(seat, targets)
+        if bias is not None and isinstance(layer, PeftIa3Layer) and layer.bias is not None:
+            raise UnsupportedLayerError(
+                f"layer `{module}` of {name} {described(layer)}: it multiplies `{bias.parameter.key}` "
+                f"of {checkpoint.name} too, and a LoRA of the weight cannot hold that; bake it, and "
+                "`lorakit extract` what changed",
+                target=module,
+            )
         if not isinstance(layer, ReshapedLayer):  # for which the weight grows
             check_fit(layer, module, name, seat.own, checkpoint)
     return BaseWeights(checkpoint, found)

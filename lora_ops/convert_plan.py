@@ -36,7 +36,7 @@ _LOADERS: dict[str, tuple[str, ...]] = {
     "set_weight": ("comfy",),
     "reshape_weight": ("comfy",),
     "on_input": ("kohya",),
-    "numbers": (),
+    **dict.fromkeys(("numbers", "gains", "stages"), ()),
     "scaled": (),
 }
 # What a role is called, and what else can be done, where that is not to make it a LoRA.

@@ -110,6 +110,12 @@ def _has_halves(target: str, targets: Mapping[str, Parameter]) -> bool:
     return weight is not None and len(weight.shape) == 2 and weight.shape[0] == 2 * weight.shape[1]
 
 
+def bias_seat(seat: Seat, targets: Mapping[str, Parameter]) -> Seat | None:
+    """Return where the bias beside a module's weight lies; None where the checkpoint has none."""
+    bias = targets.get(seat.parameter.target + BIAS)
+    return None if bias is None else replace(seat, parameter=bias)
+
+
 def found_seats(
     modules: Collection[str],
     targets: Mapping[str, Parameter],

@@ -13,9 +13,9 @@ from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
 from .formats import decode
-from .layers import Convention, Layer, LoraLayer, fits
+from .layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
 from .linalg import frobenius, residual_
-from .matching import Seat, check_apart, seats
+from .matching import Seat, bias_seat, check_apart, seats
 from .models import names_for
 from .outline import Outline
 from .pairs import Pair, is_candidate, nearest, pair
@@ -89,15 +89,18 @@ def _measured(
     pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora)
     targets = {one.target: one for one in parameters(tuned).values()}
+    outline = decode(Outline(lora))
     places = seats(
-        adapter.layers,
-        targets,
-        lambda: names_for(decode(Outline(lora)), pairing.architecture, list(targets)),
+        adapter.layers, targets, lambda: names_for(outline, pairing.architecture, list(targets))
     )
-    members: dict[str, list[str]] = {}
     check_apart(places, lora.name)
+    members: dict[str, list[tuple[str, Seat]]] = {}
+    of_bias: dict[str, list[tuple[str, Seat]]] = {}
     for module, seat in places.items():
-        members.setdefault(seat.parameter.target, []).append(module)
+        members.setdefault(seat.parameter.target, []).append((module, seat))
+        bias = bias_seat(seat, targets) if _bias(outline.layers[module]) else None
+        if bias is not None:
+            of_bias.setdefault(bias.parameter.target, []).append((module, bias))
     for name, old, new in pairing.reshaped:
         if name.removesuffix(".weight") in members:
             raise WeightShapeError(
@@ -114,8 +117,10 @@ def _measured(
     skips: list[Skip] = []
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
-        if both.target in members:
-            changed = [(adapter.layers[one], places[one]) for one in members[both.target]]
+        changed = [(adapter.layers[one], at) for one, at in members.get(both.target, ())]
+        beside = [(_bias(adapter.layers[one]), at) for one, at in of_bias.get(both.target, ())]
+        changed += [(bias, at) for bias, at in beside if bias is not None]
+        if changed:
             return both, _measure(sides, changed, both, strength, convention)
         norm = change_norm(sides, both)
         lost = MISSING if is_candidate(both.base) else NO_FACTORS
@@ -135,6 +140,11 @@ def _measured(
             f"{lora.name} with; give the tuned checkpoint second"
         )
     return Report(tuple(layers), tuple(skips), pairing.absent)
+
+
+def _bias(layer: Layer) -> Layer | None:
+    """What a layer does to the bias beside its weight, if anything."""
+    return layer.bias if isinstance(layer, PeftIa3Layer) else None
 
 
 def _measure(

@@ -432,13 +432,10 @@ def test_it_keeps_its_key_where_peft_reads_it_and_gets_another_where_alpha_would
 @pytest.mark.parametrize(
     ("suffix", "title"),
     [
-        ("ia3_l", "IA3 of PEFT"),
-        ("boft_R", "BOFT of PEFT"),
-        ("boft_s", "BOFT of PEFT"),
         ("vera_lambda_d", "VeRA"),
         ("lora_E", "AdaLoRA"),
         ("lambda_layer", "T-LoRA of LyCORIS 4"),
-        ("ia3_l.my-own", "IA3 of PEFT"),
+        ("hra_u.my-own", "HRA"),
         ("oft_embedding_R.default.weight", "OFT of an embedding"),
         ("vblora_logits_A", "VB-LoRA"),
         ("c3a_kernel", "C3A"),

@@ -14,12 +14,14 @@ from ..layers import (
     FullLayer,
     GloraLayer,
     Ia3Layer,
+    InputButterflyLayer,
     InputRotationLayer,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
     OftLayer,
+    PeftIa3Layer,
     ReplacementLayer,
     ReshapedLayer,
 )
@@ -43,7 +45,7 @@ _SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
     OftLayer: (_BLOCKS, _BOTH),
     BoftLayer: (_BLOCKS, _BOTH),
     Ia3Layer: (_spelled("ia3", ".{}"), (KOHYA.name,)),
-    InputRotationLayer: ({}, ()),
+    **dict.fromkeys((InputRotationLayer, InputButterflyLayer, PeftIa3Layer), ({}, ())),
     ReplacementLayer: (_spelled("set", ".{}"), (COMFY.name,)),
 }
 

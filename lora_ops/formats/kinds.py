@@ -12,12 +12,15 @@ from torch import Tensor
 
 from ..errors import LayerShapeError, LoraOpsError, QuantisedError, UnsupportedLayerError
 from ..layers import (
+    GAINS_OF_WHAT,
+    BiasGainsLayer,
     BoftLayer,
     DoraLayer,
     FullLayer,
     GloraLayer,
     Ia3Layer,
     Initial,
+    InputButterflyLayer,
     InputRotationLayer,
     Layer,
     LohaLayer,
@@ -25,6 +28,7 @@ from ..layers import (
     LoraLayer,
     NewRowsLayer,
     OftLayer,
+    PeftIa3Layer,
     PissaLayer,
     ReplacementLayer,
     ReshapedLayer,
@@ -72,7 +76,13 @@ KINDS: dict[str, Kind] = {
     "oft_r": Kind(
         "OFT of the inputs", InputRotationLayer, ("numbers",), ("scaled",), has_alpha=False
     ),
+    "boft_r": Kind(
+        "BOFT of the inputs", InputButterflyLayer, ("stages", "row_gains"), has_alpha=False
+    ),
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
+    "ia3_l": Kind("IA3 of PEFT", PeftIa3Layer, ("gains",), has_alpha=False),
+    # No file has it under a key of its own; see `bias_of`.
+    "ia3_bias": Kind("IA3 of PEFT, of the bias", BiasGainsLayer, ("gains",), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
     "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
     "rows": Kind("new tokens", NewRowsLayer, ("rows",), has_alpha=False),
@@ -107,8 +117,14 @@ def read_configured(
 
     Raises:
         LayerShapeError: It has initial factors that its shape cannot have.
+        UnsupportedLayerError: It needs a configuration, and there is none.
     """
     layer = read_kind(source, name, module, None if told is None else told.scale)
+    if isinstance(layer, PeftIa3Layer):
+        layer = replace(layer, on_input=None if told is None else told.on_input)
+        if layer.axis is None:
+            message = f"layer `{name}`: {GAINS_OF_WHAT}"
+            raise UnsupportedLayerError(message, target=name, path=source.name)
     if told is None:
         return layer
     if isinstance(layer, NewRowsLayer):
@@ -120,6 +136,12 @@ def read_configured(
     except LayerShapeError as error:
         message = f"layer `{name}`: {error}"
         raise LayerShapeError(message, target=name, path=source.name) from None
+
+
+def bias_of(layer: Layer, module: Module) -> Module | None:
+    """Return what a layer does to the bias beside its weight, as a module; None where nothing."""
+    has_one = isinstance(layer, PeftIa3Layer) and layer.bias is not None
+    return Module("ia3_bias", {"gains": module.keys["gains"]}) if has_one else None
 
 
 def _begun(layer: Layer, initial: Initial) -> Layer:

@@ -68,11 +68,13 @@ class Configured:
         scale: Of a layer without an alpha of its own.
         initial: Whose initial factors PEFT takes out of the weight; None where it takes none.
         tokens: Rows of the weight that the file has new ones of.
+        on_input: Of IA3: whether the gains are of the inputs; None where it does not say.
     """
 
     scale: float = 1.0
     initial: Initial | None = None
     tokens: tuple[int, ...] = ()
+    on_input: bool | None = None
 
 
 def peft_scales(metadata: Mapping[str, str], modules: Iterable[str]) -> dict[str, float]:
@@ -109,8 +111,12 @@ def configured(source: TensorSource, modules: Iterable[str]) -> dict[str, Config
         reason = refusal(config)
         if reason:
             raise UnsupportedLayerError(f"{source.name}: {reason}", target=module)
-        tokens = _tokens(config, name)
-        found[module] = Configured(_scale(config, name), initialised(config), tokens)
+        found[module] = Configured(
+            _scale(config, name),
+            initialised(config),
+            _tokens(config, name),
+            _on_input(config, name),
+        )
     return found if configs_of(source.metadata) else {}
 
 
@@ -245,14 +251,15 @@ def _matching(patterns: object, name: str, default: object) -> object:
     return default
 
 
-def _is_match(pattern: str, name: str) -> bool:
-    if _PLAIN.fullmatch(pattern):
+def _is_match(pattern: str, name: str, *, whole: bool = False) -> bool:
+    """Whether a pattern is a name, or, if not the whole of it is asked for, its end after a dot."""
+    if _PLAIN.fullmatch(pattern) and not whole:
         return _plain(pattern).match(name) is not None
     try:
-        return matches(pattern, name)
+        return matches(pattern, name, whole=whole)
     except ValueError as error:
         raise FormatError(
-            f"the configuration gives ranks or alphas by the pattern `{pattern}`, which {error}; "
+            f"the configuration tells modules by the pattern `{pattern}`, which {error}; "
             "save the file with one entry a module, or with alphas",
             target=name,
         ) from None
@@ -272,3 +279,13 @@ def _tokens(config: Config, name: str) -> tuple[int, ...]:
         indices = next((v for k, v in entries.items() if name == k or name.endswith(f".{k}")), None)
     found = cast("list[object]", indices) if isinstance(indices, list) else []
     return tuple(one for one in found if isinstance(one, int))
+
+
+def _on_input(config: Config, name: str) -> bool | None:
+    """Whether IA3 multiplies a module's inputs; a list is of ends of names, as PEFT reads it."""
+    those = config.get("feedforward_modules")
+    if isinstance(those, list):
+        return any(
+            isinstance(one, str) and name.endswith(one) for one in cast("list[object]", those)
+        )
+    return _is_match(those, name, whole=True) if isinstance(those, str) else None

@@ -39,7 +39,7 @@ class _Work:
             raise ValueError("takes too long")
 
 
-def matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str, *, whole: bool = False) -> bool:
     r"""Whether a pattern is a module's name, or its end after a dot.
 
     As PEFT 0.21 does: ``re.match(rf"(.*\.)?({pattern})$", name)``.
@@ -47,12 +47,14 @@ def matches(pattern: str, name: str) -> bool:
     Args:
         pattern: A regular expression of characters, classes, groups, alternatives and quantifiers.
         name: Of the module.
+        whole: Whether the end of the name is not enough, as with ``re.fullmatch``.
 
     Raises:
         ValueError: It is none, has anything else in it, or takes too long; says what.
     """
     step = _parsed(pattern)
-    starts = frozenset([0, *(at + 1 for at, one in enumerate(name) if one == ".")])
+    ends = () if whole else (at + 1 for at, one in enumerate(name) if one == ".")
+    starts = frozenset([0, *ends])
     return len(name) in step(_Work(name), starts)
 
 

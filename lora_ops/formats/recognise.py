@@ -99,9 +99,7 @@ _MARKS = (
 _END = r"(\.[^.]+)?(\.weight)?$"
 _METHODS = (
     ("T-LoRA of LyCORIS 4", r"\.lambda_layer$"),
-    ("IA3 of PEFT", r"\.ia3_l" + _END),
     ("OFT of an embedding", r"\.oft_embedding_R" + _END),
-    ("BOFT of PEFT", r"\.boft_[RsP]" + _END),
     ("VeRA", r"\.p?vera_lambda_[bd]" + _END),
     ("AdaLoRA", r"\.lora_E" + _END),
     ("FourierFT", r"\.fourierft_spectrum" + _END),

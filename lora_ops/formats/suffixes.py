@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _PEFT_ENDS = ("", ".weight", ".default", ".default.weight")
 _UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
 _NAMED = re.compile(
-    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R))"
+    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R|ia3_l|boft_[Rs]))"
     r"\.(?!(?:weight|bias|scaled_oft)$)([^.]+)((?:\.weight|\.bias)?)$"
 )
 # PEFT has the factors of an embedding the other way round: A is (rank, rows), B is (width, rank).
@@ -45,6 +45,9 @@ _OTHERS = (
     ("oft_r", *((f".oft_R{end}", "numbers") for end in _PEFT_ENDS)),
     ("oft_r", (".oft_R.scaled_oft", "scaled")),
     ("ia3", (".on_input", "on_input")),
+    ("ia3_l", *((f".ia3_l{end}", "gains") for end in _PEFT_ENDS)),
+    ("boft_r", *((f".boft_R{end}", "stages") for end in _PEFT_ENDS)),
+    ("boft_r", *((f".boft_s{end}", "row_gains") for end in _PEFT_ENDS)),
     ("set", (".set_weight", "set_weight")),
 )
 # Beside a layer of any kind.
@@ -77,7 +80,8 @@ class Module:
     """The keys of one module in an adapter file.
 
     Attributes:
-        kind: lora, full, loha, lokr, glora, oft, oft_r, ia3, set; ``mixed`` for two of them at once.
+        kind: lora, full, loha, lokr, glora, oft, oft_r, boft_r, ia3, ia3_l, set; ``mixed`` for two of them
+            at once.
         keys: The key by role: up, down, mid, alpha, dora_scale, magnitude, diff, and those of other
             kinds.
     """

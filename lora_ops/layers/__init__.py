@@ -6,7 +6,8 @@ from .boft import BoftLayer
 from .dora import BasedDoraLayer, DoraLayer
 from .full import FullLayer
 from .glora import GloraLayer
-from .ia3 import Ia3Layer
+from .ia3 import GAINS_OF_WHAT, BiasGainsLayer, Ia3Layer, PeftIa3Layer
+from .input_butterfly import InputButterflyLayer
 from .input_rotation import InputRotationLayer
 from .layer import Convention, Layer, fits
 from .loha import LohaLayer
@@ -36,7 +37,9 @@ def stored_alpha(layer: Layer) -> float | None:
 
 
 __all__ = [
+    "GAINS_OF_WHAT",
     "BasedDoraLayer",
+    "BiasGainsLayer",
     "BoftLayer",
     "Convention",
     "DoraLayer",
@@ -44,6 +47,7 @@ __all__ = [
     "GloraLayer",
     "Ia3Layer",
     "Initial",
+    "InputButterflyLayer",
     "InputRotationLayer",
     "Layer",
     "LohaLayer",
@@ -52,6 +56,7 @@ __all__ = [
     "MadeLayer",
     "NewRowsLayer",
     "OftLayer",
+    "PeftIa3Layer",
     "PissaLayer",
     "ReplacementLayer",
     "ReshapedLayer",
