@@ -168,7 +168,7 @@ def test_near_zero_is_nearly_nothing():
 def test_each_layer_gets_the_strength_of_its_rule(format):
     before = adapter(format=format)
     after, report = scale(
-        before, 0.5, blocks="IN01=2", where=["attn1=-1", "/proj.in$/=0", "*time_stack*=3"]
+        before, 0.5, blocks="IN01=2", where=["attn1=-1", "/proj.in$/=0", "*third*=3"]
     )
     linear, conv1, conv3, conv3d, tucker = before.layers
     expected = {linear: -0.5, conv3: 1.0, conv3d: 1.5, tucker: 0.5}
