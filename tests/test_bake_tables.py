@@ -36,6 +36,7 @@ NAMES = [name for name in ROWS if name not in ("cosmos", "hidream")]  # these ha
 MARKS = {
     "ltxv": "adaln_single.emb.timestep_embedder.linear_1.bias",
     "z_image": "cap_pad_token",
+    "lumina2": "noise_refiner.0.attention.k_norm.weight",
 }
 QKV = f"{UNET}double_blocks.0.img_attn.qkv"
 PARTS = [f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"]
@@ -123,7 +124,7 @@ def test_it_is_the_bake_of_the_converted_file_bit_by_bit(name, dtype):
     widths = {native: int(heights[native] * (Fraction(1, 2) if found[0][1].swapped else found[0][1].stop))
               for native, found in parts.items()}  # fmt: skip
     base = {f"{native}.weight": randn(heights[native], widths[native], seed=5) for native in parts}
-    base |= {MARKS[one]: randn(1, 1) for one in MARKS if one == name}
+    base = {MARKS[one]: randn(1, 1) for one in MARKS if one == name} | base
     base = {f"model.diffusion_model.{key}": tensor.to(dtype) for key, tensor in base.items()}
     lora = {}
     for native, (foreign, at) in ((key, one) for key, found in parts.items() for one in found):

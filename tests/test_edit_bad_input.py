@@ -242,17 +242,17 @@ def test_a_file_cut_short(do: Do, good: Path) -> None:
 # --- Files that do not belong together -----------------------------------------------------------
 
 
-def model_layer(name: str, width: int) -> dict[str, Tensor]:
-    return tensors([Part(module=name, shape=(8, width))])
+def model_layer(name: str, out: int, into: int) -> dict[str, Tensor]:
+    return tensors([Part(module=name, shape=(out, into))])
 
 
 KEYS = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
 MODELS = {
-    "Stable Diffusion 1": model_layer(KEYS, 768),
-    "Stable Diffusion 2": model_layer(KEYS, 1024),
-    "Stable Diffusion XL": model_layer(KEYS, 2048),
-    "Flux": model_layer("double_blocks.0.img_attn.qkv", 3072),
-    "Wan": model_layer("blocks.0.cross_attn.q", 5120),
+    "Stable Diffusion 1": model_layer(KEYS, 640, 768),
+    "Stable Diffusion 2": model_layer(KEYS, 640, 1024),
+    "Stable Diffusion XL": model_layer(KEYS, 640, 2048),
+    "Flux": model_layer("double_blocks.0.img_attn.qkv", 9216, 3072),
+    "Wan": model_layer("blocks.0.cross_attn.q", 5120, 5120),
 }
 PAIRS = [(one, other) for one in MODELS for other in MODELS if one != other]
 
@@ -269,7 +269,7 @@ def test_adapters_of_two_models(do: Do, one: str, other: str, tmp_path: Path) ->
 
 def test_the_wrong_one_is_found_wherever_it_stands(tmp_path: Path) -> None:
     """The first says nothing of its model: the other two are still for different ones."""
-    unknown = model_layer("mystery.block.0.to_q", 9)
+    unknown = model_layer("mystery.block.0.to_q", 8, 9)
     paths = [
         written(tmp_path / f"{name}.safetensors", found)
         for name, found in (

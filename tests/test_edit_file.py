@@ -298,7 +298,7 @@ def test_the_model_is_the_one_that_all_inputs_can_be_for(folder: Path) -> None:
     """A text encoder alone could be anyone's; the diffusion model beside it says whose."""
     clip = Part(module="text_model.encoder.layers.0.mlp.fc1", shape=(8, 768))
     te = {k.replace("lora_unet_", "lora_te1_"): v for k, v in tensors([clip]).items()}
-    cross = Part(module="input_blocks.4.1.transformer_blocks.0.attn2.to_k", shape=(8, 2048))
+    cross = Part(module="input_blocks.4.1.transformer_blocks.0.attn2.to_k", shape=(640, 2048))
     written(folder / "a.safetensors", te)
     written(folder / "b.safetensors", tensors([cross]))
     output = folder / "out" / "x.safetensors"

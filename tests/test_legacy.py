@@ -281,8 +281,8 @@ def test_comfyui_makes_the_same_of_the_file_as_of_ours(name, host, flux, tmp_pat
 
 def test_processors_are_rows_of_the_fused_projections(tmp_path):
     shapes = {
-        "double_blocks.0.img_attn.qkv.weight": (48, 16),
-        "single_blocks.3.linear2.weight": (16, 80),
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "single_blocks.3.linear2.weight": (3072, 15360),
     }
     tensors = processors(shapes, "diffusion_model.")
     with open_source(adapters.written(tmp_path / "lora.safetensors", tensors)) as source:
@@ -291,11 +291,11 @@ def test_processors_are_rows_of_the_fused_projections(tmp_path):
         assert isinstance(source, RenamedSource)
         diffusers, _ = convert(adapter, "diffusers")
         single = "transformer.single_transformer_blocks.3."
-        expected = tensors["diffusion_model.single_blocks.3.processor.qkv_lora.up.weight"][16:32]
-        assert torch.equal(diffusers.layers[f"{single}attn.to_k"].up, expected)
+        fused = tensors["diffusion_model.single_blocks.3.processor.qkv_lora.up.weight"]
+        assert torch.equal(diffusers.layers[f"{single}attn.to_k"].up, fused[3072:6144])
         added = diffusers.layers["transformer.transformer_blocks.0.attn.add_q_proj"].up
         text = tensors["diffusion_model.double_blocks.0.processor.qkv_lora2.up.weight"]
-        assert torch.equal(added, text[:16])
+        assert torch.equal(added, text[:3072])
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs
@@ -304,8 +304,8 @@ def test_diffusers_cuts_them_alike(tmp_path):
         "diffusers.loaders.lora_conversion_utils", reason="its conversion is what is asked here"
     )
     shapes = {
-        "double_blocks.0.img_attn.qkv.weight": (48, 16),
-        "single_blocks.3.linear2.weight": (16, 80),
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "single_blocks.3.linear2.weight": (3072, 15360),
     }
     theirs = conversions._convert_xlabs_flux_lora_to_diffusers(processors(shapes))
     with open_source(adapters.written(tmp_path / "lora.safetensors", processors(shapes))) as source:
@@ -350,7 +350,10 @@ def test_processors_of_old_diffusers_are_the_layers_that_kohya_names(tmp_path):
     tensors = {
         f"{module}.{factor}.weight": randn(*shape, seed=index)
         for index, module in enumerate(modules)
-        for factor, shape in (("up", (320, 2)), ("down", (2, 768)))
+        for factor, shape in (
+            ("up", (320, 2)),
+            ("down", (2, 768 if "attn2.processor.to_k" in module else 320)),
+        )
     }
     torch.save(tensors, tmp_path / "pytorch_lora_weights.bin")
     out = tmp_path / "out.safetensors"

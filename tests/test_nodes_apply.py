@@ -22,7 +22,10 @@ UNET = "diffusion_model."
 NAMES = ("comfy", "kohya", "diffusers", "peft")
 # Formats that ComfyUI's loader knows nothing of, or not all, by architecture; ours loads them.
 ALONE = {
-    "diffusers": ("hunyuan_video", "wan", "ltxv", "lumina2", "cosmos", "anima"),
+    "diffusers": (
+        *("hunyuan_video", "wan", "ltxv", "lumina2", "cosmos", "anima"),
+        *("ideogram4", "cogvideox"),
+    ),
     "peft": tuple(name for name in HOSTED if name not in ("sd3", "pixart", "hunyuan_dit")),
 }
 
@@ -268,11 +271,11 @@ def test_what_does_not_match_is_told_and_the_rest_applied(small):
 
 def test_nothing_that_matches_is_an_error(small):
     for tensors, words in (
-        (pair(f"{UNET}blocks.9.q"), "1 layer: the model has no weight of this name"),
+        (pair(f"{UNET}mystery.9"), "1 layer: the model has no weight of this name"),
         (pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "no CLIP is connected"),
-        (pair(Q, out=7), "changes a weight of shape 7x6, this model's is 8x6"),
+        (pair(f"{UNET}mystery.0", out=7), "changes a weight of shape 7x6, this model's is 8x6"),
     ):
-        found = small(LAYERS, tensors)["error"]
+        found = small(LAYERS | {"mystery.0.weight": torch.zeros(8, 6)}, tensors)["error"]
         assert found.startswith("MismatchError: nothing of `file.safetensors` fits this model")
         assert words in found
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition, Sizes
-from .flux import ATTENTION, MLP, MODULATION, SINGLE, SINGLE_MODULATION, SWAPPED_FINAL, stream_sizes
+from .flux import (
+    ATTENTION,
+    EMBEDDERS,
+    GATED_MLP,
+    MLP,
+    MODULATION,
+    SINGLE,
+    SINGLE_MODULATION,
+    SINGLE_QKV,
+    SWAPPED_FINAL,
+    UNSPLIT,
+    stream_sizes,
+)
 from .renames import Packing, renamed, same, within
 
 _BLOCKS = (
@@ -19,6 +31,12 @@ _ENDS = (
 _TIME = renamed(
     ("time_in.in_layer", "time_embed.timestep_embedder.linear_1"),
     ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
+)
+
+# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for all that it has as a Flux.
+_READ = (
+    *within("single_blocks.{}.", "single_transformer_blocks.{}.", UNSPLIT),
+    *(one for one in EMBEDDERS if one.native.startswith("time_in.")),
 )
 
 # The native names are those of Flux.1's layers at the same places: no program has others.
@@ -55,7 +73,14 @@ LONGCAT = Architecture(
     ),
     blocks={"double_blocks": (10,), "single_blocks": (20,)},
     sizes={**stream_sizes(3072), "txt_in": ((3072, 3584),)},
-    packings=(*_BLOCKS, *_TIME, *_ENDS),
+    packings=(
+        *_BLOCKS,
+        *_TIME,
+        *_ENDS,
+        *within("double_blocks.{}.", "transformer_blocks.{}.", GATED_MLP),
+        *_READ,
+        *within("single_blocks.{}.", "single_blocks.{}.", (SINGLE_QKV,)),
+    ),
 )
 
 _GATES = ("gate_proj", "up_proj", "down_proj")
@@ -91,10 +116,13 @@ OVIS = Architecture(
         *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MODULATION)),
         *within("double_blocks.{}.", "double_blocks.{}.",
                 same(*(f"{stream}_mlp.{part}" for stream in ("img", "txt") for part in _GATES))),
-        *within("single_blocks.{}.", "single_blocks.{}.", same("linear1", "norm.query_norm", "norm.key_norm")),
+        *within("single_blocks.{}.", "single_blocks.{}.", (*same("linear1"), Packing("linear1", ("linear1_qkv", ""), parts=(3, 8)))),
         *within("single_blocks.{}.", "single_transformer_blocks.{}.", (
             Packing("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", ""), parts=(1, 1, 1, 8)),
-            *renamed(("linear2", "proj_out"), ("modulation.lin", "norm.linear")),
+            *renamed(
+                *(("linear2", "proj_out"), ("modulation.lin", "norm.linear")),
+                *(("norm.query_norm", "attn.norm_q"), ("norm.key_norm", "attn.norm_k")),
+            ),
         )),
         *renamed(
             ("time_in.in_layer", "timestep_embedder.linear_1"),
@@ -102,5 +130,6 @@ OVIS = Architecture(
         ),
         *_ENDS,
         *same("txt_norm"),
+        *_READ,
     ),
 )  # fmt: skip

@@ -20,6 +20,11 @@ _EMBEDDERS = (
     ("to_cond_embed", "cross_attention_proj"),
 )
 
+_OUTSIDE = (
+    *("project_in", "project_out"),
+    *("global_cond_embedder.0", "global_cond_embedder.2"),
+)
+
 STABLE_AUDIO = Architecture(
     name="stable_audio",
     title="Stable Audio",
@@ -51,5 +56,8 @@ STABLE_AUDIO = Architecture(
         ),
         *same("timestep_features", "preprocess_conv", "postprocess_conv"),
         *same(*(f"transformer.global_cond_embedder.{layer}" for layer in (0, 2))),
+        # Behind a prefix that ends in its own one, which is then taken for all of the prefix.
+        *within("transformer.layers.{}.", "layers.{}.", _BLOCK),
+        *renamed(*((f"transformer.{part}", part) for part in _OUTSIDE)),
     ),
 )  # fmt: skip

@@ -47,7 +47,16 @@ _LONE_CLIP_G = (("lora_te_", "lora_te2_"), ("text_encoder.", "text_encoder_2."))
 
 # For recognition only: any first encoder's names, any second one's, any other's.
 _TE_PREFIXES = (
-    ("te1:", ("lora_te_", "lora_te1_", "text_encoder.", "text_encoders.clip_l.transformer.")),
+    (
+        "te1:",
+        (
+            "lora_te_",
+            "lora_te1_",
+            "lora_prior_te_",
+            "text_encoder.",
+            "text_encoders.clip_l.transformer.",
+        ),
+    ),
     ("te2:", ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer.")),
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
 )

@@ -53,7 +53,8 @@ def _spelled(scheme: Scheme, inner: str, names: ModelNames) -> State:
         variant = scheme.names == "native" and scheme.prefix and not inner.startswith(("_", UNET))
         return "perhaps" if variant else "left"
     if scheme.names == "native":
-        return "loads" if table.foreign_parts(inner) else "left"
+        own = underscored(place.native) if scheme.flat else place.native
+        return "loads" if inner == own else "left"
     return "loads" if _is_foreign(inner, names) else "left"
 
 

@@ -309,6 +309,6 @@ HOSTED = {
     "ernie": Hosted("ernie", "ErnieImage", {}),
     "minimax_h3": Hosted("minimax_h3", "MiniMaxH3", {}, formats=_NATIVE),
     "seedvr2": Hosted("seedvr2", "SeedVR2", {}, formats=_NATIVE),
-    "ovis": Hosted("ovis", "Flux", _BLOCKS, formats=_NATIVE),
+    "ovis": Hosted("ovis", "Flux", _BLOCKS, own=r"proj_mlp$", formats=_NATIVE),
     "longcat": Hosted("longcat", "Flux", _BLOCKS, formats=_NATIVE),
 }

@@ -6,10 +6,15 @@ from .program import CLIP, CLIP_FLAT, PAIRS, Program, Route, Scheme
 
 UNETS = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 FLUXES = ("flux", "flux_schnell", "flux2", "chroma")
+# It has these as a Flux, too, without the encoders.
+_KIN = (*FLUXES, "ovis", "longcat")
 _T5 = r"(encoder_block_\d+_layer_\d+_.+|encoder_final_layer_norm|shared)"
 _QKV = r"^single_blocks\.\d+\.linear1_qkv$"
 # Modules for which its table of diffusers' names has none.
-_UNLISTED = r"linear1_qkv$|_stream_modulation|^time_guidance_embed|distilled_guidance_layer"
+_UNLISTED = (
+    r"^(double|single)_blocks|_stream_modulation|^time_guidance_embed|distilled_guidance_layer"
+    r"|^time_embed[._]|^timestep_embedder|^txt_norm"
+)
 # What the replacements of diffusion-pipe's spelling change, under `transformer.`.
 _REPLACED = r"(_mod\.lin|_attn\.(qkv|proj)|mlp\.[02]|\.modulation\.lin)$"
 # Of Lumina 2 it knows the names that Z-Image has in diffusers.
@@ -43,6 +48,9 @@ ENCODERS = (
     Scheme("lora_te2_", "any", only=_T5, of=FLUXES),
     Scheme("lora_te3_", "any", only=_T5, of=(*FLUXES, "sd3")),
 )
+# Trained by the models' own scripts.
+_OFFICIAL = ("mochi", "ace_step", "omnigen2", "boogu")
+_QWEN = ("qwen_image", "mage_flow")
 _SPLIT = ("z_image", "krea2")
 _MODELS = (
     Scheme("lora_prior_unet_", "native", flat=True, of=("stable_cascade",)),
@@ -52,14 +60,14 @@ _MODELS = (
     Scheme("unet.base_model.model.", "foreign", of=("pixart",)),
     Scheme("transformer.", "foreign", of=("auraflow",)),
     Scheme("base_model.model.", "native", of=("hunyuan_dit",)),
-    *(Scheme(prefix, "foreign", of=FLUXES, but=_UNLISTED) for prefix in ("transformer.", "")),
-    *(Scheme(prefix, "foreign", flat=True, of=FLUXES, but=_UNLISTED) for prefix in ("lora_transformer_", "lycoris_")),
-    Scheme("diffusion_model.", "foreign", of=FLUXES, only=_QKV.strip("^$")),
+    *(Scheme(prefix, "foreign", of=_KIN, but=_UNLISTED) for prefix in ("transformer.", "")),
+    *(Scheme(prefix, "foreign", flat=True, of=_KIN, but=_UNLISTED) for prefix in ("lora_transformer_", "lycoris_")),
+    Scheme("diffusion_model.", "foreign", of=_KIN, only=_QKV.strip("^$")),
     *(Scheme(prefix, "foreign", of=("hunyuan_video",), only=r"(double|single)_blocks\..+|txt_in\..+")
       for prefix in ("transformer.", "diffusion_model.")),
-    Scheme("transformer.", "native", of=("hidream", "qwen_image", "kandinsky5")),
-    Scheme("lycoris_", "native", flat=True, of=("hidream", "qwen_image")),
-    Scheme("", "native", of=("qwen_image", "kandinsky5", "ltxv")),
+    Scheme("transformer.", "native", of=("hidream", *_QWEN, "kandinsky5", "ernie")),
+    Scheme("lycoris_", "native", flat=True, of=("hidream", *_QWEN)),
+    Scheme("", "native", of=(*_QWEN, "kandinsky5", "ltxv", *_OFFICIAL)),
     *(Scheme(prefix, "foreign", of=_SPLIT) for prefix in ("diffusion_model.", "transformer.", "")),
     Scheme("lycoris_", "foreign", flat=True, of=_SPLIT),
     *(Scheme(prefix, "any", of=("lumina2",), only=_LUMINA) for prefix in ("diffusion_model.", "transformer.", "")),
