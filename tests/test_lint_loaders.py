@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 import loader_files
 import pytest
 import torch
 from adapters import written
+from commands import lorakit_here
 from loader_files import ENDS, pair
+from safetensors.torch import load_file
 from test_legacy import processors
 
 from lorakit.lora_ops import DictSource, open_source
@@ -171,3 +175,25 @@ def test_xlabs(parts, prefix, tmp_path):
     assert (len(theirs), error) == (16 * ("double" in parts) + 8 * ("single" in parts), "")
     with open_source(written(tmp_path / "lora.safetensors", tensors)) as source:
         assert said(source, "flux") == theirs
+
+
+# --- HiDream's gates
+
+
+def test_the_cure_for_a_gate_loads(tmp_path):
+    native, _ = loader_files.sizes("hidream", loader_files.model_of("hidream"))
+    tensors = {}
+    assert any(module.endswith(".gate") for module in native)
+    for module, shape in native.items():
+        tensors |= pair(f"diffusion_model.{module}", shape, ENDS["A"], alpha=False)
+    assert loader_files.loads("hidream", tensors)[1] != ""
+    path = written(tmp_path / "lora.safetensors", tensors)
+    with open_source(path) as source:
+        (finding,) = lint(source, ["diffusers"], headers_only=True).of("diffusers")
+    assert finding.code == "refused"
+    run = lorakit_here(*shlex.split(finding.cure)[1:])
+    assert run.status == 0, run.err
+    cured = load_file(next(one for one in tmp_path.iterdir() if one != path))
+    theirs, error = loader_files.loads("hidream", cured)
+    assert error == ""
+    assert theirs == {module for module in native if not module.endswith(".gate")}
