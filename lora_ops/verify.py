@@ -7,12 +7,12 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from .adapter import Adapter
+from .adapter import Adapter, LazyLayers
 from .architectures import parameters
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
-from .formats import decode
+from .formats import BIAS, decode, read_kind, saved_parameters
 from .layers import Convention, Layer, LoraLayer, fits
 from .linalg import frobenius, residual_
 from .matching import Seat, check_apart, seats
@@ -53,7 +53,8 @@ def verify(
         progress: Called after each parameter.
 
     Returns:
-        A report whose layers are those of the adapter; changed weights that it does not hold are
+        A report whose layers are those of the adapter, and biases that PEFT trained beside them, which
+        it saves whole; changed weights that it does not hold are
         skips, with the size of what is lost.
 
     Raises:
@@ -89,8 +90,9 @@ def _measured(
     pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora)
     targets = {one.target: one for one in parameters(tuned).values()}
+    held = _with_biases(adapter, lora)
     places = seats(
-        adapter.layers,
+        held.layers,
         targets,
         lambda: names_for(decode(Outline(lora)), pairing.architecture, list(targets)),
     )
@@ -115,7 +117,7 @@ def _measured(
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
         if both.target in members:
-            changed = [(adapter.layers[one], places[one]) for one in members[both.target]]
+            changed = [(held.layers[one], places[one]) for one in members[both.target]]
             return both, _measure(sides, changed, both, strength, convention)
         norm = change_norm(sides, both)
         lost = MISSING if is_candidate(both.base) else NO_FACTORS
@@ -135,6 +137,23 @@ def _measured(
             f"{lora.name} with; give the tuned checkpoint second"
         )
     return Report(tuple(layers), tuple(skips), pairing.absent)
+
+
+def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
+    """The adapter with the biases that PEFT trained beside its layers, which replace the model's."""
+    saved = {
+        name: module
+        for name, module in saved_parameters(adapter.extras).items()
+        if name.endswith(BIAS) and name not in adapter.layers
+    }
+
+    def layer(target: str) -> Layer:
+        if target in saved:
+            return read_kind(lora, target, saved[target])
+        return adapter.layers[target]
+
+    targets = dict.fromkeys([*adapter.layers, *saved])
+    return replace(adapter, layers=LazyLayers(targets, layer)) if saved else adapter
 
 
 def _measure(
