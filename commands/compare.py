@@ -36,6 +36,7 @@ def compare(
         from ..lora_ops import open_source
         from ..lora_ops.compare import compare as compare_adapters
         from ..lora_ops.formats import decode
+        from ..lora_ops.inputs import unchanged
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_comparison
         from ..terminal.progress import progress_bar
@@ -44,7 +45,7 @@ def compare(
             inputs = [*one.paths, *other.paths]
             check_json(json_to, inputs)
             check_picture(picture, inputs)
-            with progress_bar("comparing", unit="layers") as progress:
+            with unchanged(one, other), progress_bar("comparing", unit="layers") as progress:
                 found = compare_adapters(
                     decode(one), decode(other), names=(one.name, other.name), progress=progress
                 )

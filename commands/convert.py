@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-partial",
     is_flag=True,
-    help="Leave out full differences that the format has no place for.",
+    help="Leave out full differences, and other layers, that the format has no place for.",
 )
 @base_option
 @dora_option

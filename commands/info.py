@@ -49,10 +49,11 @@ def info(file: Path, picture: Path | None, json_to: str | None) -> None:
 def _draw(source: FileSource, path: Path) -> None:
     """Draw where the strength of an adapter lies."""
     from ..lora_ops.formats import decode
+    from ..lora_ops.inputs import unchanged
     from ..lora_ops.spectra import spectra
     from ..pictures import inspection_picture
     from ..terminal.progress import progress_bar
 
-    with progress_bar("measuring", unit="layers") as progress:
+    with unchanged(source), progress_bar("measuring", unit="layers") as progress:
         found = spectra(decode(source), progress=progress)
     save_picture(inspection_picture(Path(source.name).name, found), path)

@@ -11,10 +11,11 @@ from .adapter import Adapter
 from .architectures import Architecture
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
-from .formats import Format, ModelNames, format_named, join_key, model_names
+from .formats import Format, ModelNames, format_named, format_of, join_key, model_names
 from .layers import Layer
+from .models import names_of_any
 from .scale import multiplied
-from .terms import Group, Term, common_model, grouped
+from .terms import Group, Term, common_models, grouped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,18 +51,36 @@ def matched(
 
     Args:
         terms: One or more, for one model.
-        format: How the result is to be named; None: as the first term is.
+        format: How the result is to be named; None: as the first term is, and only to be told of.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
         architecture: Of the model that all are for; None: told by the names.
 
     Raises:
         MismatchError: Two terms are for different models, or one names a weight twice.
-        ArgumentError: A layer has no name in that format.
+        ArgumentError: A layer has no name in that format, or it is in doubt which, as several models
+            have all names.
         LoraOpsError: As `convert`, by a layer when it is read, too.
     """
-    model = architecture or common_model(terms)
-    same = _aligned(terms, model_names(model, reference), format)
+    names = _names(terms, format, reference, architecture)
+    same = _aligned(terms, names, format)
+    model = names.architecture
     return Match(same, grouped(same, model, format, reference), model)
+
+
+def _names(
+    terms: Sequence[Term],
+    format: str | None,
+    reference: Sequence[str],
+    architecture: Architecture | None,
+) -> ModelNames:
+    """The names of the model that all terms are for."""
+    possible = [architecture] if architecture is not None else common_models(terms)
+    if len(possible) < 2:
+        return model_names(possible[0] if possible else None, reference)
+    modules = dict.fromkeys(module for term in terms for module in term.adapter.layers)
+    scheme = None if format is None else format_named(format)
+    keeps = scheme is None or all(format_of(module) == scheme for module in modules)
+    return names_of_any(possible, modules, reference, scheme, keeps=keeps)
 
 
 def _aligned(terms: Sequence[Term], names: ModelNames, format: str | None) -> list[Term]:

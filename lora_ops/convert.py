@@ -97,7 +97,7 @@ def convert(
     else:
         scheme = format_named(format or adapter.format)
         names = names_for(adapter, architecture, reference, scheme)
-        left = unplaced(adapter, scheme) if allow_partial else []
+        left = unplaced(adapter, scheme, names) if allow_partial else []
         kept = without(adapter, left)
         converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
         pieces = planned(kept, scheme, names)

@@ -94,10 +94,11 @@ def convert_file(
         targets, _ = _referred(base)
     if to is None:
         scheme = format_named(format or "")
-        left = unplaced(adapter, scheme) if allow_partial else []
+        names = names_for(adapter, known or model, targets, scheme)
+        left = unplaced(adapter, scheme, names) if allow_partial else []
         converting = Converting(
             scheme,
-            names_for(adapter, known or model, targets, scheme),
+            names,
             join_rule(rule),
             dtype,
             measures=bool(left),

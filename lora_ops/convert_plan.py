@@ -124,18 +124,26 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
     return pieces
 
 
-def unplaced(adapter: Adapter, format: Format) -> list[str]:
-    """Return the full differences of an adapter that a format has no place for.
+def unplaced(adapter: Adapter, format: Format, names: ModelNames) -> list[str]:
+    """Return the layers of an adapter that a format has no place for, of those that may be left out.
+
+    These are full differences, and layers on modules that no program reads in that format.
 
     Args:
         adapter: Of any naming scheme; one that holds nothing else has none that could be left out.
         format: That of the result.
+        names: Of the model that it is for.
     """
-    if format.name in _LOADERS["diff"]:
-        return []
-    roles = {target: _keys(adapter, target).keys() for target in adapter.layers}
-    found = [target for target, held in roles.items() if "diff" in held and "up" not in held]
-    return found if len(found) < len(roles) else []
+
+    def has_no_place(target: str) -> bool:
+        held, place = _keys(adapter, target).keys(), names.place(target)
+        is_difference = "diff" in held and "up" not in held
+        return (is_difference and format.name not in _LOADERS["diff"]) or (
+            place is not None and names.is_unadapted(format, place.native)
+        )
+
+    found = [target for target in adapter.layers if has_no_place(target)]
+    return found if len(found) < len(adapter.layers) else []
 
 
 def convert_notes(

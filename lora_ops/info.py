@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from .architectures import (
     Architecture,
     Parameter,
@@ -138,6 +140,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
+    alike = Counter((parts.get(key, ""), source.dtype(key), source.shape(key)) for key in keys)
     lora = {name: one for name, one in found.items() if _is_lora(source, one)}
     scales = _scales(source, lora)
     return Info(
@@ -148,13 +151,13 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         architecture=architecture.title if architecture is not None else None,
         possible=possible,
         naming=naming_of(named) if named and "unet" in parts.values() else None,
-        components=_components(source, parts),
+        components=_components(alike),
         targets=_sorted(_target(source, one) for one in found.values()),
         ranks=_sorted(inner_size(source, one) for one in lora.values()),
         alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
-        dtypes=_sorted(spelled(source.dtype(key)) for key in keys),
-        bytes=sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in keys),
+        dtypes=_sorted(spelled(dtype) for _, dtype, _ in alike.elements()),
+        bytes=sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
         metadata=dict(source.metadata),
     )
 
@@ -206,11 +209,16 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
     return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
 
 
-def _components(source: TensorSource, parts: Mapping[str, str]) -> dict[str, Part]:
+def _components(alike: Mapping[tuple[str, torch.dtype, tuple[int, ...]], int]) -> dict[str, Part]:
+    """The parts of a file, of the numbers of its tensors by part, dtype and shape."""
+    tensors, values = Counter[str](), Counter[str]()
+    for (part, _, shape), count in alike.items():
+        tensors[part] += count
+        values[part] += count * math.prod(shape)
     return {
-        title: Part(len(keys), sum(math.prod(source.shape(key)) for key in keys))
+        title: Part(tensors[part], values[part])
         for part, title in _COMPONENTS.items()
-        if (keys := [key for key, where in parts.items() if where == part])
+        if part in tensors
     }
 
 

@@ -88,7 +88,11 @@ def unchanged(*sources: TensorSource | None) -> Generator[None, None, None]:
         FormatError: One has another size, time of its last change, or inode; or it is gone.
     """
     stamps = _stamps(sources)
-    yield
+    try:
+        yield
+    except LoraOpsError:
+        _check(stamps)  # what changed may not be readable any more: the change is what to say
+        raise
     _check(stamps)
 
 

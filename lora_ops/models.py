@@ -117,32 +117,57 @@ def names_for(
             "--architecture",
             target=found.strays[0],
         )
-    known = [model_names(one, reference) for one in found.possible]
+    return names_of_any(found.possible, list(adapter.layers), reference, format, keeps=keeps)
+
+
+def names_of_any(
+    possible: Sequence[Architecture],
+    modules: Collection[str],
+    reference: Collection[str] = (),
+    format: Format | None = None,
+    *,
+    keeps: bool,
+) -> ModelNames:
+    """Return the names of the first model that modules can be of, if it does not matter which it is.
+
+    Args:
+        possible: The models that have their names, the likeliest first; one or more.
+        modules: All that are to be found, or named.
+        reference: Canonical targets of a checkpoint, which tells the model.
+        format: That they get; None: none, they are only looked up.
+        keeps: Whether names can stay as they are, as those of an unknown model do; else a doubt is
+            an error.
+
+    Raises:
+        ArgumentError: A module means different things in two of the models.
+    """
+    unknown = model_names(None, reference)
+    known = [model_names(one, reference) for one in possible]
     if reference:
-        return _referred(known, adapter, set(reference)) or unknown
-    for module in adapter.layers:
+        return _referred(known, modules, set(reference)) or unknown
+    for module in modules:
         meant = [one for names in known if (one := _meaning(names, module, format))]
         if all(one == meant[0] for one in meant):
             continue
         if keeps:
             return unknown
-        titles = found.titles
+        titles = Recognition(tuple(possible)).titles
         raise ArgumentError(
             f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
             f"`{module}` means different things: no name is changed while it is in doubt; give "
             "the model's checkpoint as --reference, or its name as --architecture",
             target=module,
         )
-    named = (names for names in known if all(_meaning(names, m, format) for m in adapter.layers))
+    named = (names for names in known if all(_meaning(names, m, format) for m in modules))
     return next(named, known[0])
 
 
 def _referred(
-    known: Sequence[ModelNames], adapter: Adapter, reference: Collection[str]
+    known: Sequence[ModelNames], modules: Collection[str], reference: Collection[str]
 ) -> ModelNames | None:
     """The first whose places of all layers are in a checkpoint."""
     for names in known:
-        places = [names.place(module.removesuffix(BIAS)) for module in adapter.layers]
+        places = [names.place(module.removesuffix(BIAS)) for module in modules]
         if all(
             place is not None and (place.native in reference or not place.native.startswith(UNET))
             for place in places

@@ -112,7 +112,7 @@ def grouped(
     names = dict.fromkeys([*reference, *(t for term in terms for t in term.adapter.layers)])
     dotted = [name for name in names if format_of(name).name != "kohya"]
     known = {join_key(name): name for name in reversed(dotted)}
-    known = _by_table(names, model_names(model, reference)) | known
+    known |= _by_table(names, model_names(model, reference))  # join keys have one layout of a UNet
     respell = respeller(scheme, known, model)
     groups = [_group(terms, scheme, found, respell) for found in members.values()]
     _check_names(terms, groups)
@@ -126,8 +126,10 @@ def _by_table(names: Iterable[str], table: ModelNames) -> dict[str, str]:
     return {join_key(name): at.native for name, at in places.items() if at and at.is_whole}
 
 
-def common_model(terms: Sequence[Term]) -> Architecture | None:
-    """Return the likeliest architecture that all terms can be for; None if none is known.
+def common_models(terms: Sequence[Term]) -> list[Architecture]:
+    """Return the architectures that all terms can be for, the likeliest first; [] if none is known.
+
+    Where any two share one, but not all, these are all that one of them can be for.
 
     Raises:
         MismatchError: Two terms are for different models.
@@ -139,9 +141,8 @@ def common_model(terms: Sequence[Term]) -> Architecture | None:
                 f"{one.name} is for {models[0].title}, {other.name} for {others[0].title}: "
                 "their changes do not belong to one model"
             )
-    ranked = [model for _, models in known for model in models]
-    shared = (one for one in ranked if all(one in models for _, models in known))
-    return next(shared, ranked[0] if ranked else None)
+    ranked = list(dict.fromkeys(model for _, models in known for model in models))
+    return [one for one in ranked if all(one in models for _, models in known)] or ranked
 
 
 def common_shape(

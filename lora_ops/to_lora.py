@@ -124,7 +124,7 @@ def plan_to_lora(
         architecture = architecture or detect(known)
         reference = reference or [one.target for one in known.values()]
     names = names_for(adapter, architecture, reference, scheme)
-    left = unplaced(changes, scheme) if allow_partial else []
+    left = unplaced(changes, scheme, names) if allow_partial else []
     changes = without(changes, left)
     pieces: list[Piece] = []
     if format is not None:

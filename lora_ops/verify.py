@@ -7,12 +7,12 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from .adapter import Adapter
+from .adapter import Adapter, LazyLayers
 from .architectures import parameters
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
-from .formats import decode
+from .formats import BIAS, decode, read_kind, saved_parameters
 from .layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
 from .linalg import frobenius, residual_
 from .matching import Seat, bias_seat, check_apart, seats
@@ -53,7 +53,8 @@ def verify(
         progress: Called after each parameter.
 
     Returns:
-        A report whose layers are those of the adapter; changed weights that it does not hold are
+        A report whose layers are those of the adapter, and biases that PEFT trained beside them, which
+        it saves whole; changed weights that it does not hold are
         skips, with the size of what is lost.
 
     Raises:
@@ -89,16 +90,20 @@ def _measured(
     pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora)
     targets = {one.target: one for one in parameters(tuned).values()}
+    held = _with_biases(adapter, lora)
     outline = decode(Outline(lora))
     places = seats(
-        adapter.layers, targets, lambda: names_for(outline, pairing.architecture, list(targets))
+        held.layers,
+        targets,
+        lambda: names_for(outline, pairing.architecture, list(targets)),
     )
     check_apart(places, lora.name)
     members: dict[str, list[tuple[str, Seat]]] = {}
     of_bias: dict[str, list[tuple[str, Seat]]] = {}
     for module, seat in places.items():
         members.setdefault(seat.parameter.target, []).append((module, seat))
-        bias = bias_seat(seat, targets) if _bias(outline.layers[module]) else None
+        own = outline.layers.get(module)
+        bias = bias_seat(seat, targets) if own is not None and _bias(own) else None
         if bias is not None:
             of_bias.setdefault(bias.parameter.target, []).append((module, bias))
     for name, old, new in pairing.reshaped:
@@ -117,8 +122,8 @@ def _measured(
     skips: list[Skip] = []
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
-        changed = [(adapter.layers[one], at) for one, at in members.get(both.target, ())]
-        beside = [(_bias(adapter.layers[one]), at) for one, at in of_bias.get(both.target, ())]
+        changed = [(held.layers[one], at) for one, at in members.get(both.target, ())]
+        beside = [(_bias(held.layers[one]), at) for one, at in of_bias.get(both.target, ())]
         changed += [(bias, at) for bias, at in beside if bias is not None]
         if changed:
             return both, _measure(sides, changed, both, strength, convention)
@@ -145,6 +150,23 @@ def _measured(
 def _bias(layer: Layer) -> Layer | None:
     """What a layer does to the bias beside its weight, if anything."""
     return layer.bias if isinstance(layer, PeftIa3Layer) else None
+
+
+def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
+    """The adapter with the biases that PEFT trained beside its layers, which replace the model's."""
+    saved = {
+        name: module
+        for name, module in saved_parameters(adapter.extras).items()
+        if name.endswith(BIAS) and name not in adapter.layers
+    }
+
+    def layer(target: str) -> Layer:
+        if target in saved:
+            return read_kind(lora, target, saved[target])
+        return adapter.layers[target]
+
+    targets = dict.fromkeys([*adapter.layers, *saved])
+    return replace(adapter, layers=LazyLayers(targets, layer)) if saved else adapter
 
 
 def _measure(

@@ -75,8 +75,8 @@ class ConvertLora(io.ComfyNode):
                     "allow_partial",
                     default=False,
                     optional=True,
-                    tooltip="Leave out full differences that the format has no place for; the report "
-                    "has their share of the change. Off: that is an error.",
+                    tooltip="Leave out full differences, and other layers, that the format has no "
+                    "place for; the report has their share of the change. Off: that is an error.",
                 ),
             ],
             outputs=[lora_output("The converted LoRA."), report_output()],

@@ -163,6 +163,8 @@ def loads(
         unexpected = {one.replace(".default_0.", ".") for one in result.unexpected_keys}
         held = {key for key, one in given.items() if key.endswith(ends) and bool(one.any())}
         changed.update(key.rpartition(".lora_B.")[0] for key in held - unexpected)
+        lokr = {key for key in given if ".lokr_w2" in key}
+        changed.update(key.rpartition(".lokr_")[0] for key in lokr - unexpected)
         return result
 
     handed_over = peft.set_peft_model_state_dict

@@ -272,7 +272,7 @@ def test_kohya_gets_alphas_and_others_keep_what_there_is():
 
 
 def whole_adapter(architecture):
-    """A layer on every module that the table of an architecture has, as small as can be."""
+    """A layer on every module that all formats have of an architecture, as small as can be."""
     table = module_renames(architecture)
     natives = dict.fromkeys(
         packing.native for found in table.native.values() for _, packing, _ in found
@@ -287,6 +287,8 @@ def whole_adapter(architecture):
             continue  # the other place that an upsampler can have
         if architecture.layout and not is_in_layout(spread[0][0], architecture.layout):
             continue  # a level without attention
+        if architecture.unadapted and re.search(architecture.unadapted, name):
+            continue
         first = spread[0][1]
         unit = (first.stop - first.start) if len(spread) > 1 else 1
         rows = int(width / unit) if len(spread) > 1 else 2 * width

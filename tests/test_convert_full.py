@@ -109,3 +109,33 @@ def test_the_command_says_what_was_left_out(tmp_path):
     assert run.status == 0, run.err
     assert "no place in the format" in run.out
     assert all(".diff" not in key for key in load_file(tmp_path / "b.safetensors"))
+
+
+# --- layers that no program reads in a format
+
+BLOCK = "diffusion_model.double_stream_blocks.0.block."
+
+
+def with_gate() -> dict[str, torch.Tensor]:
+    found = {}
+    for module, (out, into) in {"attn1.to_q": (8, 8), "ff_i.gate": (4, 8)}.items():
+        found[f"{BLOCK}{module}.lora_B.weight"] = numbers(out, 2, seed=out)
+        found[f"{BLOCK}{module}.lora_A.weight"] = numbers(2, into, seed=into)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"to": "lora", "rule": 1}])
+@pytest.mark.parametrize("format", ["diffusers", "peft"])
+def test_a_gate_that_peft_refuses_is_left_out_where_that_is_allowed(format, options):
+    held = with_gate()
+    adapter, hidream = decode(DictSource(held)), architecture_named("hidream")
+    with pytest.raises(UnsupportedLayerError, match=r"ff_i.gate` of HiDream.*comfy.*allow-partial"):
+        convert(adapter, format, architecture=hidream, **options)
+    result, report = convert(adapter, format, architecture=hidream, allow_partial=True, **options)
+    (module,) = result.layers
+    assert module.endswith("attn1.to_q")
+    (skip,) = report.skips
+    up, down = (held[f"{BLOCK}ff_i.gate.lora_{side}.weight"] for side in "BA")
+    assert skip.norm == pytest.approx(float((up.double() @ down.double()).norm()), rel=1e-6)
+    for other in ("comfy", "kohya"):
+        assert len(convert(adapter, other, architecture=hidream)[0].layers) == 2

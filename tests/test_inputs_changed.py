@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import FLUX, grid, trained
+from commands import lorakit_here
 from safetensors.torch import save_file
 
 from lorakit.lora_ops import Ingredient, extract_file, open_source, plan_file, verify
@@ -109,6 +112,10 @@ def grown(path: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
 WORK: dict[str, tuple[Work, str]] = {
     "extract": (extract, "tuned"),
     "scale": (scale, "lora"),
@@ -155,3 +162,38 @@ def test_a_verdict_on_what_changed_is_none(folder: Path) -> None:
         pytest.raises(FormatError, match="changed while it was read"),
     ):
         verify(base, tuned, lora, progress=lambda *_: rewritten(folder / "tuned.safetensors"))
+
+
+READ = {
+    "compare": ("compare", "tuned-lora.safetensors", "lora.safetensors"),
+    "compare with": ("compare", "lora.safetensors", "tuned-lora.safetensors"),
+    "lint": ("lint", "lora.safetensors"),
+    "info": ("info", "lora.safetensors", "--picture", "out.png"),
+}
+
+
+@pytest.mark.parametrize("change", [rewritten, replaced, grown, truncated])
+@pytest.mark.parametrize("name", READ)
+def test_nothing_is_said_of_what_changed(name, change, folder: Path, monkeypatch) -> None:
+    """Also where what it became cannot be read: the change is what is said."""
+    shutil.copy(folder / "lora.safetensors", folder / "tuned-lora.safetensors")
+    monkeypatch.chdir(folder)
+    assert lorakit_here(*READ[name]).status == 0
+    (folder / "out.png").unlink(missing_ok=True)
+    changed: list[Path] = []
+
+    @contextlib.contextmanager
+    def watched(*_: object, **__: object):
+        def progress(*_: object) -> None:
+            if not changed:
+                changed.append(folder / "lora.safetensors")
+                change(changed[0])
+
+        yield progress
+
+    monkeypatch.setattr("lorakit.terminal.progress.progress_bar", watched)
+    run = lorakit_here(*READ[name])
+    assert changed
+    assert (run.status, run.out) == (1, "")
+    assert "lora.safetensors: the file changed while it was read" in run.err
+    assert not (folder / "out.png").exists()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
+
 import loader_files
 import pytest
 import torch
 from adapters import written
+from commands import lorakit_here
 from loader_files import ENDS, pair
+from safetensors.torch import load_file
 from test_legacy import processors
 
 from lorakit.lora_ops import DictSource, open_source
@@ -171,3 +177,77 @@ def test_xlabs(parts, prefix, tmp_path):
     assert (len(theirs), error) == (16 * ("double" in parts) + 8 * ("single" in parts), "")
     with open_source(written(tmp_path / "lora.safetensors", tensors)) as source:
         assert said(source, "flux") == theirs
+
+
+# --- HiDream's gates
+
+
+def test_the_cure_for_a_gate_loads(tmp_path):
+    native, _ = loader_files.sizes("hidream", loader_files.model_of("hidream"))
+    tensors = {}
+    assert any(module.endswith(".gate") for module in native)
+    for module, shape in native.items():
+        tensors |= pair(f"diffusion_model.{module}", shape, ENDS["A"], alpha=False)
+    assert loader_files.loads("hidream", tensors)[1] != ""
+    path = written(tmp_path / "lora.safetensors", tensors)
+    with open_source(path) as source:
+        (finding,) = lint(source, ["diffusers"], headers_only=True).of("diffusers")
+    assert finding.code == "refused"
+    run = lorakit_here(*shlex.split(finding.cure)[1:])
+    assert run.status == 0, run.err
+    cured = load_file(next(one for one in tmp_path.iterdir() if one != path))
+    theirs, error = loader_files.loads("hidream", cured)
+    assert error == ""
+    assert theirs == {module for module in native if not module.endswith(".gate")}
+
+
+# --- LoKr
+
+FUSED = {"to_qkv": ("to_q", "to_k", "to_v"),
+         "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}  # fmt: skip
+
+
+def apart(module):
+    """A projection that diffusers fuses for LoKr, as the modules that it has else."""
+    block, _, last = module.rpartition(".")
+    return {f"{block}.{name}" for name in FUSED[last]} if last in FUSED else {module}
+
+
+def kronecker(module, shape, whole, alpha):
+    """A layer of LoKr of factor 16, with one matrix in factors or none."""
+    out, into = shape[0] // 16, shape[1] // 16
+    found = {f"{module}.lokr_w1": torch.ones(16, 16)}
+    if whole:
+        found[f"{module}.lokr_w2"] = torch.ones(out, into)
+    else:
+        found[f"{module}.lokr_w2_a"] = torch.ones(out, 2)
+        found[f"{module}.lokr_w2_b"] = torch.ones(2, into)
+    return found | ({f"{module}.alpha": torch.tensor(1.0)} if alpha else {})
+
+
+@pytest.mark.parametrize("name", ["flux2", "z_image"])
+def test_lokr(name):
+    named = loader_files.sizes(name, loader_files.model_of(name))
+    ways = itertools.product(
+        zip(("native", "foreign"), named, strict=True),
+        loader_files.PREFIXES.items(),
+        ("all", "attention"),
+        (False, True),
+        (False, True),
+    )
+    wrong, loading = {}, 0
+    for (spelling, modules), (prefix, flat), subset, whole, alpha in ways:
+        tensors = {}
+        for module, shape in modules.items():
+            if re.search(loader_files.SUBSETS[subset], module) and all(n % 256 == 0 for n in shape):
+                inner = module.replace(".", "_") if flat else module
+                tensors |= kronecker(prefix + inner, shape, whole, alpha)
+        theirs, error = loader_files.loads(name, tensors)
+        theirs = {one for module in theirs for one in apart(module)}
+        ours = said(DictSource(tensors), name)
+        loading += bool(theirs)
+        if ours != theirs:
+            words = spelling, prefix, subset, whole, alpha
+            wrong[words] = (len(theirs), len(ours), error[:200], sorted(ours ^ theirs)[:4])
+    assert wrong == {}
+    assert loading > 5, "the harness can tell that something loads"

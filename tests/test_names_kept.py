@@ -9,7 +9,7 @@ from keys import checkpoints, comfyui
 from keys.models import HOSTED
 from safetensors.torch import save_file
 
-from lorakit.lora_ops import DictSource, convert, decode
+from lorakit.lora_ops import DictSource, Term, add, compare, convert, decode
 from lorakit.lora_ops.architectures import architecture_named
 from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.formats import COMFY, KOHYA, encode_layer
@@ -129,6 +129,25 @@ def test_a_unet_of_unusual_depth_needs_the_model_or_its_name(tables):
             assert torch.equal(after.layers[native].up, before.layers[module].up)
         back, _ = convert(after, "kohya", **known)
         assert list(back.layers) == list(right)
+
+
+def test_a_sum_is_no_way_round_the_doubt(tables):
+    table = {to: native for to, native in tables["bk_sdm"].items() if "attentions" in to}
+    before = lora(kohya(table, BK_SDM))
+    terms = [Term(before, {}, "one"), Term(before, {}, "other")]
+    with pytest.raises(
+        ArgumentError, match=r"Stable Diffusion 1.*BK-SDM.*--reference.*--architecture"
+    ):
+        add(terms, format="comfy")
+    for known in (
+        {"reference": [UNET + name.removesuffix(".weight") for name in BK_SDM]},
+        {"architecture": architecture_named("bk_sdm")},
+    ):
+        after, _ = add(terms, format="comfy", **known)
+        assert list(after.layers) == [UNET + native for native in table.values()]
+    after, _ = add(terms)
+    assert list(after.layers) == list(before.layers)
+    assert compare(before, before).shared == len(before.layers)
 
 
 def test_native_names_tell_the_depth(tables):

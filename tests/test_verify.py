@@ -148,3 +148,25 @@ def test_progress_reaches_the_total(extracted):
     steps: list[tuple[int, int, str]] = []
     verify(base, tuned, source(lora), progress=lambda *step: steps.append(step))
     assert steps[-1][0] == steps[-1][1]
+
+
+def test_biases_that_peft_trained_count(extracted):
+    """They stand under the model's own names, and replace its biases."""
+    base, tuned, lora, _ = extracted(FLUX, "4", change=planted)
+    body = "model.diffusion_model."
+    held = {key.replace("diffusion_model.", "base_model.model.", 1): lora[key] for key in lora}
+    values = {key: base.tensor(key) for key in base.keys()}  # noqa: SIM118
+    biases = [key for key in values if key.endswith(".bias")]
+    assert biases
+    changed = {key: tuned.tensor(key) for key in values}
+    changed |= {key: values[key] + 1.0 for key in biases}
+    without = verify(base, source(changed, "tuned"), source(held))
+    assert without.left_out > 0.01
+    for key in biases:
+        held[f"base_model.model.{key.removeprefix(body)}"] = changed[key]
+    found = verify(base, source(changed, "tuned"), source(held))
+    assert len(found.layers) == len(without.layers) + len(biases)
+    assert found.error < 1e-6
+    assert found.left_out < without.left_out / 100
+    held[f"base_model.model.{biases[0].removeprefix(body)}"] = values[biases[0]]
+    assert verify(base, source(changed, "tuned"), source(held)).error > 1e-3

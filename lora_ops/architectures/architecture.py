@@ -106,6 +106,8 @@ class Architecture:
             these are not known.
         packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
         layout: Of a UNet as it was published.
+        unadapted: Regular expression of native names of modules that PEFT refuses in diffusers'
+            model, for they are of a kind of their own there. Empty: none.
     """
 
     name: str
@@ -127,3 +129,4 @@ class Architecture:
     diffusers: str | None = None
     packings: tuple[Packing, ...] = ()
     layout: Layout | None = None
+    unadapted: str = ""

@@ -37,4 +37,5 @@ HIDREAM = Architecture(
             "caption_projection.{}.linear",
         ),
     ),
+    unadapted=r"\.ff_i\.gate$",  # of the experts: no linear layer there
 )

@@ -164,7 +164,9 @@ def reading(path: Path, what: str = "") -> Generator[None, None, None]:
 def quote(name: str) -> str:
     """A name out of a file, fit for one line of a message: short, printable, in backticks."""
     short = name if len(name) <= 100 else f"{name[:80]}…{name[-19:]}"
-    return "`" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short) + "`"
+    if not short.isprintable():
+        short = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+    return f"`{short}`"
 
 
 def _mode(path: Path) -> int:

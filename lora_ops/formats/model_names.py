@@ -110,14 +110,28 @@ class ModelNames:
         """Return the modules of a file in this format that hold a target, and which rows.
 
         Raises:
-            UnsupportedLayerError: The format has no name for it.
+            UnsupportedLayerError: The format has no name for it, or no program that reads the
+                format can have an adapter there.
         """
+        if self.is_unadapted(format, target):
+            title = "" if self.architecture is None else self.architecture.title
+            raise UnsupportedLayerError(
+                f"format `{format.name}` cannot have a layer on `{target}` of {title}: PEFT refuses "
+                "the whole file for it; use format `comfy`, or --allow-partial, which leaves it out",
+                target=target,
+            )
         if target.endswith(BIAS):
             inner = self.spelled(format, target.removesuffix(BIAS))
             return tuple((name + BIAS, replace(at, native=target)) for name, at in inner)
         if format == PEFT:
             return self._own(target)
         return self._spelled(format, target)
+
+    def is_unadapted(self, format: Format, target: str) -> bool:
+        """Whether PEFT, which alone reads this format, cannot adapt a module of the model."""
+        pattern = "" if self.architecture is None else self.architecture.unadapted
+        read_by_peft = format in (DIFFUSERS, PEFT)
+        return read_by_peft and bool(pattern and re.search(pattern, target.removesuffix(BIAS)))
 
     def _own(self, target: str) -> tuple[tuple[str, Place], ...]:
         """The modules of a PEFT file: what the model itself calls them, where that is known."""

@@ -122,7 +122,7 @@ class Modules:
 def modules(keys: Iterable[str]) -> Modules:
     """Sort the keys of an adapter file into modules. Every key is in one module or in the extras."""
     roles: dict[str, dict[str, str]] = {}
-    kinds: dict[str, set[str]] = {}
+    kinds: dict[str, str] = {}
     extras: dict[str, None] = {}
     for key in keys:
         module, kind, role = _split(key)
@@ -131,18 +131,15 @@ def modules(keys: Iterable[str]) -> Modules:
             continue
         roles.setdefault(module, {})[role] = key
         if kind is not None:
-            kinds.setdefault(module, set()).add(kind)
+            kinds[module] = kind if kinds.get(module, kind) == kind else "mixed"
     for module in roles.keys() - kinds.keys():  # an alpha of nothing is no layer
         extras |= dict.fromkeys(roles.pop(module).values())
-    for module in (name for name, found in kinds.items() if found == {"ia3"}):
+    for module in (name for name, kind in kinds.items() if kind == "ia3"):
         if module + _GAINS in extras:
             del extras[module + _GAINS]
             roles[module]["weight"] = module + _GAINS
     return Modules(
-        {
-            module: Module(kind.pop() if len(kind := kinds[module]) == 1 else "mixed", keys)
-            for module, keys in roles.items()
-        },
+        {module: Module(kinds[module], keys) for module, keys in roles.items()},
         tuple(extras),
     )
 

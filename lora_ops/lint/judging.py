@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..formats import MAGNITUDES, format_of
+from ..formats import MAGNITUDES, format_named, format_of
 from ..report import counted
 from .findings import Finding, command, finding
 from .programs import Program
@@ -68,6 +68,10 @@ def cure_for(file: Subject, program: Program) -> str:
     plain = {part.kind for part in file.parts} <= _PLAIN
     if not plain and program.format != "comfy":
         options = f"--to lora {options}"
+    places = (part.place for part in file.parts)
+    scheme = format_named(program.format)
+    if any(place and file.names.is_unadapted(scheme, place.native) for place in places):
+        options += " --allow-partial"
     return command("convert", file.source.name, program.format, options)
 
 

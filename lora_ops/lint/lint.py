@@ -9,6 +9,7 @@ from typing import Any
 from ..architectures import architecture_named
 from ..errors import ArgumentError
 from ..files import FileSource
+from ..inputs import unchanged
 from ..parallel import Progress
 from ..source import TensorSource
 from .findings import Finding
@@ -98,15 +99,17 @@ def lint(
 
     Raises:
         ArgumentError: There is no such program, or no such architecture.
+        FormatError: The file changes while it is read.
         UnknownFormatError: It is no adapter file.
     """
     chosen = [_named(name) for name in dict.fromkeys(programs or PROGRAMS)]
     spelling = source.spelling if isinstance(source, FileSource) else None
     known = None if architecture is None else architecture_named(architecture)
-    file = subject(source, spelling or "", known)
-    found = [*check_header(file), *check_metadata(file)]
-    if not headers_only:
-        found += [*check_values(file, progress), *check_hash(file)]
+    with unchanged(source):
+        file = subject(source, spelling or "", known)
+        found = [*check_header(file), *check_metadata(file)]
+        if not headers_only:
+            found += [*check_values(file, progress), *check_hash(file)]
     found.sort(key=lambda one: _ORDER.index(one.severity))
     verdicts: list[Verdict] = []
     for program in chosen:

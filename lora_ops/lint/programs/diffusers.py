@@ -16,6 +16,8 @@ from .diffusers_common import (
     DOTTED,
     FLAT,
     FLAT_CLIP,
+    LOKR,
+    LOKR_OWN,
     NATIVE,
     RENAMED,
     SAME,
@@ -76,6 +78,10 @@ _Z_KOHYA = replace(
     schemes=(Scheme("lora_unet_", "foreign", flat=True), replace(FLAT, but=_Z_ENDS)),
     pairs=(*UP, *DOTS),
     when=r"^lora_unet_",
+)
+_Z_LOKR = (
+    replace(LOKR, schemes=_Z_FOREIGN, besides=r"\.alpha$|^diffusion_model\.", strict="keys"),
+    LOKR_OWN,
 )
 # Of HiDream's experts the gate is a module of its own kind, which no adapter can be on.
 _GATES = r"\.ff_i\.gate\."
@@ -174,7 +180,7 @@ DIFFUSERS = Program(
             TRANSFORMER,
         ),
         "qwen_image": (_QWEN, TRANSFORMER),
-        "z_image": (_Z_KOHYA, _Z_DOTTED, _Z_UP, _Z_IMAGE, TRANSFORMER),
+        "z_image": (*_Z_LOKR, _Z_KOHYA, _Z_DOTTED, _Z_UP, _Z_IMAGE, TRANSFORMER),
         "krea2": (
             converting(
                 r"^(diffusion_model|base_model\.model)\.",

@@ -49,3 +49,14 @@ TRANSFORMER = own("transformer.")
 DOTTED = r"^diffusion_model\."
 
 RENAMED = replace(own("diffusion_model."), when=DOTTED)
+
+# LoKr is read for Flux.2 and Z-Image alone; a conversion takes the alphas into the factors.
+LOKR = replace(converting(r"\.lokr_", pairs=()), kinds=("lokr",), alpha="read", configured=False)
+LOKR_OWN = replace(
+    TRANSFORMER,
+    kinds=("lokr",),
+    when=r"\.lokr_",
+    alpha="refused",
+    needs_lora=False,
+    configured=False,
+)

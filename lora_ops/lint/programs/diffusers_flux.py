@@ -9,6 +9,8 @@ from .diffusers_common import (
     DORA,
     FLAT,
     FLAT_CLIP,
+    LOKR,
+    LOKR_OWN,
     NATIVE,
     OLD,
     TRANSFORMER,
@@ -117,6 +119,28 @@ _FLUX2_DOTTED = (
         *_FLUX2_BLOCKS,
     ),
 )
+_FLUX2_LOKR = (
+    replace(
+        LOKR,
+        schemes=(
+            Scheme(
+                "lycoris_",
+                "foreign",
+                flat=True,
+                only=r"(single_)?transformer_blocks_\d+_(attn|ff|ff_context)_.+",
+            ),
+        ),
+        besides="^lycoris_",
+    ),
+    # Fused projections stay so: the model's own are fused for it.
+    replace(
+        LOKR,
+        schemes=tuple(Scheme(prefix, "native") for prefix in _FLUX2_PREFIXES),
+        besides=r"^(diffusion_model|base_model\.model)\.",
+    ),
+    replace(LOKR_OWN, besides=r"^transformer\."),
+    replace(LOKR, schemes=(Scheme("", "foreign"),), strict="keys"),
+)
 _FLUX2_LEFT = r"modulation|^guidance_in"
 FLUX2 = (
     replace(
@@ -124,6 +148,7 @@ FLUX2 = (
         alpha="read",
         strict="",
     ),
+    *_FLUX2_LOKR,
     *_FLUX2_DOTTED,
     TRANSFORMER,
 )
