@@ -25,7 +25,7 @@ class Match:
     Attributes:
         terms: The adapters and their strengths.
         groups: Which of their layers change one weight, of these terms.
-        model: That all are for; None if it is not known.
+        model: That all are for, the likeliest where it is in doubt; None if it is not known.
     """
 
     terms: list[Term]
@@ -61,20 +61,20 @@ def matched(
             have all names.
         LoraOpsError: As `convert`, by a layer when it is read, too.
     """
-    names = _names(terms, format, reference, architecture)
+    possible = [architecture] if architecture is not None else common_models(terms)
+    names = _names(terms, possible, format, reference)
     same = _aligned(terms, names, format)
-    model = names.architecture
-    return Match(same, grouped(same, model, format, reference), model)
+    groups = grouped(same, names.architecture, format, reference)
+    return Match(same, groups, names.architecture or next(iter(possible), None))
 
 
 def _names(
     terms: Sequence[Term],
+    possible: Sequence[Architecture],
     format: str | None,
     reference: Sequence[str],
-    architecture: Architecture | None,
 ) -> ModelNames:
-    """The names of the model that all terms are for."""
-    possible = [architecture] if architecture is not None else common_models(terms)
+    """The names of the model that all terms are for; of none where that is in doubt."""
     if len(possible) < 2:
         return model_names(possible[0] if possible else None, reference)
     modules = dict.fromkeys(module for term in terms for module in term.adapter.layers)

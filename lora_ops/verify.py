@@ -53,9 +53,8 @@ def verify(
         progress: Called after each parameter.
 
     Returns:
-        A report whose layers are those of the adapter, and biases that PEFT trained beside them, which
-        it saves whole; changed weights that it does not hold are
-        skips, with the size of what is lost.
+        A report whose layers are those of the adapter, and the biases that PEFT trained beside
+        them; changed weights that it does not hold are skips, with the size of what is lost.
 
     Raises:
         ArgumentError: The strength is not finite.
