@@ -12,8 +12,7 @@ from .architectures import Architecture
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
 from .formats import Format, ModelNames, format_named, join_key, model_names
-from .layers import Layer
-from .scale import multiplied
+from .layers import Layer, multiplied
 from .terms import Group, Term, common_model, grouped
 
 

@@ -27,7 +27,7 @@ def core(*names: str) -> tuple[str, ...]:
 HOST = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server")
 SKINS = tuple(f"lorakit.{name}" for name in PARTS if name != "lora_ops")
 FOUNDATION = core(
-    "layers", "linalg", "ranks", "budgets", "methods", "sizes", "architectures", "errors"
+    "layers", "linalg", "ranks", "budgets", "methods", "text", "architectures", "errors"
 )
 
 #: part -> what it must not import. A part is a module, or a package with all that is in it.
