@@ -26,7 +26,7 @@ from torch import Tensor
 from unets import SDXL, targets, unet_shapes
 
 from lorakit.lora_ops import add, decode, open_source
-from lorakit.lora_ops.edit_file import add_files
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.files import MemoryFile, SafetensorsWriter
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.linalg import distance, factored_svd, thinned

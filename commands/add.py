@@ -80,7 +80,7 @@ def add(
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.edit_file import add_files
+        from ..lora_ops.add_file import add_files
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar

@@ -135,7 +135,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 def parse_placement(device: str, vram: str | None) -> Placement:
     """Where to compute, from --device and --vram."""
     from ..lora_ops import place
-    from ..lora_ops.sizes import parse_size
+    from ..lora_ops.text import parse_size
 
     return place(device, memory=parse_size(vram) if vram is not None else None)
 

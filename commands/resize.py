@@ -100,9 +100,9 @@ def resize(
     """
     with clear_errors():
         from ..lora_ops import open_source
-        from ..lora_ops.edit_file import resize_file
         from ..lora_ops.files import is_peft_folder
         from ..lora_ops.inputs import paths_of
+        from ..lora_ops.resize_file import resize_file
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_edit

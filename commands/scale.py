@@ -48,7 +48,7 @@ def scale(
     """
     with clear_errors():
         from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.edit_file import scale_file
+        from ..lora_ops.scale_file import scale_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_strengths
         from ..terminal.progress import progress_bar

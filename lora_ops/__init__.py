@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .adapter import Adapter
 from .add import add
+from .add_file import add_files
 from .architectures import Architecture, architecture_named
 from .bake import bake
 from .bake_file import bake_file, plan_bake_file
@@ -18,7 +19,6 @@ from .convert import convert
 from .convert_file import convert_file
 from .devices import Placement, place
 from .edit import EditReport
-from .edit_file import add_files, resize_file, scale_file
 from .errors import LoraOpsError
 from .extract import extract
 from .extract_file import extract_file, plan_file
@@ -34,8 +34,10 @@ from .plan import Plan, PlanOptions, plan_extraction
 from .ranks import RankRule, parse_rank
 from .report import LayerReport, Report, Skip
 from .resize import resize
+from .resize_file import resize_file
 from .save import save_adapter
 from .scale import scale
+from .scale_file import scale_file
 from .source import DictSource, TensorSource
 from .terms import Term
 from .training import (

@@ -39,13 +39,12 @@ from .edit import (
 )
 from .errors import ArgumentError
 from .formats import format_named
-from .layers import Layer, LohaLayer, LokrLayer, ReshapedLayer, innermost, rewrapped
+from .layers import Layer, LohaLayer, LokrLayer, ReshapedLayer, innermost, multiplied, rewrapped
 from .methods import METHODS, check_method, coefficients
 from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule, parse_rank
 from .report import Report, counted
 from .resize_layer import in_dtype
-from .scale import multiplied
 from .terms import Group, Term, common_shape
 
 STRENGTH_ZERO = "strength 0"

@@ -12,9 +12,8 @@ from .architectures import Architecture
 from .assemble import assembled, blocks_of
 from .convert_plan import Piece, planned
 from .formats import Format, ModelNames, format_named, format_of, join_key, model_names
-from .layers import Layer
+from .layers import Layer, multiplied
 from .models import names_of_any
-from .scale import multiplied
 from .terms import Group, Term, common_models, grouped
 
 

@@ -11,7 +11,8 @@ import torch
 
 from .architectures import Parameter, parameters
 from .architectures import detect as detect_architecture
-from .bake_shares import Change, Share, check_fit, check_kind
+from .bake_shares import Change, Share, check_kind
+from .base_weights import check_fit
 from .checkpoints import check_checkpoint
 from .errors import ArgumentError, MismatchError, UnknownFormatError
 from .formats import (

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .architectures import Parameter
-from .dtypes import spelled
 from .edit import described
-from .errors import FormatError, UnsupportedLayerError, WeightShapeError
+from .errors import UnsupportedLayerError
 from .formats import Configured, Module, read_configured
-from .layers import DoraLayer, Layer, ReshapedLayer, fits
+from .layers import Layer
 from .matching import Seat
 from .outline import Outline
 from .source import TensorSource
@@ -75,39 +74,3 @@ def check_kind(share: Share, sign: int = 1) -> Layer:
             path=share.source.name,
         )
     return layer
-
-
-def check_fit(
-    layer: Layer, name: str, adapter: str, parameter: Parameter, checkpoint: TensorSource
-) -> None:
-    """Refuse a layer whose shape is not that of its parameter, or which is no parameter of floats.
-
-    Args:
-        layer: Without its data, or with it.
-        name: The module's name, for messages.
-        adapter: What messages call its file.
-        parameter: Which it is to change.
-        checkpoint: Where that lies.
-
-    Raises:
-        WeightShapeError: It does not have the parameter's shape.
-        FormatError: The parameter is not stored as floating point numbers.
-    """
-    if not fits(layer.shape, parameter.shape):
-        raise WeightShapeError(
-            f"layer `{name}` of {adapter} changes a weight of shape {layer.shape}, "
-            f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
-            "another model",
-            target=parameter.target,
-        )
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    if isinstance(plain, DoraLayer):
-        plain.check_magnitudes(parameter.shape)
-    dtype = checkpoint.dtype(parameter.key)
-    if not dtype.is_floating_point:
-        raise FormatError(
-            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
-            "weights to add to; give the checkpoint as it was before that was done to it",
-            target=parameter.target,
-            path=checkpoint.name,
-        )

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from .adapter import Adapter
-from .architectures import Architecture, detect, parameters
-from .bake_shares import check_fit
+from .architectures import Architecture, Parameter, detect, parameters
 from .checkpoints import check_checkpoint
 from .deltas import read_parameter
+from .dtypes import spelled
 from .edit import described
-from .errors import NonFiniteError, UnsupportedLayerError
-from .layers import Layer, PeftIa3Layer, ReshapedLayer
+from .errors import FormatError, NonFiniteError, UnsupportedLayerError, WeightShapeError
+from .layers import DoraLayer, Layer, PeftIa3Layer, ReshapedLayer, fits
 from .matching import Seat, bias_seat, found_seats, seats
 from .models import names_for
 from .source import TensorSource
@@ -104,3 +104,39 @@ def base_weights(
         if not isinstance(layer, ReshapedLayer):  # for which the weight grows
             check_fit(layer, module, name, seat.own, checkpoint)
     return BaseWeights(checkpoint, found)
+
+
+def check_fit(
+    layer: Layer, name: str, adapter: str, parameter: Parameter, checkpoint: TensorSource
+) -> None:
+    """Refuse a layer whose shape is not that of its parameter, or which is no parameter of floats.
+
+    Args:
+        layer: Without its data, or with it.
+        name: The module's name, for messages.
+        adapter: What messages call its file.
+        parameter: Which it is to change.
+        checkpoint: Where that lies.
+
+    Raises:
+        WeightShapeError: It does not have the parameter's shape.
+        FormatError: The parameter is not stored as floating point numbers.
+    """
+    if not fits(layer.shape, parameter.shape):
+        raise WeightShapeError(
+            f"layer `{name}` of {adapter} changes a weight of shape {layer.shape}, "
+            f"`{parameter.key}` in {checkpoint.name} is {parameter.shape}; the LoRA is for "
+            "another model",
+            target=parameter.target,
+        )
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    if isinstance(plain, DoraLayer):
+        plain.check_magnitudes(parameter.shape)
+    dtype = checkpoint.dtype(parameter.key)
+    if not dtype.is_floating_point:
+        raise FormatError(
+            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
+            "weights to add to; give the checkpoint as it was before that was done to it",
+            target=parameter.target,
+            path=checkpoint.name,
+        )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import ArgumentError, NonFiniteError
 from .ranks import BUDGETS, RULES, RankRule, parse_rank, split_rule
-from .sizes import exact_size, parse_size
+from .text import exact_size, parse_size
 
 #: Singular values up to this share of the layer's largest are rounding: they never get a rank.
 ROUNDING = 1e-7

@@ -26,13 +26,14 @@ from .layers import (
     LoraLayer,
     PissaLayer,
     ReshapedLayer,
+    folded,
     low_rank,
     rewrapped,
+    stored_change,
 )
 from .linalg import distance, factored_svd, inner, thinned
 from .parallel import Progress, counted_off, ordered_map
 from .ranks import RankRule
-from .scale import folded, stored_change
 
 NO_PLACE = "no place in the format"
 _WORKERS = 2

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
 from .errors import FormatError, LoraOpsError
 from .files import FileSource, Stamp, false_hash, input_sha256, stamp
-from .metadata import Input
 from .parallel import in_background
 from .source import TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file that went into the result.
+
+    Attributes:
+        name: File name, without folders.
+        sha256: Of the file's bytes; empty where it was not taken.
+        note: What is worth a sentence of it: that it is not what its own hash says.
+    """
+
+    name: str
+    sha256: str = ""
+    note: str = ""
+
 
 _FALSE = (
     "{0} is not what it says it is: its `sshs_model_hash` is {1:.12}…, that of its data {2:.12}…; "

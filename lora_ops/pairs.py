@@ -8,11 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .architectures import Architecture, Parameter, detect, naming, parameters
-from .checkpoints import check_checkpoint
+from .architectures import TABLES, Architecture, Parameter, detect, naming, parameters
 from .dtypes import spelled
 from .errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from .formats import TABLES
 from .source import TensorSource
 
 COMPONENTS = ("unet", "te", "vae")
@@ -139,8 +137,6 @@ def pair(
         FormatError: A weight is not stored as floating point numbers, or with scales.
         ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
-    for source in (base, tuned):
-        check_checkpoint(source)
     ours, theirs = parameters(base), parameters(tuned)
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
+from .checkpoints import check_checkpoint
 from .deltas import Sides
 from .dtypes import loadable
 from .errors import ArgumentError
@@ -100,6 +101,8 @@ def plan_extraction(
         ArgumentError: The rule, a pattern or a component is none.
         MismatchError: The checkpoints do not belong together.
     """
+    for source in (base, tuned):
+        check_checkpoint(source)
     pairing = pair(
         base,
         tuned,

@@ -13,10 +13,9 @@ from .convert_file import convert_file
 from .edit import base_bound, check_not_empty, edited, summarise
 from .files import MemoryFile, check_output, save
 from .formats import PEFT, as_stored, encode_layer, format_named
-from .layers import DoraLayer, Layer, PissaLayer, innermost, stored_alpha
+from .layers import DoraLayer, Layer, PissaLayer, innermost, multiplied, stored_alpha
 from .metadata import HASH_KEYS, Input, Operation, Result, Source, edited_metadata
 from .models import recognised
-from .scale import multiplied
 
 
 def save_adapter(

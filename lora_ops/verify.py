@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from .adapter import Adapter, LazyLayers
 from .architectures import parameters
+from .checkpoints import check_checkpoint
 from .deltas import Sides, change_norm, measured_difference, read_parameter
 from .errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from .extract import NO_FACTORS, UNCHANGED
@@ -85,6 +86,8 @@ def _measured(
 ) -> Report:
     """The report, of whatever files these are."""
     vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
+    for source in (base, tuned):
+        check_checkpoint(source)
     pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
     pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora)

@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .adapter import Adapter
 from .architectures import Architecture
-from .edit import Edited, converted, summarise
+from .edit import Edited, all_keys, converted, summarise
 from .files import Output, writer_of
 from .files.header import render_header
 from .formats import as_stored
 from .inputs import hashed
 from .layers import Scaled, innermost
 from .metadata import HASH_KEYS, Input, Result, room_for
+from .models import recognised
 from .report import Report
 from .source import TensorSource
 
@@ -152,3 +154,31 @@ def write_adapter(
         read = inputs()
         written = writer.finish(describe(read, result), hash_keys=HASH_KEYS)
     return finished(report, read, started, written.size)
+
+
+def draft_of(
+    source: TensorSource,
+    adapter: Adapter,
+    output: Output,
+    force: bool,
+    others: Sequence[TensorSource | None] = (),
+) -> Draft:
+    """Return the draft of a file that holds an edited adapter under the names it has.
+
+    Args:
+        source: The adapter file.
+        adapter: What is in it.
+        output: Where to.
+        force: Whether the output may replace a file.
+        others: What else is read, and not recorded.
+    """
+    return Draft(
+        output,
+        adapter.format,
+        [source],
+        all_keys(adapter),
+        adapter.extras,
+        recognised(adapter).certain,
+        others,
+        force,
+    )

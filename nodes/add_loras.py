@@ -78,7 +78,7 @@ class AddLoras(io.ComfyNode):
             LoraOpsError: They are for different models, or the method, rule or strengths are wrong.
         """
         from .. import __version__
-        from ..lora_ops.edit_file import add_files
+        from ..lora_ops.add_file import add_files
         from ..lora_ops.errors import ArgumentError
         from ..lora_ops.files import MemoryFile
 

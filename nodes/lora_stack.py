@@ -68,7 +68,7 @@ class StackToLora(io.ComfyNode):
             LoraOpsError: They are for different models.
         """
         from .. import __version__
-        from ..lora_ops.edit_file import add_files
+        from ..lora_ops.add_file import add_files
         from ..lora_ops.files import MemoryFile
         from ..lora_ops.ingredients import Ingredient
 

@@ -79,7 +79,7 @@ def resized(
         LoraOpsError: The rule, a layer that has no change of its own, or the disk is full.
     """
     from .. import __version__
-    from ..lora_ops.edit_file import resize_file
+    from ..lora_ops.resize_file import resize_file
 
     return resize_file(
         source,

@@ -51,9 +51,9 @@ class ScaleLora(io.ComfyNode):
             LoraOpsError: A rule that fits nothing, or a kind that no strength can be written into.
         """
         from .. import __version__
-        from ..lora_ops.edit_file import scale_file
         from ..lora_ops.files import MemoryFile
         from ..lora_ops.ingredients import Ingredient
+        from ..lora_ops.scale_file import scale_file
 
         if not lora:
             return nothing_in_it()

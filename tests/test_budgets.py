@@ -16,7 +16,7 @@ from lorakit.lora_ops.budgets import Budget, LayerSpectrum, parse_rule, spend
 from lorakit.lora_ops.errors import ArgumentError, NonFiniteError
 from lorakit.lora_ops.ranks import RankRule
 from lorakit.lora_ops.resize import resize
-from lorakit.lora_ops.sizes import exact_size, parse_size
+from lorakit.lora_ops.text import exact_size, parse_size
 
 OVERHEAD = 7
 

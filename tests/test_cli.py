@@ -377,6 +377,6 @@ def test_what_is_asked_wrongly_is_told_with_the_nearest(words: list[str], hint: 
     [("8GB", 8 * 10**9), ("512MiB", 2**29), ("1000000", 10**6), ("1.5 k", 1500), ("2gib", 2**31)],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    from lorakit.lora_ops.sizes import parse_size
+    from lorakit.lora_ops.text import parse_size
 
     assert parse_size(text) == size

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorakit.lora_ops import errors, open_source
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.compare import compare
-from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.ingredients import Ingredient
+from lorakit.lora_ops.resize_file import resize_file
+from lorakit.lora_ops.scale_file import scale_file
 
 GOOD = tensors([Part(p.form, 4, 2.0, torch.float16, p.seed) for p in EVERY_FORM])
 Q = module_name(Part().name, "kohya")

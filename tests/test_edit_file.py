@@ -18,14 +18,16 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Adapter, DictSource, open_source
 from lorakit.lora_ops.add import add
-from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, MismatchError, NonFiniteError
 from lorakit.lora_ops.files import SafetensorsWriter
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.report import Report
 from lorakit.lora_ops.resize import resize
+from lorakit.lora_ops.resize_file import resize_file
 from lorakit.lora_ops.scale import scale
+from lorakit.lora_ops.scale_file import scale_file
 from lorakit.lora_ops.terms import Term
 
 TAGS = {"10_cat": {"a cat": 10, "naïve": 3}}

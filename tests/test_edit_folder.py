@@ -12,13 +12,14 @@ from adapters import Part
 from commands import contents, lorakit_here
 from safetensors.torch import load_file, save_file
 
-from lorakit.lora_ops.edit_file import resize_file, scale_file
 from lorakit.lora_ops.edit_folder import check_folders, edit_folder
 from lorakit.lora_ops.errors import ArgumentError, LoraOpsError, NonFiniteError, WriteError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.report import Report
+from lorakit.lora_ops.resize_file import resize_file
+from lorakit.lora_ops.scale_file import scale_file
 
 
 def resized(source, output):

@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Ingredient, extract_file, open_source, plan_file
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.convert_file import convert_file
-from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import LoraOpsError
 from lorakit.lora_ops.files import MemoryFile
+from lorakit.lora_ops.resize_file import resize_file
+from lorakit.lora_ops.scale_file import scale_file
 
 # Stable Diffusion 1 has no 3-D convolution.
 FIRST = adapters.tensors(part for part in adapters.EVERY_FORM if "third" not in part.name)

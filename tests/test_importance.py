@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorakit.lora_ops import DictSource
-from lorakit.lora_ops.edit_file import resize_file
 from lorakit.lora_ops.errors import ArgumentError, NonFiniteError, TargetMismatchError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.importance import NORMS, importance
 from lorakit.lora_ops.linalg import frobenius, spectral_norm
+from lorakit.lora_ops.resize_file import resize_file
 
 # What spectral_norm promises: at most so much too small, and never too large.
 SHORT = 0.01

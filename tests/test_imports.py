@@ -27,7 +27,7 @@ def core(*names: str) -> tuple[str, ...]:
 HOST = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server")
 SKINS = tuple(f"lorakit.{name}" for name in PARTS if name != "lora_ops")
 FOUNDATION = core(
-    "layers", "linalg", "ranks", "budgets", "methods", "sizes", "architectures", "errors"
+    "layers", "linalg", "ranks", "budgets", "methods", "text", "architectures", "errors"
 )
 
 #: part -> what it must not import. A part is a module, or a package with all that is in it.
@@ -45,7 +45,15 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "lorakit.lora_ops.formats": core(*OPERATIONS, "deltas", "files", "linalg", "pairs"),
     **dict.fromkeys(
         core("deltas", "devices", "extract", "info", "metadata", "pairs", "plan", "verify", *EDITS),
-        core("extract_file", "edit_file", "bake_file", "convert_file", "files"),
+        core(
+            "extract_file",
+            "resize_file",
+            "scale_file",
+            "add_file",
+            "bake_file",
+            "convert_file",
+            "files",
+        ),
     ),
     **dict.fromkeys(core("blocks", "rules"), core(*OPERATIONS, "adapter", "files", "linalg")),
     "lorakit.cli": ("rich", *HOST, "lorakit.nodes"),
@@ -205,7 +213,16 @@ def test_only_the_way_from_file_to_file_joins_both() -> None:
     ]
     assert both == [
         "lorakit.lora_ops",
-        *core("bake_file", "convert_file", "edit_file", "extract_file", "peft_folder", "save"),
+        *core(
+            "add_file",
+            "bake_file",
+            "convert_file",
+            "extract_file",
+            "peft_folder",
+            "resize_file",
+            "save",
+            "scale_file",
+        ),
         *core("writing"),
     ]
 

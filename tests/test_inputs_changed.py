@@ -15,12 +15,14 @@ from commands import lorakit_here
 from safetensors.torch import save_file
 
 from lorakit.lora_ops import Ingredient, extract_file, open_source, plan_file, verify
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.bake_file import bake_file, plan_bake_file
 from lorakit.lora_ops.convert_file import convert_file
-from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import INDEX
 from lorakit.lora_ops.parallel import Progress
+from lorakit.lora_ops.resize_file import resize_file
+from lorakit.lora_ops.scale_file import scale_file
 
 Work = Callable[[Path, Path, Progress], object]
 OUTPUT = "out.safetensors"

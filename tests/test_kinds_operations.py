@@ -13,18 +13,20 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Adapter, DictSource
 from lorakit.lora_ops.add import add
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.bake import bake
 from lorakit.lora_ops.bake_plan import plan_bake
 from lorakit.lora_ops.compare import compare
 from lorakit.lora_ops.convert import convert
-from lorakit.lora_ops.edit_file import add_files, resize_file, scale_file
 from lorakit.lora_ops.errors import UnsupportedLayerError, WeightShapeError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.layers import FullLayer, LohaLayer, LokrLayer, LoraLayer, ReshapedLayer
 from lorakit.lora_ops.resize import resize
+from lorakit.lora_ops.resize_file import resize_file
 from lorakit.lora_ops.scale import scale
+from lorakit.lora_ops.scale_file import scale_file
 from lorakit.lora_ops.terms import Term
 from lorakit.lora_ops.verify import verify
 

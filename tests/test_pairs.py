@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import FLUX, MODELS, SD1, WAN, is_matrix, target
 
-from lorakit.lora_ops import DictSource
+from lorakit.lora_ops import DictSource, plan_extraction
 from lorakit.lora_ops.errors import ArgumentError, MismatchError, TargetMismatchError
 from lorakit.lora_ops.pairs import nearest, pair
 
@@ -236,5 +236,5 @@ def test_ema_weights_alone_are_called_by_their_name():
     others = {key: shape for key, shape in SD1.items() if not key.startswith(UNET)}
     for shapes in (ema, ema | others):
         with pytest.raises(MismatchError, match="is a set of EMA weights alone"):
-            pair(empty(SD1), empty(shapes))
+            plan_extraction(empty(SD1), empty(shapes), 4)
     assert pair(empty(SD1), empty(SD1 | ema)).candidates

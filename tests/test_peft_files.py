@@ -8,12 +8,13 @@ from peft_models import BESIDE, CONFIGS, WHERE, Model, base_in, lora, merged, pe
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Ingredient, bake, compare, describe
+from lorakit.lora_ops.add_file import add_files
 from lorakit.lora_ops.convert_file import convert_file
-from lorakit.lora_ops.edit_file import add_files, resize_file
 from lorakit.lora_ops.errors import LoraOpsError, TargetMismatchError, UnsupportedLayerError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.formats import decode
 from lorakit.lora_ops.lint import lint
+from lorakit.lora_ops.resize_file import resize_file
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 

@@ -30,9 +30,9 @@ from lorakit.lora_ops import (
 from lorakit.lora_ops.bake_file import plan_bake_file
 from lorakit.lora_ops.bake_plan import plan_bake
 from lorakit.lora_ops.convert_file import convert_file
-from lorakit.lora_ops.edit_file import resize_file
 from lorakit.lora_ops.errors import QuantisedError
 from lorakit.lora_ops.importance import importance
+from lorakit.lora_ops.resize_file import resize_file
 
 BASE = grid(FLUX, torch.float32)
 TARGETS = [

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Adapter, DictSource, convert, decode, open_source, resize
-from lorakit.lora_ops.edit_file import resize_file
 from lorakit.lora_ops.errors import (
     MismatchError,
     TargetMismatchError,
@@ -21,6 +20,7 @@ from lorakit.lora_ops.errors import (
     WeightShapeError,
 )
 from lorakit.lora_ops.layers import DoraLayer, FullLayer, LohaLayer, LoraLayer
+from lorakit.lora_ops.resize_file import resize_file
 
 MODULE = "diffusion_model.blocks.0.q"
 OF_BASE = [

@@ -16,9 +16,9 @@ from oracles import best_error, error_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorakit.lora_ops.edit_file import resize_file
 from lorakit.lora_ops.errors import ArgumentError, QuantisedError
 from lorakit.lora_ops.files import open_source
+from lorakit.lora_ops.resize_file import resize_file
 
 # What float32 arithmetic may add to an error, as a share of the change.
 FLOOR = 1e-6

@@ -17,7 +17,6 @@ from oracles import ROUNDING, error_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lorakit.lora_ops.edit_file import scale_file
 from lorakit.lora_ops.errors import (
     ArgumentError,
     MismatchError,
@@ -29,6 +28,7 @@ from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.layers import FullLayer
 from lorakit.lora_ops.scale import scale
+from lorakit.lora_ops.scale_file import scale_file
 
 HOLD_ALPHA, FOLD = ("kohya", "comfy"), ("peft", "diffusers")
 STRENGTHS = (0.8, -1.0, -0.3, 2.0, 1.0, 1e-3)

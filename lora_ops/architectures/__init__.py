@@ -8,7 +8,7 @@ from .catalogue import ARCHITECTURES, architecture_named, detect
 from .encoders import TE
 from .language import is_language_model
 from .lookup import ENCODERS, module_renames
-from .parameter import Component, Parameter
+from .parameter import TABLES, Component, Parameter
 from .recognition import Recognition, Shape, recognise_layers
 from .renames import Packing, Place, Renames
 from .unet_blocks import Layout, UnetNames, layout_names, unet_names
@@ -16,6 +16,7 @@ from .unet_blocks import Layout, UnetNames, layout_names, unet_names
 __all__ = [
     "ARCHITECTURES",
     "ENCODERS",
+    "TABLES",
     "TE",
     "UNET",
     "Architecture",

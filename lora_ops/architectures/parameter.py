@@ -18,6 +18,16 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
+# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies;
+# PEFT stores the factors of its change under names of their own.
+TABLES = (
+    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
+    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
+    *("learned_embedding", "wte", "wpe", "padding_embedding", "word_embedding", "embed_in"),
+    *("embed_positions", "embed_tokens_per_layer", "tokens_embed", "positions_embed"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """Where a parameter lies in its file.

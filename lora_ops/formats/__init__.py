@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .decode import commonest, decode, detect, settings_of
-from .encode import TABLES, as_stored, encode_full, encode_layer, module_keys, table_keys
+from .encode import as_stored, encode_full, encode_layer, module_keys, table_keys
 from .headers import Told, told, told_of
 from .joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
 from .kinds import (
@@ -56,7 +56,6 @@ __all__ = [
     "PEFT_CONFIG",
     "PEFT_METADATA",
     "PROCESSORS",
-    "TABLES",
     "Configured",
     "Format",
     "Kind",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..architectures import TABLES
 from ..errors import UnsupportedLayerError
 from ..layers import (
     BoftLayer,
@@ -51,14 +52,6 @@ _SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
 
 
 _PAIR = ("up", "down")
-# A 2-D `.weight` of one of these modules is a table that is looked up, not a matrix that multiplies;
-# PEFT stores the factors of its change under names of their own.
-TABLES = (
-    *("token_embedding", "position_embedding", "embed_tokens", "shared", "word_embeddings"),
-    *("position_embeddings", "token_type_embeddings", "relative_attention_bias", "tok_embeddings"),
-    *("learned_embedding", "wte", "wpe", "padding_embedding", "word_embedding", "embed_in"),
-    *("embed_positions", "embed_tokens_per_layer", "tokens_embed", "positions_embed"),
-)
 
 
 def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:

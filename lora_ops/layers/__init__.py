@@ -18,6 +18,7 @@ from .oft import OftLayer
 from .pissa import Initial, PissaLayer
 from .replacement import NewRowsLayer, ReplacementLayer
 from .reshaped import ReshapedLayer, rewrapped
+from .scaled import folded, multiplied, stored_change
 
 # The kinds whose scale is an alpha over the inner size of their factors, `factor_rank`.
 Scaled = (LoraLayer, LohaLayer, LokrLayer, GloraLayer)
@@ -62,8 +63,11 @@ __all__ = [
     "ReshapedLayer",
     "Scaled",
     "fits",
+    "folded",
     "innermost",
     "low_rank",
+    "multiplied",
     "rewrapped",
     "stored_alpha",
+    "stored_change",
 ]

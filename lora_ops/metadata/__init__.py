@@ -6,8 +6,9 @@ about its maker's disk.
 
 from __future__ import annotations
 
+from ..inputs import Input
 from .baked import baked_metadata
-from .common import HASH_KEYS, Input, Operation, Result, Source, history, room_for
+from .common import HASH_KEYS, Operation, Result, Source, history, room_for
 from .edited import edited_metadata
 from .extraction import extraction_metadata, metadata_room
 from .joined import joined_metadata

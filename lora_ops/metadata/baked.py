@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..dtypes import spelled
+from ..inputs import Input
 from .common import (
-    Input,
     Operation,
     Source,
     carried,

@@ -12,6 +12,7 @@ import torch
 
 from ..architectures import Architecture
 from ..formats import PEFT_CONFIG, PEFT_METADATA
+from ..inputs import Input
 from ..report import LayerReport, Report
 
 # The writer puts the SHA-256 of the data section here: kohya's and A1111's model hash.
@@ -23,21 +24,6 @@ _RECORD = "lorakit."
 _HISTORY = "history"
 _BULKY = ("layers", _HISTORY)
 _DEEPEST = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A file that went into the result.
-
-    Attributes:
-        name: File name, without folders.
-        sha256: Of the file's bytes; empty where it was not taken.
-        note: What is worth a sentence of it: that it is not what its own hash says.
-    """
-
-    name: str
-    sha256: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import torch
 from ..architectures import Architecture
 from ..dtypes import spelled
 from ..formats import Format
+from ..inputs import Input
 from ..report import Report
-from .common import Input, as_json, measured
+from .common import as_json, measured
 from .kohya import ARGUMENTS, model_entries, modelspec_entries, numbers
 
 # What the tuned checkpoint says of itself that is true of its LoRA too.
