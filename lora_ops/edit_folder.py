@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import ArgumentError, LoraOpsError, WriteError
-from .files import FileSource, is_peft_folder, open_source, reading
+from .files import FileSource, is_peft_folder, open_source, read_errors
 from .peft_folder import WEIGHTS
 from .report import Report
 
@@ -26,7 +26,7 @@ def check_folders(folder: Path, output: Path) -> list[Path]:
         raise ArgumentError(f"is no folder, but `{folder}` is; give a folder", path=output)
     if output.exists() and output.samefile(folder):
         raise ArgumentError("is the input folder; choose another", path=output)
-    with reading(folder):
+    with read_errors(folder):
         found = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     made = output.resolve()
     if folder.resolve() in made.parents:

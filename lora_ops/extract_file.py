@@ -13,7 +13,7 @@ from torch import Tensor
 from .devices import Placement
 from .errors import ArgumentError, MismatchError, UnsupportedLayerError
 from .extract import Outcome, run, summarise
-from .files import FileSource, Output, check_output, reading, writer_of
+from .files import FileSource, Output, check_output, read_errors, writer_of
 from .formats import Format, Namer, encode_layer, module_namer, writable
 from .inputs import hashed
 from .metadata import HASH_KEYS, extraction_metadata, metadata_room
@@ -146,7 +146,7 @@ def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:
     """Whether they are the same files."""
     if not ones or len(ones) != len(others):
         return False
-    with reading(ones[0]):
+    with read_errors(ones[0]):
         return all(a.samefile(b) for a, b in zip(ones, others, strict=True))
 
 

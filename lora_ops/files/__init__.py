@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import FileSource, Stamp, reading, stamp
+from .base import FileSource, Stamp, read_errors, stamp
 from .dtypes import dtype_name
 from .folder import is_peft_folder, open_folder
 from .hashes import data_sha256, false_hash, file_sha256, input_sha256
@@ -47,7 +47,7 @@ __all__ = [
     "open_source",
     "partition",
     "quantisation",
-    "reading",
+    "read_errors",
     "refuse_quantised",
     "save",
     "shard_paths",

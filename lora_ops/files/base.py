@@ -144,7 +144,7 @@ def open_binary(path: Path) -> io.FileIO:
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str = "") -> Generator[None, None, None]:
+def read_errors(path: Path, what: str = "") -> Generator[None, None, None]:
     """Make a read that fails in the middle one of our errors: a disk that dies, a share that is gone.
 
     Args:
@@ -172,7 +172,7 @@ def quote(name: str) -> str:
 def _mode(path: Path) -> int:
     # Names come from strangers: too long, half a surrogate pair, in a folder closed to us. A disk
     # that fails does not say that there is nothing.
-    with contextlib.suppress(ValueError), reading(path):
+    with contextlib.suppress(ValueError), read_errors(path):
         try:
             return path.stat().st_mode
         except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import FormatError
-from .base import FileSource, is_file, reading
+from .base import FileSource, is_file, read_errors
 from .joined import JoinedSource
 from .sharded import open_sharded
 from .single import open_file
@@ -136,7 +136,7 @@ def _join(
 
 def _text(path: Path) -> str:
     try:
-        with reading(path):
+        with read_errors(path):
             return path.read_text("utf-8")
     except ValueError as error:
         raise FormatError(f"cannot be read as text: {error}", path=path) from error
@@ -147,7 +147,7 @@ def _weights(folder: Path) -> Path | None:
 
 
 def _only_file(folder: Path) -> Path:
-    with reading(folder):
+    with read_errors(folder):
         files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(f"`{file.name}`" for file in files[:5])
@@ -158,7 +158,7 @@ def _only_file(folder: Path) -> Path:
 
 def _component(folder: Path) -> str:
     """The component by the folder's name, else by the class in its config; "" if neither tells."""
-    with reading(folder):
+    with read_errors(folder):
         name = folder.resolve().name
     if name in COMPONENTS:
         return name

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from threading import Event
 
-from .base import FileSource, open_binary, reading
+from .base import FileSource, open_binary, read_errors
 from .memory import MemoryFile
 from .safetensors_file import SafetensorsFile
 
@@ -90,7 +90,7 @@ def data_sha256(path: str | Path) -> str:
 def _sha256(path: Path, start: int, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK))
-    with open_binary(path) as file, reading(path):
+    with open_binary(path) as file, read_errors(path):
         file.seek(start)
         while count := file.readinto(chunk):
             if stop is not None and stop.is_set():

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from ..errors import FormatError
-from .base import open_binary, reading
+from .base import open_binary, read_errors
 
 
 class RangeReader:
@@ -30,7 +30,7 @@ class RangeReader:
         self._turn = threading.Lock()
         self._file = open_binary(path)
         try:
-            with reading(path):
+            with read_errors(path):
                 self.size = os.fstat(self._file.fileno()).st_size
         except BaseException:
             self._file.close()
@@ -54,7 +54,7 @@ class RangeReader:
             FormatError: the file ends within the range, or the disk fails.
         """
         # One call to the system reads 2 GiB at most; a lock and a seek work on every system.
-        with self._turn, reading(self.path, what):
+        with self._turn, read_errors(self.path, what):
             self._file.seek(offset)
             while memory:
                 count = self._file.readinto(memory)

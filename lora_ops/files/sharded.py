@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import cast
 
 from ..errors import FormatError
-from .base import FileSource, is_file, open_binary, quote, reading
+from .base import FileSource, is_file, open_binary, quote, read_errors
 from .joined import JoinedSource
 from .single import open_file
 
@@ -47,7 +47,7 @@ def open_sharded(path: str | Path) -> JoinedSource:
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    with open_binary(path) as file, reading(path):
+    with open_binary(path) as file, read_errors(path):
         text = file.read(_MAX_INDEX + 1)
     if len(text) > _MAX_INDEX:
         raise FormatError(f"longer than {_MAX_INDEX} bytes: not an index of shards", path=path)

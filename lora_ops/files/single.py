@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import FileSource, open_binary, reading, stamp
+from .base import FileSource, open_binary, read_errors, stamp
 from .magic import HEAD, identify
 from .pickled import PickledFile
 from .safetensors_file import SafetensorsFile
@@ -28,6 +28,6 @@ def open_file(path: str | Path) -> FileSource:
 def _opened(path: str | Path) -> FileSource:
     if Path(path).suffix.lower() in _SAFETENSORS:
         return SafetensorsFile(path)
-    with open_binary(Path(path)) as file, reading(Path(path)):
+    with open_binary(Path(path)) as file, read_errors(Path(path)):
         kind = identify(file.read(HEAD))
     return PickledFile(path) if kind is not None and kind.pickled else SafetensorsFile(path)
