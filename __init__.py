@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .nodes.extension import LorakitExtension
 
-__version__ = "0.1.0"
 
 # Where ComfyUI finds the help pages of the nodes.
 WEB_DIRECTORY = "./web"

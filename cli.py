@@ -27,7 +27,6 @@ if not __package__:  # `python cli.py`: the folder, whatever it is called, is ou
         _spec.loader.exec_module(sys.modules["lorakit"])
     __package__ = "lorakit"
 
-from . import __version__
 from .commands.add import add
 from .commands.bake import bake, unbake
 from .commands.compare import compare
@@ -39,6 +38,7 @@ from .commands.lint import lint
 from .commands.resize import resize
 from .commands.scale import scale
 from .commands.verify import verify
+from .version import __version__
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 

@@ -117,7 +117,7 @@ def main() -> None:
     import nodes_models
 
     nodes_models.load_pack()
-    from lorakit.nodes.apply_lora import ApplyLora
+    from lorakit.nodes.apply.apply_lora import ApplyLora
 
     unet, encoders = unet_shapes(SDXL), encoder_shapes()
     model, clip = models(unet, encoders)

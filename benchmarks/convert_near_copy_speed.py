@@ -22,8 +22,8 @@ import torch
 from machine import machine
 
 from lorakit.lora_ops import describe, open_source
-from lorakit.lora_ops.convert_file import convert_file
 from lorakit.lora_ops.files import SafetensorsWriter, file_sha256
+from lorakit.lora_ops.operations.convert.file import convert_file
 
 WIDTH = 3072
 # Out and in, as multiples of the width, by block; and how many blocks there are.

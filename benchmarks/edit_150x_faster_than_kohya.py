@@ -26,12 +26,12 @@ from torch import Tensor
 from unets import SDXL, targets, unet_shapes
 
 from lorakit.lora_ops import add, decode, open_source
-from lorakit.lora_ops.add_file import add_files
+from lorakit.lora_ops.adapters.matching.group import Term
+from lorakit.lora_ops.adapters.strengths.ingredient import Ingredient
 from lorakit.lora_ops.files import MemoryFile, SafetensorsWriter
-from lorakit.lora_ops.ingredients import Ingredient
 from lorakit.lora_ops.linalg import distance, factored_svd, thinned
-from lorakit.lora_ops.parallel import ordered_map
-from lorakit.lora_ops.terms import Term
+from lorakit.lora_ops.operations.add.file import add_files
+from lorakit.lora_ops.run.workers import ordered_map
 
 RANK = 32
 Factors = tuple[Tensor, Tensor]

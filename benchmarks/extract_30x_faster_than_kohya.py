@@ -23,7 +23,7 @@ from torch import Tensor
 from unets import SDXL, targets, unet_shapes
 
 from lorakit.lora_ops.linalg import frobenius, residual_, truncated_svd
-from lorakit.lora_ops.parallel import ordered_map
+from lorakit.lora_ops.run.workers import ordered_map
 
 POWERS = (0.2, 0.35, 0.5, 0.8)
 Shape = tuple[int, int]

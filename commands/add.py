@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     PATH,
     RULES_HELP,
@@ -80,11 +80,11 @@ def add(
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.add_file import add_files
+        from ..lora_ops.operations.add.file import add_files
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
-        from ..terminal.terms import parse_method, parse_term
+        from .terms import parse_method, parse_term
 
         placement = parse_placement(device, vram)
         name, parameters = parse_method(method)

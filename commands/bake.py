@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     PATH,
     clear_errors,
@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops.layers import Convention
+    from ..lora_ops.adapters.layers import Convention
 
 
 #: What both take.
@@ -91,11 +91,11 @@ def _bake(
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.bake_file import bake_file, plan_bake_file
+        from ..lora_ops.operations.merge.file import bake_file, plan_bake_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
-        from ..terminal.terms import parse_term
+        from .terms import parse_term
 
         terms = [parse_term(text) for text in loras]
         model = stack.enter_context(open_source(checkpoint))

@@ -34,9 +34,9 @@ def compare(
     """
     with clear_errors():
         from ..lora_ops import open_source
-        from ..lora_ops.compare import compare as compare_adapters
-        from ..lora_ops.formats import decode
-        from ..lora_ops.inputs import unchanged
+        from ..lora_ops.adapters.formats import decode
+        from ..lora_ops.inspect.compare import compare as compare_adapters
+        from ..lora_ops.run.inputs import unchanged
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_comparison
         from ..terminal.progress import progress_bar

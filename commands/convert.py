@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     BUDGETS_HELP,
     PATH,
@@ -28,7 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops.layers import Convention
+    from ..lora_ops.adapters.layers import Convention
 
 
 @click.command()
@@ -110,8 +110,8 @@ def convert(
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import open_source
-        from ..lora_ops.convert_file import convert_file
-        from ..lora_ops.inputs import paths_of
+        from ..lora_ops.operations.convert.file import convert_file
+        from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_converted, show_edit

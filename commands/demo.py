@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import PATH, clear_errors
 
 

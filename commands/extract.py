@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     PATH,
     RULES_HELP,
@@ -104,7 +104,7 @@ def extract(
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file
-        from ..lora_ops.extract_file import largest_size
+        from ..lora_ops.operations.extract.file import largest_size
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, plan_dict, write_json
         from ..terminal.progress import progress_bar

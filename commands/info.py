@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    PATH,
-    check_picture,
-    clear_errors,
-    json_option,
-    picture_option,
-    save_picture,
-)
+from .options import PATH, check_picture, clear_errors, json_option, picture_option, save_picture
 
 if TYPE_CHECKING:
     from ..lora_ops.files import FileSource
@@ -48,9 +41,9 @@ def info(file: Path, picture: Path | None, json_to: str | None) -> None:
 
 def _draw(source: FileSource, path: Path) -> None:
     """Draw where the strength of an adapter lies."""
-    from ..lora_ops.formats import decode
-    from ..lora_ops.inputs import unchanged
-    from ..lora_ops.spectra import spectra
+    from ..lora_ops.adapters.formats import decode
+    from ..lora_ops.inspect.spectra import spectra
+    from ..lora_ops.run.inputs import unchanged
     from ..pictures import inspection_picture
     from ..terminal.progress import progress_bar
 

@@ -42,7 +42,7 @@ def lint(
     """
     with clear_errors():
         from ..lora_ops import open_source
-        from ..lora_ops.lint import lint as lint_source
+        from ..lora_ops.inspect.lint import lint as lint_source
         from ..terminal.as_json import check_json, write_json
         from ..terminal.lint import show_lint
         from ..terminal.progress import progress_bar

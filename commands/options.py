@@ -127,7 +127,7 @@ def dtype_option(default: str, what: str = "factors") -> Decorator:
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """The dtype that the option names."""
-    from ..lora_ops.dtypes import DTYPES
+    from ..lora_ops.linalg.storage import DTYPES
 
     return DTYPES[name] if name else None
 

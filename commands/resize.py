@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     BUDGETS_HELP,
     PATH,
@@ -29,9 +29,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..lora_ops import Report
-    from ..lora_ops.edit_folder import Edit
+    from ..lora_ops.adapters.layers import Convention
     from ..lora_ops.files import FileSource
-    from ..lora_ops.layers import Convention
+    from ..lora_ops.operations.folder import Edit
 
 
 @click.command()
@@ -101,8 +101,8 @@ def resize(
     with clear_errors():
         from ..lora_ops import open_source
         from ..lora_ops.files import is_peft_folder
-        from ..lora_ops.inputs import paths_of
-        from ..lora_ops.resize_file import resize_file
+        from ..lora_ops.operations.resize.file import resize_file
+        from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.edits import show_edit
@@ -147,8 +147,8 @@ def resize(
 
 def _resize_folder(folder: Path, output: Path, edit: Edit, json_to: str | None) -> None:
     """A line for each file, and status 1 if one could not be resized."""
-    from ..lora_ops.edit_folder import edit_folder
     from ..lora_ops.errors import LoraOpsError
+    from ..lora_ops.operations.folder import edit_folder
     from ..terminal.as_json import STDOUT, write_json
     from ..terminal.edits import file_line
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .options import (
     PATH,
     blocks_option,
@@ -48,7 +48,7 @@ def scale(
     """
     with clear_errors():
         from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.scale_file import scale_file
+        from ..lora_ops.operations.scale.file import scale_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_strengths
         from ..terminal.progress import progress_bar

@@ -5,41 +5,42 @@ What is named here is the public Python interface: docs/api.md is made from it, 
 
 from __future__ import annotations
 
-from .adapter import Adapter
-from .add import add
-from .add_file import add_files
-from .architectures import Architecture, architecture_named
-from .bake import bake
-from .bake_file import bake_file, plan_bake_file
-from .bake_plan import BakePlan, plan_bake
-from .bake_tensor import BakedLayer
-from .budgets import Budget, parse_rule
-from .compare import Comparison, LayerComparison, compare
-from .convert import convert
-from .convert_file import convert_file
-from .devices import Placement, place
-from .edit import EditReport
+from .adapters.adapter import Adapter
+from .adapters.edited import EditReport
+from .adapters.formats import decode
+from .adapters.layers import Convention, FullLayer, Layer, LoraLayer
+from .adapters.matching.group import Term
+from .adapters.strengths.ingredient import Ingredient
 from .errors import LoraOpsError
-from .extract import extract
-from .extract_file import extract_file, plan_file
 from .files import FileSource, MemoryFile, Output, open_source
-from .formats import decode
-from .info import Info, Part, describe
-from .ingredients import Ingredient
-from .layers import Convention, FullLayer, Layer, LoraLayer
-from .lint import Finding, Lint, Read, Verdict, lint
-from .pairs import Pair, Pairing
-from .parallel import Progress
-from .plan import Plan, PlanOptions, plan_extraction
-from .ranks import RankRule, parse_rank
+from .inspect.compare import Comparison, LayerComparison, compare
+from .inspect.info import Info, Part, describe
+from .inspect.lint import Finding, Lint, Read, Verdict, lint
+from .inspect.verify import verify
+from .linalg.ranks.budgets import Budget, parse_rule
+from .linalg.ranks.rules import RankRule, parse_rank
+from .models.architectures import Architecture, architecture_named
+from .models.pairing import Pair, Pairing
+from .operations.add.add import add
+from .operations.add.file import add_files
+from .operations.convert.convert import convert
+from .operations.convert.file import convert_file
+from .operations.convert.save import save_adapter
+from .operations.extract.extract import extract
+from .operations.extract.file import extract_file, plan_file
+from .operations.extract.plan import Plan, PlanOptions, plan_extraction
+from .operations.merge.bake import bake
+from .operations.merge.file import bake_file, plan_bake_file
+from .operations.merge.plan import BakePlan, plan_bake
+from .operations.merge.tensor import BakedLayer
+from .operations.resize.file import resize_file
+from .operations.resize.resize import resize
+from .operations.scale.file import scale_file
+from .operations.scale.scale import scale
 from .report import LayerReport, Report, Skip
-from .resize import resize
-from .resize_file import resize_file
-from .save import save_adapter
-from .scale import scale
-from .scale_file import scale_file
+from .run.devices import Placement, place
+from .run.workers import Progress
 from .source import DictSource, TensorSource
-from .terms import Term
 from .training import (
     collect,
     disable,
@@ -51,7 +52,6 @@ from .training import (
     store_frozen,
     unmerge,
 )
-from .verify import verify
 
 __all__ = [
     "Adapter",

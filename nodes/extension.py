@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .add_loras import AddLoras
-from .apply_lora import ApplyLora
-from .bake_lora import BakeLora
-from .compare_loras import CompareLoras
-from .convert_lora import ConvertLora
-from .extract_and_save import ExtractAndSave
-from .extract_from_files import ExtractFromFiles
-from .extract_lora import ExtractLora
-from .inspect_lora import InspectLora
-from .load_lora import LoadLora
-from .lora_stack import LoraToStack, StackToLora
-from .resize_file import ResizeFile
-from .resize_lora import ResizeLora
-from .save_lora import SaveLora
-from .scale_lora import ScaleLora
+from .apply.apply_lora import ApplyLora
+from .edit.add_loras import AddLoras
+from .edit.bake_lora import BakeLora
+from .edit.convert_lora import ConvertLora
+from .edit.resize_file import ResizeFile
+from .edit.resize_lora import ResizeLora
+from .edit.scale_lora import ScaleLora
+from .extract.extract_and_save import ExtractAndSave
+from .extract.extract_from_files import ExtractFromFiles
+from .extract.extract_lora import ExtractLora
+from .files.load_lora import LoadLora
+from .files.lora_stack import LoraToStack, StackToLora
+from .files.save_lora import SaveLora
+from .look.compare_loras import CompareLoras
+from .look.inspect_lora import InspectLora
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadLora,

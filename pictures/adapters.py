@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
+from ..lora_ops.inspect.spectra import Kept, kept
 from ..lora_ops.report import counted
-from ..lora_ops.spectra import Kept, kept
 from ..lora_ops.text import human_error
 from .drawing import draw
 from .groups import BlockLikeness, BlockStrength, likenesses, strengths
@@ -44,8 +44,8 @@ from .shapes import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops.compare import Comparison
-    from ..lora_ops.spectra import Spectrum
+    from ..lora_ops.inspect.compare import Comparison
+    from ..lora_ops.inspect.spectra import Spectrum
 
 WIDTH = 960
 _LEFT, _RIGHT = 84, 936

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..lora_ops.blocks import locate
-from ..lora_ops.formats import component
+from ..lora_ops.adapters.formats import component
+from ..lora_ops.adapters.strengths.blocks import locate
 
 if TYPE_CHECKING:
-    from ..lora_ops.compare import LayerComparison
-    from ..lora_ops.spectra import Spectrum
+    from ..lora_ops.inspect.compare import LayerComparison
+    from ..lora_ops.inspect.spectra import Spectrum
 
 _COMPONENTS = {"unet": "model", "te": "text"}
 _OUTSIDE = "rest"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..lora_ops.dtypes import spelled
 from ..lora_ops.errors import ArgumentError
 from ..lora_ops.files import check_name, write_whole
-from ..lora_ops.files.folder import ADAPTER_CONFIG
+from ..lora_ops.files.reading.folder import ADAPTER_CONFIG
+from ..lora_ops.linalg.storage import spelled
 
 if TYPE_CHECKING:
     from ..lora_ops import Plan

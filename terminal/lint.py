@@ -11,7 +11,7 @@ from .layout import open_console, safe
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..lora_ops.lint import Finding, Lint
+    from ..lora_ops.inspect.lint import Finding, Lint
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 

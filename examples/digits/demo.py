@@ -13,11 +13,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...lora_ops import Adapter, extract_file, open_source, plan_file, verify
-from ...lora_ops.architectures import parameters
+from ...lora_ops.adapters.formats import decode
 from ...lora_ops.errors import WriteError
 from ...lora_ops.files import FileSource, write_whole
-from ...lora_ops.formats import decode
-from ...lora_ops.parallel import ordered_map
+from ...lora_ops.models.architectures import parameters
+from ...lora_ops.run.workers import ordered_map
 from .picture import Column, contact_sheet
 from .sample import load_model, sample_digits, starting_noise
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ... import __version__
 from ...lora_ops import Adapter, collect, inject, open_source, save_adapter
-from ...lora_ops.layers import DoraLayer, Layer, LoraLayer
+from ...lora_ops.adapters.layers import DoraLayer, Layer, LoraLayer
+from ...version import __version__
 from .demo import BASE, TUNED
 from .learning import Course, learning_picture
 from .sample import load_model

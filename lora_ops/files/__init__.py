@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from .base import FileSource, Stamp, read_errors, stamp
 from .dtypes import dtype_name
-from .folder import is_peft_folder, open_folder
 from .hashes import data_sha256, false_hash, file_sha256, input_sha256
-from .joined import JoinedSource
-from .memory import MemoryFile, Output, writer_of
 from .opening import open_source
-from .outputs import check_output
-from .pickled import PickledFile
-from .publish import check_name, move_all, write_whole
 from .quantised import quantisation, refuse_quantised
-from .renamed import RenamedSource, modernised
-from .safetensors_file import SafetensorsFile
-from .sharded import open_sharded
-from .shards import INDEX, ShardsWriter, partition, shard_paths
-from .writer import SafetensorsWriter, Written, save
+from .reading.folder import is_peft_folder, open_folder
+from .reading.joined import JoinedSource
+from .reading.pickled import PickledFile
+from .reading.renamed import RenamedSource, modernised
+from .reading.safetensors_file import SafetensorsFile
+from .reading.sharded import open_sharded
+from .writing.memory import MemoryFile, Output, writer_of
+from .writing.outputs import check_output
+from .writing.publish import check_name, move_all, write_whole
+from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
+from .writing.writer import SafetensorsWriter, Written, save
 
 __all__ = [
     "INDEX",

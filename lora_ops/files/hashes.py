@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import Event
 
 from .base import FileSource, open_binary, read_errors
-from .memory import MemoryFile
-from .safetensors_file import SafetensorsFile
+from .reading.safetensors_file import SafetensorsFile
+from .writing.memory import MemoryFile
 
 #: The entry of a file's metadata that says what the SHA-256 of its data is.
 DATA_HASH = "sshs_model_hash"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import FileSource, is_folder
-from .folder import governed, open_folder
-from .renamed import modernised
-from .sharded import open_sharded
-from .single import open_file
+from .reading.folder import governed, open_folder
+from .reading.renamed import modernised
+from .reading.sharded import open_sharded
+from .reading.single import open_file
 
 
 def open_source(path: str | Path) -> FileSource:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._shapes import Float
+from ._shapes import Float
 from .orthonormal import wide
 
 # What is smaller than this share of |up| |down| cannot be told from the rounding of float32 factors.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._shapes import Float
+from ._shapes import Float
 from .orthonormal import orthonormal, wide
 from .svd import Svd, svd_from_right
 

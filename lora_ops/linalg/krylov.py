@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .._shapes import Float
+from ._shapes import Float
 from .gram import gram_svd
 from .operators import Operator
 from .orthonormal import orthonormal, wide

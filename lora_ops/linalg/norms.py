@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._shapes import Float
+from ._shapes import Float
 from .gram import SMALL, spectrum
 from .orthonormal import orthonormal, wide
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..adapters.formats import COMFY, PEFT, format_of, table_keys
 from ..errors import ArgumentError, MismatchError, UnsupportedLayerError
-from ..formats import COMFY, PEFT, format_of, table_keys
 from .adapted import Adapted, adapt, restore
 from .make import Fresh, fresh_path, paths_of
 from .paths import LoraPath
@@ -219,9 +219,9 @@ def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[s
         MismatchError: It is an adapter, lacks a weight, or has it in another shape.
         QuantisedError: Its numbers are stored with scales.
     """
-    from ..architectures import parameters
-    from ..checkpoints import check_checkpoint
+    from ..adapters.checkpoint import check_checkpoint
     from ..files import open_source
+    from ..models.architectures import parameters
 
     found: dict[str, Tensor] = {}
     with open_source(path) as source:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..adapters.formats import PEFT
+from ..adapters.layers import DoraLayer, Layer, LoraLayer, fits, low_rank
 from ..errors import ArgumentError, TargetMismatchError, UnsupportedLayerError, WeightShapeError
-from ..formats import PEFT
-from ..layers import DoraLayer, Layer, LoraLayer, fits, low_rank
-from ..pairs import nearest
+from ..models.pairing import nearest
 from .adapted import is_supported
 from .initial import INITIALISERS, leading, rows
 from .paths import DifferencePath, DoraPath, LoraPath

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..layers import DoraLayer, Layer, LoraLayer
+from ..adapters.layers import DoraLayer, Layer, LoraLayer
 
 
 class Frozen(Protocol):

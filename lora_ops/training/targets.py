@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..errors import ArgumentError
-from ..pairs import nearest
+from ..models.pairing import nearest
 from .adapted import is_supported
 
 _PARTS = (

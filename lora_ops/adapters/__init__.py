@@ -1,0 +1,1 @@
+"""What an adapter is: its layers, formats and names, strengths and metadata."""

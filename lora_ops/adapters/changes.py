@@ -1,0 +1,301 @@
+"""Any kind as plain LoRA: what each layer changes, made exact, for `resize` to cut to a rank.
+
+A LoHa or a GLoRA is the product of two factors that can be written down; a change that has none
+smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices. Whatever is made from the weight is made from the
+checkpoint's, one weight at a time, when the layer is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, UnsupportedLayerError
+from ..linalg import frobenius
+from ..report import counted
+from .adapter import Adapter, LazyLayers
+from .base import BaseWeights
+from .edited import described, finite
+from .formats import Format, ModelNames, format_named, module_keys
+from .layers import (
+    BasedDoraLayer,
+    Convention,
+    DoraLayer,
+    FullLayer,
+    GloraLayer,
+    Layer,
+    LokrLayer,
+    LoraLayer,
+    MadeLayer,
+    PissaLayer,
+    ReshapedLayer,
+    innermost,
+    low_rank,
+)
+from .repacking.assemble import assembled, blocks_of
+from .repacking.plan import Piece
+
+
+def as_changes(
+    adapter: Adapter,
+    layers: Mapping[str, Layer],
+    base: BaseWeights | None,
+    convention: Convention = "paper",
+    *,
+    everything: bool = True,
+    cut: bool = True,
+) -> Adapter:
+    """Return the adapter with the changes of its layers in place of other kinds, made when read.
+
+    Plain LoRA, and full differences of vectors, which have no factors, stay what they are.
+
+    Args:
+        adapter: Of any kinds.
+        layers: Its layers; their data is not looked at.
+        base: The weights they are made from; None: none of them may need one.
+        convention: Whose, of kinds that programs read differently; see docs/kinds.md.
+        everything: Whether also those change that have a change of their own, and those that are
+            DoRA over one; else the latter only get their weights.
+        cut: Whether they will be cut to a rank, without which a dense change is no gain.
+
+    Raises:
+        UnsupportedLayerError: A layer needs the base weights, and they are not there.
+        ArgumentError: A change is dense, and will not be cut.
+    """
+    _check_base(layers, base)
+    plans = {
+        target: _plan(target, layer, base)
+        for target, layer in layers.items()
+        if (not _is_plain(layer) if everything else layer.needs_base and not _has_own_inner(layer))
+    }
+    if not cut:
+        _check_thin(plans)
+
+    def read(target: str) -> Layer:
+        plan = plans.get(target)
+        if plan is None:
+            return _with_weight(target, adapter.layers[target], base, convention)
+        if len(plan.shape) < 2:
+            return make(target)
+        made = _made(plan, lambda: make(target))
+        return made if plan.reshape_weight is None else ReshapedLayer(made, plan.reshape_weight)
+
+    def make(target: str) -> LoraLayer | FullLayer | LokrLayer:
+        layer, plan = adapter.layers[target], plans[target]
+        weight = base.weight(target) if base is not None and layer.needs_base else None
+        return _change(target, layer, plan, weight, convention)
+
+    keys = {target: _lora_keys(adapter, target, plan.shape) for target, plan in plans.items()}
+    return replace(adapter, layers=LazyLayers(adapter.layers, read), keys={**adapter.keys, **keys})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What is known of a layer that is to be made."""
+
+    kind: str
+    shape: tuple[int, ...]
+    rank: int
+    dtype: torch.dtype
+    is_dense: bool
+    is_kron: bool = False
+    is_large: bool = False
+    reshape_weight: Tensor | None = None
+
+
+def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
+    shape = _shape(target, layer, base)
+    size = layer.reshape_weight if isinstance(layer, ReshapedLayer) else None
+    large = _is_large(layer, shape)
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    kron = isinstance(plain, LokrLayer) and plain.is_small
+    dense = large and not kron
+    return _Plan(layer.title, shape, _rank(layer), layer.dtype, dense, kron, large, size)
+
+
+def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer | LokrLayer]) -> MadeLayer:
+    kind, shape, rank, dtype = plan.kind, plan.shape, plan.rank, plan.dtype
+    return MadeLayer(kind, shape, rank, dtype, plan.is_dense, make, plan.is_kron)
+
+
+def _with_weight(
+    target: str, layer: Layer, base: BaseWeights | None, convention: Convention
+) -> Layer:
+    """A layer that stays, and if it is DoRA its weight beside it."""
+    if base is None or not isinstance(layer, DoraLayer):
+        return layer
+    return BasedDoraLayer(
+        layer.inner,
+        layer.magnitude,
+        layer.role,
+        weight=lambda: base.weight(target),
+        convention=convention,
+    )
+
+
+def _change(
+    target: str, layer: Layer, plan: _Plan, weight: Tensor | None, convention: Convention
+) -> LoraLayer | FullLayer | LokrLayer:
+    """The change of a layer, float32: multiplied out, or as the LoRA or LoKr that it is exactly.
+
+    Raises:
+        NonFiniteError: A tensor of the layer holds NaN or infinity.
+    """
+    if isinstance(layer, ReshapedLayer):
+        weight = None if weight is None else layer.padded(weight)
+        layer = layer.inner
+    if plan.is_kron and isinstance(layer, LokrLayer):
+        return layer
+    if not plan.is_dense:
+        if isinstance(layer, GloraLayer | PissaLayer) and weight is not None:
+            up, down = layer.factors_of(weight)
+        else:
+            up, down = layer.factors()
+        finite(up.norm() * down.norm(), target, layer)
+        return low_rank(up, down, plan.shape)
+    if weight is None:
+        change = layer.delta()
+    else:  # in float64: a small change is the difference of two large weights
+        change = layer.change(weight, 1.0, torch.float64, convention).float()
+    finite(frobenius(change.reshape(1, -1)), target, layer)
+    return FullLayer(change.reshape(plan.shape))
+
+
+def renamed(
+    adapter: Adapter, pieces: Sequence[Piece], names: ModelNames, format: Format
+) -> Adapter:
+    """Return an adapter of `as_changes` as another format has it, its layers made when read.
+
+    Args:
+        adapter: From `as_changes`.
+        pieces: From `planned`, of this adapter.
+        names: Of the model.
+        format: The other.
+    """
+    by_module = {piece.module: piece for piece in pieces}
+    return replace(
+        adapter,
+        layers=LazyLayers(by_module, lambda module: _piece(adapter, by_module[module], names)),
+        format=format.name,
+        keys={module: piece.keys for module, piece in by_module.items()},
+    )
+
+
+def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
+    """One layer under its new name: moved, or put together from exact changes."""
+    layers = {name: adapter.layers[name] for name, _ in piece.members}
+    made = [layer for layer in layers.values() if isinstance(layer, MadeLayer)]
+    if not made:
+        exact = layers
+    elif not (
+        piece.is_cut or piece.is_joined or piece.members[0][1].swapped != piece.place.swapped
+    ):
+        return made[0]
+    else:
+        exact = _exact(layers)
+    whole = assembled(blocks_of(replace(adapter, layers=exact), piece, names), piece)
+    if not made or not isinstance(whole, LoraLayer | FullLayer):
+        return whole
+    dtype = reduce(torch.promote_types, (one.dtype for one in layers.values()))
+    dense = isinstance(whole, FullLayer)
+    rank = max(one.rank for one in layers.values()) if dense else whole.rank
+    return _made(_Plan(made[0].title, whole.shape, rank, dtype, dense), lambda: whole)
+
+
+def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """The changes themselves, all multiplied out where one is: only what is alike can be joined."""
+    found = {
+        name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
+        for name, layer in layers.items()
+    }
+    if not any(isinstance(layer, FullLayer) for layer in found.values()):
+        return found
+    return {name: FullLayer(layer.delta()) for name, layer in found.items()}
+
+
+def _multiplied(made: MadeLayer) -> Layer:
+    """The change of a layer in factors, or whole where these would be larger."""
+    layer = made.make()
+    if not isinstance(layer, LokrLayer):
+        return layer
+    if not layer.is_thin:
+        return FullLayer(made.delta())
+    return low_rank(*layer.factors(), made.size)
+
+
+def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
+    needing = [(name, layer) for name, layer in layers.items() if layer.needs_base]
+    if needing and base is None:
+        target, layer = needing[0]
+        raise UnsupportedLayerError(
+            f"{counted(len(needing), 'layer')} of {len(layers)} can only be told from the base "
+            f"weights: the first, `{target}`, {described(layer)}; give the checkpoint that it was "
+            "trained on as --base",
+            target=target,
+        )
+
+
+def _check_thin(plans: Mapping[str, _Plan]) -> None:
+    dense = [target for target, plan in plans.items() if plan.is_large and len(plan.shape) > 1]
+    if dense:
+        raise ArgumentError(
+            f"{counted(len(dense), 'layer')}, the first `{dense[0]}` ({plans[dense[0]].kind}), would "
+            "take more room as an exact LoRA than the whole weight does; say how much to keep, such "
+            "as --rank 32 or --rank error=0.1",
+            target=dense[0],
+        )
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Whether a layer can stay: up and down alone, or a vector."""
+    plain = innermost(layer)
+    if layer.needs_base:
+        return False
+    if isinstance(plain, LoraLayer):
+        return plain.mid is None
+    return isinstance(plain, FullLayer) and min(_sides(plain.shape)) == 1
+
+
+def _has_own_inner(layer: Layer) -> bool:
+    """Whether a layer is DoRA over a change that is there without the weight."""
+    return isinstance(layer, DoraLayer) and not layer.inner.needs_base
+
+
+def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ...]:
+    """Of the weight: the checkpoint's, where it is known, for a kernel may be stored flat."""
+    shape = base.shape(target) if base is not None else None
+    return layer.shape if shape is None or isinstance(layer, ReshapedLayer) else shape
+
+
+def _is_large(layer: Layer, shape: Sequence[int]) -> bool:
+    """Whether factors of the change would be larger than the change; a vector has none."""
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    out, into = _sides(shape)
+    made_whole = plain.needs_base and not isinstance(plain, GloraLayer | PissaLayer)
+    return made_whole or len(shape) < 2 or _rank(layer) * (out + into) > out * into
+
+
+def _rank(layer: Layer) -> int:
+    """The inner size of a layer's factors; of a core, where it meets up."""
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    return plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """(out, in * kernel)."""
+    return (shape[0] if shape else 1, math.prod(shape[1:]))
+
+
+def _lora_keys(adapter: Adapter, target: str, shape: Sequence[int]) -> dict[str, str]:
+    """The keys of a layer as LoRA, or of a vector as a full difference."""
+    known = adapter.keys.get(target, {"alpha": f"{target}.alpha"})
+    module = known["alpha"].removesuffix(".alpha")
+    keys = module_keys(format_named(adapter.format), module)
+    wanted = ("up", "down", "alpha") if len(shape) > 1 else ("diff", "alpha")
+    found = {"alpha": known["alpha"]} | {role: keys[role] for role in wanted if role in keys}
+    return found | {role: key for role, key in known.items() if role == "reshape_weight"}

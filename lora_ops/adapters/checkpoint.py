@@ -1,0 +1,35 @@
+"""What is let in as a checkpoint: plain weights of a model, whatever holds them."""
+
+from __future__ import annotations
+
+from ..errors import MismatchError
+from ..files import refuse_quantised
+from ..source import TensorSource
+from .formats import foreign_method, modules, recognise
+
+_WAY_OUT = "give the checkpoint itself, or see what it is with `lorakit info`"
+
+
+def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:
+    """Let a model's plain weights pass, from names, dtypes and metadata alone.
+
+    Args:
+        source: What was given as one.
+        way_out: What whoever gave an adapter is told to do.
+
+    Raises:
+        MismatchError: It is a LoRA, an embedding or the like.
+        QuantisedError: Its numbers are stored with scales; read plainly they would be wrong.
+    """
+    grouped = modules(source.keys())
+    other = recognise(grouped)
+    if other is not None and not other.is_network:
+        raise MismatchError(
+            f"{source.name} is {other.article} {other.title}, not a checkpoint; "
+            "give the checkpoint itself"
+        )
+    method = foreign_method(grouped)
+    if grouped.is_adapter or method:
+        what = method[0] if method else "LoRA or the like"
+        raise MismatchError(f"{source.name} is an adapter ({what}), not a checkpoint; {way_out}")
+    refuse_quantised(source)

@@ -1,0 +1,176 @@
+"""DoRA: the changed weight's rows, or columns, are brought to lengths of their own.
+
+Liu et al. (2024), arXiv:2402.09353. Over any kind that changes a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import LayerShapeError, WeightShapeError
+from .layer import ChangeOfBase, Convention, Layer, check_fits
+
+# The role that the magnitudes have in a file: of kohya, LyCORIS and ComfyUI; and PEFT's.
+Role = Literal["dora_scale", "magnitude"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DoraLayer(ChangeOfBase):
+    """Weight' = magnitude * (weight + change) / length, one magnitude a row or a column.
+
+    Attributes:
+        inner: Whose change.
+        magnitude: As stored: (out, 1...) or (1, in, 1...); in PEFT's files (out,) or (1, out, 1...).
+        role: Which of the two it is: by its shape alone they cannot be told apart.
+
+    Raises:
+        LayerShapeError: There are as many magnitudes as neither rows nor columns.
+    """
+
+    inner: Layer
+    magnitude: Tensor
+    role: Role = "dora_scale"
+
+    def __post_init__(self) -> None:
+        shape, count = self.inner.shape, self.magnitude.numel()
+        # Where the layer has its kernel in the input side, the weight alone tells the channels.
+        whole = math.prod(shape[1:]) if self.axis else math.prod(shape[:1])
+        if len(shape) < 2 or count == 0 or (whole > 0 and whole % count):
+            raise LayerShapeError(
+                f"{self.role} is {tuple(self.magnitude.shape)} over a layer of {shape}: it is one "
+                "number an output channel, or one an input channel"
+            )
+
+    @property
+    def title(self) -> str:
+        """DoRA, and over what."""
+        return f"DoRA over {self.inner.title}"
+
+    @property
+    def axis(self) -> int:
+        """Of the weight, along which the magnitudes lie: 0 for the output, 1 for the input."""
+        rows = self.magnitude.shape[:1] == self.inner.shape[:1]
+        return 0 if self.role == "magnitude" or rows else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes."""
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int:
+        """Rank of the inner change; the whole one has any that the weight's shape allows."""
+        return self.inner.rank
+
+    @property
+    def scale(self) -> float:
+        """Scale of the inner layer."""
+        return self.inner.scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the inner layer."""
+        return self.inner.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by role, as a file holds them: the inner layer's and the magnitudes."""
+        return {**self.inner.tensors(), self.role: self.magnitude}
+
+    def magnitudes(self, axes: int) -> Tensor:
+        """The magnitudes in the form that ComfyUI and kohya read: (out, 1...) or (1, in, 1...).
+
+        Args:
+            axes: How many the weight has.
+        """
+        return self.magnitude.reshape([-1 if i == self.axis else 1 for i in range(axes)])
+
+    @property
+    def dora_scale(self) -> Tensor:
+        """The magnitudes as files of kohya, LyCORIS and ComfyUI hold them.
+
+        Stored ones stay as they are, for their axes are the weight's: the layer does not know them
+        where it holds a kernel flat.
+        """
+        axes = max(len(self.shape), self.magnitude.ndim)
+        stays = self.role == "dora_scale" and self.magnitude.ndim == axes
+        return self.magnitude if stays else self.magnitudes(axes)
+
+    def check_magnitudes(self, weight: Sequence[int]) -> None:
+        """Refuse a weight, by its shape, that has another number of rows, or of columns.
+
+        Raises:
+            WeightShapeError: Says both shapes.
+        """
+        if self.magnitude.numel() != weight[self.axis]:
+            raise WeightShapeError(
+                f"{self.role} is {tuple(self.magnitude.shape)}, the weight {tuple(weight)}; the "
+                "adapter is for another model"
+            )
+
+    def change(
+        self,
+        base: Tensor,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "paper",
+    ) -> Tensor:
+        """Return what is added to the weight, of its shape; proportional to the strength.
+
+        The length is that of the changed weight, as in the paper, PEFT and LyCORIS. Along the
+        output ComfyUI takes that of the weight as it was. Both paper and programs train at strength
+        1; other strengths go the straight way between the weight and that, as in ComfyUI.
+
+        Raises:
+            WeightShapeError: The layer is for a weight of another shape.
+        """
+        check_fits(self, base)
+        self.check_magnitudes(base.shape)
+        weight = base.to(dtype)
+        changed = weight + self.inner.change(base, 1.0, dtype, convention)
+        measured = weight if convention == "comfy" and self.axis == 0 else changed
+        others = [axis for axis in range(base.ndim) if axis != self.axis]
+        length = torch.linalg.vector_norm(measured, dim=others, keepdim=True)
+        # A row of zeros has the length that ComfyUI and LyCORIS give it.
+        length.clamp_(min=torch.finfo(torch.float32).eps)
+        turned = changed.mul_(self.magnitudes(base.ndim).to(weight) / length)
+        return turned.sub_(weight).mul_(strength)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BasedDoraLayer(DoraLayer):
+    """DoRA with its weight at hand: the inner change can be cut, and what that loses be measured.
+
+    Attributes:
+        weight: Reads the weight.
+        convention: Whose length the weight is divided by.
+    """
+
+    weight: Callable[[], Tensor] = field(kw_only=True)
+    convention: Convention = field(default="paper", kw_only=True)
+
+    @property
+    def needs_base(self) -> bool:
+        """No longer: it has it."""
+        return False
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return those of the inner change."""
+        return self.inner.factors(strength)
+
+    def over(self, inner: Layer) -> DoraLayer:
+        """Return the magnitudes over another inner layer."""
+        return DoraLayer(inner, self.magnitude, self.role)
+
+    def measured(self, other: DoraLayer) -> tuple[float, float]:
+        """Return the Frobenius norms of the true change, and of it less that of another layer."""
+        weight = self.weight()
+        exact, near = (
+            one.change(weight, 1.0, torch.float64, self.convention) for one in (self, other)
+        )
+        return float(torch.linalg.vector_norm(exact)), float(torch.linalg.vector_norm(exact - near))

@@ -1,0 +1,119 @@
+"""A layer for a weight that has to grow first: ComfyUI's `reshape_weight`, of Flux control LoRAs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import LayerShapeError, WeightShapeError
+from .layer import Convention, Layer, fits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReshapedLayer:
+    """The inner layer's change, on the weight padded with zeros at the end of each axis.
+
+    Attributes:
+        inner: What changes the larger weight.
+        reshape_weight: The larger shape, as stored: a row of integers.
+
+    Raises:
+        LayerShapeError: It is not the shape that the inner layer is for.
+    """
+
+    inner: Layer
+    reshape_weight: Tensor
+
+    def __post_init__(self) -> None:
+        if self.reshape_weight.ndim != 1 or not fits(self.inner.shape, self.size):
+            raise LayerShapeError(
+                f"reshape_weight is {self.reshape_weight.tolist()}, its layer is {self.inner.shape}"
+            )
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Shape of the weight as it is then."""
+        return tuple(int(one) for one in self.reshape_weight.tolist())
+
+    @property
+    def title(self) -> str:
+        """The inner layer's kind."""
+        return f"reshaping {self.inner.title}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight as it is then."""
+        return self.size
+
+    @property
+    def rank(self) -> int:
+        """The inner layer's."""
+        return self.inner.rank
+
+    @property
+    def scale(self) -> float:
+        """The inner layer's."""
+        return self.inner.scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The inner layer's."""
+        return self.inner.dtype
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the inner layer does."""
+        return self.inner.needs_base
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by role, as a file holds them: the inner layer's and the shape."""
+        return {**self.inner.tensors(), "reshape_weight": self.reshape_weight}
+
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the inner layer's change."""
+        return self.inner.delta(dtype)
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return the inner layer's factors."""
+        return self.inner.factors(strength)
+
+    def padded(self, base: Tensor) -> Tensor:
+        """Return the weight in its new shape, zeros at the end of each axis that grew.
+
+        Raises:
+            WeightShapeError: It has other axes, or is larger.
+        """
+        if base.ndim != len(self.size) or any(
+            old > new for old, new in zip(base.shape, self.size, strict=True)
+        ):
+            raise WeightShapeError(
+                f"a weight of shape {tuple(base.shape)} cannot grow to {self.size}; the adapter is "
+                "for another model"
+            )
+        result = base.new_zeros(self.size)
+        result[tuple(slice(size) for size in base.shape)] = base
+        return result
+
+    def change(
+        self,
+        base: Tensor,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "paper",
+    ) -> Tensor:
+        """Return what is added to the padded weight, of the new shape.
+
+        Raises:
+            WeightShapeError: The weight cannot grow to it.
+        """
+        return self.inner.change(self.padded(base), strength, dtype, convention)
+
+
+def rewrapped(layer: Layer, *like: Layer) -> Layer:
+    """Return a layer for a weight that has to grow first, if one of those that it is made of is."""
+    for one in like:
+        if isinstance(one, ReshapedLayer):
+            return ReshapedLayer(layer, one.reshape_weight)
+    return layer

@@ -1,0 +1,1 @@
+"""Which layers of several adapters, or which weights of a checkpoint, are meant."""

@@ -1,0 +1,1 @@
+"""Names of modules: whose they are, and what each is called by others."""

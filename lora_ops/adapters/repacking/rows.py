@@ -1,0 +1,164 @@
+"""Rows of a layer: some of them as a layer of their own, and layers of some rows each as one.
+
+`[up; up'] @ down` has the rows of both products. Cutting it apart is exact, with no arithmetic: each
+part keeps down, rank and alpha. Putting parts with different downs together makes up block-diagonal
+and the rank that of all parts together, so alpha must grow with it for the scale to stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedLayerError
+from ...linalg.storage import loadable, rounded
+from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """A layer that changes some rows of a weight.
+
+    Attributes:
+        target: What the file calls it, for messages.
+        layer: Of these rows alone.
+        start: The first of them.
+    """
+
+    target: str
+    layer: Layer
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """Behind the last of them."""
+        return self.start + self.layer.shape[0]
+
+
+def rows_of(layer: Layer, start: int, stop: int, target: str) -> Layer:
+    """Return the part of a layer that changes these rows; alpha and down are its own.
+
+    Raises:
+        UnsupportedLayerError: The rows of this kind depend on each other, or are not stored apart.
+    """
+    if (start, stop) == (0, layer.shape[0]):
+        return layer
+    return _rearranged(layer, lambda rows: rows[start:stop].contiguous(), target)
+
+
+def halves_swapped(layer: Layer, target: str) -> Layer:
+    """Return the layer with the second half of its rows before the first.
+
+    Raises:
+        UnsupportedLayerError: As `rows_of`.
+    """
+    return _rearranged(layer, lambda rows: torch.cat(rows.chunk(2)[::-1]), target)
+
+
+def stacked(
+    blocks: Sequence[Block], rows: int, target: str, dtype: torch.dtype | None = None
+) -> Layer:
+    """Return blocks that change different rows of one weight as one layer; other rows stay.
+
+    The strongest block keeps the bits of its up, the others take the ratio of scales into theirs.
+    Blocks with one down share it, as those do that were cut from one layer.
+
+    Args:
+        blocks: One or more, in the order of their rows, which do not overlap.
+        rows: Of the weight.
+        target: The weight, for messages.
+        dtype: Of the factors; None: what holds all that the blocks hold.
+
+    Raises:
+        UnsupportedLayerError: The blocks are of a kind that has no sum of its kind, or of several.
+        NonFiniteError: A number is beyond the range of the dtype.
+    """
+    layers = [block.layer for block in blocks]
+    known = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    whole = [layer for layer in layers if isinstance(layer, FullLayer)]
+    if len(whole) == len(blocks):
+        total = torch.zeros((rows, *whole[0].shape[1:]), dtype=known)
+        for block, layer in zip(blocks, whole, strict=True):
+            total[block.start : block.stop] = rounded(layer.diff, known, target)
+        return FullLayer(total)
+    doras = [layer for layer in layers if isinstance(layer, DoraLayer) and layer.axis == 0]
+    if len(doras) == len(blocks) and blocks[-1].stop == rows == sum(one.shape[0] for one in doras):
+        inner = [replace(b, layer=one.inner) for b, one in zip(blocks, doras, strict=True)]
+        axes = max(one.dora_scale.ndim for one in doras)
+        magnitudes = torch.cat([one.magnitudes(axes) for one in doras])
+        return DoraLayer(stacked(inner, rows, target, dtype), magnitudes)
+    thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
+    if len(thin) < len(blocks):
+        raise _mixed(blocks, target)
+    downs, places = _distinct([layer.down for layer in thin])
+    ranks = [len(down) for down in downs]
+    scale = max((layer.scale for layer in thin), key=abs) or 1.0
+    up = torch.zeros((rows, sum(ranks), *thin[0].up.shape[2:]), dtype=known)
+    for block, layer, place in zip(blocks, thin, places, strict=True):
+        columns = slice(sum(ranks[:place]), sum(ranks[: place + 1]))
+        gain = layer.scale / scale
+        exact = layer.up if gain == 1 else layer.up.double() * gain
+        up[block.start : block.stop, columns] = rounded(exact, known, target)
+    return LoraLayer(
+        up=up,
+        down=torch.cat([rounded(down, known, target) for down in downs]),
+        alpha=scale * sum(ranks) if any(layer.alpha is not None for layer in thin) else None,
+    )
+
+
+def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> Layer:
+    """The layer with other rows; `take` gives them from a tensor that has them on its first axis.
+
+    Raises:
+        UnsupportedLayerError: The rows of this kind are not stored apart.
+    """
+    if isinstance(layer, FullLayer):
+        return FullLayer(take(layer.diff))
+    if isinstance(layer, LoraLayer):
+        return replace(layer, up=take(layer.up))
+    if isinstance(layer, DoraLayer) and layer.axis == 0:
+        magnitudes = take(layer.dora_scale)
+        return DoraLayer(_rearranged(layer.inner, take, target), magnitudes)
+    raise UnsupportedLayerError(
+        f"layer `{target}` is {_kind(layer)}, whose rows cannot be written apart, and the other "
+        "naming has them in several modules or in another order; convert it `--to lora` first",
+        target=target,
+    )
+
+
+def _distinct(downs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The downs that differ, and which of them each one is."""
+    found: list[Tensor] = []
+    places: list[int] = []
+    for down in downs:
+        alike = (
+            at
+            for at, one in enumerate(found)
+            if one.shape == down.shape and one.dtype == down.dtype and torch.equal(one, down)
+        )
+        place = next(alike, len(found))
+        if place == len(found):
+            found.append(down)
+        places.append(place)
+    return found, places
+
+
+def _mixed(blocks: Sequence[Block], target: str) -> UnsupportedLayerError:
+    kinds = ", ".join(f"`{block.target}` ({_kind(block.layer)})" for block in blocks)
+    return UnsupportedLayerError(
+        f"{kinds} are rows of `{target}` and cannot be written as one layer: only plain LoRA, or "
+        "full differences, or DoRA of all rows can; convert them `--to lora` first",
+        target=target,
+    )
+
+
+def _kind(layer: Layer) -> str:
+    if isinstance(layer, LoraLayer) and layer.mid is not None:
+        return "LoRA in Tucker's form"
+    if isinstance(layer, DoraLayer) and layer.axis == 1:
+        return "DoRA with a magnitude for each input"
+    return layer.title

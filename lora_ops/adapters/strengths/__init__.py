@@ -1,0 +1,1 @@
+"""Strengths: of a file, by block, by pattern."""

@@ -1,0 +1,1 @@
+"""Reading: one file a container, from single files to folders of them."""

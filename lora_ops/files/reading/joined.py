@@ -1,0 +1,80 @@
+"""Several open files as one source: the shards of a model, the components of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..base import FileSource, stamp
+
+
+class JoinedSource(FileSource):
+    """A `TensorSource` over other sources, each key routed to one of them.
+
+    Args:
+        path: What the user named: an index file or a folder.
+        routes: The source and its own key behind each key, in reading order.
+        paths: Files that belong to it besides those of the sources, such as the index.
+        metadata: Entries that stand in such files.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        routes: Mapping[str, tuple[FileSource, str]],
+        paths: tuple[Path, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._routes = dict(routes)
+        self._sources = list(dict.fromkeys(source for source, _ in self._routes.values()))
+        self.name = str(path)
+        self.paths = (*paths, *(path for source in self._sources for path in source.paths))
+        self.stamps = {path: stamp(path) for path in paths}
+        for source in self._sources:
+            self.stamps |= source.stamps
+        held = {k: v for source in self._sources for k, v in source.metadata.items()}
+        self.metadata = {**held, **(metadata or {})}
+
+    def keys(self) -> list[str]:
+        """All tensor names, source by source."""
+        return list(self._routes)
+
+    def parts(self) -> list[list[str]]:
+        """All tensor names, source by source."""
+        parts: dict[FileSource, list[str]] = {source: [] for source in self._sources}
+        for key, (source, _) in self._routes.items():
+            parts[source].append(key)
+        return list(parts.values())
+
+    def own_key(self, key: str) -> str:
+        """The tensor's name in the file itself, without what a folder puts in front."""
+        source, inner = self._routes[key]
+        return source.own_key(inner)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, from its header."""
+        source, inner = self._routes[key]
+        return source.shape(inner)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of one tensor as stored."""
+        source, inner = self._routes[key]
+        return source.dtype(inner)
+
+    def dtype_name(self, key: str) -> str:
+        """Dtype of one tensor as its header names it."""
+        source, inner = self._routes[key]
+        return source.dtype_name(inner)
+
+    def tensor(self, key: str) -> Tensor:
+        """Read one tensor into fresh CPU memory, in its stored dtype."""
+        source, inner = self._routes[key]
+        return source.tensor(inner)
+
+    def close(self) -> None:
+        """Close every source."""
+        for source in self._sources:
+            source.close()

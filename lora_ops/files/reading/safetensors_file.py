@@ -1,0 +1,118 @@
+"""One safetensors file, read tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import FormatError, QuantisedError
+from ..base import FileSource, quote
+from ..dtypes import TORCH_DTYPES
+from ..header import MAX_HEADER, parse_header
+from .magic import HEAD, identify
+from .ranges import RangeReader
+
+
+class SafetensorsFile(FileSource):
+    """A safetensors file as a `TensorSource`: the header now, each tensor when asked for.
+
+    Holds one open file and the header. Threads may read at the same time.
+
+    Raises:
+        ArgumentError: there is no such file, or it may not be read.
+        FormatError: the file is damaged, truncated, hostile or of another kind.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self.name = str(path)
+        self.paths = (self._path,)
+        self._file = RangeReader(self._path)
+        try:
+            self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def keys(self) -> list[str]:
+        """All tensor names, in the order of their data."""
+        return list(self._entries)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the header."""
+        return self._entries[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of one tensor as stored; `torch.uint8` for elements that torch does not have."""
+        return TORCH_DTYPES.get(self._entries[key].dtype, torch.uint8)
+
+    def dtype_name(self, key: str) -> str:
+        """Dtype of one tensor as the header names it."""
+        return self._entries[key].dtype
+
+    def tensor(self, key: str) -> Tensor:
+        """Read one tensor into fresh CPU memory, in its stored dtype.
+
+        Raises:
+            FormatError: the file has become shorter, or the disk fails.
+            QuantisedError: the elements are narrower than a byte, or unknown to this torch.
+        """
+        entry = self._entries[key]
+        if entry.dtype not in TORCH_DTYPES:
+            raise QuantisedError(
+                f"{quote(key)} is stored as {entry.dtype}, which torch {torch.__version__} cannot "
+                "hold; give the unquantised (fp16/bf16/fp32) checkpoint",
+                path=self._path,
+            )
+        out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+        if entry.size:
+            memory = out.reshape(-1).view(torch.uint8).numpy().data
+            self._file.into(memory, self.data_start + entry.begin, quote(key))
+        return out
+
+    def close(self) -> None:
+        """Close the file; names and shapes stay readable."""
+        self._file.close()
+
+    def _read_header(self) -> None:
+        size = self._file.size
+        head = self._file.bytes(0, min(size, HEAD), "the header")
+        length = int.from_bytes(head[:8], "little")
+        # The shortest header is `{}`.
+        if not 2 <= length <= min(size - 8, MAX_HEADER) or head[8:9] != b"{":
+            raise self._not_safetensors(head, size, length)
+        try:
+            self._entries, self.metadata = parse_header(self._file.bytes(8, length, "the header"))
+        except ValueError as error:
+            raise FormatError(f"the header is damaged: {error}", path=self._path) from error
+        #: Where the data begins in the file, in bytes.
+        self.data_start = 8 + length
+        expected = self.data_start + max((e.end for e in self._entries.values()), default=0)
+        if size < expected:
+            raise FormatError(
+                f"the file is truncated: {size} of {expected} bytes; download or copy it again",
+                path=self._path,
+            )
+        if size > expected:
+            raise FormatError(
+                f"{size - expected} bytes after the data belong to no tensor", path=self._path
+            )
+
+    def _not_safetensors(self, head: bytes, size: int, length: int) -> FormatError:
+        kind = identify(head)
+        if size == 0:
+            message = "the file is empty"
+        elif head[8:9] == b"{" and 2 <= length <= MAX_HEADER:
+            message = (
+                f"the file is truncated inside its header: {size} of at least {8 + length} bytes; "
+                "download or copy it again"
+            )
+        elif kind is not None:
+            return kind.error(f"not a safetensors file: {kind.sentence}", path=self._path)
+        elif size < 8:
+            message = f"not a safetensors file: only {size} bytes long"
+        else:
+            message = "not a safetensors file: it does not begin with the length of a JSON header"
+        return FormatError(message, path=self._path)

@@ -1,0 +1,1 @@
+"""Writing: streamed to a hidden sibling, published whole or not at all."""

@@ -1,0 +1,1 @@
+"""What something is: of a file, of an adapter against checkpoints, of two adapters, and what is wrong with one."""

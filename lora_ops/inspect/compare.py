@@ -1,0 +1,156 @@
+"""Compare: how alike the changes of two adapters are, from their factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..adapters.adapter import Adapter
+from ..adapters.edited import check_not_empty, finite, kind_of
+from ..adapters.formats import component
+from ..adapters.layers import LokrLayer, innermost
+from ..adapters.matching.align import matched
+from ..adapters.matching.group import Group, Term, common_shape
+from ..operations.add.apart import apart
+from ..operations.add.combine import stacked
+from ..run.workers import Progress, counted_off, ordered_map
+
+_WORKERS = 2
+# What squares leave of a difference below this share of theirs is their rounding.
+_SEEN = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class LayerComparison:
+    """One weight.
+
+    Attributes:
+        target: Its name in the first adapter that has it.
+        component: unet or te.
+        kind: linear, conv 3x3, ...
+        ranks: In the first and in the second; 0 where one does not hold it.
+        norms: Frobenius norms of the two changes; 0 where one does not hold it.
+        inner: Their inner product.
+    """
+
+    target: str
+    component: str
+    kind: str
+    ranks: tuple[int, int]
+    norms: tuple[float, float]
+    inner: float
+
+    @property
+    def cosine(self) -> float:
+        """From -1 to 1; 0 where a change is zero."""
+        return _cosine(self.inner, *self.norms)
+
+    @property
+    def distance(self) -> float:
+        """Norm of the second change less the first, as a share of the first's norm."""
+        return _distance(self.inner, *self.norms)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two adapters.
+
+    Attributes:
+        layers: Every weight that either changes.
+    """
+
+    layers: tuple[LayerComparison, ...]
+
+    @property
+    def norms(self) -> tuple[float, float]:
+        """Frobenius norms of both, over all layers."""
+        first, second = zip(*(layer.norms for layer in self.layers), strict=True)
+        return math.hypot(*first), math.hypot(*second)
+
+    @property
+    def cosine(self) -> float:
+        """Over all layers, those of one alone included."""
+        return _cosine(math.fsum(layer.inner for layer in self.layers), *self.norms)
+
+    @property
+    def distance(self) -> float:
+        """Over all layers: 0 for two files that do the same."""
+        return _distance(math.fsum(layer.inner for layer in self.layers), *self.norms)
+
+    @property
+    def shared(self) -> int:
+        """How many weights both change."""
+        return sum(0 not in layer.ranks for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: totals first, then every layer."""
+        return {
+            "cosine": self.cosine,
+            "distance": self.distance,
+            "norms": self.norms,
+            "shared": self.shared,
+            "layers": [
+                {**asdict(layer), "cosine": layer.cosine, "distance": layer.distance}
+                for layer in self.layers
+            ],
+        }
+
+
+def compare(
+    first: Adapter,
+    second: Adapter,
+    *,
+    names: tuple[str, str] = ("the first", "the second"),
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare the changes of two adapters, across naming schemes, ranks and dtypes.
+
+    Args:
+        first: What the distance is measured from.
+        second: The other.
+        names: What messages call them.
+        progress: Called after each layer.
+
+    Raises:
+        MismatchError: They are for different models.
+        UnsupportedLayerError: A layer is made from the base weight.
+        NonFiniteError: NaN or infinity in a factor.
+    """
+    terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
+    for term in terms:
+        check_not_empty(term.adapter, term.name)
+    match = matched(terms)
+    results = ordered_map(lambda group: _compared(match.terms, group), match.groups, _WORKERS)
+    return Comparison(tuple(counted_off(results, len(match.groups), progress)))
+
+
+def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
+    found = [terms[index].layer(target) for index, target in group.members]
+    common_shape(found, group.members, terms)
+    is_lokr = any(isinstance(innermost(layer), LokrLayer) for layer in found)
+    gram = apart(found).gram() if is_lokr else stacked(found).exact().gram()
+    ranks, norms = [0, 0], [0.0, 0.0]
+    for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):
+        square = finite(gram[at, at], target, layer, terms[index].name)
+        ranks[index], norms[index] = layer.rank, math.sqrt(max(square, 0.0))
+    return LayerComparison(
+        target=group.target,
+        component=component(group.target),
+        kind=kind_of(group.target, found[0]),
+        ranks=(ranks[0], ranks[1]),
+        norms=(norms[0], norms[1]),
+        inner=float(gram[0, 1]) if len(found) == 2 else 0.0,
+    )
+
+
+def _cosine(inner: float, first: float, second: float) -> float:
+    return max(-1.0, min(1.0, inner / (first * second))) if first and second else 0.0
+
+
+def _distance(inner: float, first: float, second: float) -> float:
+    square = first**2 + second**2 - 2 * inner
+    if square <= _SEEN * (first**2 + second**2):
+        return 0.0
+    return math.sqrt(square) / first if first else math.inf

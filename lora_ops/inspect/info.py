@@ -1,0 +1,251 @@
+"""What a file is: its kind, format, architecture, ranks, alphas and contents, from its header."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..adapters.formats import (
+    MAGNITUDES,
+    Module,
+    Modules,
+    commonest,
+    component,
+    foreign_method,
+    inner_size,
+    kind_of,
+    modules,
+    peft_scales,
+    read_alpha,
+    recognise,
+    special,
+    title_of,
+)
+from ..adapters.model import recognised_file
+from ..errors import FormatError
+from ..linalg.storage import spelled
+from ..models.architectures import Architecture, Parameter, architecture_named, parameters
+from ..models.architectures import detect as detect_architecture
+from ..models.architectures import naming as naming_of
+from ..source import TensorSource
+
+_COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
+# Vectors of new words: beside an adapter under the word's name, or alone in a file.
+_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\..+|emb_params|clip_[lgh]|t5xxl)")
+_ALONE = re.compile(r"(string_to_param\..+|emb_params|clip_[lgh]|t5xxl|<.+>|.*prompt_embeddings)")
+# What cloneofsimo's trainer says of a word's vector, in the metadata.
+_EMBED_FLAG = "<embed>"
+# Models by the width of what an embedding file gives the text encoder; two encoders are SDXL's.
+_BY_WIDTH = {768: "sd1", 1024: "sd2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component of a file: the number of tensors it has there, and of values in them."""
+
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a file is.
+
+    Attributes:
+        name: The file, as the source calls it.
+        kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, ControlNet,
+            embedding, upscaler, …, unknown.
+        format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
+        spelling: Whose names the file has, where it was read under other ones; None if they are
+            its own.
+        architecture: Title of the model family; None where nothing tells, or several are possible.
+        possible: Titles of those that are possible, the likeliest first, where it is in doubt.
+        naming: Of a diffusion model: native or diffusers; None for anything else.
+        components: By component.
+        targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
+        ranks: Number of LoRA layers by rank.
+        alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none, with the scale that a
+            PEFT configuration gives instead, if it is not 1.
+        embeddings: Shapes of the vectors of new words, by word or by key.
+        dtypes: Number of tensors by dtype.
+        bytes: Size of the tensors, without the header.
+        metadata: The file's string map.
+    """
+
+    name: str
+    kind: str
+    format: str | None
+    spelling: str | None
+    architecture: str | None
+    possible: tuple[str, ...]
+    naming: str | None
+    components: Mapping[str, Part]
+    targets: Mapping[str, int]
+    ranks: Mapping[int, int]
+    alphas: Mapping[str, int]
+    embeddings: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, int]
+    bytes: int
+    metadata: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as dicts, strings and numbers: what JSON can hold."""
+        return asdict(self)
+
+
+def describe(source: TensorSource, spelling: str | None = None) -> Info:
+    """Return what a file is. Only the header is read, and the alphas of an adapter.
+
+    Args:
+        source: The file.
+        spelling: Whose names it has, where the source gives it other ones.
+
+    Raises:
+        LayerShapeError: An alpha is not one number.
+    """
+    keys = source.keys()
+    grouped = modules(keys)
+    other, method = recognise(grouped), foreign_method(grouped)
+    adapter = grouped.is_adapter and other is None
+    found = grouped.modules if adapter else {}
+    named = {} if adapter or other or method else parameters(source)
+    embeddings = _embeddings(source, grouped)
+    possible: tuple[str, ...] = ()
+    if adapter:
+        recognition = recognised_file(source, found)
+        architecture = recognition.certain
+        possible = recognition.titles if architecture is None else ()
+        kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+        began = special(source.metadata)
+        kind += f" ({began})" if began else ""
+    elif other or method:
+        architecture = _embedded(embeddings) if other else None
+        kind = other.title if other else f"adapter: {method[0]}" if method else ""
+    else:
+        architecture = detect_architecture(named)
+        kind = _model_kind(named, architecture)
+    parts = dict.fromkeys(keys, "other")
+    for name, module in found.items():
+        parts.update(dict.fromkeys(module.keys.values(), component(name)))
+    if named and kind != "unknown":
+        parts = {one.key: one.component for one in named.values()}
+    alike = Counter((parts.get(key, ""), source.dtype(key), source.shape(key)) for key in keys)
+    lora = {name: one for name, one in found.items() if _is_lora(source, one)}
+    scales = _scales(source, lora)
+    return Info(
+        name=source.name,
+        kind=kind,
+        format=commonest(grouped) if adapter else None,
+        spelling=spelling,
+        architecture=architecture.title if architecture is not None else None,
+        possible=possible,
+        naming=naming_of(named) if named and "unet" in parts.values() else None,
+        components=_components(alike),
+        targets=_sorted(_target(source, one) for one in found.values()),
+        ranks=_sorted(inner_size(source, one) for one in lora.values()),
+        alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
+        embeddings=embeddings,
+        dtypes=_sorted(spelled(dtype) for _, dtype, _ in alike.elements()),
+        bytes=sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
+        metadata=dict(source.metadata),
+    )
+
+
+def _embeddings(source: TensorSource, grouped: Modules) -> dict[str, tuple[int, ...]]:
+    """The vectors of new words; in a file of nothing else, by key."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key in grouped.extras:
+        bundled = _BUNDLED.fullmatch(key)
+        alone = not grouped.modules and _ALONE.fullmatch(key)
+        if bundled is not None:
+            encoder = bundled[2] if bundled[2].startswith(("clip_", "t5")) else ""
+            found[f"{bundled[1]} {encoder}".rstrip()] = source.shape(key)
+        elif alone or source.metadata.get(key) == _EMBED_FLAG:
+            found[key] = source.shape(key)
+    return found
+
+
+def _embedded(embeddings: Mapping[str, tuple[int, ...]]) -> Architecture | None:
+    """The model that an embedding file is for."""
+    if {"clip_l", "clip_g"} <= embeddings.keys():
+        return architecture_named("sdxl")
+    widths = {shape[-1] for shape in embeddings.values() if shape}
+    name = _BY_WIDTH.get(min(widths)) if len(widths) == 1 else None
+    return None if name is None else architecture_named(name)
+
+
+def _adapter_kind(source: TensorSource, found: Mapping[str, Module]) -> str:
+    kinds = {kind_of(source, module) for module in found.values()}
+    # Differences of norms and biases accompany factors without making the file another kind.
+    thin = kinds - {"full", "set"}
+    if not thin:
+        return f"adapter of {title_of('set' if 'set' in kinds else 'full')}s"
+    kind = min(thin) if len(thin) == 1 else "mixed"
+    dora = any(role in module.keys for module in found.values() for role in MAGNITUDES)
+    if kind == "lora" and dora:
+        return "DoRA adapter"
+    return f"{title_of(kind)} adapter{' with DoRA' if dora else ''}"
+
+
+def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | None) -> str:
+    if architecture is None and all(
+        f"diffusion_model.{one.key}" == one.name for one in named.values()
+    ):
+        return "unknown"  # bare names that no table has: any network at all
+    parts = {one.component for one in named.values()} - {"other"}
+    if not parts:
+        return "unknown"
+    return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
+
+
+def _components(alike: Mapping[tuple[str, torch.dtype, tuple[int, ...]], int]) -> dict[str, Part]:
+    """The parts of a file, of the numbers of its tensors by part, dtype and shape."""
+    tensors, values = Counter[str](), Counter[str]()
+    for (part, _, shape), count in alike.items():
+        tensors[part] += count
+        values[part] += count * math.prod(shape)
+    return {
+        title: Part(tensors[part], values[part])
+        for part, title in _COMPONENTS.items()
+        if part in tensors
+    }
+
+
+def _target(source: TensorSource, module: Module) -> str:
+    if not _is_lora(source, module):
+        return "incomplete" if module.kind == "lora" else title_of(kind_of(source, module))
+    if module.is_table:
+        return "embedding"
+    shape = source.shape(module.keys.get("mid", module.keys["down"]))
+    kernel = "x".join(map(str, shape[2:]))
+    return f"conv{'' if len(shape) == 4 else f'{len(shape) - 2}d'} {kernel}" if kernel else "linear"
+
+
+def _is_lora(source: TensorSource, module: Module) -> bool:
+    down = module.keys.get("down")
+    return module.kind == "lora" and down is not None and len(source.shape(down)) >= 2
+
+
+def _scales(source: TensorSource, found: Collection[str]) -> dict[str, float]:
+    """What the file's configuration gives layers without an alpha."""
+    try:
+        return peft_scales(source.metadata, found)
+    except FormatError:  # a pattern that is not read: what the file is can still be said
+        return dict.fromkeys(found, 1.0)
+
+
+def _alpha(source: TensorSource, module: Module, scale: float) -> str:
+    if "alpha" not in module.keys:
+        return "absent" if scale == 1 else f"absent, scale {scale:g}"
+    return f"{read_alpha(source, module.keys['alpha']):g}"
+
+
+def _sorted(values: Iterable[Any]) -> dict[Any, int]:
+    counts = Counter(values)
+    return {value: counts[value] for value in sorted(counts)}

@@ -1,0 +1,244 @@
+"""What lint looks at: a file by its header, sorted and placed once for all checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...adapters.formats import (
+    KINDS,
+    ModelNames,
+    Module,
+    component,
+    configured,
+    inner_size,
+    kind_of,
+    model_names,
+    modules,
+    read_alpha,
+    read_kind,
+)
+from ...adapters.formats import detect as detect_format
+from ...adapters.layers import DoraLayer, Layer, ReshapedLayer
+from ...adapters.model import recognised_file
+from ...adapters.outline import Outline
+from ...errors import LayerShapeError, LoraOpsError
+from ...models.architectures import ARCHITECTURES, TE, Architecture, Place
+from ...source import TensorSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One module of the file.
+
+    Attributes:
+        name: As in the file.
+        keys: By role.
+        kind: lora, loha, ...; mixed.
+        layer: Without data; None where its tensors make none.
+        trouble: Why they make none.
+        place: Where it is in the model; None if that is not known.
+        stranger: Title of another model, whose name it has; empty for a name of this one, or of none.
+        rank: The number that alpha is divided by; None for a kind that has none.
+        alpha: As stored; None where there is none, or it is not one number.
+        scale: What the file means: alpha / rank, or that of the configuration, or 1.
+        magnitudes: Shape of `dora_scale`; () where there is none.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    kind: str
+    layer: Layer | None
+    trouble: LoraOpsError | None
+    place: Place | None
+    stranger: str
+    rank: int | None
+    alpha: float | None
+    scale: float
+    magnitudes: tuple[int, ...] = ()
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether magnitudes stand beside its factors."""
+        return bool({"dora_scale", "magnitude"} & self.keys.keys())
+
+    @property
+    def is_up_bias(self) -> bool:
+        """Whether it is the bias of a LoRA layer's up, as PEFT trains it."""
+        return Module(self.kind, self.keys).is_up_bias
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a factor is missing that its kind cannot be without."""
+        return self.kind in KINDS and not set(KINDS[self.kind].needs) <= self.keys.keys()
+
+    @property
+    def stored_scale(self) -> float:
+        """Its scale for a program that reads nothing but the tensors."""
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A file, and what its header says.
+
+    Attributes:
+        source: Its tensors.
+        format: kohya, comfy, peft or diffusers: that of most modules.
+        possible: Architectures whose names it has, the likeliest first.
+        doubt: Titles of these, where it is in doubt which of them it is for.
+        names: Of the one that it is taken for.
+        parts: Its modules, in the order of the file.
+        extras: Keys that belong to no layer.
+        spelling: Whose names are in the file, where those here are lorakit's reading of them.
+    """
+
+    source: TensorSource
+    format: str
+    possible: tuple[Architecture, ...]
+    doubt: tuple[str, ...]
+    names: ModelNames
+    parts: tuple[Part, ...]
+    extras: tuple[str, ...]
+    spelling: str
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model that it is taken for."""
+        return self.names.architecture
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in the order of the file."""
+        return tuple(self.source.keys())
+
+    @cached_property
+    def alphas(self) -> tuple[str, ...]:
+        """Keys of alphas."""
+        return tuple(part.keys["alpha"] for part in self.parts if "alpha" in part.keys)
+
+    @cached_property
+    def odd_alphas(self) -> tuple[str, ...]:
+        """Keys of alphas that are not one real number."""
+        return tuple(
+            key
+            for key in self.alphas
+            if math.prod(self.source.shape(key)) != 1 or self.source.dtype(key).is_complex
+        )
+
+    @cached_property
+    def whole_alphas(self) -> tuple[str, ...]:
+        """Keys of alphas stored as integers."""
+        dtypes = ((key, self.source.dtype(key)) for key in self.alphas)
+        return tuple(key for key, one in dtypes if not (one.is_floating_point or one.is_complex))
+
+
+def subject(
+    source: TensorSource, spelling: str = "", architecture: Architecture | None = None
+) -> Subject:
+    """Sort a file by its header; of its data only alphas are read.
+
+    Args:
+        source: The file.
+        spelling: Whose names are in the file, where those of the source are others.
+        architecture: Of the model that it is for; None: told by its names and shapes.
+
+    Raises:
+        UnknownFormatError: It is no adapter file.
+    """
+    keys = source.keys()
+    format = detect_format(keys, source.name)
+    grouped = modules(keys)
+    outline = Outline(source)
+    built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
+    found = recognised_file(source, grouped.modules)
+    possible = found.possible
+    doubt = found.titles if found.certain is None and architecture is None else ()
+    names = model_names(architecture or next(iter(possible), None))
+    scales = _configured(source, grouped.modules)
+    parts: list[Part] = []
+    for name, module in grouped.modules.items():
+        layer, trouble = built[name]
+        alpha = _alpha(source, module)
+        rank = _rank(layer) if layer is not None else _stored_rank(source, module)
+        stored = None if alpha is None or not rank else alpha / rank
+        parts.append(
+            Part(
+                name=name,
+                keys=module.keys,
+                kind=kind_of(source, module),
+                layer=layer,
+                trouble=trouble,
+                place=names.place(name),
+                stranger=_stranger(names, name),
+                rank=rank,
+                alpha=alpha,
+                scale=scales.get(name, 1.0) if stored is None else stored,
+                magnitudes=source.shape(module.keys["dora_scale"])
+                if "dora_scale" in module.keys
+                else (),
+            )
+        )
+    return Subject(source, format, possible, doubt, names, tuple(parts), grouped.extras, spelling)
+
+
+def _built(
+    outline: TensorSource, name: str, module: Module
+) -> tuple[Layer | None, LoraOpsError | None]:
+    keys = {role: key for role, key in module.keys.items() if role != "alpha"}
+    try:
+        return read_kind(outline, name, Module(module.kind, keys)), None
+    except LoraOpsError as error:
+        return None, error
+
+
+def _rank(layer: Layer) -> int | None:
+    if isinstance(layer, DoraLayer | ReshapedLayer):
+        return _rank(layer.inner)
+    return getattr(layer, "factor_rank", None)
+
+
+def _stored_rank(source: TensorSource, module: Module) -> int | None:
+    """Of a pair that lorakit does not read as a layer, for it has more than that."""
+    is_factor = "down" in module.keys and len(source.shape(module.keys["down"])) > 1
+    return inner_size(source, module) if is_factor else None
+
+
+def _alpha(source: TensorSource, module: Module) -> float | None:
+    if "alpha" not in module.keys:
+        return None
+    try:
+        alpha = read_alpha(source, module.keys["alpha"])
+    except LayerShapeError:
+        return None
+    return alpha if math.isfinite(alpha) else None
+
+
+def _configured(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
+    try:
+        return {name: one.scale for name, one in configured(source, found).items()}
+    except LoraOpsError:  # a finding of its own
+        return {}
+
+
+def _stranger(names: ModelNames, module: str) -> str:
+    """The title of the first other model that has a module, where this one has not."""
+    inside = component(module) == "unet" and not module.startswith(TE)
+    if names.architecture is None or not inside or has(names, module):
+        return ""
+    commoner = (one for one in ARCHITECTURES if not one.variant_of)
+    others = (one for one in commoner if has(model_names(one), module))
+    return next((one.title for one in others), "")
+
+
+def has(names: ModelNames, module: str) -> bool:
+    """Whether the table of a model has a module."""
+    return _packed(names, module) is not None
+
+
+def _packed(names: ModelNames, module: str) -> Place | None:
+    """Where a module is in a model, if that has it."""
+    place = names.place(module)
+    return place if place is not None and names.packing(place.native) else None

@@ -1,0 +1,228 @@
+"""Verification: how far a LoRA file, as it lies on the disk, is from the true change."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from ..adapters.adapter import Adapter, LazyLayers
+from ..adapters.checkpoint import check_checkpoint
+from ..adapters.formats import BIAS, decode, read_kind, saved_parameters
+from ..adapters.layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
+from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
+from ..adapters.metadata.provenance import originals
+from ..adapters.model import names_for
+from ..adapters.outline import Outline
+from ..errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
+from ..linalg import frobenius, residual_
+from ..models.architectures import parameters
+from ..models.differences import Sides, change_norm, measured_difference, read_parameter
+from ..models.pairing import Pair, is_candidate, nearest, pair
+from ..operations.extract.extract import NO_FACTORS, UNCHANGED
+from ..report import LayerReport, Report, Skip
+from ..run.workers import Progress, ordered_map
+from ..source import TensorSource
+
+MISSING = "not in the LoRA"
+
+
+def verify(
+    base: TensorSource,
+    tuned: TensorSource,
+    lora: TensorSource,
+    *,
+    strength: float = 1.0,
+    convention: Convention = "paper",
+    allow_other: bool = False,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the true error of every layer of an adapter, recomputed from the three files alone.
+
+    What the adapter records of itself and of its checkpoints is compared with the files.
+
+    Args:
+        base: The checkpoint that the adapter is applied to.
+        tuned: The checkpoint that it is to reach.
+        lora: The adapter, of any naming that the base's targets can be found under.
+        strength: The user's factor.
+        convention: Whose, of kinds that programs read differently; see docs/kinds.md.
+        allow_other: Go on where base or tuned are other files than the adapter records: a note.
+        workers: Layers side by side.
+        progress: Called after each parameter.
+
+    Returns:
+        A report whose layers are those of the adapter, and the biases that PEFT trained beside
+        them; changed weights that it does not hold are skips, with the size of what is lost.
+
+    Raises:
+        ArgumentError: The strength is not finite.
+        FormatError: The adapter's data is not what its hash says, or a file changes meanwhile.
+        MismatchError: Base and tuned do not differ, or are not those that the adapter records.
+        TargetMismatchError: A layer of the adapter changes nothing that the checkpoints have, or two
+            change the same rows.
+        WeightShapeError: A layer does not have its weight's shape.
+        UnsupportedLayerError: A layer is of a kind that is not read yet.
+    """
+    started = time.perf_counter()
+    if not math.isfinite(strength):
+        raise ArgumentError(f"strength {strength}: give a finite number, such as 0.8 or -1")
+    with originals(base, tuned, lora, allow_other=allow_other) as notes:
+        report = _measured(base, tuned, lora, strength, convention, workers, progress)
+        told = notes()
+    return replace(report, notes=(*report.notes, *told), seconds=time.perf_counter() - started)
+
+
+def _measured(
+    base: TensorSource,
+    tuned: TensorSource,
+    lora: TensorSource,
+    strength: float,
+    convention: Convention,
+    workers: int,
+    progress: Progress | None,
+) -> Report:
+    """The report, of whatever files these are."""
+    vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
+    for source in (base, tuned):
+        check_checkpoint(source)
+    pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
+    pairs = (*pairing.candidates, *pairing.rest)
+    adapter = decode(lora)
+    targets = {one.target: one for one in parameters(tuned).values()}
+    held = _with_biases(adapter, lora)
+    outline = decode(Outline(lora))
+    places = seats(
+        held.layers,
+        targets,
+        lambda: names_for(outline, pairing.architecture, list(targets)),
+    )
+    check_apart(places, lora.name)
+    members: dict[str, list[tuple[str, Seat]]] = {}
+    of_bias: dict[str, list[tuple[str, Seat]]] = {}
+    for module, seat in places.items():
+        members.setdefault(seat.parameter.target, []).append((module, seat))
+        own = outline.layers.get(module)
+        bias = bias_seat(seat, targets) if own is not None and _bias(own) else None
+        if bias is not None:
+            of_bias.setdefault(bias.parameter.target, []).append((module, bias))
+    for name, old, new in pairing.reshaped:
+        if name.removesuffix(".weight") in members:
+            raise WeightShapeError(
+                f"`{name}` is {old} in {base.name} and {new} in {tuned.name}: its layer has no "
+                "true change to compare with; give the pair that the LoRA was made from",
+                target=name,
+            )
+    _check_targets(
+        adapter, places, {both.target for both in pairs}, lora.name, base.name, tuned.name
+    )
+    sides = Sides(base, tuned)
+    total, done = sum(math.prod(both.shape) for both in pairs), 0
+    layers: list[LayerReport] = []
+    skips: list[Skip] = []
+
+    def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
+        changed = [(held.layers[one], at) for one, at in members.get(both.target, ())]
+        beside = [(_bias(held.layers[one]), at) for one, at in of_bias.get(both.target, ())]
+        changed += [(bias, at) for bias, at in beside if bias is not None]
+        if changed:
+            return both, _measure(sides, changed, both, strength, convention)
+        norm = change_norm(sides, both)
+        lost = MISSING if is_candidate(both.base) else NO_FACTORS
+        return both, Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
+
+    for both, found in ordered_map(measure, pairs, workers):
+        done += math.prod(both.shape)
+        if progress is not None:
+            progress(done, total, both.target)
+        if isinstance(found, LayerReport):
+            layers.append(found)
+        else:
+            skips.append(found)
+    if not any(one.norm for one in (*layers, *skips)):
+        raise MismatchError(
+            f"no layer differs between {base.name} and {tuned.name}: there is no change to compare "
+            f"{lora.name} with; give the tuned checkpoint second"
+        )
+    return Report(tuple(layers), tuple(skips), pairing.absent)
+
+
+def _bias(layer: Layer) -> Layer | None:
+    """What a layer does to the bias beside its weight, if anything."""
+    return layer.bias if isinstance(layer, PeftIa3Layer) else None
+
+
+def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
+    """The adapter with the biases that PEFT trained beside its layers, which replace the model's."""
+    saved = {
+        name: module
+        for name, module in saved_parameters(adapter.extras).items()
+        if name.endswith(BIAS) and name not in adapter.layers
+    }
+
+    def layer(target: str) -> Layer:
+        if target in saved:
+            return read_kind(lora, target, saved[target])
+        return adapter.layers[target]
+
+    targets = dict.fromkeys([*adapter.layers, *saved])
+    return replace(adapter, layers=LazyLayers(targets, layer)) if saved else adapter
+
+
+def _measure(
+    sides: Sides,
+    changed: Sequence[tuple[Layer, Seat]],
+    both: Pair,
+    strength: float,
+    convention: Convention,
+) -> LayerReport:
+    delta, norm = measured_difference(sides, both)
+    (layer, seat), *others = changed
+    if isinstance(layer, LoraLayer) and layer.mid is None and not others and seat.is_all:
+        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+        _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
+        residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
+    else:
+        base = read_parameter(sides.base, both.base)
+        for one, at in changed:
+            own = at.taken(base)
+            if not fits(one.shape, own.shape):
+                _check_shape(both, one.shape, tuple(own.shape))
+            delta.sub_(at.spread(one.change(own, strength, delta.dtype, convention)))
+        residual = float(frobenius(delta.reshape(1, -1)))
+    rank = sum(one.rank for one, _ in changed)
+    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)
+
+
+def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise WeightShapeError(
+            f"layer `{both.target}` changes a weight of shape {found}, the checkpoint's is "
+            f"{wanted}; the LoRA is for another model",
+            target=both.target,
+        )
+
+
+def _check_targets(
+    adapter: Adapter,
+    found: Mapping[str, Seat],
+    targets: Collection[str],
+    lora: str,
+    base: str,
+    tuned: str,
+) -> None:
+    lost = [
+        module
+        for module in adapter.layers
+        if module not in found or found[module].parameter.target not in targets
+    ]
+    if not lost:
+        return
+    listed = "; ".join(f"`{name}`, nearest: {nearest(name, targets)}" for name in lost[:3])
+    raise TargetMismatchError(
+        f"{len(lost)} of {len(adapter.layers)} layers of {lora} are not in both {base} and "
+        f"{tuned}: {listed}; "
+        "give the checkpoints that the LoRA was made for"
+    )

@@ -1,0 +1,1 @@
+"""How many directions are kept: by a rule for one matrix, or by a budget over many."""

@@ -1,0 +1,43 @@
+"""The number formats of what is written: their names, the usual one, and rounding into them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+
+# By the name that users give it: what every loader reads.
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def spelled(dtype: torch.dtype) -> str:
+    """The name without its module: float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def loadable(dtype: torch.dtype) -> torch.dtype:
+    """The nearest dtype that every loader reads: float32 for float64, float16 for float8."""
+    if dtype == torch.float64:
+        return torch.float32
+    return dtype if dtype in DTYPES.values() else torch.float16
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype, target: str) -> Tensor:
+    """Return the tensor in `dtype`, on the CPU, contiguous.
+
+    Raises:
+        NonFiniteError: A value is beyond the range of that dtype.
+    """
+    result = tensor.to(dtype).cpu().contiguous()
+    # NaN and infinity survive `max`, which is fifteen times as fast as asking every number.
+    if result.numel() and not math.isfinite(float(result.abs().max())):
+        raise NonFiniteError(
+            f"layer `{target}`: values up to {float(tensor.abs().max()):.3g} do not fit "
+            f"{spelled(dtype)}, which ends at {torch.finfo(dtype).max:.5g}; "
+            "use --dtype bf16 or fp32",
+            target=target,
+        )
+    return result

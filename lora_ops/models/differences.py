@@ -1,0 +1,118 @@
+"""The true change of a weight, formed once and measured: what extraction and verification share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+from ..linalg import frobenius
+from ..source import TensorSource
+from .architectures import Parameter
+from .pairing import Pair, is_candidate
+
+_PART = 1 << 20  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The two checkpoints that are compared.
+
+    Attributes:
+        base: The one that was started from.
+        tuned: The one that came of it.
+    """
+
+    base: TensorSource
+    tuned: TensorSource
+
+    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Read one parameter from both, as stored."""
+        return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+
+
+def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
+    """Read a parameter as the model has it: its rows of a fused tensor, the right way round."""
+    tensor = source.tensor(parameter.key)
+    if parameter.rows is not None:
+        tensor = tensor[slice(*parameter.rows)]
+    return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def difference(base: Tensor, tuned: Tensor) -> Tensor:
+    """Return `tuned - base` in fresh float32 memory, from the numbers as stored.
+
+    Float64 weights are subtracted in float64: their change may be below float32's spacing.
+    """
+    wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
+    delta = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
+    # In parts, so that the widened copies stay small enough to be used again from cache.
+    for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):
+        part.copy_(new.to(wide) - old.to(wide))
+    return delta
+
+
+def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
+    """Raise a NonFiniteError that says which file holds how many NaN or infinite values, and where.
+
+    To be called when the norm of the difference is not finite.
+    """
+    way_out = f"--exclude '{pair.target}' or " if is_candidate(pair.base) else ""
+    for source, tensor, key in (
+        (sides.base, base, pair.base.key),
+        (sides.tuned, tuned, pair.tuned.key),
+    ):
+        wide = tensor.float()
+        nan, infinite = int(wide.isnan().sum()), int(wide.isinf().sum())
+        if nan or infinite:
+            raise NonFiniteError(
+                f"`{key}` holds {nan} NaN and {infinite} infinite values out of {wide.numel()}; "
+                f"the file is damaged, or its training diverged: {way_out}use another file",
+                target=pair.target,
+                path=source.name,
+            )
+    raise NonFiniteError(
+        f"the change of `{pair.target}` is too large for float32; are these two of one family?",
+        target=pair.target,
+    )
+
+
+def measured_difference(sides: Sides, pair: Pair) -> tuple[Tensor, float]:
+    """Read a parameter from both sides, once, and return its change and the Frobenius norm of that.
+
+    Raises:
+        NonFiniteError: A side holds NaN or infinity.
+    """
+    base, tuned = sides.read(pair)
+    delta = difference(base, tuned)
+    norm = float(frobenius(delta.reshape(1, -1)))
+    if not math.isfinite(norm):
+        check_finite(sides, pair, base, tuned)
+    return delta, norm
+
+
+def are_floats(sides: Sides, pair: Pair) -> bool:
+    """Whether both sides store floating point numbers: what can be subtracted and measured."""
+    dtypes = (sides.base.dtype(pair.base.key), sides.tuned.dtype(pair.tuned.key))
+    return all(dtype.is_floating_point for dtype in dtypes)
+
+
+def change_norm(sides: Sides, pair: Pair) -> float:
+    """Frobenius norm of the change of a parameter of any shape; 0 for what is not a float.
+
+    Raises:
+        NonFiniteError: A side holds NaN or infinity.
+    """
+    if not are_floats(sides, pair):
+        return 0.0
+    base, tuned = sides.read(pair)
+    # In parts: a table of a hundred thousand rows would need a gigabyte in float32.
+    parts = zip(base.reshape(-1).split(_PART), tuned.reshape(-1).split(_PART), strict=True)
+    norm = math.hypot(*(float(frobenius(difference(*part).unsqueeze(0))) for part in parts))
+    if not math.isfinite(norm):
+        check_finite(sides, pair, base, tuned)
+    return norm

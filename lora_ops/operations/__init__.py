@@ -1,0 +1,1 @@
+"""What is done: each operation plans from headers, then computes one weight at a time."""

@@ -1,0 +1,1 @@
+"""Add: several adapters as one."""

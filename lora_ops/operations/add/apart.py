@@ -1,0 +1,95 @@
+"""Changes of one weight of which one has no thin factors, a LoKr: each in its own form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import FullLayer, Layer, LokrLayer, innermost
+from ...linalg import Kron, Operator, Part, part_inner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apart:
+    """What stands for `combine.Stack` where factors would be as large as the weight.
+
+    Attributes:
+        parts: One a change: a Kronecker product in float64, factors in float32, or a full difference.
+        sizes: The rank of each.
+        shape: Of the weight as a matrix, (out, in * kernel).
+    """
+
+    parts: tuple[Part, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, int]
+
+    def exact(self) -> Apart:
+        """Itself: its inner products are summed in float64."""
+        return self
+
+    def gram(self) -> Tensor:
+        """Return the (T, T) inner products of the T changes; float64, on the CPU."""
+        count = len(self.parts)
+        found = torch.zeros((count, count), dtype=torch.float64)
+        for i, j in combinations_with_replacement(range(count), 2):
+            found[i, j] = found[j, i] = part_inner(self.parts[i], self.parts[j])
+        return found
+
+    def sum(self, coefficients: Sequence[float]) -> Operator:
+        """Return their sum, times coefficients, to be multiplied with in float32."""
+        return Operator(tuple(map(_single, self.parts)), tuple(coefficients), (1, *self.shape))
+
+    def square(self, coefficients: Sequence[float]) -> Tensor:
+        """Return the squared Frobenius norm of that sum, float64."""
+        factors = torch.tensor(coefficients, dtype=torch.float64)
+        return (factors @ self.gram() @ factors).clamp(min=0)
+
+    def missed(self, coefficients: Sequence[float], result: Layer) -> float:
+        """Frobenius norm of that sum less the layer that is written for it."""
+        written = _part(result)
+        inners = (part_inner(part, written) for part in self.parts)
+        both = sum(c * found for c, found in zip(coefficients, inners, strict=True))
+        square = float(self.square(coefficients)) - 2 * both + part_inner(written, written)
+        return max(square, 0.0) ** 0.5
+
+
+def apart(layers: Sequence[Layer]) -> Apart:
+    """Return layers of one weight, each in its own form.
+
+    Args:
+        layers: One or more, none made from the base weight.
+    """
+    parts = tuple(map(_part, layers))
+    return Apart(parts, tuple(layer.rank for layer in layers), _shape(parts[0]))
+
+
+def is_bulky(layer: Layer) -> bool:
+    """Whether factors of a layer would be larger than the weight, and the layer is far smaller."""
+    plain = innermost(layer)
+    return isinstance(plain, LokrLayer) and not plain.is_thin
+
+
+def _part(layer: Layer) -> Part:
+    plain = innermost(layer)
+    if isinstance(plain, LokrLayer):
+        return plain.kron()
+    if isinstance(plain, FullLayer):
+        return plain.diff.float().reshape(len(plain.diff) if plain.diff.ndim else 1, -1)
+    return layer.factors()
+
+
+def _shape(part: Part) -> tuple[int, int]:
+    if isinstance(part, tuple):
+        return part[0].shape[0], part[1].shape[1]
+    out, into = part.shape
+    return out, into
+
+
+def _single(part: Part) -> Part:
+    if isinstance(part, Kron):
+        return Kron(part.first.float(), part.second.float(), part.scale)
+    return part

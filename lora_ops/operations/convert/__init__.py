@@ -1,0 +1,1 @@
+"""Convert: another naming, another kind."""

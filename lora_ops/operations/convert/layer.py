@@ -1,0 +1,255 @@
+"""The layers of a conversion: rows moved, cut or joined, and written as the format holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ...adapters.adapter import Adapter, LazyLayers
+from ...adapters.edited import Edited, base_bound, check_not_empty, edited, finite, skipped
+from ...adapters.formats import Format, ModelNames
+from ...adapters.layers import (
+    DoraLayer,
+    GloraLayer,
+    Layer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    PissaLayer,
+    ReshapedLayer,
+    folded,
+    low_rank,
+    rewrapped,
+    stored_change,
+)
+from ...adapters.repacking.assemble import assembled, blocks_of
+from ...adapters.repacking.plan import Piece
+from ...errors import ArgumentError, UnsupportedLayerError
+from ...linalg import distance, factored_svd, inner, thinned
+from ...linalg.ranks.rules import RankRule
+from ...linalg.storage import loadable, rounded
+from ...run.devices import Placement, place, upload
+from ...run.workers import Progress, counted_off, ordered_map
+
+NO_PLACE = "no place in the format"
+_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Converting:
+    """What a conversion is told.
+
+    Attributes:
+        format: That of the result.
+        names: Of the model that the adapter is for.
+        rule: How many directions a joined layer gets; None: all, exactly.
+        dtype: Of the factors; None: each layer's own.
+        measures: Whether layers are looked at whose numbers are only moved, to be weighed.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
+    """
+
+    format: Format
+    names: ModelNames
+    rule: RankRule | None = None
+    dtype: torch.dtype | None = None
+    measures: bool = False
+    configured: bool = False
+
+
+def run_convert(
+    adapter: Adapter,
+    pieces: Sequence[Piece],
+    converting: Converting,
+    *,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Edited]:
+    """Yield each layer of the result, in the order of the pieces.
+
+    A layer whose numbers are only moved is not looked at, unless it is to be weighed: its report has
+    norm 0 and residual 0.
+
+    Args:
+        adapter: Read layer by layer.
+        pieces: From `planned`, of this adapter.
+        converting: What is to be done.
+        placement: Where to compute; None: the CPU.
+        progress: Called after each layer.
+    """
+    check_not_empty(adapter)
+    where = placement or place("cpu")
+
+    def job(piece: Piece) -> Edited:
+        with where.scope():
+            return _converted(adapter, piece, converting, where)
+
+    yield from counted_off(ordered_map(job, pieces, _WORKERS), len(pieces), progress)
+
+
+def left_out(adapter: Adapter, targets: Iterable[str]) -> Iterator[Edited]:
+    """Yield layers that the format has no place for, with the size of what is lost.
+
+    Args:
+        adapter: Read layer by layer.
+        targets: From `unplaced`, of this adapter.
+
+    Raises:
+        NonFiniteError: A layer holds NaN or infinity.
+    """
+    for target in targets:
+        layer = adapter.layers[target]
+        norm = finite(torch.linalg.vector_norm(layer.delta(torch.float64)), target, layer)
+        yield skipped(target, layer, NO_PLACE, norm)
+
+
+def without(adapter: Adapter, targets: Collection[str]) -> Adapter:
+    """Return an adapter without some of its layers."""
+    if not targets:
+        return adapter
+    kept = [target for target in adapter.layers if target not in targets]
+    return replace(adapter, layers=LazyLayers(kept, adapter.layers.__getitem__))
+
+
+def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Edited:
+    blocks = blocks_of(adapter, piece, converting.names)
+    whole = assembled(blocks, piece)
+    result = _written(whole, piece, converting, where)
+    was = max(block.layer.rank for block in blocks)
+    moved = all((b.layer.scale, b.layer.dtype) == (whole.scale, whole.dtype) for b in blocks)
+    if moved and _has_numbers_of(whole, result) and not converting.measures:
+        return edited(piece.module, result, norm=0.0, residual=0.0, was=(was,))
+    exact = assembled(blocks, piece, torch.float64)  # a single block is exact as it is
+    norm = finite(_norm(exact), piece.module, whole)
+    return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
+
+
+def _written(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+    """The layer as the format holds it, in the dtype that is asked for."""
+    formed = _formed(layer, piece, converting, where)
+    dtype = converting.dtype
+    return formed if dtype is None else _in_dtype(formed, dtype, piece.module)
+
+
+def _in_dtype(layer: Layer, dtype: torch.dtype, target: str) -> Layer:
+    """The layer with its numbers rounded, those of DoRA's magnitudes apart."""
+    if isinstance(layer, ReshapedLayer):
+        return rewrapped(_in_dtype(layer.inner, dtype, target), layer)
+    if isinstance(layer, DoraLayer):
+        return replace(layer, inner=_in_dtype(layer.inner, dtype, target))
+    numbers = {
+        role: rounded(tensor, dtype, target)
+        for role, tensor in layer.tensors().items()
+        if role not in ("alpha", "on_input")
+    }
+    return replace(cast("LoraLayer", layer), **numbers)  # every kind's roles are its fields
+
+
+def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+    """The layer as the format holds it."""
+    format, target = converting.format, piece.module
+    if isinstance(layer, PissaLayer):
+        raise base_bound(target, layer)
+    if isinstance(layer, DoraLayer):
+        return _magnified(layer, _formed(layer.inner, piece, converting, where), format, target)
+    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
+        rank = layer.factor_rank
+        return replace(layer, alpha=float(rank)) if layer.alpha is None and rank else layer
+    if not isinstance(layer, LoraLayer):
+        return layer
+    if piece.is_joined and converting.rule is not None:
+        layer = _lowered(layer, converting.rule, target, where)
+    if format.needs_alpha and layer.alpha is None:
+        layer = replace(layer, alpha=float(layer.rank))
+    return layer if format.keeps_alpha or converting.configured else folded(target, layer)
+
+
+def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:
+    """The magnitudes over the inner layer as it is written, in the format's form.
+
+    Raises:
+        UnsupportedLayerError: They lie along the input, for which PEFT has no place.
+    """
+    axes = len(layer.shape)
+    if format.keeps_alpha:
+        return DoraLayer(inner, layer.dora_scale)
+    if layer.axis == 1 or not isinstance(inner, LoraLayer):
+        raise UnsupportedLayerError(
+            f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
+            "magnitude for each input; convert it `--to lora` first",
+            target=target,
+        )
+    form = (1, -1, *(1 for _ in layer.shape[2:])) if axes > 2 else (-1,)
+    return DoraLayer(inner, layer.magnitude.reshape(form), "magnitude")
+
+
+def _lowered(layer: LoraLayer, rule: RankRule, target: str, where: Placement) -> LoraLayer:
+    """The best approximation of a joined layer at the rank of the rule.
+
+    Raises:
+        ArgumentError: The rule leaves nothing of it.
+    """
+    own = rule.for_kernel(layer.shape[2:])
+    if own.kind == "rank" and own.value >= layer.rank:
+        return layer
+    svd = factored_svd(*thinned(*(upload(factor, where) for factor in layer.factors())))
+    rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s)) if own.value else 0
+    held = min(rank or 0, int((svd.s > 0).sum()))
+    if not held:
+        raise ArgumentError(f"rank rule `{rule}` leaves nothing of layer `{target}`", target=target)
+    up, down = (rounded(f, loadable(layer.dtype), target) for f in svd.factors(held))
+    return low_rank(up, down, layer.shape, alpha=float(held))
+
+
+def _has_numbers_of(layer: Layer, result: Layer) -> bool:
+    """Whether the result has the very tensors and the scale of a layer."""
+    mine, theirs = _factors_in(layer).tensors(), _factors_in(result).tensors()
+    return layer.scale == result.scale and all(
+        theirs.get(role) is tensor for role, tensor in mine.items() if role != "alpha"
+    )
+
+
+def _factors_in(layer: Layer) -> Layer:
+    """What is computed with: of DoRA the inner layer, as magnitudes are only moved."""
+    return layer.inner if isinstance(layer, DoraLayer) else layer
+
+
+def _norm(layer: Layer) -> Tensor:
+    """Frobenius norm of a change, float64; of DoRA, that of the inner change.
+
+    Of what is made from the base weight, that of the stored numbers: its change is not known.
+    """
+    inside = _factors_in(layer)
+    if isinstance(inside, LoraLayer):
+        up, down = _factors(inside)
+        return inner(up, down, up, down).clamp(min=0).sqrt()
+    if isinstance(inside, LokrLayer):
+        return inside.kron().norm()
+    return torch.linalg.vector_norm(stored_change(inside))
+
+
+def _missed(exact: Layer, result: Layer) -> float:
+    """Frobenius norm of the exact change less that of the layer that is written."""
+    mine, theirs = _factors_in(exact), _factors_in(result)
+    if isinstance(mine, LokrLayer) and isinstance(theirs, LokrLayer):
+        return mine.kron().distance(theirs.kron())
+    if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
+        lost = stored_change(mine) - stored_change(theirs)
+        return float(torch.linalg.vector_norm(lost))
+    up, down = _factors(mine)
+    other_up, other_down = _factors(theirs)
+    if other_down.shape == down.shape and torch.equal(other_down, down):
+        lost = up - other_up
+        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
+    return float(distance(up, down, other_up, other_down))
+
+
+def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """Up with the scale, and down, both float64; Tucker's core in down."""
+    up, down = layer.up.double().flatten(1) * layer.scale, layer.down.double().flatten(1)
+    if layer.mid is None:
+        return up, down
+    return up, torch.einsum("pq...,qi->pi...", layer.mid.double(), down).flatten(1)

@@ -1,0 +1,140 @@
+"""To LoRA: every kind as up and down alone, at exactly the rank it has or the best of another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...adapters.adapter import Adapter
+from ...adapters.base import base_weights
+from ...adapters.changes import as_changes, renamed
+from ...adapters.edited import Edited, converted
+from ...adapters.formats import format_named
+from ...adapters.layers import Convention, Layer
+from ...adapters.model import names_for
+from ...adapters.repacking.plan import Piece, convert_notes, planned, unplaced
+from ...linalg.ranks.budgets import Budget, parse_rule
+from ...linalg.ranks.rules import RankRule
+from ...models.architectures import Architecture, detect, parameters
+from ...report import Report
+from ...run.devices import Placement
+from ...run.workers import Progress
+from ...source import TensorSource
+from ..resize.resize import Resizing, resize_notes, run_resize
+from .layer import left_out, without
+
+# All directions that there are: more than any weight has.
+_ALL = RankRule("rank", 1 << 16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lowering:
+    """A conversion to LoRA, planned from headers alone.
+
+    Attributes:
+        adapter: What is converted.
+        changes: Its changes under the names of the result; from `as_changes`.
+        pieces: How names change; none where they stay.
+        rule: What was asked for.
+        resizing: What is to be done.
+        architecture: Of the model, where it is known.
+        left: Full differences of the adapter that the format has no place for.
+    """
+
+    adapter: Adapter
+    changes: Adapter
+    pieces: Sequence[Piece]
+    rule: RankRule | Budget | None
+    resizing: Resizing
+    architecture: Architecture | None
+    left: Sequence[str] = ()
+
+    def run(
+        self,
+        *,
+        overhead: int = 0,
+        placement: Placement | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Edited]:
+        """Yield each layer of the result; see `run_resize`.
+
+        Args:
+            overhead: Bytes of the file that are no layer's, for a budget of its size.
+            placement: Where to compute; None: the CPU.
+            progress: Called after each layer.
+        """
+        resizing = replace(self.resizing, overhead=overhead)
+        yield from run_resize(self.changes, resizing, placement=placement, progress=progress)
+        yield from left_out(self.adapter, self.left)
+
+    def notes(self, report: Report) -> Iterator[str]:
+        """What is worth a sentence."""
+        if self.pieces:
+            yield from convert_notes(without(self.adapter, self.left), self.pieces, self.rule)
+        if self.rule is None:
+            yield from converted(report)
+        else:
+            yield from resize_notes(self.resizing, report)
+
+
+def plan_to_lora(
+    adapter: Adapter,
+    layers: Mapping[str, Layer],
+    rule: str | int | RankRule | Budget | None = None,
+    *,
+    format: str | None = None,
+    architecture: Architecture | None = None,
+    reference: Collection[str] = (),
+    base: TensorSource | None = None,
+    name: str = "the adapter",
+    dtype: torch.dtype | None = None,
+    dora: Convention = "paper",
+    exact: bool = False,
+    allow_partial: bool = False,
+    configured: bool = False,
+) -> Lowering:
+    """Plan to write every kind as plain LoRA; full differences of vectors stay what they are.
+
+    Args:
+        adapter: Its layers are read one after another, when the plan is run.
+        layers: The same; their data is not looked at.
+        rule: How many directions every layer gets; None: all that its change has, exactly.
+        format: How the result is named; None: as the adapter is.
+        architecture: Of the model it is for; None: that of the base, or told by names and shapes.
+        reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
+        base: The checkpoint that it was trained on, for kinds that are made from the weight.
+        name: What messages call the adapter.
+        dtype: Of the factors; None: each layer's own.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        exact: See `Resizing`.
+        allow_partial: Leave out full differences that the format has no place for.
+        configured: Whether a configuration beside the file has scales, for which it has no place.
+
+    Raises:
+        LoraOpsError: As `convert`, but for what the numbers themselves may cause.
+    """
+    chosen = None if rule is None else parse_rule(rule)
+    weights = None if base is None else base_weights(adapter, layers, base, name, architecture)
+    changes = as_changes(adapter, layers, weights, dora, cut=chosen is not None)
+    scheme = format_named(format or adapter.format)
+    if base is not None:
+        known = parameters(base)
+        architecture = architecture or detect(known)
+        reference = reference or [one.target for one in known.values()]
+    names = names_for(adapter, architecture, reference, scheme)
+    left = unplaced(changes, scheme, names) if allow_partial else []
+    changes = without(changes, left)
+    pieces: list[Piece] = []
+    if format is not None:
+        pieces = planned(changes, scheme, names)
+        changes = renamed(changes, pieces, names, scheme)
+    resizing = Resizing(
+        chosen or _ALL,
+        dtype=dtype,
+        has_alpha=scheme.keeps_alpha or configured,
+        needs_alpha=scheme.needs_alpha,
+        exact=exact,
+    )
+    return Lowering(adapter, changes, pieces, chosen, resizing, names.architecture, left)

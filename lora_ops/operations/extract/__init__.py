@@ -1,0 +1,1 @@
+"""Extract: the low-rank change that turns one checkpoint into another."""

@@ -1,0 +1,271 @@
+"""Extraction: from two checkpoints to the low-rank change that turns one into the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...adapters.adapter import Adapter
+from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
+from ...errors import MismatchError, NonFiniteError
+from ...linalg import Svd, frobenius, residual_
+from ...linalg.ranks.rules import RankRule
+from ...linalg.ranks.truncation import truncated
+from ...linalg.rounding import is_rounding
+from ...linalg.storage import rounded
+from ...models.differences import (
+    are_floats,
+    change_norm,
+    check_finite,
+    difference,
+    measured_difference,
+)
+from ...models.pairing import Pair
+from ...report import LayerReport, Report, Skip, counted
+from ...run.devices import Placement, place, upload
+from ...run.workers import Progress, ordered_map
+from ...source import TensorSource
+from .plan import Plan, PlanOptions, plan_extraction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+UNCHANGED = "unchanged"
+ROUNDING = "only storage rounding differs"
+NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+NO_FLOATS = "integers"
+EXCLUDED = "excluded"
+RANK_ZERO = "rank 0 by the rule"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of one parameter.
+
+    Attributes:
+        pair: Which one.
+        layer: What is to be written; None for a skip.
+        report: Its numbers, or the reason of the skip.
+    """
+
+    pair: Pair
+    layer: Layer | None
+    report: LayerReport | Skip
+
+
+def extract(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule,
+    *,
+    exact: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Unpack[PlanOptions],
+) -> tuple[Adapter, Report]:
+    """Return the adapter that takes `base` closest to `tuned`, all in memory, and its report.
+
+    Args:
+        base: The checkpoint that was started from; a dict of tensors as `DictSource(tensors)`.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets; see `ranks`.
+        exact: Compute the exact truncation instead of one within 1e-3 of its error.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        seed: Of the random start.
+        progress: Called after each parameter.
+        **options: See `PlanOptions`.
+
+    Raises:
+        MismatchError: The two do not belong together, or no layer differs.
+        NonFiniteError: NaN or infinity in a weight, or out of the range of the factors' dtype.
+    """
+    started = time.perf_counter()
+    plan = plan_extraction(base, tuned, rule, **options)
+    outcomes = list(run(plan, exact=exact, placement=place(device), seed=seed, progress=progress))
+    layers = {outcome.pair.target: outcome.layer for outcome in outcomes if outcome.layer}
+    report = summarise(plan, (outcome.report for outcome in outcomes))
+    return Adapter(layers, {}, {}, "comfy"), replace(report, seconds=time.perf_counter() - started)
+
+
+def run(
+    plan: Plan,
+    *,
+    exact: bool = False,
+    placement: Placement | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Yield what becomes of each parameter, in the order of the tuned file; one batch in memory.
+
+    Args:
+        plan: From `plan_extraction`.
+        exact: Compute the exact truncation.
+        placement: Where to compute and with how much memory; None: the CPU.
+        seed: Of the random start. A layer's result depends on the seed and the layer only.
+        progress: Called after each parameter.
+    """
+    placement = placement or place("cpu")
+    pairing = plan.pairing
+
+    def factors(batch: Sequence[Pair]) -> list[Outcome]:
+        with placement.scope():
+            return _factor_batch(plan, batch, placement, exact, seed)
+
+    def whole(batch: Sequence[Pair]) -> list[Outcome]:
+        return [_keep_whole(plan, both) for both in batch]
+
+    def nothing(reason: str) -> Callable[[Sequence[Pair]], list[Outcome]]:
+        return lambda batch: [_leave_out(plan, both, reason) for both in batch]
+
+    wanted = [both for both in pairing.candidates if not plan.is_left_out(both)]
+    unranked = [both for both in pairing.candidates if plan.is_left_out(both)]
+    others = whole if plan.full_differences else nothing(NO_FACTORS)
+    # Kernels may have a rank rule of their own: alike are layers of one whole shape.
+    batches = placement.batches(wanted, alike=lambda both: both.shape, need=plan.working_set)
+    jobs = [
+        *((factors, batch) for batch in batches),
+        *((others, [both]) for both in pairing.rest),
+        *((nothing(RANK_ZERO), [both]) for both in unranked),
+        *((nothing(EXCLUDED), [both]) for both in pairing.excluded),
+    ]
+    total = sum(math.prod(both.shape) for _, batch in jobs for both in batch)
+    done = 0
+    for outcomes in ordered_map(lambda job: job[0](job[1]), jobs, placement.workers):
+        for outcome in outcomes:
+            done += math.prod(outcome.pair.shape)
+            if progress is not None:
+                progress(done, total, outcome.pair.target)
+            yield outcome
+
+
+def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
+    """Sort outcomes into a report, with notes on what the pairing and the ranks came to.
+
+    Raises:
+        MismatchError: No layer differs.
+    """
+    known = list(reports)
+    layers = tuple(one for one in known if isinstance(one, LayerReport))
+    skips = tuple(one for one in known if isinstance(one, Skip))
+    if not layers:
+        reasons = Counter(skip.reason for skip in skips)
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise MismatchError(
+            f"no layer differs between {plan.sides.base.name} and {plan.sides.tuned.name} "
+            f"({told}); nothing was written: check that the second is the tuned checkpoint"
+        )
+    return Report(layers, skips, tuple(_notes(plan, layers)))
+
+
+def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
+    pairing = plan.pairing
+    yield from pairing.absent
+    if any(layer.component == "vae" for layer in layers):
+        yield "no program known to us applies the VAE's part of a LoRA"
+    for names, where in ((pairing.only_base, "base"), (pairing.only_tuned, "tuned")):
+        if names:
+            yield f"{counted(len(names), 'weight')} only in {where}, the first `{names[0]}`"
+    if pairing.others:
+        yield (
+            f"{counted(len(pairing.others), 'parameter')} that no LoRA holds on one side only or of "
+            f"two shapes, the first `{pairing.others[0]}`"
+        )
+    if pairing.reshaped:
+        name, old, new = pairing.reshaped[0]
+        yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
+    for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
+        if rule is None or rule.kind != "rank":
+            continue
+        lowered = sum(
+            layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
+            for layer in layers
+        )
+        if lowered:
+            conv = "conv " if kernel else ""
+            layers_ = counted(lowered, "layer")
+            yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def _factor_batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome]:
+    """Extract layers of one shape together."""
+    outcomes: list[Outcome] = []
+    changed: list[Pair] = []
+    deltas: list[Tensor] = []
+    measured: list[Tensor] = []
+    for both in pairs:
+        base, tuned = plan.sides.read(both)
+        delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
+        norm_of_delta = frobenius(delta)
+        norm = float(norm_of_delta)
+        if not math.isfinite(norm):
+            check_finite(plan.sides, both, base, tuned)
+        if norm == 0 or is_rounding(base, tuned):
+            outcomes.append(_skip(both, ROUNDING if norm else UNCHANGED, norm))
+            continue
+        changed.append(both)
+        deltas.append(delta)
+        measured.append(norm_of_delta)
+    if not changed:
+        return outcomes
+    stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
+    deltas.clear()
+    norms = torch.stack(measured)
+    rule = plan.rule_for(changed[0])
+    svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
+    for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
+        layer = _lora_layer(both, svd, plan.dtype)
+        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+        residual = residual_(stack[index], upload(up, placement), upload(down, placement))
+        report = _report(both, layer.rank, float(norms[index]), float(residual))
+        outcomes.append(Outcome(both, layer, report))
+    return outcomes
+
+
+def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
+    """Rounded factors in the weight's own form; alpha is the rank."""
+    up, down = (rounded(factor, dtype, both.target) for factor in svd.factors())
+    return low_rank(up, down, both.shape, alpha=float(down.shape[0]))
+
+
+def _keep_whole(plan: Plan, both: Pair) -> Outcome:
+    """A parameter without factors, as a full difference."""
+    if not are_floats(plan.sides, both):
+        return _leave_out(plan, both, NO_FACTORS)
+    delta, norm = measured_difference(plan.sides, both)
+    if norm == 0:
+        return _skip(both, UNCHANGED, norm)
+    layer = FullLayer(rounded(delta, plan.dtype, both.target))
+    residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
+    return Outcome(both, layer, _report(both, layer.rank, norm, residual))
+
+
+def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
+    """A parameter that is not in the result, with the size of what is lost."""
+    if not are_floats(plan.sides, both):
+        same = torch.equal(*plan.sides.read(both))
+        return _skip(both, UNCHANGED if same else NO_FLOATS, 0.0)
+    try:
+        norm = change_norm(plan.sides, both)
+    except NonFiniteError:
+        if reason != EXCLUDED:
+            raise
+        return _skip(both, reason, 0.0)  # damaged, and left out for that
+    return _skip(both, reason if norm else UNCHANGED, norm)
+
+
+def _skip(both: Pair, reason: str, norm: float) -> Outcome:
+    return Outcome(both, None, Skip(both.target, both.component, both.kind, reason, norm))
+
+
+def _report(both: Pair, rank: int, norm: float, residual: float) -> LayerReport:
+    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)

@@ -1,0 +1,195 @@
+"""Extraction from file to file: streamed in, streamed out, complete under its name or not at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
+from ...adapters.metadata import HASH_KEYS, extraction_metadata, metadata_room
+from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
+from ...files import FileSource, Output, check_output, read_errors, writer_of
+from ...linalg.ranks.rules import RankRule
+from ...report import LayerReport, Report, Skip
+from ...run.devices import Placement
+from ...run.inputs import hashed
+from ...run.workers import Progress
+from ...source import TensorSource
+from ..output import finished
+from .extract import Outcome, run, summarise
+from .plan import Plan, PlanOptions, plan_extraction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+NO_NAME = "no name in this format"
+
+
+def plan_file(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule,
+    *,
+    output: Output | None = None,
+    force: bool = False,
+    format: str = "comfy",
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        rule: How many directions a layer gets.
+        output: Where the result is to go; None: nowhere yet.
+        force: Whether the output may replace a file.
+        format: comfy or kohya; that it can hold this model is checked.
+        **options: See `PlanOptions`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written; the rule or a pattern is wrong.
+        QuantisedError: A checkpoint's numbers are stored with scales.
+        MismatchError: The checkpoints do not belong together, or are one file.
+    """
+    if output is not None:
+        check_output(output, [*_paths(base), *_paths(tuned)], force=force)
+    if _same(_paths(base), _paths(tuned)):
+        raise MismatchError(
+            f"{base.name} and {tuned.name} are one file: no layer differs; "
+            "give the base and the tuned checkpoint"
+        )
+    plan = plan_extraction(base, tuned, rule, **options)
+    _naming(plan, format)
+    return plan
+
+
+def extract_file(
+    plan: Plan,
+    base: TensorSource,
+    tuned: TensorSource,
+    output: Output,
+    *,
+    format: str = "comfy",
+    force: bool = False,
+    exact: bool = False,
+    placement: Placement | None = None,
+    seed: int = 0,
+    version: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Run a plan into a file, and return its report.
+
+    Args:
+        plan: From `plan_file`, of these two.
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        output: The LoRA file. One in memory is filled.
+        format: comfy or kohya.
+        force: Whether the output may replace a file.
+        exact: Compute the exact truncation.
+        placement: Where to compute; None: the CPU.
+        seed: Of the random start.
+        version: Of lorakit, for the record.
+        progress: Called after each parameter.
+
+    Raises:
+        ArgumentError: The format is not offered for this architecture, or cannot hold full
+            differences; or the output exists.
+        MismatchError: No layer differs; no file is written.
+        FormatError: A checkpoint changed while it was read; no file is written.
+        NonFiniteError: NaN or infinity in, or out of the factors' dtype.
+        WriteError: The disk is full, or the like.
+    """
+    started = time.perf_counter()
+    scheme, namer = _naming(plan, format)
+    reports: list[LayerReport | Skip] = []
+    with (
+        hashed((base, tuned)) as inputs,
+        writer_of(output, header_room=_header_room(plan, scheme), replace=force) as writer,
+    ):
+        outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
+        for outcome in outcomes:
+            tensors = _named(outcome, scheme, namer)
+            for key, tensor in tensors.items():
+                writer.write(key, tensor)
+            reports.append(outcome.report if tensors else _unnamed(outcome))
+        report = summarise(plan, reports)
+        base_input, tuned_input = inputs()
+        metadata = extraction_metadata(
+            report,
+            title=output.stem,
+            rule=str(plan.rule),
+            exact=exact,
+            seed=seed,
+            dtype=plan.dtype,
+            format=scheme,
+            architecture=plan.pairing.architecture,
+            base=base_input,
+            tuned=tuned_input,
+            tuned_metadata=tuned.metadata,
+            version=version,
+        )
+        written = writer.finish(metadata, hash_keys=HASH_KEYS)
+    return finished(report, (base_input, tuned_input), started, written.size)
+
+
+def _paths(source: TensorSource) -> tuple[Path, ...]:
+    return source.paths if isinstance(source, FileSource) else ()
+
+
+def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether they are the same files."""
+    if not ones or len(ones) != len(others):
+        return False
+    with read_errors(ones[0]):
+        return all(a.samefile(b) for a, b in zip(ones, others, strict=True))
+
+
+def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:
+    """The format and how it names targets, once it is sure that it can hold what is planned."""
+    scheme = writable(format)
+    if plan.full_differences and not scheme.holds_full:
+        raise ArgumentError(
+            f"format `{format}` has no place for full differences; use format `comfy`, or leave "
+            "--full-differences out"
+        )
+    return scheme, module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
+
+
+def _named(outcome: Outcome, scheme: Format, namer: Namer) -> dict[str, Tensor]:
+    """The tensors of an outcome under their keys; none for a skip, or where there is no name."""
+    if outcome.layer is None:
+        return {}
+    try:
+        return encode_layer(scheme, namer, outcome.pair.target, outcome.layer)
+    except (ArgumentError, UnsupportedLayerError):
+        return {}
+
+
+def _unnamed(outcome: Outcome) -> Skip:
+    report = outcome.report
+    if isinstance(report, Skip):
+        return report
+    return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)
+
+
+def _header_room(plan: Plan, scheme: Format) -> int:
+    """An upper bound of the header's size, from the largest shapes that the rule allows."""
+    pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
+    longest = max(len(both.target.encode()) for both in pairs)
+    names = 0
+    for both in pairs:
+        entry = {"dtype": "BF16", "shape": [*both.shape, 10**6], "data_offsets": [10**13, 10**13]}
+        names += 3 * (len(json.dumps(entry)) + longest + len(scheme.down) + 24)
+    return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
+
+
+def largest_size(plan: Plan) -> int:
+    """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
+    numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
+    return numbers * plan.dtype.itemsize

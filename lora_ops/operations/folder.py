@@ -1,0 +1,78 @@
+"""One operation on every adapter in a folder: a bad file does not stop the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import ArgumentError, LoraOpsError, WriteError
+from ..files import FileSource, is_peft_folder, open_source, read_errors
+from ..report import Report
+from .peft_folder import WEIGHTS
+
+Edit = Callable[[FileSource, Path], Report]
+
+
+def check_folders(folder: Path, output: Path) -> list[Path]:
+    """Return the adapters under a folder, relative to it, in order: files, and PEFT's folders.
+
+    What lies under the output is none of them: it may be inside the folder.
+
+    Raises:
+        ArgumentError: There are none, or the output is no folder, or the same.
+        FormatError: The folder cannot be listed.
+    """
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"is no folder, but `{folder}` is; give a folder", path=output)
+    if output.exists() and output.samefile(folder):
+        raise ArgumentError("is the input folder; choose another", path=output)
+    with read_errors(folder):
+        found = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    made = output.resolve()
+    if folder.resolve() in made.parents:
+        found = [path for path in found if made not in path.resolve().parents]
+    whole = {path.parent if _is_of_peft(path) else path for path in found}
+    files = sorted(path.relative_to(folder) for path in whole)
+    if not files:
+        raise ArgumentError("holds no .safetensors file", path=folder)
+    return files
+
+
+def edit_folder(
+    folder: Path, output: Path, edit: Edit
+) -> Iterator[tuple[Path, Report | LoraOpsError]]:
+    """Yield what became of each adapter under a folder, by its path relative to it.
+
+    Args:
+        folder: Searched with its subfolders.
+        output: Made where it does not exist; files get the same places in it.
+        edit: Given an opened file, or folder of PEFT, and where its result is to go.
+
+    Raises:
+        ArgumentError: As `check_folders`.
+    """
+    for name in check_folders(folder, output):
+        yield name, _edited(folder / name, output / name, edit)
+
+
+def _is_of_peft(file: Path) -> bool:
+    """Whether a file is the weights of one of PEFT's folders, which is an adapter as a whole."""
+    return file.name == WEIGHTS and is_peft_folder(file.parent)
+
+
+def _edited(file: Path, output: Path, edit: Edit) -> Report | LoraOpsError:
+    try:
+        _make(output.parent)
+        with open_source(file) as source:
+            return edit(source, output)
+    except LoraOpsError as error:
+        return error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot be made: {error.strerror}; choose another place", path=folder
+        ) from error

@@ -1,0 +1,1 @@
+"""Merge: adapters into the weights of a checkpoint, and out again."""

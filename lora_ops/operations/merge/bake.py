@@ -1,0 +1,142 @@
+"""Bake: add adapters to the weights of a checkpoint, in float32, rounded once.
+
+Every tensor is treated by itself, in tiles of rows small enough to stay in cache. The report says
+how much of each change is still there once the sum is rounded to the dtype that stores it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...adapters.formats import component
+from ...adapters.layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
+from ...adapters.strengths.ingredient import Ingredient
+from ...linalg import frobenius, inner
+from ...report import Report, Skip, counted
+from ...run.workers import Progress, ordered_map
+from ...source import TensorSource
+from .plan import BakePlan, plan_bake
+from .tensor import Baked, BakedLayer, bake_tensor, matrix
+from .terms import Share
+
+NO_PARAMETER = "not in the checkpoint"
+NO_STRENGTH = "strength 0"
+
+# A layer whose stored change points less than this along its true change is called lost.
+SURVIVES = 0.9  # cosine
+
+
+def bake(
+    checkpoint: TensorSource,
+    ingredients: Sequence[Ingredient],
+    *,
+    dtype: torch.dtype | None = None,
+    allow_partial: bool = False,
+    sign: int = 1,
+    dora: Convention = "paper",
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], Report]:
+    """Return a checkpoint with adapters baked in, all in memory, and the report.
+
+    Args:
+        checkpoint: What is changed; a dict of tensors as `DictSource(tensors)`.
+        ingredients: The adapters, each with its strength.
+        dtype: Of the result; None: each tensor as it is stored.
+        allow_partial: Leave out layers that the checkpoint has no parameter for.
+        sign: 1 to bake, -1 to unbake.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        progress: Called after each tensor.
+
+    Raises:
+        LoraOpsError: See `plan_bake` and `run_bake`.
+    """
+    started = time.perf_counter()
+    plan = plan_bake(
+        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+    )
+    baked = list(run_bake(plan, progress=progress))
+    report = summarise_bake(plan, (one for tensor in baked for one in tensor.reports))
+    report = replace(report, seconds=time.perf_counter() - started)
+    return {one.key: one.tensor for one in baked}, report
+
+
+def run_bake(
+    plan: BakePlan, *, workers: int = 2, fresh: bool = False, progress: Progress | None = None
+) -> Iterator[Baked]:
+    """Yield every tensor of the result, in the checkpoint's order; a few of them in memory.
+
+    Args:
+        plan: From `plan_bake`.
+        workers: Tensors side by side.
+        fresh: Whether each tensor that the checkpoint hands out is new memory: it is then written
+            into, which saves a copy.
+        progress: Called after each tensor.
+
+    Raises:
+        NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
+    """
+    sizes = {key: math.prod(plan.checkpoint.shape(key)) for key in plan.dtypes}
+    total, done = sum(sizes.values()), 0
+    for baked in ordered_map(
+        lambda key: bake_tensor(plan, key, fresh=fresh), plan.dtypes, workers, spare=3
+    ):
+        done += sizes[baked.key]
+        if progress is not None:
+            progress(done, total, baked.key)
+        yield baked
+
+
+def summarise_bake(plan: BakePlan, reports: Iterable[BakedLayer | Skip]) -> Report:
+    """Return the report: what was changed, what was not and why, and a note where rounding ate it.
+
+    Args:
+        plan: From `plan_bake`.
+        reports: Those of all tensors.
+    """
+    known = list(reports)
+    layers = tuple(one for one in known if isinstance(one, BakedLayer))
+    skips = [one for one in known if isinstance(one, Skip)]
+    skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
+    skips += [_skip(share, NO_STRENGTH, 0.0) for share in plan.idle]
+    return Report(layers, tuple(skips), (*plan.notes, *_notes(layers)))
+
+
+def _notes(layers: Sequence[BakedLayer]) -> Iterator[str]:
+    eaten = [layer for layer in layers if layer.cosine < SURVIVES]
+    if not any(layer.cosine for layer in layers):
+        yield "no number of the checkpoint changed: the layers are zero, cancel, or were rounded away"
+    elif eaten:
+        worst = min(eaten, key=lambda layer: layer.cosine)
+        yield (
+            f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
+            f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; use a wider "
+            "--dtype, or apply the LoRA at run time"
+        )
+
+
+def _skip(share: Share, reason: str, norm: float) -> Skip:
+    return Skip(share.name, component(share.name), share.module.kind, reason, norm)
+
+
+def _norm(share: Share) -> float:
+    """Frobenius norm of what a share would have added; 0 of what only the weight could tell.
+
+    A replacement of what is not there would have added all of itself.
+    """
+    layer = share.read()
+    if isinstance(layer, ReplacementLayer):
+        return float(frobenius(matrix(layer.set_weight.float())).item()) if share.strength else 0.0
+    if layer.needs_base:
+        return 0.0
+    if isinstance(layer, LoraLayer):
+        factors = layer.factors(share.strength)
+        return math.sqrt(max(0.0, float(inner(*factors, *factors))))
+    if isinstance(layer, LokrLayer):
+        return abs(share.strength) * float(layer.kron().norm())
+    return abs(share.strength) * float(frobenius(matrix(layer.delta())).item())

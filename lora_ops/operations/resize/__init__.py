@@ -1,0 +1,1 @@
+"""Resize: an adapter at other ranks."""

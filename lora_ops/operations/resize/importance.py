@@ -1,0 +1,76 @@
+"""How much a layer's change matters: against the size of the weight that it changes.
+
+The idea is elias-gaeros' (resize_lora): a change of one size is much to a small weight and little to
+a large one, so a budget should compare shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from torch import Tensor
+
+from ...adapters.checkpoint import check_checkpoint
+from ...adapters.formats import model_names
+from ...adapters.matching.seats import seats
+from ...errors import ArgumentError, NonFiniteError, TargetMismatchError
+from ...linalg import frobenius, spectral_norm
+from ...models.architectures import detect, parameters
+from ...models.differences import read_parameter
+from ...models.pairing import nearest
+from ...run.workers import ordered_map
+from ...source import TensorSource
+
+_WORKERS = 2
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"spectral": spectral_norm, "frobenius": frobenius}
+
+
+def importance(
+    modules: Collection[str], checkpoint: TensorSource, norm: str = "spectral"
+) -> dict[str, float]:
+    """Return one over the norm of the weight that each module changes, read one at a time.
+
+    Args:
+        modules: Module names of an adapter, of any naming.
+        checkpoint: The model that it is for.
+        norm: `spectral` or `frobenius`.
+
+    Returns:
+        By module; 1.0 for a weight of zeros, and for what is no matrix.
+
+    Raises:
+        ArgumentError: No such norm.
+        TargetMismatchError: The checkpoint lacks a weight that is changed.
+        MismatchError: The checkpoint is an adapter.
+        QuantisedError: Its numbers are stored with scales.
+        NonFiniteError: A weight holds NaN or infinity.
+    """
+    if norm not in NORMS:
+        raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
+    check_checkpoint(checkpoint)
+    named = parameters(checkpoint)
+    known = {one.target: one for one in named.values()}
+    found = seats(modules, known, lambda: model_names(detect(named), list(known)))
+    lost = [module for module in modules if module not in found]
+    if lost:
+        raise TargetMismatchError(
+            f"{checkpoint.name} lacks {len(lost)} of {len(modules)} weights that are changed, the "
+            f"first `{lost[0]}`, nearest: {nearest(lost[0], known)}; give the model that the LoRA "
+            "is for"
+        )
+
+    def weigh(module: str) -> float:
+        parameter = found[module].own
+        if len(parameter.shape) < 2:
+            return 1.0
+        weight = read_parameter(checkpoint, parameter).float().flatten(1)
+        if not bool(weight.isfinite().all()):
+            raise NonFiniteError(
+                f"`{parameter.key}` holds NaN or infinite values; the file is damaged: use another",
+                target=module,
+                path=checkpoint.name,
+            )
+        size = float(NORMS[norm](weight))
+        return 1 / size if size else 1.0
+
+    return dict(zip(modules, ordered_map(weigh, modules, _WORKERS), strict=True))

@@ -1,0 +1,193 @@
+"""Resize: the best approximation of every layer at a smaller rank, from its factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from ...adapters.adapter import Adapter
+from ...adapters.base import base_weights
+from ...adapters.changes import as_changes
+from ...adapters.edited import (
+    ZERO,
+    Edited,
+    EditReport,
+    all_keys,
+    check_not_empty,
+    collect,
+    converted,
+)
+from ...adapters.formats import format_named
+from ...adapters.layers import BasedDoraLayer, Convention, Layer, LoraLayer, MadeLayer, innermost
+from ...linalg import spectrum
+from ...linalg.ranks.budgets import Budget, LayerSpectrum, parse_rule, spend
+from ...linalg.ranks.rules import RankRule
+from ...linalg.storage import loadable
+from ...report import Report, counted
+from ...run.devices import Placement, place
+from ...run.workers import Progress, counted_off
+from ...source import TensorSource
+from .decomposed import Dense, Known, Whole, map_decomposed
+from .layer import RANK_ZERO, Resizing, cut, remeasured, resized, whole
+
+# What a layer takes in a file beside its factors and its name: alpha.
+_FIXED = 4
+
+
+def resize(
+    adapter: Adapter,
+    rule: str | int | RankRule | Budget,
+    *,
+    alpha: float | None = None,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, float] | None = None,
+    base: TensorSource | None = None,
+    dora: Convention = "paper",
+    exact: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Adapter, Report]:
+    """Return the adapter at other ranks, its strength unchanged, and its report.
+
+    Every layer becomes the best approximation of its rank (Eckart & Young, 1936). A layer whose
+    rank is not lowered keeps its tensors; full differences are kept as they are. A LoHa or LoKr
+    whose rank is lowered becomes a LoRA, and so do OFT, IA3 and the like, which are made from the
+    base weight; the report says so. DoRA stays DoRA over a smaller inner change: the rule looks at
+    that, the error is of the whole change.
+
+    Args:
+        adapter: Its layers are read one after another.
+        rule: See `ranks` and `budgets`.
+        alpha: The number to store; None: the new rank.
+        dtype: Of the factors; None: each layer's own, see `Resizing`.
+        weights: Importance of layers under a budget, by target.
+        base: The checkpoint that it was trained on, for layers that are made from the weight.
+        dora: Whose convention of those, where programs differ; see docs/kinds.md.
+        exact: Cut those exactly, see `Resizing`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        progress: Called after each layer.
+
+    Raises:
+        UnsupportedLayerError: A layer is made from the base weight, which is not given, or of a kind
+            that is not read.
+        NonFiniteError: NaN or infinity in a factor, or out of the range of the dtype.
+        MismatchError: No layer is left, or the base is not the adapter's.
+    """
+    if base is not None:
+        weights_of = base_weights(adapter, adapter.layers, base, "the adapter")
+        adapter = as_changes(adapter, adapter.layers, weights_of, dora, everything=False)
+    resizing = Resizing(
+        parse_rule(rule),
+        alpha,
+        dtype,
+        weights or {},
+        has_alpha=format_named(adapter.format).keeps_alpha,
+        exact=exact,
+    )
+    results = list(run_resize(adapter, resizing, placement=place(device), progress=progress))
+    smaller, report = collect(adapter, results, keys=all_keys(adapter))
+    return smaller, replace(report, notes=tuple(resize_notes(resizing, report)))
+
+
+def run_resize(
+    adapter: Adapter,
+    resizing: Resizing,
+    *,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Edited]:
+    """Yield what becomes of each layer.
+
+    Args:
+        adapter: Read layer by layer; twice where a budget wants all spectra first.
+        resizing: What is to be done.
+        placement: Where to compute; None: the CPU.
+        progress: Called after each layer.
+    """
+    placement = placement or place("cpu")
+    check_not_empty(adapter)
+    ranks = _spent(adapter, resizing, placement)
+
+    def job(known: Known) -> Edited:
+        if isinstance(known, Whole):
+            return whole(known, resizing)
+        if isinstance(known, Dense):
+            return cut(known, resizing, ranks.get(known.target))
+        found = resized(known, resizing, ranks.get(known.target))
+        return remeasured(found, known.layer)
+
+    results = map_decomposed(adapter, job, placement)
+    yield from counted_off(results, len(adapter.layers), progress)
+
+
+def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
+    """What is worth a sentence: layers of another kind now, a rank asked to grow, an average."""
+    yield from converted(report)
+    rule = resizing.rule
+    layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
+    if not isinstance(rule, RankRule):
+        none = sum(skip.reason in (RANK_ZERO, ZERO) for skip in report.skips)
+        if rule.kind == "mean" and none and layers:
+            average = sum(one.rank for one in layers) / len(layers)
+            yield (
+                f"`mean={rule.value:g}` is over {counted(none, 'layer')} too that got no rank: "
+                f"the others have {average:.3g} on average"
+            )
+        return
+    small = [one for one in layers if one.rank == one.was[0] < _asked(rule, one.shape[2:])]
+    if small:
+        yield (
+            f"{counted(len(small), 'layer')} had less than the rank asked for: "
+            "a higher one gains nothing, so the rank stays"
+        )
+
+
+def _asked(rule: RankRule, kernel: tuple[int, ...]) -> float:
+    """The rank that a rule names; 0 where it looks at the layer."""
+    own = rule.for_kernel(kernel)
+    return min(own.value, own.most or math.inf) if own.kind == "rank" else 0
+
+
+def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[str, int]:
+    """Ranks by target where a budget decides; empty for a rule, which needs one layer at a time."""
+    if isinstance(resizing.rule, RankRule):
+        return {}
+
+    def measured(known: Known) -> tuple[str, LayerSpectrum | int]:
+        if isinstance(known, Whole):
+            return known.target, sum(
+                numbers.numel() * (resizing.dtype or numbers.dtype).itemsize
+                for numbers in known.layer.tensors().values()
+            )
+        magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
+        found = LayerSpectrum(
+            s=(spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu(),
+            cost=_cost(known.layer, resizing.dtype),
+            fixed=_FIXED + magnitudes,
+            weight=resizing.weights.get(known.target, 1.0),
+            kernel=known.layer.shape[2:],
+        )
+        return known.target, found
+
+    found = dict(map_decomposed(adapter, measured, placement))
+    spectra = {name: one for name, one in found.items() if isinstance(one, LayerSpectrum)}
+    overhead = resizing.overhead + sum(one for one in found.values() if isinstance(one, int))
+    ranks = spend(resizing.rule, list(spectra.values()), overhead=overhead)
+    return dict(zip(spectra, ranks, strict=True))
+
+
+def _cost(layer: Layer, dtype: torch.dtype | None) -> int:
+    """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
+    numbers = layer.shape[0] + math.prod(layer.shape[1:])
+    if dtype is not None:
+        return numbers * dtype.itemsize
+    plain = innermost(layer)
+    if isinstance(plain, MadeLayer):
+        return numbers * loadable(layer.dtype).itemsize
+    # A core is never kept: it is multiplied out.
+    kept = [plain.up, plain.down] if isinstance(plain, LoraLayer) else plain.tensors().values()
+    stored = sum(one.nbytes for one in kept)
+    return max(numbers * loadable(layer.dtype).itemsize, stored // layer.rank)

@@ -1,0 +1,1 @@
+"""Scale: strengths written into an adapter."""

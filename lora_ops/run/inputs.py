@@ -1,0 +1,130 @@
+"""The record of what a result is made from: names, and hashes that are taken beside the work.
+
+And the check that it was one thing all the while: a file that changes under a reader gives numbers
+of neither of its states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+from ..errors import FormatError, LoraOpsError
+from ..files import FileSource, Stamp, false_hash, input_sha256, stamp
+from ..source import TensorSource
+from .workers import in_background
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file that went into the result.
+
+    Attributes:
+        name: File name, without folders.
+        sha256: Of the file's bytes; empty where it was not taken.
+        note: What is worth a sentence of it: that it is not what its own hash says.
+    """
+
+    name: str
+    sha256: str = ""
+    note: str = ""
+
+
+_FALSE = (
+    "{0} is not what it says it is: its `sshs_model_hash` is {1:.12}…, that of its data {2:.12}…; "
+    "it was damaged, or changed by a program that kept the old hash"
+)
+
+
+def paths_of(*sources: TensorSource | None) -> list[Path]:
+    """The files that are read; none of what is no file."""
+    files = [one for one in sources if isinstance(one, FileSource)]
+    return [path for file in files for path in file.paths]
+
+
+def unhashed(source: TensorSource) -> Input:
+    """The record of an input without its hash."""
+    return Input(Path(source.name).name)
+
+
+@contextlib.contextmanager
+def hashed(
+    sources: Sequence[TensorSource], others: Sequence[TensorSource | None] = ()
+) -> Generator[Callable[[], list[Input]], None, None]:
+    """Give a function that waits for the hashes of all inputs, which cost the work no time.
+
+    They are taken by threads of their own; what is not done when the `with` statement is left is not
+    done any more. What is no file has no hash. Call it when all is read: it raises a `FormatError`
+    if a file, also one of the others, is not what it was when it was opened.
+
+    Args:
+        sources: What is recorded.
+        others: What else is read.
+    """
+    stop = Event()
+    stamps = _stamps([*sources, *others])
+
+    def record(source: TensorSource) -> Input:
+        sha256 = input_sha256(source, stop) if isinstance(source, FileSource) else ""
+        return replace(unhashed(source), sha256=sha256)
+
+    def note(source: TensorSource) -> str:
+        false = false_hash(source, stop) if isinstance(source, FileSource) else None
+        return "" if false is None else _FALSE.format(Path(source.name).name, *false)
+
+    result, wait = in_background(lambda: [record(source) for source in sources])
+    notes, wait_too = in_background(lambda: [note(source) for source in sources])
+
+    def checked() -> list[Input]:
+        try:
+            found = [replace(one, note=note) for one, note in zip(result(), notes(), strict=True)]
+        except LoraOpsError:
+            _check(stamps)  # what changed may not be readable any more: the change is what to say
+            raise
+        _check(stamps)
+        return found
+
+    try:
+        yield checked
+    finally:
+        stop.set()
+        wait()
+        wait_too()
+
+
+@contextlib.contextmanager
+def unchanged(*sources: TensorSource | None) -> Generator[None, None, None]:
+    """Raise, at the end of work that reads files, where one is not what it was when it was opened.
+
+    Raises:
+        FormatError: One has another size, time of its last change, or inode; or it is gone.
+    """
+    stamps = _stamps(sources)
+    try:
+        yield
+    except LoraOpsError:
+        _check(stamps)  # what changed may not be readable any more: the change is what to say
+        raise
+    _check(stamps)
+
+
+def _stamps(sources: Iterable[TensorSource | None]) -> dict[Path, Stamp | None]:
+    """How the files of all sources were when they were opened; as they are, where nobody looked."""
+    files = [one for one in sources if isinstance(one, FileSource)]
+    return {
+        path: one.stamps[path] if path in one.stamps else stamp(path)
+        for one in files
+        for path in one.paths
+    }
+
+
+def _check(stamps: Mapping[Path, Stamp | None]) -> None:
+    for path, before in stamps.items():
+        if stamp(path) != before:
+            raise FormatError(
+                "the file changed while it was read; do it again once nothing writes to it",
+                path=path,
+            )

@@ -1,0 +1,1 @@
+"""Adapters onto loaded models."""

@@ -1,0 +1,1 @@
+"""Adapters into other adapters, and into checkpoints."""

@@ -1,0 +1,122 @@
+"""Add LoRAs: several adapters as one, exactly, or recompressed to a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..form.schema import lora_output, rank_inputs, report_output, reported, rule_of, schema
+from ..form.several import ingredients_of, nothing_in_it, several_inputs
+from ..form.texts import edit_text
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import from_file
+
+# `lora_ops.methods.METHODS`, in words: importing that would slow the host's start. A test compares.
+METHODS = {
+    "sum": "add them, each times its strength",
+    "average": "the sum over the sum of the strengths",
+    "slerp": "on the arc from the first to the second",
+    "karcher": "mean of the directions on the sphere, at the mean norm",
+    "geometric_median": "nearest to all in total; outvotes an outlier",
+    "model_stock": "the mean, weaker the less they agree; unrelated LoRAs nearly vanish",
+    "orthogonalise": "the last, without its parts along the earlier ones",
+    "energy": "add them at equal norms, whatever their sizes",
+}
+
+
+class AddLoras(io.ComfyNode):
+    """Adds adapters of any ranks, alphas, formats and sets of layers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "AddLoras",
+            "Add LoRAs",
+            description="Adds LoRAs into one. Without a rank the sum is exact; with one it is the best "
+            "of that rank. Ranks, alphas, formats and sets of layers may differ.",
+            search_aliases=[
+                "merge loras",
+                "combine loras",
+                "concat lora",
+                "sum loras",
+                "lora merge",
+            ],
+            inputs=[
+                *several_inputs(2, "1, 0.7, -0.3", " Below 0 subtracts."),
+                _method_input(),
+                *rank_inputs(default=0, none="all of them: the sum is exact."),
+            ],
+            outputs=[lora_output("The sum."), report_output()],
+        )
+
+    @classmethod
+    @explained
+    def execute(
+        cls,
+        loras: Mapping[str, Mapping[str, Tensor] | None],
+        rank: int,
+        method: Mapping[str, Any] | None = None,
+        strengths: str = "",
+        rule: str | None = None,
+    ) -> io.NodeOutput:
+        """Add them.
+
+        Raises:
+            LoraOpsError: They are for different models, or the method, rule or strengths are wrong.
+        """
+        from ...lora_ops.errors import ArgumentError
+        from ...lora_ops.files import MemoryFile
+        from ...lora_ops.operations.add.file import add_files
+        from ...version import __version__
+
+        if method is None:  # the host does not check this choice, and drops what it does not know
+            raise ArgumentError(f"no such method; use one of {', '.join(METHODS)}")
+        ingredients = ingredients_of(loras, strengths)
+        if loras and not ingredients:
+            return nothing_in_it()
+        made = MemoryFile(" + ".join(Path(one.source.name).stem for one in ingredients))
+        report = add_files(
+            ingredients,
+            made,
+            rule_of(rank, rule),
+            method=method["method"],
+            options={name: value for name, value in method.items() if name != "method"},
+            placement=host.placement(),
+            version=__version__,
+            progress=host.progress(),
+        )
+        return reported(edit_text(made.name, report), from_file(made))
+
+
+def _method_input() -> io.DynamicCombo.Input:
+    """The methods, each with its own numbers."""
+    told = "; ".join(f"{name}: {help}" for name, help in METHODS.items())
+    options = [io.DynamicCombo.Option(name, _parameters(name)) for name in METHODS]
+    return io.DynamicCombo.Input("method", options=options, tooltip=f"How they are added. {told}.")
+
+
+def _parameters(method: str) -> list[io.Input]:
+    """What a method takes besides strengths."""
+    if method == "slerp":
+        tip = "How far from the first to the second."
+        return [io.Float.Input("t", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=tip)]
+    if method not in ("karcher", "geometric_median"):
+        return []
+    return [
+        io.Int.Input("iterations", default=100, min=1, max=10_000, tooltip="Steps at most."),
+        io.Float.Input(
+            "tolerance",
+            default=1e-8,
+            min=0.0,
+            max=1.0,
+            step=1e-9,
+            round=1e-12,
+            tooltip="Stop at steps of this share of the size.",
+        ),
+    ]

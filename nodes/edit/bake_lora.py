@@ -1,0 +1,97 @@
+"""Bake LoRA: adapters into a checkpoint file, tensor by tensor; nothing is loaded into the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..form.schema import (
+    DTYPES,
+    dtype_input,
+    dtype_of,
+    file_input,
+    path_output,
+    prefix_input,
+    report_output,
+    reported,
+    schema,
+)
+from ..form.several import ingredients_of, several_inputs
+from ..form.texts import baked_text
+from ..form.wording import explained
+from ..host import host
+
+FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
+_PREFIX = "checkpoints/lorakit"
+
+
+class BakeLora(io.ComfyNode):
+    """Writes a checkpoint with adapters in its weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "BakeLora",
+            "Bake LoRA into Checkpoint",
+            description="Writes a checkpoint with LoRAs in its weights: fp32 inside, rounded once, all "
+            "other tensors byte for byte. Says how much of each change survived the rounding.",
+            search_aliases=["merge lora into checkpoint", "bake lora", "save checkpoint with lora"],
+            is_output_node=True,
+            inputs=[
+                file_input("checkpoint", "What the LoRAs go into. It is not changed.", FOLDERS),
+                *several_inputs(1, "1, 0.7"),
+                prefix_input(_PREFIX, " In output/checkpoints the loaders list it."),
+                dtype_input(),
+                io.Boolean.Input(
+                    "allow_partial",
+                    default=False,
+                    optional=True,
+                    tooltip="Go on where the checkpoint lacks weights that a LoRA changes; they are "
+                    "listed. Off: that is an error.",
+                ),
+            ],
+            outputs=[path_output(), report_output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None, **rest: object) -> str | float:
+        """What changes when the checkpoint does."""
+        del rest
+        return host.fingerprint(checkpoint, *FOLDERS)
+
+    @classmethod
+    @explained
+    def execute(
+        cls,
+        checkpoint: str,
+        loras: Mapping[str, Mapping[str, Tensor] | None],
+        prefix: str,
+        strengths: str = "",
+        dtype: str = DTYPES[0],
+        allow_partial: bool = False,
+    ) -> io.NodeOutput:
+        """Bake them.
+
+        Raises:
+            FileNotFoundError: The checkpoint is not in the host's folders.
+            LoraOpsError: A LoRA changes weights that the checkpoint lacks, the checkpoint is
+                quantised, or the disk is full.
+        """
+        from ...lora_ops import open_source
+        from ...lora_ops.operations.merge.file import bake_file, plan_bake_file
+        from ...version import __version__
+
+        path = host.output_path(prefix, _PREFIX)
+        with open_source(host.file_path(checkpoint, *FOLDERS)) as model:
+            plan = plan_bake_file(
+                model,
+                ingredients_of(loras, strengths),
+                output=path,
+                dtype=dtype_of(dtype),
+                allow_partial=allow_partial,
+            )
+            report = bake_file(plan, model, path, version=__version__, progress=host.progress())
+        return reported(baked_text(path.name, report), str(path))

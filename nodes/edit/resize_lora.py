@@ -1,0 +1,92 @@
+"""Resize LoRA: the best approximation of every layer at another rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..form.schema import (
+    dtype_input,
+    dtype_of,
+    lora_input,
+    lora_output,
+    rank_inputs,
+    report_output,
+    reported,
+    rule_of,
+    schema,
+)
+from ..form.several import nothing_in_it
+from ..form.texts import edit_text
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import as_file, from_file
+
+if TYPE_CHECKING:
+    from ...lora_ops import Report
+    from ...lora_ops.files import FileSource, Output
+
+
+class ResizeLora(io.ComfyNode):
+    """Truncates an adapter to a rank, a rule or a size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "ResizeLora",
+            "Resize LoRA",
+            description="Shrinks a LoRA to a rank, to a share of its energy or to a file size, with "
+            "the least error possible; its strength stays the same.",
+            search_aliases=["reduce rank", "shrink lora", "compress lora", "lora rank"],
+            inputs=[lora_input(), *rank_inputs(default=32, budgets=True), dtype_input()],
+            outputs=[lora_output("The LoRA at its new ranks."), report_output()],
+        )
+
+    @classmethod
+    @explained
+    def execute(
+        cls,
+        lora: Mapping[str, Tensor],
+        rank: int,
+        rule: str | None = None,
+        dtype: str | None = None,
+    ) -> io.NodeOutput:
+        """Resize it.
+
+        Raises:
+            LoraOpsError: The rule, or a layer that has no change of its own.
+        """
+        from ...lora_ops.files import MemoryFile
+
+        if not lora:
+            return nothing_in_it()
+        source = as_file(lora)
+        made = MemoryFile(source.name)
+        report = resized(source, made, rank, rule, dtype)
+        return reported(edit_text(source.name, report), from_file(made))
+
+
+def resized(
+    source: FileSource, output: Output, rank: int, rule: str | None, dtype: str | None
+) -> Report:
+    """Resize a file as the two inputs for ranks say, with progress and Cancel.
+
+    Raises:
+        LoraOpsError: The rule, a layer that has no change of its own, or the disk is full.
+    """
+    from ...lora_ops.operations.resize.file import resize_file
+    from ...version import __version__
+
+    return resize_file(
+        source,
+        output,
+        rule_of(rank, rule) or rank,
+        dtype=dtype_of(dtype),
+        placement=host.placement(),
+        version=__version__,
+        progress=host.progress(),
+    )

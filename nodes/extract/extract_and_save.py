@@ -1,0 +1,47 @@
+"""Extract and Save LoRA: Extract LoRA and Save LoRA as one, for those who only want the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..form.schema import path_output, prefix_input, report_output, reported, schema
+from ..form.texts import headed
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import as_file
+from ..host.saving import DEFAULT_PREFIX, saved
+from .extract_lora import ExtractLora
+
+
+class ExtractAndSave(io.ComfyNode):
+    """Extracts from models as they take effect, and writes the file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "ExtractAndSave",
+            "Extract and Save LoRA",
+            description="Extract LoRA and Save LoRA in one node: from loaded models to a file in the "
+            "output folder.",
+            search_aliases=["lora extract", "extract and save lora", "LoraSave", "LoraExtractKJ"],
+            is_output_node=True,
+            inputs=[*ExtractLora.define_schema().inputs, prefix_input(DEFAULT_PREFIX)],
+            outputs=[path_output(), report_output()],
+        )
+
+    @classmethod
+    @explained
+    def execute(cls, prefix: str, **inputs: Any) -> io.NodeOutput:
+        """Extract it and write the file.
+
+        Raises:
+            LoraOpsError: As Extract LoRA, or the disk is full.
+        """
+        host.output_path(prefix, DEFAULT_PREFIX)  # before the work: it has to be one
+        lora, report = ExtractLora.execute(**inputs).args
+        path, told = saved(as_file(lora), prefix)
+        headline, *rest = report.splitlines()
+        return reported(headed(headline, *told, *rest), str(path))

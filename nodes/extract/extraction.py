@@ -1,0 +1,131 @@
+"""What both extraction nodes take, and how they run: from two sources to a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..form.schema import dtype_of, rank_inputs, rule_of
+from ..form.texts import WARNS, edit_text, headed
+from ..host import host
+from ..host.lora_model import LoraModel, from_file
+
+if TYPE_CHECKING:
+    from ...lora_ops import TensorSource
+
+FORMATS = ("comfy", "kohya")
+
+
+def extraction_inputs() -> list[io.Input]:
+    """Rank, rule, and what else an extraction can be told."""
+    return [
+        *rank_inputs(default=32),
+        io.Boolean.Input(
+            "exact",
+            default=False,
+            optional=True,
+            tooltip="The exact truncation instead of one within 0.001 of its error: about 4 times "
+            "slower.",
+        ),
+        io.Boolean.Input(
+            "full_differences",
+            default=False,
+            optional=True,
+            tooltip="Keep differences of biases, norms and embeddings too, whole (comfy format only).",
+        ),
+        io.Combo.Input(
+            "dtype",
+            options=["fp16", "bf16", "fp32"],
+            default="fp16",
+            optional=True,
+            tooltip="What the factors are stored as. Arithmetic is in fp32 whatever this is.",
+        ),
+        io.Combo.Input(
+            "format",
+            options=list(FORMATS),
+            default=FORMATS[0],
+            optional=True,
+            tooltip="Names of the tensors: comfy loads in ComfyUI for every architecture; kohya for "
+            "SD1.5, SD2, SDXL and Flux, in other programs too.",
+        ),
+    ]
+
+
+def partial_input() -> io.Boolean.Input:
+    """Whether half a match will do; younger than the others, so after all of them."""
+    return io.Boolean.Input(
+        "allow_partial",
+        default=False,
+        optional=True,
+        tooltip="Go on where fewer than 95 % of the weights are found on both sides; those on one "
+        "side alone are listed. Off: that is an error.",
+    )
+
+
+def extracted(
+    base: TensorSource,
+    tuned: TensorSource,
+    title: str,
+    *,
+    rank: int,
+    rule: str | None,
+    exact: bool,
+    full_differences: bool,
+    allow_partial: bool,
+    dtype: str,
+    format: str,
+    beside: str = "",
+) -> tuple[str, LoraModel]:
+    """Extract, with progress and Cancel; return the report and the adapter.
+
+    Args:
+        base: What was started from.
+        tuned: What came of it.
+        title: What the result is called.
+        rank: Directions of each layer.
+        rule: A rule instead of the rank.
+        exact: Compute the exact truncation.
+        full_differences: Keep what has no low-rank form whole.
+        allow_partial: Go on where few weights are found on both sides.
+        dtype: Of the factors, by name.
+        format: comfy or kohya.
+        beside: What else the models do that no weight of them shows, for the report.
+
+    Raises:
+        LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
+    """
+    from ...lora_ops import extract_file, plan_file
+    from ...lora_ops.errors import MismatchError
+    from ...lora_ops.files import MemoryFile
+    from ...version import __version__
+
+    made = MemoryFile(title)
+    plan = plan_file(
+        base,
+        tuned,
+        rule_of(rank, rule) or rank,
+        format=format,
+        dtype=dtype_of(dtype),
+        full_differences=full_differences,
+        allow_partial=allow_partial,
+    )
+    try:
+        report = extract_file(
+            plan,
+            base,
+            tuned,
+            made,
+            format=format,
+            exact=exact,
+            placement=host.placement(),
+            version=__version__,
+            progress=host.progress(),
+        )
+    except MismatchError as error:
+        if not beside:
+            raise
+        raise MismatchError(f"{error}; {beside}", target=error.target) from error
+    headline, *lines = edit_text(made.name, report).splitlines()
+    told = [f"{WARNS}{beside}"] if beside else []
+    return headed(headline, *told, *lines), from_file(made)

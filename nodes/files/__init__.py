@@ -1,0 +1,1 @@
+"""From files to sockets and back, and stacks of other packs."""

@@ -1,0 +1,55 @@
+"""Load LoRA: from a file of the host's list to a socket."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..form.schema import file_input, lora_output, report_output, reported, schema
+from ..form.texts import info_text
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import as_file, read
+
+
+class LoadLora(io.ComfyNode):
+    """Reads an adapter, with its metadata, and says what it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "LoadLora",
+            "Load LoRA",
+            description="Loads a LoRA of any kind and format, with its metadata, and says what it is.",
+            search_aliases=["lora loader", "open lora", "lora info", "LORA_MODEL"],
+            inputs=[
+                file_input(
+                    "lora_name",
+                    "A LoRA, LoHa, LoKr, DoRA, … in models/loras. Loaded again when the file changes.",
+                    [host.LORAS],
+                )
+            ],
+            outputs=[
+                lora_output("The LoRA, for the nodes here and the host's own Load LoRA Model."),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None) -> str | float:
+        """What changes when the file does."""
+        return host.fingerprint(lora_name, host.LORAS)
+
+    @classmethod
+    @explained
+    def execute(cls, lora_name: str) -> io.NodeOutput:
+        """Read the file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            LoraOpsError: It is damaged, or no adapter; the message says what it is.
+        """
+        from ...lora_ops import describe
+
+        lora = read(host.file_path(lora_name, host.LORAS))
+        return reported(info_text(describe(as_file(lora))), lora)

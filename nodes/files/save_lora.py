@@ -1,0 +1,87 @@
+"""Save LoRA: from a socket to a file in the output folder, complete under its name or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..form.schema import (
+    dtype_input,
+    dtype_of,
+    lora_input,
+    path_output,
+    prefix_input,
+    report_output,
+    reported,
+    schema,
+)
+from ..form.texts import headed
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import as_file
+from ..host.saving import DEFAULT_PREFIX, saved
+
+FORMATS = ("as it is", "kohya", "comfy", "diffusers")
+
+
+class SaveLora(io.ComfyNode):
+    """Writes an adapter with its metadata made true."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "SaveLora",
+            "Save LoRA",
+            description="Saves a LoRA as a safetensors file in the output folder, with its metadata "
+            "and a hash that is true. In output/loras the loaders list it at once.",
+            search_aliases=["save lora", "export lora", "write lora"],
+            is_output_node=True,
+            inputs=[
+                lora_input(tooltip="The LoRA, of any node."),
+                prefix_input(DEFAULT_PREFIX),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default=FORMATS[0],
+                    optional=True,
+                    tooltip="How the tensors are named: kohya for A1111, Forge and ComfyUI, comfy for "
+                    "ComfyUI alone, diffusers for that library.",
+                ),
+                dtype_input(),
+            ],
+            outputs=[path_output(), report_output()],
+        )
+
+    @classmethod
+    @explained
+    def execute(
+        cls,
+        lora: Mapping[str, Tensor],
+        prefix: str,
+        format: str = FORMATS[0],
+        dtype: str | None = None,
+    ) -> io.NodeOutput:
+        """Write the file.
+
+        Raises:
+            LoraOpsError: The format has no place or no name for a layer, the dtype is too narrow, or
+                the disk is full.
+        """
+        from ...lora_ops.adapters.formats import detect
+        from ...lora_ops.files import MemoryFile
+        from ...lora_ops.operations.convert.file import convert_file
+        from ...version import __version__
+
+        file, number = as_file(lora), dtype_of(dtype)
+        if number is not None or format != FORMATS[0]:
+            made = MemoryFile(file.name)
+            scheme = detect(file.keys(), file.name) if format == FORMATS[0] else format
+            convert_file(
+                file, made, scheme, dtype=number, version=__version__, progress=host.progress()
+            )
+            file = made
+        path, told = saved(file, prefix)
+        return reported(headed(*told), str(path))

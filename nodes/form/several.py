@@ -1,0 +1,94 @@
+"""Any number of LoRAs with a strength each: what adding and baking take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..host.lora_model import LoraModel, as_file
+from .schema import lora_input, reported
+
+if TYPE_CHECKING:
+    from ...lora_ops import Ingredient
+
+MOST = 16
+_SOCKET = "lora"  # with its number after it, from 0
+
+
+def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
+    """Sockets for LoRAs, and their strengths as text.
+
+    Args:
+        least: How many there are at first.
+        example: Of strengths.
+        more: What else to say of them.
+    """
+    return [
+        io.Autogrow.Input(
+            "loras",
+            template=io.Autogrow.TemplatePrefix(
+                # Optional, so that a graph runs on where a node before it is bypassed or muted.
+                lora_input(tooltip="One of the LoRAs.", optional=True),
+                prefix=_SOCKET,
+                min=least,
+                max=MOST,
+            ),
+            tooltip="The LoRAs; a new socket appears for the next.",
+        ),
+        io.String.Input(
+            "strengths",
+            default="",
+            optional=True,
+            placeholder=example,
+            tooltip="A strength for each socket, in order, separated by commas; 1 for those that are not "
+            f"given. A socket that nothing is connected to keeps its place.{more}",
+        ),
+    ]
+
+
+def ingredients_of(
+    loras: Mapping[str, Mapping[str, Tensor] | None], strengths: str
+) -> list[Ingredient]:
+    """Return the LoRAs that are connected and not empty, each with the strength of its socket.
+
+    Raises:
+        ArgumentError: A strength is no finite number, or there are more of them than sockets.
+    """
+    from ...lora_ops import Ingredient
+
+    held = {
+        int(name.removeprefix(_SOCKET)): lora for name, lora in loras.items() if lora is not None
+    }
+    factors = parse_strengths(strengths, max(held, default=-1) + 1)
+    return [Ingredient(as_file(lora), factors[at]) for at, lora in sorted(held.items()) if lora]
+
+
+def parse_strengths(text: str, count: int) -> list[float]:
+    """Return a strength for each of so many sockets, from text with commas between them.
+
+    Raises:
+        ArgumentError: One is no finite number, or there are more than sockets.
+    """
+    from ...lora_ops.errors import ArgumentError
+
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if len(parts) > count:
+        raise ArgumentError(f"{len(parts)} strengths for {count} LoRAs: give one each, in order")
+    found: list[float] = []
+    for part in parts:
+        try:
+            found.append(float(part or 1))
+        except ValueError:
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
+            raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
+    return found + [1.0] * (count - len(found))
+
+
+def nothing_in_it() -> io.NodeOutput:
+    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
+    return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))

@@ -1,0 +1,256 @@
+"""Everything that is asked of ComfyUI. No other file of this pack imports `comfy` or `folder_paths`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy.model_patcher import get_key_weight
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
+
+    from ...lora_ops import Placement
+    from ..apply.patch_places import Place
+
+LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
+# What a GPU should have free before work on it begins, in bytes.
+_ROOM = 2 << 30
+
+
+def file_names(*folders: str) -> list[str]:
+    """The files that the host lists in its model folders, by name, without repeats."""
+    names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
+    return list(dict.fromkeys(names))
+
+
+def file_path(name: str, *folders: str) -> Path:
+    """Where a file of the host's lists lies.
+
+    Raises:
+        FileNotFoundError: No such file is in those folders, or the name leads out of them.
+    """
+    for folder in folders[:-1]:
+        if found := folder_paths.get_full_path(folder, name):
+            return Path(found)
+    return Path(folder_paths.get_full_path_or_raise(folders[-1], name))
+
+
+def fingerprint(name: str | None, *folders: str) -> str:
+    """What changes when a file of the host's lists does: the host itself does not look at files.
+
+    Args:
+        name: Of the file; None where another node gives it, which the host does not tell here: then
+            it is that of all files in the folders.
+        folders: Of the host's lists.
+    """
+    names = file_names(*folders) if name is None else [name]
+    told = hashlib.sha256()
+    for one in names:
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+            status = file_path(one, *folders).stat()
+            told.update(f"{one}:{status.st_mtime_ns}:{status.st_size}\n".encode())
+    return told.hexdigest()
+
+
+def output_path(prefix: str, default: str) -> Path:
+    """The next free `.safetensors` name under a prefix in the output folder, which is made.
+
+    Args:
+        prefix: As in the host's save nodes: folders and the beginning of a name.
+        default: What stands for a prefix that is empty.
+
+    Raises:
+        ArgumentError: The prefix leads out of the output folder.
+    """
+    folder, name, counter = _place(prefix, default)
+    return folder / f"{name}_{counter:05}_.safetensors"
+
+
+def output_path_of(prefix: str, default: str, content: str) -> Path:
+    """The `.safetensors` name of some content under a prefix in the output folder, which is made.
+
+    Args:
+        prefix: As in the host's save nodes: folders and the beginning of a name.
+        default: What stands for a prefix that is empty.
+        content: What tells it from other content, such as a hash.
+
+    Raises:
+        ArgumentError: The prefix leads out of the output folder.
+    """
+    folder, name, _ = _place(prefix, default)
+    return folder / f"{name}_{content}.safetensors"
+
+
+def _place(prefix: str, default: str) -> tuple[Path, str, int]:
+    """Folder, beginning of the name and next free number that the host gives for a prefix."""
+    from ...lora_ops.errors import ArgumentError
+
+    chosen = Path(prefix.strip() or default)
+    if chosen.anchor or ".." in chosen.parts:
+        raise ArgumentError(
+            f"prefix `{prefix}` leads out of the output folder; give a name, or folders and a name: "
+            f"`{default}`"
+        )
+    root = folder_paths.get_output_directory()
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(str(chosen), root)
+    return Path(folder), name, counter
+
+
+def listed_name(path: Path) -> str:
+    """What the host's list of LoRAs calls a file in output/loras."""
+    root = Path(folder_paths.get_output_directory(), LORAS)
+    return path.relative_to(root).as_posix()
+
+
+def progress() -> Callable[[int, int, str], None]:
+    """A bar on the running node, and the place where Cancel is obeyed."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def step(done: int, total: int, name: str) -> None:
+        del name
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return step
+
+
+def placement() -> Placement:
+    """Where the host wants tensor work done, within the memory that is free there."""
+    from ...lora_ops import place
+
+    device = comfy.model_management.get_torch_device()
+    if device.type not in ("cuda", "mps"):
+        return place("cpu")
+    comfy.model_management.free_memory(_ROOM, device)
+    free = comfy.model_management.get_free_memory(device)
+    return place(str(device), memory=max(int(0.7 * free), 1))
+
+
+def convert_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an adapter under the names that the host gives to a few odd files."""
+    return comfy.lora_convert.convert_lora(dict(tensors))
+
+
+def key_map(model: ModelPatcher | None, clip: CLIP | None) -> dict[str, Place]:
+    """All names by which a LoRA may call the weights of these models, and the weights."""
+    names: dict[str, Place] = {}
+    if model is not None:
+        names = comfy.lora.model_lora_keys_unet(model.model, names)
+    if clip is not None:
+        names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    return names
+
+
+def patches(tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[Place, Any]:
+    """The host's own patches for the modules of these names, by weight.
+
+    Args:
+        tensors: On the CPU; those that are not contiguous are copied, as the host gathers their bytes.
+        places: By name of the module.
+    """
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    return comfy.lora.load_lora(whole, places, log_missing=False)
+
+
+def swap_halves(change: Tensor) -> Tensor:
+    """A change of a scale and a shift for a weight that holds the shift first."""
+    return comfy.utils.swap_scale_shift(change)
+
+
+def shapes(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by key, as the patches that are on it leave it.
+
+    Of a quantised one it is that of the weight that it stands for; of two names for one both are there.
+    """
+    parameters = dict(patcher.model.named_parameters(remove_duplicate=False))
+    return {
+        key: tuple(
+            comfy.lora.calculate_shape(patcher.patches[key], weight, key)
+            if key in patcher.patches
+            else weight.shape
+        )
+        for key, weight in parameters.items()
+    }
+
+
+def patched(
+    patcher: Any, groups: Mapping[float, Mapping[Place, Any]], metadata: Mapping[str, str]
+) -> Any:
+    """A clone of a MODEL or CLIP with patches, each group at its strength.
+
+    Args:
+        patcher: Left as it is.
+        groups: Patches by place, by strength.
+        metadata: Of the adapter, for whoever asks the model what is on it.
+    """
+    clone = patcher.clone()
+    for strength, group in groups.items():
+        clone.add_patches(dict(group), strength)
+    attach = getattr(getattr(clone, "patcher", clone), "set_attachments", None)
+    if metadata and attach is not None:
+        attach("lora_metadata", dict(metadata))
+    return clone
+
+
+def quantisation(patcher: ModelPatcher, key: str) -> str:
+    """How a weight is stored that only the pack which loaded it can read: Q4_K, Params4bit, ….
+
+    Empty where it holds numbers: what the host itself quantises does, whatever it is stored as.
+    """
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if weight.is_floating_point():
+        return ""
+    # ComfyUI-GGUF's tensors name their kind.
+    return getattr(getattr(weight, "tensor_type", None), "name", "") or type(weight).__name__
+
+
+def injections(patcher: ModelPatcher) -> list[str]:
+    """What acts on a model's layers as they run, by the names that it has in the host."""
+    return list(patcher.injections)
+
+
+@torch.no_grad()
+def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
+    """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
+
+    Args:
+        patcher: Whatever has been loaded of it, and where.
+        key: Of the weight.
+    """
+    weight, _, convert = get_key_weight(patcher.model, key)
+    # Where it has been patched in place, what it was is kept: before hooks, and before all patches.
+    if key in patcher.backup:
+        weight = patcher.backup[key].weight
+    elif key in patcher.hook_backup:
+        weight = patcher.hook_backup[key][0]
+    own = weight.detach()
+    if hasattr(own, "tensor_type"):  # ComfyUI-GGUF's, whose copies are none
+        own = own.as_subclass(Tensor)
+    if convert is not None:
+        # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the
+        # model computes in, rounded.
+        own = convert(own.to(torch.float32), inplace=False)
+    own = own.to("cpu", torch.float32, copy=True)
+    records = patcher.patches.get(key, ())
+    return comfy.lora.calculate_weight(records, own, key, intermediate_dtype=torch.float32)
+
+
+def is_difference(patcher: ModelPatcher) -> bool:
+    """Whether a model is one less another, as the host's subtracting nodes leave it."""
+    return any(
+        isinstance(value, list) and strength == -factor
+        for records in patcher.patches.values()
+        for strength, value, factor, *_ in records
+    )

@@ -1,0 +1,99 @@
+"""What flows between the nodes: the host's `LORA_MODEL`, a dict of tensors, with its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ...lora_ops.files import MemoryFile
+
+
+class LoraModel(dict[str, Tensor]):
+    """An adapter file's content by key, with what the file says of itself.
+
+    The host's own nodes see the dict that they expect; metadata and provenance travel with it.
+
+    Attributes:
+        name: What reports call it: the name of the file it came from or would get.
+        metadata: The file's string map.
+        sha256: Of the file it was read from; empty once it was edited.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        name: str = "LoRA",
+        metadata: Mapping[str, str] | None = None,
+        sha256: str = "",
+    ) -> None:
+        super().__init__(tensors)
+        self.name = name
+        self.metadata: dict[str, str] = dict(metadata or {})
+        self.sha256 = sha256
+
+
+def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
+    """Return what a socket holds as an opened file, under names of today.
+
+    Args:
+        lora: Ours, or the bare dict of another pack's node, on any device.
+    """
+    from ...lora_ops.files import MemoryFile, modernised
+
+    tensors = {key: tensor.detach().cpu() for key, tensor in lora.items()}
+    if isinstance(lora, LoraModel):
+        return MemoryFile(lora.name, tensors, lora.metadata, lora.sha256)
+    file = MemoryFile("LoRA", tensors)
+    names = modernised(file)
+    if names is file:
+        return file
+    return MemoryFile(file.name, {key: names.tensor(key) for key in names.keys()}, names.metadata)  # noqa: SIM118 - not a mapping
+
+
+def from_file(file: MemoryFile) -> LoraModel:
+    """Return a file in memory as what a socket holds."""
+    return LoraModel(file.tensors, file.name, file.metadata, file.sha256)
+
+
+def read(path: Path) -> LoraModel:
+    """Read an adapter file whole.
+
+    Raises:
+        UnknownFormatError: It is no adapter; says what it is.
+        NonFiniteError: It holds NaN or infinity: what it is applied to would draw black.
+        LoraOpsError: It is damaged.
+    """
+    from ...lora_ops import describe, open_source
+    from ...lora_ops.errors import UnknownFormatError
+    from ...lora_ops.run.inputs import hashed
+
+    with open_source(path) as source, hashed([source]) as inputs:
+        found, keys = describe(source), source.keys()
+        if found.format is None:
+            what = "of no kind that is known here" if found.kind == "unknown" else f"a {found.kind}"
+            raise UnknownFormatError(f"it is no adapter: it is {what}", path=path)
+        tensors = {key: source.tensor(key) for key in keys}
+        _check_finite(path, tensors)
+        return LoraModel(tensors, path.name, source.metadata, inputs()[0].sha256)
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from ...lora_ops.errors import NonFiniteError
+
+    # NaN and infinity survive `max`, which is faster than asking every number.
+    bad = [
+        key
+        for key, one in tensors.items()
+        if one.is_floating_point() and one.numel() and not isfinite(float(one.abs().max()))
+    ]
+    if bad:
+        raise NonFiniteError(
+            f"NaN or infinity in {len(bad)} of {len(tensors)} tensors, the first `{bad[0]}`: the file "
+            "is damaged, or its training diverged; use another",
+            path=path,
+        )

@@ -1,0 +1,118 @@
+"""A loaded model as a source of tensors: every weight as it takes effect, in fp32, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import host
+
+_UNET, _ENCODERS = "diffusion_model.", "text_encoders."
+# What is held and not computed with. How inputs of quantised layers are rounded; and a projection
+# that the host makes for every CLIP-L: where the file has none, as of SD1 and SDXL, it is whatever
+# the memory held. HiDream alone reads it.
+_UNREAD = (".input_scale", ".pre_quant_scale", "clip_l.transformer.text_projection.weight")
+
+
+class ModelSource:
+    """The diffusion model of a MODEL, and the text encoders of a CLIP, as one checkpoint.
+
+    A weight is what the model computes with: converted out of its storage (fp8, int8, nvfp4, …),
+    with all patches that are on it, in fp32 and without being rounded back. Hooks are none: they
+    belong to a conditioning. Of a MODEL there are the parameters of the diffusion model alone, not
+    those of the sampling around it.
+
+    Attributes:
+        name: What messages call it.
+        metadata: Empty: a model in memory has none.
+        injections: What else acts on its layers as they run, by name; it is in no weight.
+    """
+
+    def __init__(self, name: str, model: Any, clip: Any = None) -> None:
+        """Name its weights.
+
+        Raises:
+            QuantisedError: Another pack holds weights in a form that only that pack can read.
+        """
+        self.name = name
+        self.injections: list[str] = []
+        self.metadata: Mapping[str, str] = {}
+        self._of: dict[str, tuple[Any, str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._add(model, "", _UNET)
+        if clip is not None:
+            self._add(clip.patcher, _ENCODERS, "")
+
+    def _add(self, patcher: Any, prefix: str, inside: str) -> None:
+        self.injections += host.injections(patcher)
+        stored: dict[str, str] = {}
+        for key, shape in host.shapes(patcher).items():
+            if key.startswith(inside) and not key.endswith(_UNREAD):
+                self._of[prefix + key] = (patcher, key)
+                self._shapes[prefix + key] = shape
+                if kind := host.quantisation(patcher, key):
+                    stored[key] = kind
+        if stored:
+            self._refuse(stored)
+
+    def _refuse(self, stored: Mapping[str, str]) -> None:
+        from ...lora_ops.errors import QuantisedError
+        from ...lora_ops.report import counted
+
+        kinds = ", ".join(sorted(set(stored.values())))
+        raise QuantisedError(
+            f"{self.name} holds {counted(len(stored), 'weight')} quantised ({kinds}, see "
+            f"`{next(iter(stored))}`) by the pack that loaded it, as GGUF and nf4 loaders do, and only "
+            "that pack can read them; load the unquantised (fp16/bf16/fp32) model, or one in fp8, with "
+            "ComfyUI's own loader"
+        )
+
+    def keys(self) -> Sequence[str]:
+        """All weights, by their names in a checkpoint of the host's own making."""
+        return list(self._of)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a weight as it is used."""
+        return self._shapes[key]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Always float32: a patched weight has no other storage."""
+        return torch.float32
+
+    def tensor(self, key: str) -> Tensor:
+        """A weight as it takes effect, on the CPU; the caller owns it."""
+        patcher, own = self._of[key]
+        return host.effective_weight(patcher, own)
+
+
+class NoModel:
+    """The base of a difference: zeros for every weight of a source.
+
+    Attributes:
+        name: What messages call it.
+        metadata: Empty.
+    """
+
+    def __init__(self, like: ModelSource) -> None:
+        self.name = "nothing"
+        self.metadata: Mapping[str, str] = {}
+        self._like = like
+
+    def keys(self) -> Sequence[str]:
+        """Those of the other."""
+        return self._like.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """That of the other's weight."""
+        return self._like.shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """That of the other's weight."""
+        return self._like.dtype(key)
+
+    def tensor(self, key: str) -> Tensor:
+        """Zeros, on the CPU."""
+        return torch.zeros(self.shape(key), dtype=self.dtype(key))

@@ -1,0 +1,79 @@
+"""From a file in memory to one on disk, under a name that is free and metadata that is true."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..form.texts import loading_lines
+from . import host
+
+if TYPE_CHECKING:
+    from ...lora_ops.files import MemoryFile
+
+DEFAULT_PREFIX = "loras/lorakit"
+# What files are called in their own metadata.
+_TITLES = ("ss_output_name", "modelspec.title")
+
+
+def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
+    """Write an adapter into the output folder; return where it is, and lines to say of it.
+
+    Args:
+        file: The adapter.
+        prefix: Folder and beginning of the name.
+
+    Raises:
+        WriteError: The disk is full, or the like; nothing is left behind.
+    """
+    path = host.output_path(prefix, DEFAULT_PREFIX)
+    return path, _written(file, path)
+
+
+def _written(file: MemoryFile, path: Path) -> list[str]:
+    from ...lora_ops.adapters.formats import detect
+    from ...lora_ops.adapters.metadata import HASH_KEYS
+    from ...lora_ops.files import save
+    from ...lora_ops.inspect.lint import lint
+    from ...lora_ops.text import human_size
+
+    scheme = detect(file.keys(), file.name)
+    metadata = titled(file.metadata, path.stem)
+    written = save(path, file.tensors, metadata, hash_keys=HASH_KEYS, replace=False)
+    told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
+    return [told, *loading_lines(lint(file, headers_only=True).verdicts)]
+
+
+def saved_once(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
+    """Write an adapter under a name of its content, unless it is there; return as `saved`.
+
+    Args:
+        file: The adapter.
+        prefix: Folder and beginning of the name.
+
+    Raises:
+        WriteError: The disk is full, or the like; nothing is left behind.
+    """
+    path = host.output_path_of(prefix, DEFAULT_PREFIX, _digest(file)[:12])
+    if path.is_file():
+        return path, [f"{path.name}: there already"]
+    return path, _written(file, path)
+
+
+def _digest(file: MemoryFile) -> str:
+    """A hash of names, numbers and metadata, hexadecimal."""
+    told = hashlib.sha256(json.dumps(sorted(file.metadata.items())).encode())
+    for key, tensor in sorted(file.tensors.items()):
+        told.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        told.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return told.hexdigest()
+
+
+def titled(metadata: Mapping[str, str], title: str) -> dict[str, str]:
+    """The metadata with the file's own name, where it names the file at all."""
+    return {key: title if key in _TITLES else text for key, text in metadata.items()}

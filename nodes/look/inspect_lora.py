@@ -1,0 +1,55 @@
+"""Inspect LoRA: what an adapter is and where its strength lies, in numbers and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..form.pictures import as_image
+from ..form.schema import lora_input, pictured, report_output, schema
+from ..form.texts import info_text
+from ..form.wording import explained
+from ..host import host
+from ..host.lora_model import as_file
+
+
+class InspectLora(io.ComfyNode):
+    """Shows rank and energy by block, and the spectrum."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return schema(
+            "InspectLora",
+            "Inspect LoRA",
+            description="What a LoRA is: kind, format, model, ranks; and a picture of where its "
+            "strength lies, block by block, and of how many directions carry it.",
+            search_aliases=["lora info", "lora metadata", "lora spectrum", "analyse lora"],
+            is_output_node=True,
+            inputs=[lora_input()],
+            outputs=[
+                io.Image.Output(
+                    display_name="picture", tooltip="Rank and energy by block, and the spectrum."
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    @explained
+    def execute(cls, lora: Mapping[str, Tensor]) -> io.NodeOutput:
+        """Inspect it.
+
+        Raises:
+            LoraOpsError: It is damaged, or no adapter.
+        """
+        from ...lora_ops import decode, describe
+        from ...lora_ops.inspect.spectra import spectra
+        from ...pictures import inspection_picture
+
+        file = as_file(lora)
+        report = info_text(describe(file))
+        found = spectra(decode(file), placement=host.placement(), progress=host.progress())
+        return pictured(cls, as_image(inspection_picture(file.name, found)), report)
