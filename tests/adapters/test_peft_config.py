@@ -14,6 +14,8 @@ from lorakit.lora_ops import DictSource, open_source
 from lorakit.lora_ops.adapters.formats import (
     PEFT_CONFIG,
     PEFT_METADATA,
+    Written,
+    adapter_config,
     decode,
     peft_scales,
     with_unit_scales,
@@ -228,3 +230,23 @@ def test_the_configuration_of_a_sum_lists_its_modules_where_the_inputs_differ():
         "bias": "none",
         "use_dora": False,
     }
+
+
+def test_of_patterns_that_fit_the_first_decides_so_the_longest_name_comes_first():
+    """`proj_out` also fits `single_transformer_blocks.0.proj_out`; in order of letters it is the first."""
+    scales = {"proj_out": 2.0, "single_transformer_blocks.0.proj_out": 1.0, "a.to_q": 1.0}
+    ranks = {"proj_out": 3, "single_transformer_blocks.0.proj_out": 5, "a.to_q": 5}
+    layers = {f"base_model.model.{n}": Written("LORA", ranks[n], scales[n]) for n in scales}
+    config = json.loads(adapter_config(layers))
+
+    def told(name: str, pattern: str, common: str) -> float:
+        """As PEFT asks: the first pattern that the name ends in, at a dot."""
+        fits = (v for key, v in config[pattern].items() if re.match(rf"(.*\.)?({key})$", name))
+        return next(fits, config[common])
+
+    for name, scale in scales.items():
+        rank = told(name, "rank_pattern", "r")
+        assert rank == ranks[name]
+        assert told(name, "alpha_pattern", "lora_alpha") == scale * rank
+    by_letters = dict(sorted(config["alpha_pattern"].items()))
+    assert next(iter(by_letters)) == "proj_out", "the faulty order"

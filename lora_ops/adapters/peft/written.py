@@ -108,7 +108,7 @@ def adapter_config(
         alphas = {n: ranks[n] * (1 if one.scale is None else one.scale) for n, one in named.items()}
         alpha, pattern = _by_name(alphas)
         config = own | {"alpha": alpha, "alpha_pattern": pattern, "target_modules": targets}
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+        return _text(config)
     config = {
         "base_model_name_or_path": None,
         "task_type": None,
@@ -128,7 +128,12 @@ def adapter_config(
             {name: one.rank * (one.scale or 0.0) for name, one in named.items()},
         ),
     }
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return _text(config)
+
+
+def _text(config: Config) -> str:
+    """Fields in order of their names; patterns keep theirs, of which PEFT takes the first that fits."""
+    return json.dumps(dict(sorted(config.items())), indent=2) + "\n"
 
 
 def _agreed(configs: Sequence[Config]) -> Config:
