@@ -107,32 +107,31 @@ def longest_chain(root: Path = ROOT) -> int:
 
 
 def drawing(root: Path = ROOT) -> str:
-    """The rooms from the top down: what each is, its size, and what it imports from."""
-    lines: dict[str, int] = {}
+    """The rooms from the top down: what each is, and what it imports from."""
     words: dict[str, str] = {}
     for name, path in modules(root):
         text = path.read_text("utf-8")
         room = room_of(name)
-        lines[room] = lines.get(room, 0) + len(text.splitlines())
+        words.setdefault(room, "")
         if name == room:
             told = ast.get_docstring(ast.parse(text)) or ""
             words[room] = told.splitlines()[0].rstrip(".") if told else ""
     rows: list[str] = []
     for row in reversed(LAYERS):
         for room in row:
-            if room not in lines:
+            if room not in words:
                 continue
             title = room.replace(".", "/") or "__init__"
             down = sorted(
                 (other.rpartition(".")[2] for one, other in arrows(root) if one == room),
             )
-            rows.append(f"{title:<22}{lines[room]:>6}  {words.get(room, '')}")
+            rows.append(f"{title:<22}{words[room]}")
             if down:
-                rows.append(f"{'':<30}takes from {', '.join(down)}")
+                rows.append(f"{'':<24}takes from {', '.join(down)}")
     pairs, chain = len(arrows(root)), longest_chain(root)
     rows.append("")
     rows.append(
-        f"{len(lines)} rooms, {pairs} pairs of them with an import, the longest chain {chain}"
+        f"{len(words)} rooms, {pairs} pairs of them with an import, the longest chain {chain}"
     )
     return "\n".join(rows)
 
