@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import FileSource, Stamp, read_errors, stamp
 from .dtypes import dtype_name
-from .hashes import data_sha256, false_hash, file_sha256, input_sha256
+from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256
 from .opening import open_source
 from .quantised import quantisation, refuse_quantised
 from .reading.folder import is_peft_folder, open_folder
@@ -20,6 +20,7 @@ from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
 from .writing.writer import SafetensorsWriter, Written, save
 
 __all__ = [
+    "DATA_HASH",
     "INDEX",
     "FileSource",
     "JoinedSource",

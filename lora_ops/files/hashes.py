@@ -62,12 +62,14 @@ def false_hash(source: FileSource, stop: Event | None = None) -> tuple[str, str]
 
     Raises:
         ArgumentError: the file is gone, or may not be read.
+        FormatError: reading it fails in the middle.
     """
     told = source.metadata.get(DATA_HASH, "").strip().lower().removeprefix("0x")
     files = [path for path in source.paths if path.suffix.lower() in (".safetensors", ".sft")]
     if not told or len(files) != 1:
         return None
-    with open_binary(files[0]) as file:  # its header is known to be sound
+    # Its header is known to be sound.
+    with open_binary(files[0]) as file, read_errors(files[0]):
         start = 8 + int.from_bytes(file.read(8), "little")
     true = _sha256(files[0], start, stop)
     return (told, true) if true and true != told else None

@@ -113,11 +113,11 @@ def explained(execute: Callable[..., Result]) -> Callable[..., Result]:
 
     What is None, such as an output of a node that is bypassed, counts as not given.
     """
-    needed = [
-        name
-        for name, one in inspect.signature(execute).parameters.items()
-        if one.default is one.empty and one.kind is not one.VAR_KEYWORD
-    ][1:]
+    _, *taken = inspect.signature(execute).parameters.values()
+    named = [one for one in taken if one.kind is not one.VAR_KEYWORD]
+    needed = [one.name for one in named if one.default is one.empty]
+    # A node that hands its other inputs on leaves them to the one that takes them.
+    known = {one.name for one in named} if named == taken else None
 
     @functools.wraps(execute)
     def run(node: type[io.ComfyNode], **inputs: Any) -> Result:
@@ -125,7 +125,7 @@ def explained(execute: Callable[..., Result]) -> Callable[..., Result]:
 
         given = {name: value for name, value in inputs.items() if value is not None}
         try:
-            _check(inputs_of(node), needed, given)
+            _check(known, needed, given)
             return execute(node, **given)
         except LoraOpsError as error:
             kind = _shown(type(error))
@@ -134,7 +134,9 @@ def explained(execute: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def _check(known: Collection[str], needed: Collection[str], given: Mapping[str, Any]) -> None:
+def _check(
+    known: Collection[str] | None, needed: Collection[str], given: Mapping[str, Any]
+) -> None:
     """Refuse inputs that the host lets through.
 
     Raises:
@@ -142,7 +144,7 @@ def _check(known: Collection[str], needed: Collection[str], given: Mapping[str, 
     """
     from ...lora_ops.errors import ArgumentError
 
-    for name in given.keys() - set(known):
+    for name in given.keys() - set(given if known is None else known):
         raise ArgumentError(f"there is no input `{name}`: that is one too many; use a second node")
     for name in needed:
         if name not in given:

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import torch
 
+from ...files import DATA_HASH
 from ...models.architectures import Architecture
 from ...report import LayerReport, Report
 from ...run.inputs import Input
 from ..formats import PEFT_CONFIG, PEFT_METADATA
 
 # The writer puts the SHA-256 of the data section here: kohya's and A1111's model hash.
-HASH_KEYS = ("sshs_model_hash",)
+HASH_KEYS = (DATA_HASH,)
 
 # Hashes of the tensors or of the file: never true of another file.
 _HASHES = (*HASH_KEYS, "sshs_legacy_hash", "modelspec.hash_sha256")

@@ -103,9 +103,9 @@ def governed(source: FileSource) -> FileSource:
     """
     path = Path(source.name)
     config = path.with_name(ADAPTER_CONFIG)
-    keys = source.keys()
     if path.name not in _OF_PEFT or not is_file(config):
         return source
+    keys = source.keys()
     if not any(key.startswith(_PEFT_ROOT) for key in keys):
         return source
     try:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from ...adapters.formats import configuration_notes, configured, special
 from ...errors import LoraOpsError
+from ...files import DATA_HASH as HASH
 from ...files import FileSource, data_sha256
 from ...models.architectures import ARCHITECTURES
 from .findings import Finding, command, finding
 from .header import same_format
 from .subject import Part, Subject
 
-HASH = "sshs_model_hash"
 _PLAIN = ("lora", "full", "set", "mixed")
 # What the module of a trainer makes; LyCORIS makes any kind.
 _KINDS = {"networks.lora": _PLAIN, "networks.dylora": _PLAIN, "networks.oft": ("oft", "boft")}
