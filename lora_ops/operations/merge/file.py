@@ -32,8 +32,8 @@ from ...run.output import finished
 from ...run.workers import Progress
 from ...source import TensorSource
 from .bake import run_bake, summarise_bake
+from .change import BakedLayer
 from .plan import BakePlan, plan_bake
-from .tensor import BakedLayer
 
 #: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
 SHARD_SIZE = 5 * 10**9
@@ -133,7 +133,7 @@ def bake_file(
         _writer(plan, checkpoint, output, shard_size, version, force) as writer,
     ):
         workers = place("cpu").workers
-        for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
+        for baked in run_bake(plan, workers=workers, progress=progress):
             writer.write(baked.key, baked.tensor)
             reports.extend(baked.reports)
         report = summarise_bake(plan, reports)
