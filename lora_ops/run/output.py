@@ -78,6 +78,15 @@ class Sink(ABC, Generic[Value]):
             report: From `report`.
         """
 
+    def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
+        """Return what is worth a sentence of the inputs, once they are known.
+
+        Args:
+            inputs: The record of `sources`.
+        """
+        del inputs
+        return ()
+
 
 def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: float) -> Report:
     """Write results as they come, and return the report of what was written.
@@ -101,6 +110,7 @@ def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: flo
         report = sink.report()
         read = inputs()
         written = writer.finish(sink.metadata(read, report), hash_keys=sink.hash_keys)
+    report = replace(report, notes=(*report.notes, *sink.notes(read)))
     return finished(report, read, started, written.size)
 
 
