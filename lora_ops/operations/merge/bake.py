@@ -19,7 +19,7 @@ from ...adapters.formats import component
 from ...adapters.layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
 from ...adapters.strengths.ingredient import Ingredient
 from ...linalg import frobenius, inner
-from ...report import Report, Skip, counted
+from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement
 from ...run.job import Job, Work
 from ...run.stream import stream
@@ -86,24 +86,25 @@ def run_bake(
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
     placement = Placement(torch.device("cpu"), workers)
-    return stream(bake_work(plan), placement, ahead=3, progress=progress)
+    return stream(
+        Work(bake_jobs(plan), partial(_compute, plan)), placement, ahead=3, progress=progress
+    )
 
 
-def bake_work(plan: BakePlan) -> Work[str, Baked]:
+def bake_jobs(plan: BakePlan) -> list[Job[str]]:
     """Return the jobs of a bake: a tensor each, in the checkpoint's order.
 
     Args:
         plan: From `plan_bake`.
     """
-    jobs = [Job(key, key, math.prod(plan.checkpoint.shape(key))) for key in plan.dtypes]
-    return Work(jobs, partial(_compute, plan))
+    return [Job(key, key, math.prod(plan.checkpoint.shape(key))) for key in plan.dtypes]
 
 
 def _compute(plan: BakePlan, keys: Sequence[str], _: Placement) -> list[Baked]:
     return [bake_tensor(plan, key) for key in keys]
 
 
-def summarise_bake(plan: BakePlan, reports: Iterable[BakedLayer | Skip]) -> Report:
+def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Report:
     """Return the report: what was changed, what was not and why, and a note where rounding ate it.
 
     Args:

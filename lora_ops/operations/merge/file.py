@@ -25,15 +25,17 @@ from ...files import (
     shard_paths,
 )
 from ...report import LayerReport, Report, Skip
-from ...run.devices import place
+from ...run.devices import Placement, place
 from ...run.inputs import hashed, paths_of, unhashed
-from ...run.job import Outcome
+from ...run.job import Outcome, Work
 from ...run.output import Sink, write
+from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .bake import run_bake, summarise_bake
-from .output import SHARD_SIZE, is_index, writer_for
+from .bake import bake_jobs, summarise_bake
+from .output import SHARD_SIZE, is_index, write_tensor, writer_for
 from .plan import BakePlan, plan_bake
+from .tensor import planned_tensor
 
 
 def plan_bake_file(
@@ -125,7 +127,7 @@ def bake_file(
     """
     started = time.perf_counter()
     sink = BakedFile(plan, checkpoint, output, shard_size, version, force)
-    results = run_bake(plan, workers=place("cpu").workers, progress=progress)
+    results = stream(Work(bake_jobs(plan), sink.compute), place("cpu"), progress=progress)
     return write(sink, results, started=started)
 
 
@@ -159,7 +161,7 @@ class BakedFile(Sink[Tensor]):
         """The file, or the files."""
         blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
         widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
-        return writer_for(
+        self._file = writer_for(
             self._output,
             self._checkpoint,
             self._plan.dtypes,
@@ -167,11 +169,16 @@ class BakedFile(Sink[Tensor]):
             shard_size=self._shard_size,
             replace=self._force,
         )
+        return self._file
+
+    def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
+        """Compute tensors, each into its place in the file."""
+        return [write_tensor(planned_tensor(self._plan, key), self._file) for key in keys]
 
     def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
-        """The tensor."""
+        """Nothing: each has been written when it is computed."""
         self._reports.extend(outcome.reports)
-        return {} if outcome.value is None else {outcome.name: outcome.value}
+        return {}
 
     def report(self) -> Report:
         """The report."""

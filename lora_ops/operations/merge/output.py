@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...files import INDEX, FileSource, SafetensorsWriter, ShardsWriter, dtype_name, partition
 from ...files.header import render_header
+from ...run.job import Outcome
+from .tiles import Planned, compute
 
 #: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
 SHARD_SIZE = 5 * 10**9
@@ -44,7 +48,26 @@ def writer_for(
         for key, dtype in dtypes.items()
     ]
     room = len(render_header(rows, metadata))
-    if not is_index(output):
-        return SafetensorsWriter(output, header_room=room, hashed=False, replace=replace)
-    shards = partition(checkpoint, dtypes, shard_size)
-    return ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
+    if is_index(output):
+        shards = partition(checkpoint, dtypes, shard_size)
+        writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
+    else:
+        writer = SafetensorsWriter(output, header_room=room, hashed=False, replace=replace)
+    writer.lay_out((key, dtype, checkpoint.shape(key)) for key, dtype in dtypes.items())
+    return writer
+
+
+def write_tensor(planned: Planned, file: SafetensorsWriter | ShardsWriter) -> Outcome[Tensor]:
+    """Compute a tensor into its place in a file; or have the system copy it, where nothing changes.
+
+    Args:
+        planned: Which.
+        file: In which it has a place.
+
+    Returns:
+        What is to be said of it; there is nothing left to write.
+    """
+    if planned.is_copy and isinstance(planned.source, FileSource):
+        file.copy(planned.key, planned.source, planned.own)
+        return Outcome(planned.key, None)
+    return Outcome(planned.key, None, compute(planned, partial(file.write_at, planned.key)))

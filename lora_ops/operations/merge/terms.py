@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...adapters.layers import Convention, LoraLayer
+from ...files import FileSource
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .shares import Share
@@ -77,23 +78,40 @@ class Stored:
         turned: bool = False,
     ) -> None:
         self.source, self.key = source, key
-        self._dtype = dtype
-        self._tensor = matrix(source.tensor(key))
-        if rows is not None:
-            self._tensor = self._tensor[slice(*rows)]
-        if turned:
-            self._tensor = self._tensor.mT
-        self.shape = (self._tensor.shape[0], self._tensor.shape[1])
+        self._dtype, self._stored = dtype, source.dtype(key)
+        count, columns = matrix_shape(source.shape(key))
+        first, last = rows or (0, count)
+        self._first, self.shape = first, (last - first, columns)
+        self._file = source if isinstance(source, FileSource) and source.reads_parts else None
+        self._tensor: Tensor | None = None
+        if turned or self._file is None:
+            whole = matrix(source.tensor(key))[first:last]
+            self._tensor = whole.mT if turned else whole
+            self.shape = (self._tensor.shape[0], self._tensor.shape[1])
+        self._buffer: Tensor | None = None
         self._memory: Tensor | None = None
         self._last: tuple[slice, Tensor] | None = None
 
     def stored(self, part: slice) -> Tensor:
         """Read some rows in the dtype that they are stored in; not to be written into."""
-        return self._tensor[part]
+        if self._file is None or self._tensor is not None:
+            return self.whole()[part]
+        count, columns = part.stop - part.start, self.shape[1]
+        if self._buffer is None or len(self._buffer) < count:
+            self._buffer = SCRATCH.take((count, columns), self._stored)
+        memory = self._buffer[:count]
+        self._file.read_into(self.key, (self._first + part.start) * columns, memory)
+        return memory
 
     def whole(self) -> Tensor:
         """Read all rows, as `stored` does."""
-        return self.stored(slice(0, self.shape[0]))
+        if self._tensor is not None:
+            return self._tensor
+        if self._file is None:
+            raise ValueError(f"`{self.key}` of {self.source.name} is in no file, nor in memory")
+        self._tensor = torch.empty(self.shape, dtype=self._stored)
+        self._file.read_into(self.key, self._first * self.shape[1], self._tensor)
+        return self._tensor
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
         """See `Rows`."""
