@@ -30,9 +30,9 @@ from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.bake import bake
+from .operations.merge.change import BakedLayer
 from .operations.merge.file import bake_file, plan_bake_file
 from .operations.merge.plan import BakePlan, plan_bake
-from .operations.merge.tensor import BakedLayer
 from .operations.resize.file import resize_file
 from .operations.resize.resize import resize
 from .operations.scale.file import scale_file

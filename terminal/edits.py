@@ -15,7 +15,7 @@ from .layout import fill, new_table, open_console, print_rest, shape_text, tail
 if TYPE_CHECKING:
     from ..lora_ops import Report
     from ..lora_ops.inspect.compare import Comparison, LayerComparison
-    from ..lora_ops.operations.merge.tensor import BakedLayer
+    from ..lora_ops.operations.merge.change import BakedLayer
 
 _OUTSIDE = "left out"
 

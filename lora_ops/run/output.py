@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from .inputs import Input, hashed
 from .job import Outcome
 
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 class Writer(Protocol):
@@ -78,6 +79,15 @@ class Sink(ABC, Generic[Value]):
             report: From `report`.
         """
 
+    def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
+        """Return what is worth a sentence of the inputs, once they are known.
+
+        Args:
+            inputs: The record of `sources`.
+        """
+        del inputs
+        return ()
+
 
 def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: float) -> Report:
     """Write results as they come, and return the report of what was written.
@@ -92,8 +102,12 @@ def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: flo
         FormatError: An input changed while it was read; no file is written.
         WriteError: The disk is full, or the like; no file is written.
     """
-    with hashed(sink.sources, sink.others) as inputs, sink.writer() as writer:
-        for outcome in outcomes:
+    with (
+        hashed(sink.sources, sink.others) as inputs,
+        sink.writer() as writer,
+        _ended(outcomes) as results,
+    ):
+        for outcome in results:
             for key, tensor in sink.tensors(outcome).items():
                 writer.write(key, tensor)
         for key, tensor in sink.rest().items():
@@ -101,7 +115,18 @@ def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: flo
         report = sink.report()
         read = inputs()
         written = writer.finish(sink.metadata(read, report), hash_keys=sink.hash_keys)
+    report = replace(report, notes=(*report.notes, *sink.notes(read)))
     return finished(report, read, started, written.size)
+
+
+@contextmanager
+def _ended(results: Iterable[Result]) -> Generator[Iterable[Result], None, None]:
+    """See to it that nobody works on them any more at the end: a job may write into the file."""
+    try:
+        yield results
+    finally:
+        if isinstance(results, Generator):
+            results.close()
 
 
 def finished(report: Report, inputs: Sequence[Input], started: float, size: int) -> Report:

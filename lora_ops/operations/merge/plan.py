@@ -32,7 +32,8 @@ from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
-from .terms import Change, Share, check_kind
+from .change import Change
+from .shares import Share, check_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +120,7 @@ def plan_bake(
         raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
     changes: dict[str, tuple[Change, ...]] = {}
     for parameter, shares in found.items():
-        change = Change(parameter, tuple(shares))
+        change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {one.key for one in known.values() if one.component != "other"}
     dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
