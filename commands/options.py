@@ -193,13 +193,14 @@ def tell(
 
 @contextlib.contextmanager
 def clear_errors() -> Generator[None, None, None]:
-    """What lorakit says becomes one line; a bug stays a traceback."""
+    """What lorakit says becomes one line, in the command line's words; a bug stays a traceback."""
     from ..lora_ops.errors import ArgumentError, LoraOpsError
     from ..lora_ops.text import plain
+    from ..terminal.wording import worded
 
     try:
         yield
     except ArgumentError as error:
-        raise AskedWrongly(plain(str(error))) from error
+        raise AskedWrongly(plain(worded(str(error)))) from error
     except LoraOpsError as error:
-        raise click.ClickException(plain(str(error))) from error
+        raise click.ClickException(plain(worded(str(error)))) from error

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..lora_ops import Report
@@ -89,7 +90,7 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     if report.skips:
         console.print(_skip_table(report))
     for note in report.notes:
-        console.print(f"[yellow]note[/] {safe(note)}", soft_wrap=True)
+        console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
     parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     console.print(
         f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
@@ -107,5 +108,5 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
 def _skip_table(report: Report) -> Table:
     table = new_table("left out", "because", "tensors", "share of the change")
     for (reason, kind), (tensors, share) in report.reasons().items():
-        table.add_row(kind, reason, str(tensors), f"{share:.2%}")
+        table.add_row(kind, safe(worded(reason)), str(tensors), f"{share:.2%}")
     return table

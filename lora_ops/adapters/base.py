@@ -98,7 +98,7 @@ def base_weights(
             raise UnsupportedLayerError(
                 f"layer `{module}` of {name} {described(layer)}: it multiplies `{bias.parameter.key}` "
                 f"of {checkpoint.name} too, and a LoRA of the weight cannot hold that; bake it, and "
-                "`lorakit extract` what changed",
+                "`extract()` what changed",
                 target=module,
             )
         if not isinstance(layer, ReshapedLayer):  # for which the weight grows

@@ -235,7 +235,7 @@ def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
         raise UnsupportedLayerError(
             f"{counted(len(needing), 'layer')} of {len(layers)} can only be told from the base "
             f"weights: the first, `{target}`, {described(layer)}; give the checkpoint that it was "
-            "trained on as --base",
+            "trained on as `base=`",
             target=target,
         )
 
@@ -246,7 +246,7 @@ def _check_thin(plans: Mapping[str, _Plan]) -> None:
         raise ArgumentError(
             f"{counted(len(dense), 'layer')}, the first `{dense[0]}` ({plans[dense[0]].kind}), would "
             "take more room as an exact LoRA than the whole weight does; say how much to keep, such "
-            "as --rank 32 or --rank error=0.1",
+            'as `rule=32` or `rule="error=0.1"`',
             target=dense[0],
         )
 

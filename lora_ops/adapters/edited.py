@@ -112,7 +112,7 @@ def base_bound(target: str, layer: PissaLayer) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"layer `{target}` is of kind {layer.title}: it stands for what its factors became less what "
         "they were, which PEFT makes from the weight at loading, and no other format says so; make "
-        "it a plain LoRA: `lorakit convert LORA --to lora --base CHECKPOINT`",
+        'it a plain LoRA: `convert(lora, to="lora", base=checkpoint)`',
         target=target,
     )
 
@@ -170,7 +170,7 @@ def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
         UnknownFormatError: It has none.
     """
     if not adapter.layers:
-        raise UnknownFormatError(f"{name} holds no layers; see what it is with `lorakit info`")
+        raise UnknownFormatError(f"{name} holds no layers; see what it is with `describe()`")
 
 
 def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[Adapter, Report]:

@@ -24,6 +24,9 @@ from .formats import (
     told_of,
 )
 
+#: What to do where names are those of several models, or of none.
+TELL_THE_MODEL = "give the model's checkpoint as `reference=`, or its name as `architecture=`"
+
 
 def models_of(adapter: Adapter) -> tuple[Architecture, ...]:
     """The architectures that an adapter can be for, the likeliest first; see `recognised`."""
@@ -113,8 +116,7 @@ def names_for(
         raise ArgumentError(
             f"{counted(len(found.strays), 'layer')} of {len(adapter.layers)} are not of {title}, "
             f"whose names the others have; the first is `{found.strays[0]}`: no name is changed "
-            "while it is in doubt; give the model's checkpoint as --reference, or its name as "
-            "--architecture",
+            f"while it is in doubt; {TELL_THE_MODEL}",
             target=found.strays[0],
         )
     return names_of_any(found.possible, list(adapter.layers), reference, format, keeps=keeps)
@@ -154,8 +156,7 @@ def names_of_any(
         titles = Recognition(tuple(possible)).titles
         raise ArgumentError(
             f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
-            f"`{module}` means different things: no name is changed while it is in doubt; give "
-            "the model's checkpoint as --reference, or its name as --architecture",
+            f"`{module}` means different things: no name is changed while it is in doubt; {TELL_THE_MODEL}",
             target=module,
         )
     named = (names for names in known if all(_meaning(names, m, format) for m in modules))

@@ -61,7 +61,7 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
 
     To be called when the norm of the difference is not finite.
     """
-    way_out = f"--exclude '{pair.target}' or " if is_candidate(pair.base) else ""
+    way_out = f'`exclude="{pair.target}"` or ' if is_candidate(pair.base) else ""
     for source, tensor, key in (
         (sides.base, base, pair.base.key),
         (sides.tuned, tuned, pair.tuned.key),

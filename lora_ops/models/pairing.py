@@ -288,7 +288,7 @@ def _check_enough(
         f"only {matched} of {total} weights match between {base[0]} and {tuned[0]}: "
         + "; ".join(lines)
         + f"; {_counts(pairing)}: are they of one architecture? "
-        "--allow-partial goes on with those that match"
+        "`allow_partial=True` goes on with those that match"
     )
 
 

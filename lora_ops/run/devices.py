@@ -75,7 +75,7 @@ class Placement:
             if size > self.memory:
                 raise ArgumentError(
                     f"`{item.target}` needs {size / 1e6:.3g} MB on {self.device}, the cap is "
-                    f"{self.memory / 1e6:.3g} MB; raise --vram or use --device cpu",
+                    f'{self.memory / 1e6:.3g} MB; raise `memory=` or use `place("cpu")`',
                     target=item.target,
                 )
             most = min(_MOST, self.memory // size)

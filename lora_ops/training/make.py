@@ -139,7 +139,7 @@ def _path_of(
     if not isinstance(plain, LoraLayer) or (isinstance(layer, DoraLayer) and layer.axis != 0):
         raise UnsupportedLayerError(
             f"layer `{target}` is of kind {layer.title}: what trains here is LoRA, and DoRA with "
-            "magnitudes by output channel; make it a LoRA with `lorakit convert --to lora`",
+            'magnitudes by output channel; make it a LoRA first: `convert(lora, to="lora")`',
             target=target,
         )
     weight = dense_weight(module)

@@ -179,7 +179,9 @@ def baked_text(name: str, report: Report) -> str:
         f"lost to rounding: {human_error(report.error)} of the change",
     ]
     for (reason, kind), (count, share) in report.reasons().items():
-        lines.append(f"{WARNS}{counted(count, 'weight')} left out ({kind}): {reason}, {share:.2%}")
+        lines.append(
+            f"{WARNS}{counted(count, 'weight')} left out ({kind}): {worded(reason)}, {share:.2%}"
+        )
     lines += _notes(report)
     return headed(*lines)
 

@@ -124,7 +124,7 @@ def _encode_magnitudes(
 def _no_place(format: Format, target: str, layer: Layer) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"format `{format.name}` has no place for `{target}`, a {layer.title} layer: its loaders do "
-        "not know the kind; use the format that it has, or convert it with `--to lora`",
+        'not know the kind; use the format that it has, or convert it with `to="lora"`',
         target=target,
     )
 

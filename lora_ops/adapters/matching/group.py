@@ -62,7 +62,7 @@ class Term:
             raise UnsupportedLayerError(
                 f"layer `{target}` of {self.name} {described(layer)}: what it changes depends on "
                 "the base weight, so it cannot be added or compared; make it a plain LoRA first "
-                "(`lorakit convert LORA --to lora --base CHECKPOINT`), or bake it into its checkpoint",
+                '(`convert(lora, to="lora", base=checkpoint)`), or bake it into its checkpoint',
                 target=target,
             )
         return layer
@@ -184,7 +184,7 @@ def _group(
     if name is None:
         raise ArgumentError(
             f"layer `{target}` of {terms[index].name} has no name in format `{scheme.name}`; "
-            "choose another --format, or give the model as --reference, or its name as --architecture",
+            "choose another `format=`, or give the model as `reference=`, or its name as `architecture=`",
             target=target,
         )
     return Group(name + bias, module_keys(scheme, name + bias), tuple(members))

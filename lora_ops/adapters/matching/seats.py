@@ -186,7 +186,7 @@ def _lost(
         for part in {component(name): None for name in lost}
         if not any(parameter.component == part for parameter in targets.values())
     ]
-    way_out = "; --allow-partial goes on with the others" if can_go_on else ""
+    way_out = "; `allow_partial=True` goes on with the others" if can_go_on else ""
     return TargetMismatchError(
         f"{len(lost)} of {counted(total, 'layer')} of {adapter} are not in "
         f"{checkpoint}: {'; '.join([*lines, *lacking])}; give the checkpoint that the LoRA was "

@@ -59,7 +59,7 @@ def originals(
             if differ and not allow_other:
                 raise MismatchError(
                     f"{lora.name} was made from other files: {'; '.join(differ)}; give those it "
-                    "was made from, or go on with --allow-other"
+                    "was made from, or go on with `allow_other=True`"
                 )
             return [*differ, *(one.note for one in found if one.note)]
 
@@ -160,7 +160,9 @@ def check_bakes(
             continue
         fault = _fault(adapter, held, record)
         if fault and not allow_other:
-            raise MismatchError(f"{fault}; give what was baked in, or go on with --allow-other")
+            raise MismatchError(
+                f"{fault}; give what was baked in, or go on with `allow_other=True`"
+            )
         notes += [fault] if fault else []
         _enter(record, adapter.file, adapter.blocks, -adapter.strength)
         if not fault:

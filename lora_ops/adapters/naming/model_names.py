@@ -104,7 +104,7 @@ class ModelNames:
             title = "" if self.architecture is None else self.architecture.title
             raise UnsupportedLayerError(
                 f"format `{format.name}` cannot have a layer on `{target}` of {title}: PEFT refuses "
-                "the whole file for it; use format `comfy`, or --allow-partial, which leaves it out",
+                "the whole file for it; use format `comfy`, or `allow_partial=True`, which leaves it out",
                 target=target,
             )
         if target.endswith(BIAS):
@@ -127,7 +127,7 @@ class ModelNames:
             # Two spellings are in use, with and without `text_model.`.
             raise UnsupportedLayerError(
                 f"format `peft` has no name for `{target}` that every version of the model has; "
-                "give the folder that PEFT is to load the model from as --reference",
+                "give the folder that PEFT is to load the model from as `reference=`",
                 target=target,
             )
         found = self._spelled(PEFT, target) if name is None else ((_PEFT + name, Place(target)),)

@@ -25,6 +25,7 @@ from ..formats import (
     saved_parameters,
     table_keys,
 )
+from ..model import TELL_THE_MODEL
 
 # Roles that a format spells in its own way; others have one suffix wherever they are known.
 _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
@@ -43,8 +44,8 @@ _LOADERS: dict[str, tuple[str, ...]] = {
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "use format `comfy` or `kohya`, --allow-partial, which leaves full differences out, or, if "
-        "it is of a matrix, convert it `--to lora`",
+        "use format `comfy` or `kohya`, `allow_partial=True`, which leaves full differences out, or, if "
+        'it is of a matrix, convert it `to="lora"`',
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -171,7 +172,7 @@ def convert_notes(
     if saved:
         yield (
             f"{counted(len(saved), 'trained parameter')} beside the layers, the first `{saved[0]}`: "
-            "carried, but PEFT alone reads them; `lorakit bake` applies them"
+            "carried, but PEFT alone reads them; `bake()` applies them"
         )
 
 
@@ -209,8 +210,7 @@ def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Pl
         title = "an unknown model" if known is None else known.title
         raise ArgumentError(
             f"{counted(len(lost), 'layer')} of {len(adapter.layers)} cannot be found in {title}, "
-            f"the first is `{lost[0]}`; give the model's checkpoint as --reference, "
-            "or its name as --architecture",
+            f"the first is `{lost[0]}`; {TELL_THE_MODEL}",
             target=lost[0],
         )
     return found
@@ -285,7 +285,7 @@ def _spelled_keys(
             ".b_norm" if module.endswith(BIAS) else ".w_norm"
         )
     if lost:
-        what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", "convert it `--to lora`"))
+        what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", 'convert it `to="lora"`'))
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for {what}, which layer `{target}` is stored as; "
             f"{way}",

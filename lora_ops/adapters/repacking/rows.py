@@ -125,7 +125,7 @@ def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> 
         return DoraLayer(_rearranged(layer.inner, take, target), magnitudes)
     raise UnsupportedLayerError(
         f"layer `{target}` is {_kind(layer)}, whose rows cannot be written apart, and the other "
-        "naming has them in several modules or in another order; convert it `--to lora` first",
+        'naming has them in several modules or in another order; convert it `to="lora"` first',
         target=target,
     )
 
@@ -151,7 +151,7 @@ def _mixed(blocks: Sequence[Block], target: str) -> UnsupportedLayerError:
     kinds = ", ".join(f"`{block.target}` ({_kind(block.layer)})" for block in blocks)
     return UnsupportedLayerError(
         f"{kinds} are rows of `{target}` and cannot be written as one layer: only plain LoRA, or "
-        "full differences, or DoRA of all rows can; convert them `--to lora` first",
+        'full differences, or DoRA of all rows can; convert them `to="lora"` first',
         target=target,
     )
 

@@ -136,7 +136,8 @@ def _block_rules(text: str, names: Collection[str]) -> list[Rule]:
     if blocks is None:
         raise ArgumentError(
             f"blocks `{text}`: no numbered blocks are known in these {len(names)} layers, the first "
-            f"of which is `{next(iter(names), '')}`; use patterns, as in `--where 'te=0'`"
+            f"of which is `{next(iter(names), '')}`; use patterns, as in "
+            '`where="te=0"`'
         )
     if preset is not None:
         rules = _of_scheme(f"the numbers of {text}", preset, ALL_BLOCKS, blocks)

@@ -1,4 +1,4 @@
-"""What programs make of a file, as findings: with the command that mends it."""
+"""What programs make of a file, as findings: with the call that mends it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ...adapters.formats import MAGNITUDES, format_named, format_of
 from ...report import counted
-from .findings import Finding, command, finding
+from .findings import Finding, converting, finding
 from .programs import Program
 from .reading import NAME, Verdict
 from .subject import Subject
@@ -58,21 +58,21 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
 
 
 def cure_for(file: Subject, program: Program) -> str:
-    """The command that writes the file so that the program reads it; empty where none would help."""
+    """The call that writes the file so that the program reads it; empty where none would help."""
     architecture = file.architecture
     if architecture is None or not program.routes_of(architecture.name):
         return ""
-    options = f"--format {program.format}"
+    options = {"format": repr(program.format)}
     if architecture not in file.possible:
-        options += f" --architecture {architecture.name}"
+        options["architecture"] = repr(architecture.name)
     plain = {part.kind for part in file.parts} <= _PLAIN
     if not plain and program.format != "comfy":
-        options = f"--to lora {options}"
+        options = {"to": "'lora'", **options}
     places = (part.place for part in file.parts)
     scheme = format_named(program.format)
     if any(place and file.names.is_unadapted(scheme, place.native) for place in places):
-        options += " --allow-partial"
-    return command("convert", file.source.name, program.format, options)
+        options["allow_partial"] = "True"
+    return converting(file.source.name, program.format, **options)
 
 
 def _unread(file: Subject, found: Verdict, told: _Tell, mend: str) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from ...errors import LoraOpsError
 from ...files import DATA_HASH as HASH
 from ...files import FileSource, data_sha256
 from ...models.architectures import ARCHITECTURES
-from .findings import Finding, command, finding
+from .findings import Finding, converting, finding
 from .header import same_format
 from .subject import Part, Subject
 
@@ -54,7 +54,7 @@ def _configuration(file: Subject) -> Iterator[Finding]:
             f"{special(file.source.metadata)}: PEFT takes the initial factors out of the weights at "
             "loading; other programs add the trained ones to the weights as they are",
             began,
-            command("convert", file.source.name, "lora", "--to lora --base CHECKPOINT"),
+            converting(file.source.name, "lora", to="'lora'", base="checkpoint"),
         )
     for note in configuration_notes(file.source.metadata):
         yield finding("base-changed", note)

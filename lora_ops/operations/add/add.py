@@ -194,7 +194,7 @@ def _check_room(match: Match) -> None:
         f"the exact sum of {counted(len(found), 'weight')} has no form smaller than the weight itself: "
         f"the first, `{target}`, is a LoKr of {sides[0][0]} x {sides[0][1]} in one input; as LoRA of "
         f"all directions they would take {size / 1e9:.3g} GB in 16 bits; say how many directions to "
-        "keep, such as --rank 64 (--rank 65536 keeps all), or bake the inputs into their checkpoint",
+        "keep, such as `rule=64` (`rule=65536` keeps all), or bake the inputs into their checkpoint",
         target=target,
     )
 

@@ -126,10 +126,10 @@ def check_request(format: str | None, to: str | None, base: object) -> None:
     if to not in (None, "lora"):
         raise ArgumentError(f"`{to}` is no kind to convert to; it is `lora`")
     if to is None and format is None:
-        raise ArgumentError("nothing to convert; give --format, or --to lora, or both")
+        raise ArgumentError('nothing to convert; give `format=`, or `to="lora"`, or both')
     if to is None and base is not None:
         raise ArgumentError(
-            "names alone do not need the base weights; leave it out, or add --to lora"
+            'names alone do not need the base weights; leave it out, or add `to="lora"`'
         )
 
 

@@ -190,7 +190,7 @@ def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> 
     notes = tuple(convert_notes(kept, pieces, converting.rule))
     if converting.format == PEFT and names.architecture is None and not names.own:
         notes += (
-            "PEFT looks for modules of exactly these names; give the model's folder as --reference "
+            "PEFT looks for modules of exactly these names; give the model's folder as `reference=` "
             "to have them compared with its own",
         )
     return _Work(keys, names.architecture, run, lambda _: notes)

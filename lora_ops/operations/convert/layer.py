@@ -179,7 +179,7 @@ def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> D
     if layer.axis == 1 or not isinstance(inner, LoraLayer):
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
-            "magnitude for each input; convert it `--to lora` first",
+            'magnitude for each input; convert it `to="lora"` first',
             target=target,
         )
     form = (1, -1, *(1 for _ in layer.shape[2:])) if axes > 2 else (-1,)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
-NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 RANK_ZERO = "rank 0 by the rule"

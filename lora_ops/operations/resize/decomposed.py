@@ -169,6 +169,6 @@ def _check_own(target: str, layer: Layer) -> None:
         raise UnsupportedLayerError(
             f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "
             "it has no singular values of its own to choose from; give the checkpoint that it was "
-            "trained on as --base, or bake it into its checkpoint",
+            "trained on as `base=`, or bake it into its checkpoint",
             target=target,
         )

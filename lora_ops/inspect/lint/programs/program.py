@@ -126,7 +126,7 @@ class Program:
     Attributes:
         name: As the user calls it.
         title: For sentences, with the version that was looked at.
-        format: That `lorakit convert` writes for it.
+        format: The one to write for it.
         routes: By short name of an architecture, the ways through its loader; "" for all others.
         stops: Whether a layer without its second factor ends loading with an error.
         quirks: By kind, what it does to the strength; `dora` for magnitudes over a kind.
