@@ -94,10 +94,10 @@ def names_for(
     must not matter which is used. Otherwise the model counts as unknown, and names stay as they are.
 
     Args:
-        adapter: Told by its names and shapes.
-        architecture: Where it is known.
+        adapter: The adapter; its names and shapes tell the model.
+        architecture: The architecture, where it is known; None: told by names and shapes.
         reference: Canonical targets of a checkpoint; of a UNet they also tell the layout.
-        format: That the adapter gets; None: none, its modules are only looked up.
+        format: The format that names will be given in; None: modules are only looked up.
 
     Raises:
         ArgumentError: Names have to change, and it is in doubt to what.
@@ -136,7 +136,7 @@ def names_of_any(
         possible: The models that have their names, the likeliest first; one or more.
         modules: All that are to be found, or named.
         reference: Canonical targets of a checkpoint, which tells the model.
-        format: That they get; None: none, they are only looked up.
+        format: The format that names will be given in; None: modules are only looked up.
         keeps: Whether names can stay as they are, as those of an unknown model do; else a doubt is
             an error.
 
@@ -166,7 +166,7 @@ def names_of_any(
 def _referred(
     known: Sequence[ModelNames], modules: Collection[str], reference: Collection[str]
 ) -> ModelNames | None:
-    """The first whose places of all layers are in a checkpoint."""
+    """The first model by whose names all modules are in a checkpoint."""
     for names in known:
         places = [names.place(module.removesuffix(BIAS)) for module in modules]
         if all(

@@ -30,7 +30,7 @@ def detect(keys: Iterable[str], name: str = "the file") -> str:
         name: What messages call the file.
 
     Raises:
-        UnknownFormatError: No key belongs to an adapter, or it is an adapter of another thing.
+        UnknownFormatError: No key belongs to an adapter, or it is one of another sort (IP-Adapter).
         UnsupportedLayerError: It is of a method that is not read.
     """
     return _detected(modules(keys), name)
@@ -69,7 +69,7 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
 
 
 def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
-    """Return what stands elsewhere: in the configuration, and of a bias the scale of its layer.
+    """Return what the configuration says of modules, and for a bias the scale of its layer.
 
     Args:
         source: The adapter file.
