@@ -22,8 +22,8 @@ class Sides:
     """The two checkpoints that are compared.
 
     Attributes:
-        base: The one that was started from.
-        tuned: The one that came of it.
+        base: The checkpoint that training started from.
+        tuned: The checkpoint that came out of it.
     """
 
     base: TensorSource
