@@ -50,9 +50,9 @@ class Outcome:
     """What became of one parameter.
 
     Attributes:
-        pair: Which one.
-        layer: What is to be written; None for a skip.
-        report: Its numbers, or the reason of the skip.
+        pair: The parameter, on both sides.
+        layer: The layer to write; None where it is skipped.
+        report: Its errors, or the reason why it is skipped.
     """
 
     pair: Pair
@@ -79,7 +79,7 @@ def extract(
         rule: How many directions a layer gets; see `ranks`.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        seed: Of the random start.
+        seed: Seed of the random start.
         progress: Called after each parameter.
         **options: See `PlanOptions`.
 
@@ -109,7 +109,7 @@ def run(
         plan: From `plan_extraction`.
         exact: Compute the exact truncation.
         placement: Where to compute and with how much memory; None: the CPU.
-        seed: Of the random start. A layer's result depends on the seed and the layer only.
+        seed: Seed of the random start. A layer's result depends on the seed and the layer only.
         progress: Called after each parameter.
     """
     placement = placement or place("cpu")
@@ -128,7 +128,7 @@ def run(
     wanted = [both for both in pairing.candidates if not plan.is_left_out(both)]
     unranked = [both for both in pairing.candidates if plan.is_left_out(both)]
     others = whole if plan.full_differences else nothing(NO_FACTORS)
-    # Kernels may have a rank rule of their own: alike are layers of one whole shape.
+    # Batches are of layers of one shape, kernel included, as kernels may have a rule of their own.
     batches = placement.batches(wanted, alike=lambda both: both.shape, need=plan.working_set)
     jobs = [
         *((factors, batch) for batch in batches),
@@ -259,7 +259,7 @@ def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
     except NonFiniteError:
         if reason != EXCLUDED:
             raise
-        return _skip(both, reason, 0.0)  # damaged, and left out for that
+        return _skip(both, reason, 0.0)  # excluded because it is damaged: it has no norm
     return _skip(both, reason if norm else UNCHANGED, norm)
 
 
