@@ -70,7 +70,7 @@ class Finding:
         message: What it is, with values.
         where: Names of the layers or keys it is about, in the order of the file; () for the file.
         cure: What to do; a call where there is one, as `convert_file(...)`.
-        program: Whose reading it is about; None for the file itself.
+        program: The program whose reading it is about; None for the file itself.
     """
 
     code: str
@@ -109,7 +109,7 @@ def finding(
         message: What it is, with values.
         where: Names of layers or keys.
         cure: What to do.
-        program: Whose reading it is about.
+        program: The program whose reading it is about.
         asked: Whether that program was asked for by name.
     """
     severity = "error" if asked and code in ASKED else CODES[code][0]

@@ -13,7 +13,7 @@ from ...report import counted
 from .findings import Finding, converting, finding, leaving_out
 from .subject import Part, Subject, has
 
-# Of other kinds an alpha is a bound, and 0 means none.
+# Kinds whose alpha makes a scale; in others it is a bound, where 0 means that there is none.
 _SCALED = ("lora", "loha", "lokr", "glora")
 _NOT_FACTORS = ("alpha", "on_input", "reshape_weight")
 

@@ -13,7 +13,7 @@ from .subject import Subject
 
 _Tell = Callable[[str, str, tuple[str, ...], str], Finding]
 
-# What every format holds.
+# Kinds that every format holds.
 _PLAIN = {"lora", "mixed"}
 
 
@@ -21,9 +21,9 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
     """Yield what is worth saying of a verdict.
 
     Args:
-        file: What was read.
-        program: By which.
-        found: What came of it.
+        file: The file.
+        program: The program that read it.
+        found: The verdict.
         asked: Whether the program was asked for by name: then what it does not load is an error.
     """
 
@@ -44,7 +44,7 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
         code = "nothing-loads" if nothing else "part-loads"
         number = f"{len(names)} of {counted(found.layers, 'layer')}"
         verb = "does" if len(names) == 1 else "do"
-        # What has the program's own names already gains nothing from being written with them.
+        # The cure writes the program's own names: of no use to names that are these already.
         helps = reason != NAME or any(format_of(name).name != program.format for name in names)
         cure = mend if helps else ""
         yield told(code, f"{reason}: {number} {verb} not load", tuple(names), cure)

@@ -15,9 +15,9 @@ from .header import same_format
 from .subject import Part, Subject
 
 _PLAIN = ("lora", "full", "set", "mixed")
-# What the module of a trainer makes; LyCORIS makes any kind.
+# Kinds that a trainer's module makes, by its name; LyCORIS, which makes any, is not here.
 _KINDS = {"networks.lora": _PLAIN, "networks.dylora": _PLAIN, "networks.oft": ("oft", "boft")}
-# Stored in bf16, an alpha has three digits.
+# How far two alphas may differ: one that is stored in bf16 has three digits.
 _DIGITS = 0.01
 
 
@@ -143,7 +143,7 @@ def _model(file: Subject) -> Iterator[Finding]:
 
 
 def _number(text: str | None) -> float | None:
-    """A finite number in text; None for none, as `Dynamic`."""
+    """The finite number in a text; None for other text, such as `Dynamic`."""
     try:
         value = float(text or "")
     except ValueError:

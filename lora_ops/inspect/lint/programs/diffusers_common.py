@@ -17,7 +17,7 @@ CONVERTED = r"\.alpha$|^lora_unet_|^diffusion_model\.|default\."
 
 
 def own(prefix: str, *schemes: Scheme) -> Route:
-    """Its own names: what stands under no known prefix is left out; all must have `lora` in them."""
+    """diffusers' own names: keys under other prefixes are left out, all must contain `lora`."""
     return Route(
         schemes=(Scheme(prefix, "foreign"), *ENCODERS, *schemes),
         pairs=(*AB, *OLD),
