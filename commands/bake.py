@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..lora_ops.adapters.layers import Convention
 
 
-#: What both take.
+#: Arguments and options that bake and unbake share.
 _arguments = together(
     click.argument("checkpoint", type=PATH),
     click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]..."),

@@ -21,7 +21,7 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Reported(Protocol):
-    """What a command can tell, as a table and as JSON."""
+    """A result that a command can show as a table and as JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -29,7 +29,7 @@ class Reported(Protocol):
 
 
 class AskedWrongly(click.ClickException):
-    """Exit status 2."""
+    """An error of the request: exit status 2."""
 
     exit_code = 2
 

@@ -38,7 +38,7 @@ _CORES = {"mid", "t1", "t2"}
 
 
 def why_not(layer: Layer, weight: Sequence[int]) -> str:
-    """Why the host could not apply a layer to a weight of this shape; it would only log that, later.
+    """Return why the host could not apply a layer to a weight of this shape: it would only log it.
 
     Args:
         layer: As the file has it.
@@ -86,8 +86,8 @@ def _computable(layer: Layer, axes: int) -> Layer:
     """The same layer in a form that the host computes right; see docs/kinds.md for what it does not.
 
     Args:
-        layer: Any.
-        axes: How many the weight has.
+        layer: A layer of any kind.
+        axes: Number of axes of the weight.
     """
     if isinstance(layer, LoraLayer) and (layer.mid is None or axes <= 4):
         return layer

@@ -16,7 +16,7 @@ from ..form.wording import explained
 from ..host import host
 from ..host.lora_model import from_file
 
-# `lora_ops.methods.METHODS`, in words: importing that would slow the host's start. A test compares.
+# Repeats `METHODS` of the core: importing it would slow the host's start. A test compares the two.
 METHODS = {
     "sum": "add them, each times its strength",
     "average": "the sum over the sum of the strengths",

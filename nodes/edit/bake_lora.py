@@ -58,7 +58,7 @@ class BakeLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None, **rest: object) -> str | float:
-        """What changes when the checkpoint does."""
+        """A value that changes with the checkpoint, so that the host runs the node again."""
         del rest
         return host.fingerprint(checkpoint, *FOLDERS)
 

@@ -90,7 +90,7 @@ class ExtractLora(io.ComfyNode):
 
 
 def _beside(*sides: ModelSource | NoModel) -> str:
-    """What acts on these models and is in no weight; empty if nothing does."""
+    """What acts on these models without being in a weight; empty if nothing does."""
     told = [
         f"{side.name} has `{name}`"
         for side in sides

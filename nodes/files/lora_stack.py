@@ -47,7 +47,7 @@ class StackToLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_stack: Any = None) -> str:
-        """What changes when a file does: the stack names files, and the host does not tell which."""
+        """A value that changes with any LoRA file: the host does not tell which the stack names."""
         del lora_stack
         return host.fingerprint(None, host.LORAS)
 

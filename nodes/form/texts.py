@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Names shown of a list of layers that something is wrong with.
 _SOME = 3
 _WORST = 5
-# Strengths that are told apart.
+# The most strengths that are listed.
 _STRENGTHS = 6
 WARNS = "! "
 _DONE, _WARNING = "done · ", "warning · "

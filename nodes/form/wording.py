@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 Result = TypeVar("Result")
 
-#: The node that does what a function does which a message may name; where there is none, its name.
+#: For each function that a message may name, the node that does the same, or a verb.
 NODES = {
     "add": "Add LoRAs",
     "bake": "bake",

@@ -19,7 +19,7 @@ class LoraModel(dict[str, Tensor]):
     The host's own nodes see the dict that they expect; metadata and provenance travel with it.
 
     Attributes:
-        name: What reports call it: the name of the file it came from or would get.
+        name: Its name in reports: that of the file it came from, or would get.
         metadata: The file's string map.
         sha256: Of the file it was read from; empty once it was edited.
     """

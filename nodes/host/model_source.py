@@ -102,15 +102,15 @@ class NoModel:
         self._like = like
 
     def keys(self) -> Sequence[str]:
-        """Those of the other."""
+        """The names of the other source's weights."""
         return self._like.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """That of the other's weight."""
+        """The same as for the weight of the other source."""
         return self._like.shape(key)
 
     def dtype(self, key: str) -> torch.dtype:
-        """That of the other's weight."""
+        """The same as for the weight of the other source."""
         return self._like.dtype(key)
 
     def tensor(self, key: str) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...lora_ops.files import MemoryFile
 
 DEFAULT_PREFIX = "loras/lorakit"
-# What files are called in their own metadata.
+# Metadata entries that hold the file's own name.
 _TITLES = ("ss_output_name", "modelspec.title")
 
 
