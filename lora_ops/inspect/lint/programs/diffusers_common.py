@@ -17,7 +17,7 @@ CONVERTED = r"\.alpha$|^lora_unet_|^diffusion_model\.|default\."
 
 
 def own(prefix: str, *schemes: Scheme) -> Route:
-    """diffusers' own names: keys under other prefixes are left out, all must contain `lora`."""
+    """The route of diffusers' own names: other prefixes are left out; all need `lora` in them."""
     return Route(
         schemes=(Scheme(prefix, "foreign"), *ENCODERS, *schemes),
         pairs=(*AB, *OLD),
