@@ -194,7 +194,7 @@ def tell(
 @contextlib.contextmanager
 def clear_errors() -> Generator[None, None, None]:
     """What lorakit says becomes one line, in the command line's words; a bug stays a traceback."""
-    from ..lora_ops.errors import ArgumentError, LoraOpsError
+    from ..lora_ops import ArgumentError, LoraOpsError
     from ..lora_ops.text import plain
     from ..terminal.wording import worded
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..lora_ops.errors import ArgumentError
+from ..lora_ops import ArgumentError
 from ..lora_ops.files import check_name, write_whole
 from ..lora_ops.files.reading.folder import ADAPTER_CONFIG
 from ..lora_ops.linalg.storage import spelled

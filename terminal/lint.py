@@ -12,7 +12,7 @@ from .wording import worded
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..lora_ops.inspect.lint import Finding, Lint
+    from ..lora_ops import Finding, Lint
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 

@@ -11,19 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...lora_ops import Layer, LoraLayer, LoraOpsError
 from ...lora_ops.adapters.layers import (
     BoftLayer,
     DoraLayer,
-    Layer,
     LokrLayer,
-    LoraLayer,
     PissaLayer,
     ReshapedLayer,
     fits,
     innermost,
     low_rank,
 )
-from ...lora_ops.errors import LoraOpsError
 
 # What the host calls these roles, however the file spells them.
 _SUFFIXES = {

@@ -15,9 +15,7 @@ from torch import Tensor
 from .patch_places import UNKNOWN, Models, Place, key_of, places_of
 
 if TYPE_CHECKING:
-    from ...lora_ops import Adapter
-    from ...lora_ops.adapters.layers import Layer
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import Adapter, Layer, MemoryFile
 
 # The most reasons that a summary tells apart.
 _REASONS = 4
@@ -67,9 +65,8 @@ def match(file: MemoryFile, models: Models, blocks: str = "", where: Sequence[st
         ArgumentError: A rule that fits nothing.
         FormatError: It is no adapter, or of a method that is not read.
     """
-    from ...lora_ops import decode
+    from ...lora_ops import LoraOpsError, decode
     from ...lora_ops.adapters.strengths.rules import strengths
-    from ...lora_ops.errors import LoraOpsError
     from .patch_layers import spelled, why_not
 
     adapter = decode(file)

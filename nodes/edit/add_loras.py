@@ -70,9 +70,7 @@ class AddLoras(io.ComfyNode):
         Raises:
             LoraOpsError: They are for different models, or the method, rule or strengths are wrong.
         """
-        from ...lora_ops.errors import ArgumentError
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.add.file import add_files
+        from ...lora_ops import ArgumentError, MemoryFile, add_files
         from ...version import __version__
 
         if method is None:  # the host does not check this choice, and drops what it does not know

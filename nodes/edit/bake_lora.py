@@ -80,8 +80,7 @@ class BakeLora(io.ComfyNode):
             LoraOpsError: A LoRA changes weights that the checkpoint lacks, the checkpoint is
                 quantised, or the disk is full.
         """
-        from ...lora_ops import open_source
-        from ...lora_ops.operations.merge.file import bake_file, plan_bake_file
+        from ...lora_ops import bake_file, open_source, plan_bake_file
         from ...version import __version__
 
         path = host.output_path(prefix, _PREFIX)

@@ -95,9 +95,7 @@ def extracted(
     Raises:
         LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
     """
-    from ...lora_ops import extract_file, plan_file
-    from ...lora_ops.errors import MismatchError
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile, MismatchError, extract_file, plan_file
     from ...version import __version__
 
     made = MemoryFile(title)

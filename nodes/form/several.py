@@ -73,7 +73,7 @@ def parse_strengths(text: str, count: int) -> list[float]:
     Raises:
         ArgumentError: One is no finite number, or there are more than sockets.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if len(parts) > count:

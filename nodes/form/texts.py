@@ -11,10 +11,7 @@ from ..apply.patching import Matched, summary
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ...lora_ops import Report
-    from ...lora_ops.inspect.compare import Comparison
-    from ...lora_ops.inspect.info import Info
-    from ...lora_ops.inspect.lint import Verdict
+    from ...lora_ops import Comparison, Info, Report, Verdict
 
 # Names shown of a list of layers that something is wrong with.
 _SOME = 3
@@ -122,7 +119,7 @@ def _by_strength(matched: Matched) -> str:
 
 def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
-    from ...lora_ops.adapters.edited import EditReport
+    from ...lora_ops import EditReport
     from ...lora_ops.operations.extract.extract import UNCHANGED
     from ...lora_ops.operations.scale.scale import STRENGTH_ZERO
     from ...lora_ops.report import counted

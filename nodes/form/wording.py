@@ -151,7 +151,7 @@ def explained(execute: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(execute)
     def run(node: type[io.ComfyNode], **inputs: Any) -> Result:
-        from ...lora_ops.errors import LoraOpsError
+        from ...lora_ops import LoraOpsError
 
         given = {name: value for name, value in inputs.items() if value is not None}
         try:
@@ -172,7 +172,7 @@ def _check(
     Raises:
         ArgumentError: One is missing, is none of the node's, or is no finite number.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     for name in given.keys() - set(given if known is None else known):
         raise ArgumentError(f"there is no input `{name}`: that is one too many; use a second node")

@@ -95,7 +95,7 @@ def output_path_of(prefix: str, default: str, content: str) -> Path:
 
 def _place(prefix: str, default: str) -> tuple[Path, str, int]:
     """Folder, beginning of the name and next free number that the host gives for a prefix."""
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     chosen = Path(prefix.strip() or default)
     if chosen.anchor or ".." in chosen.parts:

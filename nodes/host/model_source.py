@@ -59,7 +59,7 @@ class ModelSource:
             self._refuse(stored)
 
     def _refuse(self, stored: Mapping[str, str]) -> None:
-        from ...lora_ops.errors import QuantisedError
+        from ...lora_ops import QuantisedError
         from ...lora_ops.report import counted
 
         kinds = ", ".join(sorted(set(stored.values())))

@@ -14,7 +14,7 @@ from ..form.texts import loading_lines
 from . import host
 
 if TYPE_CHECKING:
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile
 
 DEFAULT_PREFIX = "loras/lorakit"
 # Metadata entries that hold the file's own name.
@@ -36,10 +36,10 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
 
 
 def _written(file: MemoryFile, path: Path) -> list[str]:
+    from ...lora_ops import lint
     from ...lora_ops.adapters.formats import detect
     from ...lora_ops.adapters.metadata import HASH_KEYS
     from ...lora_ops.files import save
-    from ...lora_ops.inspect.lint import lint
     from ...lora_ops.text import human_size
 
     scheme = detect(file.keys(), file.name)
