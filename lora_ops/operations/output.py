@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from ..files.header import render_header
 from ..models.architectures import Architecture
 from ..report import Report
 from ..run.inputs import hashed
+from ..run.output import finished
 from ..source import TensorSource
 
 # Gives the string map of the file, from its inputs with their hashes and what was written.
@@ -73,19 +73,6 @@ class Draft:
     def overhead(self) -> int:
         """Bytes of the file that are no layer's, at most."""
         return 8 + self.room + sum(t.numel() * t.element_size() for t in self.extras.values())
-
-
-def finished(report: Report, inputs: Sequence[Input], started: float, size: int) -> Report:
-    """Return the report of what was written, with the notes on its inputs.
-
-    Args:
-        report: Of the layers.
-        inputs: What it was made from.
-        started: When the work began, by `time.perf_counter`.
-        size: Of the file, in bytes.
-    """
-    notes = (*report.notes, *(one.note for one in inputs if one.note))
-    return replace(report, notes=notes, seconds=time.perf_counter() - started, size=size)
 
 
 def _likely(keys: Mapping[str, str], held: Collection[str]) -> list[str]:

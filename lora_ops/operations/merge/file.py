@@ -28,9 +28,9 @@ from ...files.header import render_header
 from ...report import Report, Skip
 from ...run.devices import place
 from ...run.inputs import hashed, paths_of, unhashed
+from ...run.output import finished
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..output import finished
 from .bake import run_bake, summarise_bake
 from .plan import BakePlan, plan_bake
 from .tensor import BakedLayer

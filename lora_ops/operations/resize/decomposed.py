@@ -77,6 +77,14 @@ class _Item:
     form: tuple[tuple[int, ...], ...] = ()
 
     @property
+    def name(self) -> str:
+        return self.target
+
+    @property
+    def alike(self) -> tuple[tuple[int, ...], ...]:
+        return self.form
+
+    @property
     def need(self) -> int:
         """Bytes on the device: the factors in float32 and float64, and the new ones."""
         return 32 * sum(math.prod(shape) for shape in self.form) or 1
@@ -111,7 +119,7 @@ def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
     if placement.memory is None:
         return [[_Item(target)] for target in adapter.layers]
     items = [_Item(target, _form(layer)) for target, layer in adapter.layers.items()]
-    return placement.batches(items, alike=lambda item: item.form, need=lambda item: item.need)
+    return placement.batches(items)
 
 
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
