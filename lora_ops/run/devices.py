@@ -78,7 +78,7 @@ class Placement:
             if size > self.memory:
                 raise ArgumentError(
                     f"`{item.name}` needs {size / 1e6:.3g} MB on {self.device}, the cap is "
-                    f"{self.memory / 1e6:.3g} MB; raise --vram or use --device cpu",
+                    f'{self.memory / 1e6:.3g} MB; raise `memory=` or use `place("cpu")`',
                     target=item.name,
                 )
             most = min(_MOST, self.memory // size)

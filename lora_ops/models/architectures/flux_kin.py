@@ -33,7 +33,7 @@ _TIME = renamed(
     ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
 )
 
-# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for all that it has as a Flux.
+# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for every model that it runs as a Flux.
 _READ = (
     *within("single_blocks.{}.", "single_transformer_blocks.{}.", UNSPLIT),
     *(one for one in EMBEDDERS if one.native.startswith("time_in.")),
@@ -91,7 +91,7 @@ _SIZES: Sizes = {
     ".net.0.proj": ((24576, 3072),),
     ".proj_mlp": ((24576, 3072),),
 }
-# Which half of its gated layers diffusers has first is in no table here.
+# In which order diffusers has the halves of its gated layers is not known here: not translated.
 OVIS = Architecture(
     name="ovis",
     title="Ovis-Image",

@@ -65,7 +65,7 @@ WAN = Architecture(
     packings=(*_PACKINGS, *_VACES),
 )
 
-# diffusers alone has it: Wan's blocks behind patches of three sizes.
+# Only diffusers runs Helios: Wan's blocks behind patches of three sizes.
 HELIOS = Architecture(
     name="helios",
     title="Helios",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
-NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 RANK_ZERO = "rank 0 by the rule"
@@ -67,7 +67,7 @@ def extract(
         rule: How many directions a layer gets; see `ranks`.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        seed: Of the random start.
+        seed: Seed of the random start.
         progress: Called after each parameter.
         **options: See `PlanOptions`.
 
@@ -107,7 +107,7 @@ def extraction_work(
     Args:
         plan: From `plan_extraction`.
         exact: Compute the exact truncation.
-        seed: Of the random start. A layer's result depends on the seed and the layer only.
+        seed: Seed of the random start. A layer's result depends on the seed and the layer only.
     """
     pairing = plan.pairing
     left_out = NO_FACTORS if not plan.full_differences else None
@@ -124,7 +124,7 @@ def _job(plan: Plan, task: Task) -> Job[Task]:
     both = task.pair
     if not task.has_factors:
         return Job(both.target, task, math.prod(both.shape), alike=both.target)
-    # Kernels may have a rank rule of their own: alike are layers of one whole shape.
+    # Batches are of layers of one shape, kernel included, as kernels may have a rule of their own.
     return Job(both.target, task, math.prod(both.shape), plan.working_set(both), both.shape)
 
 
@@ -252,7 +252,7 @@ def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome[Layer]:
     except NonFiniteError:
         if reason != EXCLUDED:
             raise
-        return _skip(both, reason, 0.0)  # damaged, and left out for that
+        return _skip(both, reason, 0.0)  # excluded because it is damaged: it has no norm
     return _skip(both, reason if norm else UNCHANGED, norm)
 
 

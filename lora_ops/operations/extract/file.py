@@ -213,7 +213,7 @@ def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:
     if plan.full_differences and not scheme.holds_full:
         raise ArgumentError(
             f"format `{format}` has no place for full differences; use format `comfy`, or leave "
-            "--full-differences out"
+            "`full_differences=True` out"
         )
     return scheme, module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
 

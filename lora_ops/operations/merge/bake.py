@@ -128,7 +128,7 @@ def _notes(layers: Sequence[BakedLayer]) -> Iterator[str]:
         yield (
             f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
             f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; use a wider "
-            "--dtype, or apply the LoRA at run time"
+            "`dtype=`, or apply the LoRA at run time"
         )
 
 

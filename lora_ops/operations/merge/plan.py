@@ -102,7 +102,7 @@ def plan_bake(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    check_checkpoint(checkpoint, "give the checkpoint first, or use `lorakit add` to join adapters")
+    check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
     known = parameters(checkpoint)
     found: dict[Parameter, list[Share]] = {}
     lost: list[Share] = []

@@ -191,5 +191,5 @@ def _norm(tile: Tensor) -> float:
 def _overflow(what: str, numbers: Tensor, dtype: torch.dtype) -> NonFiniteError:
     return NonFiniteError(
         f"{what}: values up to {float(numbers.abs().max()):.3g} do not fit {spelled(dtype)}, which "
-        f"ends at {torch.finfo(dtype).max:.5g}; use --dtype bf16 or fp32, or less strength"
+        f"ends at {torch.finfo(dtype).max:.5g}; use `dtype=` bf16 or fp32, or less strength"
     )

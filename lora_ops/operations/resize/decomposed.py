@@ -71,7 +71,7 @@ Known: TypeAlias = Decomposed | Dense | Whole
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A layer's name and, where layers are stacked, the shapes of what is."""
+    """A layer's name, and the shapes of its factors if these are stacked with others."""
 
     target: str
     form: tuple[tuple[int, ...], ...] = ()
@@ -165,7 +165,7 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
 
 
 def _kron(plain: Layer) -> LokrLayer | None:
-    """A LoKr, also on its way to a LoRA, whose two matrices can be decomposed apart."""
+    """The layer as a LoKr whose two matrices can be decomposed apart; None for others."""
     if isinstance(plain, MadeLayer) and plain.is_kron:
         made = plain.make()
         return made if isinstance(made, LokrLayer) else None
@@ -177,6 +177,6 @@ def _check_own(target: str, layer: Layer) -> None:
         raise UnsupportedLayerError(
             f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "
             "it has no singular values of its own to choose from; give the checkpoint that it was "
-            "trained on as --base, or bake it into its checkpoint",
+            "trained on as `base=`, or bake it into its checkpoint",
             target=target,
         )
