@@ -15,23 +15,16 @@ The strength s of an input is taken in one of two ways:
 Whatever the method, a single input is that input times its strength. An input of strength 0 has a
 zero scaled delta, or no weight: it is never mistaken for one whose strength was not given.
 
-For checkpoints (`checkpoints.py`): these, coefficients that are known from the weights alone
-(`linear.py`), and functions of the elements (`element.py` says how an engine runs them).
+For checkpoints (`catalogue.py`): these, coefficients that are known from the weights alone
+(`linear.py`), and functions of the elements (`elements/work.py` says how an engine runs them).
 """
 
 from __future__ import annotations
 
-from .checkpoints import (
-    ALIASES,
-    MERGE_METHODS,
-    Chosen,
-    Element,
-    Linear,
-    MergeMethod,
-    Span,
-    choose_method,
-)
-from .element import Task, Value, Work
+from .catalogue import ALIASES, MERGE_METHODS
+from .choosing import Chosen, choose_method
+from .elements.work import Task, Value, Work
+from .kinds import Element, Linear, MergeMethod, Span
 from .linear import Coefficients, weighed
 from .parameters import Choice, PerTerm
 from .table import METHODS, Method, Parameter, check_method, coefficients

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import ArgumentError
-from .element import Value
+from .elements.work import Value
 from .table import Parameter, nearest
 
 

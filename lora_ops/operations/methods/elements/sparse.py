@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...linalg.random_bits import random_bits, random_key
-from ...linalg.thresholds import RankSearch, magnitude_patterns
+from ....linalg.random_bits import random_bits, random_key
+from ....linalg.thresholds import RankSearch, magnitude_patterns
 from .elected import added, elected_sum
-from .element import Task, Work
+from .work import Task, Work
 
 #: Numbers that 16 random bits tell apart: a probability is rounded up to a multiple of 1 / 65536.
 _STEPS = 1 << 16
@@ -36,7 +36,7 @@ class SparseWork(Work):
         task: The weight.
         elected: Whether signs are elected.
         search: For the thresholds of magnitude; None if there are none, or they are found.
-        bounds: The least and the greatest magnitude that stay, of each term.
+        bounds: The least and, for breadcrumbs, the greatest magnitude that stay, of each term.
         measured: Whether `factors` are known: norms have to be measured first.
         factors: Of each term, to make up for what was dropped.
     """
@@ -81,7 +81,7 @@ class SparseWork(Work):
             search = self.search.settle(total)
             if search.found is None:
                 return replace(self, search=search)
-            bounds = tuple((least, most) for least, most in search.found.tolist())
+            bounds = tuple((found[0], found[-1]) for found in search.found.tolist())
             return replace(self, search=None, bounds=bounds)
         factors = tuple(
             before / after if min(before, after) >= _NOTHING else 1.0
@@ -169,7 +169,7 @@ def _steps(share: float) -> int:
 
 
 def _ranks(task: Task) -> list[list[int]] | None:
-    """Ranks by magnitude of the least and the greatest that stay, for each term."""
+    """Ranks by magnitude of the least that stays and, for breadcrumbs, the greatest; for each term."""
     rule, size = task.choice("sparsify"), task.size
     if rule not in ("magnitude", "breadcrumbs") or size == 0:
         return None
@@ -183,7 +183,7 @@ def _ranks(task: Task) -> list[list[int]] | None:
         top = 0
         if rule == "breadcrumbs":
             top = min(int(task.numbers("gamma")[index] * size), size - kept)
-        result.append([top + kept, top + 1])
+        result.append([top + kept, top + 1] if rule == "breadcrumbs" else [kept])
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .element import Task
+from .work import Task
 
 
 def added(tiles: Tensor) -> Tensor:
@@ -13,6 +13,14 @@ def added(tiles: Tensor) -> Tensor:
     for tile in tiles[1:]:
         tiles[0].add_(tile)
     return tiles[0]
+
+
+def elected_signs(tiles: Tensor, *, by_count: bool = False, draw_is_plus: bool = False) -> Tensor:
+    """1 or -1 for each element, and 0 for a draw unless that is plus; (rows, columns), new."""
+    memory, sign = torch.empty_like(tiles[0]), torch.zeros_like(tiles[0])
+    for tile in tiles:
+        sign.add_(torch.sign(tile, out=memory) if by_count else tile)
+    return sign.ge_(0).mul_(2).sub_(1) if draw_is_plus else sign.sign_()
 
 
 def elected_sum(tiles: Tensor, task: Task) -> Tensor:
@@ -37,11 +45,9 @@ def elected_sum(tiles: Tensor, task: Task) -> Tensor:
         normalize = "count"
         if legacy == "mergekit":
             normalize = "no" if task.choice("sparsify") in ("dare", "breadcrumbs") else "weights"
-    memory, sign = torch.empty_like(tiles[0]), torch.zeros_like(tiles[0])
     by_count = legacy == "mecha" or task.choice("elect") == "count"
-    for tile in tiles:
-        sign.add_(torch.sign(tile, out=memory) if by_count else tile)
-    sign.ge_(0).mul_(2).sub_(1) if legacy == "mergekit" else sign.sign_()
+    sign = elected_signs(tiles, by_count=by_count, draw_is_plus=legacy == "mergekit")
+    memory = torch.empty_like(sign)
     total, shares = torch.zeros_like(sign), torch.zeros_like(sign)
     for tile, weight in zip(tiles, task.weights, strict=True):
         total.add_(torch.mul(tile, sign, out=memory).clamp_(min=0))
