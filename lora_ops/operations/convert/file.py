@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from ...adapters.adapter import Adapter
-from ...adapters.edited import Edited, all_keys
+from ...adapters.edited import all_keys
 from ...adapters.formats import PEFT, decode, format_named
 from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
@@ -26,6 +26,7 @@ from ...models.architectures import Architecture, architecture_named, detect, pa
 from ...report import Report
 from ...run.devices import Placement
 from ...run.inputs import paths_of
+from ...run.job import Outcome
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..output import Draft
@@ -153,7 +154,7 @@ def convert_file(
 class _Run(Protocol):
     def __call__(
         self, *, overhead: int, placement: Placement | None, progress: Progress | None
-    ) -> Iterator[Edited]: ...
+    ) -> Iterator[Outcome[Layer]]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +182,7 @@ def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> 
 
     def run(
         *, overhead: int, placement: Placement | None, progress: Progress | None
-    ) -> Iterator[Edited]:
+    ) -> Iterator[Outcome[Layer]]:
         del overhead  # of no use without a budget
         run = run_convert(kept, pieces, converting, placement=placement, progress=progress)
         return chain(run, left_out(adapter, left))
