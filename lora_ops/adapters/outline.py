@@ -14,7 +14,7 @@ from .adapter import Adapter
 from .layers import Layer
 
 _ALPHA = ".alpha"
-# Tensors of one or a few numbers that say what a layer is.
+# Endings of tensors with one or a few numbers that say what a layer is: they are read.
 _TOLD = (".on_input", ".reshape_weight")
 
 
@@ -59,7 +59,7 @@ class Outline:
         self._source = source
 
     def tensor(self, key: str) -> Tensor:
-        """The shape; what a layer is told by is read."""
+        """A tensor without data; one whose numbers say what a layer is, is read."""
         if key.endswith(_TOLD) or (key.endswith(_ALPHA) and self._reads_alpha):
             return self._source.tensor(key)
         if key.endswith(_ALPHA):

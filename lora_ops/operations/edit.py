@@ -25,9 +25,7 @@ def no_notes(_: Report) -> Iterable[str]:
     return ()
 
 
-def planned_work(
-    work: Work[Any, Outcome[Layer]], _: Placement
-) -> Work[Any, Outcome[Layer]]:
+def planned_work(work: Work[Any, Outcome[Layer]], _: Placement) -> Work[Any, Outcome[Layer]]:
     """Return work that has nothing to read before it."""
     return work
 

@@ -29,7 +29,7 @@ from ..source import TensorSource
 Describe = Callable[[Sequence[Input], Result], Mapping[str, str]]
 # What is worth saying, from the report.
 Notes = Callable[[Report], Iterable[str]]
-# More digits than any axis of a layer has.
+# A number of more digits than any axis of a layer has.
 _ANY_SHAPE = (10**5,) * 3
 
 
@@ -38,11 +38,11 @@ class Draft:
     """A file that is to be written, as far as it is known before.
 
     Attributes:
-        output: Where to. One in memory is filled.
-        format: How it is named.
-        sources: What it is made from.
-        keys: Keys by role, by target; as many as there may be.
-        extras: Tensors that are carried, of the sources; read when they are asked for.
+        output: The file to write, or to fill in memory.
+        format: How its tensors are named.
+        sources: The files that it is made from.
+        keys: Keys by role, by target, of all layers that it may get.
+        extras: Tensors of no layer, which are carried; read when they are asked for.
         architecture: Of the model it is for; None if unknown.
         others: Files that are read, but not recorded: checkpoints that it is measured by.
         force: Whether the output may replace a file.

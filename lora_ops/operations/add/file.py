@@ -45,6 +45,4 @@ def add_files(
     """
     started = time.perf_counter()
     plan = plan_add_files(ingredients, output, rule, **options)
-    return run_edit(
-        plan, started=started, placement=placement, version=version, progress=progress
-    )
+    return run_edit(plan, started=started, placement=placement, version=version, progress=progress)

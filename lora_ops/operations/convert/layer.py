@@ -33,7 +33,7 @@ from ...errors import ArgumentError, UnsupportedLayerError
 from ...linalg import distance, factored_svd, inner, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable, rounded
-from ...run.devices import Placement, place, upload
+from ...run.devices import Placement, upload
 from ...run.job import Job, Outcome, Work
 
 NO_PLACE = "no place in the format"
@@ -127,7 +127,9 @@ def _left_out(target: str, layer: Layer) -> Outcome[Layer]:
     return skipped(target, layer, NO_PLACE, norm)
 
 
-def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Outcome[Layer]:
+def _converted(
+    adapter: Adapter, piece: Piece, converting: Converting, where: Placement
+) -> Outcome[Layer]:
     blocks = blocks_of(adapter, piece, converting.names)
     whole = assembled(blocks, piece)
     result = written_as(whole, piece, converting, where)

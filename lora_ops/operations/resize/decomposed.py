@@ -71,9 +71,7 @@ class Dense:
 Known: TypeAlias = Decomposed | Dense | Whole
 
 
-def decomposed_work(
-    adapter: Adapter, function: Callable[[Known], Result]
-) -> Work[str, Result]:
+def decomposed_work(adapter: Adapter, function: Callable[[Known], Result]) -> Work[str, Result]:
     """Return the jobs of a function of each layer with its decomposition, and how they are done.
 
     Layers of one form are alike: stacked, they are decomposed together.

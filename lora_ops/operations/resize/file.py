@@ -44,6 +44,4 @@ def resize_file(
     """
     started = time.perf_counter()
     plan = plan_resize_file(source, output, rule, **options)
-    return run_edit(
-        plan, started=started, placement=placement, version=version, progress=progress
-    )
+    return run_edit(plan, started=started, placement=placement, version=version, progress=progress)

@@ -57,7 +57,9 @@ def _describe(
     record = ingredient.record(inputs[0])
     told = {"strength": f"{ingredient.strength:g}"}
     told |= {"blocks": record.blocks} if record.blocks else {}
-    summary = f"scaled by {ingredient.strength:g}" + (f" ({record.blocks})" if record.blocks else "")
+    summary = f"scaled by {ingredient.strength:g}" + (
+        f" ({record.blocks})" if record.blocks else ""
+    )
     operation = Operation("scale", version, summary, told)
     return edited_metadata(Source(inputs[0], ingredient.source.metadata), operation, result)
 
