@@ -6,17 +6,16 @@ import contextlib
 import difflib
 import errno
 import io
+import os
 import stat
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ..errors import ArgumentError, FormatError
+from ..source import TensorSource
 from .dtypes import DTYPE_NAMES
 
 if TYPE_CHECKING:
@@ -33,8 +32,11 @@ _NOTHING_THERE = {
 }
 
 
-class FileSource(ABC):
+class FileSource(TensorSource):
     """A `TensorSource` that reads files: close it, or use it in a `with` statement.
+
+    It can be pickled: names, shapes and places travel, and the copy opens the files when it first
+    reads. One that is not what it was by then is refused with a `FormatError`.
 
     Attributes:
         name: The path as the user gave it.
@@ -51,22 +53,6 @@ class FileSource(ABC):
     stamps: Mapping[Path, Stamp | None] = MappingProxyType({})
 
     @abstractmethod
-    def keys(self) -> Sequence[str]:
-        """All tensor names, in the order in which they lie in the file."""
-
-    @abstractmethod
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the header."""
-
-    @abstractmethod
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor as stored; `torch.uint8` for elements that torch does not have."""
-
-    @abstractmethod
-    def tensor(self, key: str) -> Tensor:
-        """Read one tensor into fresh CPU memory, in its stored dtype. Safe from several threads."""
-
-    @abstractmethod
     def close(self) -> None:
         """Let go of the files. Closing twice is harmless."""
 
@@ -74,9 +60,18 @@ class FileSource(ABC):
         """All tensor names, file by file."""
         return [list(self.keys())]
 
-    def own_key(self, key: str) -> str:
-        """The tensor's name in the file itself, without what a folder puts in front."""
-        return key
+    def copy_bytes(self, key: str, handle: int, offset: int) -> int:
+        """Have the system copy a tensor's bytes into another file, without a way through memory.
+
+        Args:
+            key: The tensor.
+            handle: The system's number of the other file, open for writing.
+            offset: Where in it the first byte goes.
+
+        Returns:
+            How many bytes it copied, from the first on; the rest, often all, is left to the caller.
+        """
+        return 0
 
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
@@ -98,10 +93,21 @@ class FileSource(ABC):
 def stamp(path: Path) -> Stamp | None:
     """What tells whether a file is still the same; None where it cannot be told."""
     try:
-        found = path.stat()
+        return stamp_of(path.stat())
     except (OSError, ValueError):
         return None
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """The same of what the system says of a file."""
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def changed(path: Path) -> FormatError:
+    """The error for a file that is not what it was when it was opened."""
+    return FormatError(
+        "the file changed while it was read; do it again once nothing writes to it", path=path
+    )
 
 
 def is_folder(path: Path) -> bool:

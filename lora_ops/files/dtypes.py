@@ -6,6 +6,7 @@ Names and widths: the `Dtype` enumeration of the safetensors format.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..errors import ArgumentError
 
@@ -62,3 +63,12 @@ def dtype_name(dtype: torch.dtype) -> str:
         raise ArgumentError(
             f"a safetensors file cannot hold {dtype}; choose one of {', '.join(sorted(DTYPE_NAMES.values()))}"
         ) from None
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's elements as bytes, in C order; shares its memory where it can.
+
+    It does where the tensor is contiguous and on the CPU: then it can be read into.
+    """
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data

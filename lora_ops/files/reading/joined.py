@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..base import FileSource, stamp
+from .routed import RoutedSource
 
 
-class JoinedSource(FileSource):
+class JoinedSource(RoutedSource):
     """A `TensorSource` over other sources, each key routed to one of them.
 
     Args:
@@ -49,30 +47,9 @@ class JoinedSource(FileSource):
             parts[source].append(key)
         return list(parts.values())
 
-    def own_key(self, key: str) -> str:
-        """The tensor's name in the file itself, without what a folder puts in front."""
-        source, inner = self._routes[key]
-        return source.own_key(inner)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, from its header."""
-        source, inner = self._routes[key]
-        return source.shape(inner)
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor as stored."""
-        source, inner = self._routes[key]
-        return source.dtype(inner)
-
-    def dtype_name(self, key: str) -> str:
-        """Dtype of one tensor as its header names it."""
-        source, inner = self._routes[key]
-        return source.dtype_name(inner)
-
-    def tensor(self, key: str) -> Tensor:
-        """Read one tensor into fresh CPU memory, in its stored dtype."""
-        source, inner = self._routes[key]
-        return source.tensor(inner)
+    def route(self, key: str) -> tuple[FileSource, str]:
+        """The source behind a key, and its own key for it."""
+        return self._routes[key]
 
     def close(self) -> None:
         """Close every source."""

@@ -6,16 +6,23 @@ it back, and an error of the disk, or a file that shrinks, would be a crash inst
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from ...errors import FormatError
-from ..base import open_binary, read_errors
+from ..base import Stamp, changed, open_binary, read_errors, stamp, stamp_of
+
+_COPIED = 1 << 24  # bytes in one call: a Ctrl-C waits for its end
 
 
 class RangeReader:
     """Ranges of bytes of one file.
+
+    Pickled, it travels by its path: the copy opens the file when it first reads.
 
     Attributes:
         path: The file.
@@ -27,14 +34,16 @@ class RangeReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place = path.absolute()  # another process may stand in another folder
         self._turn = threading.Lock()
-        self._file = open_binary(path)
+        self._file: io.FileIO | None = open_binary(path)
         try:
             with read_errors(path):
-                self.size = os.fstat(self._file.fileno()).st_size
+                self._stamp: Stamp = stamp_of(os.fstat(self._file.fileno()))
         except BaseException:
             self._file.close()
             raise
+        self.size = self._stamp[1]
 
     def bytes(self, offset: int, size: int, what: str = "") -> bytes:
         """Read a range; see `into`. The size must not be the file's word alone."""
@@ -51,20 +60,62 @@ class RangeReader:
             what: What is read, for messages: the key of a tensor in backticks.
 
         Raises:
-            FormatError: the file ends within the range, or the disk fails.
+            FormatError: the file ends within the range, the disk fails, or, where this is a copy
+                out of another process, it is not what it was there.
         """
-        # One call to the system reads 2 GiB at most; a lock and a seek work on every system.
-        with self._turn, read_errors(self.path, what):
-            self._file.seek(offset)
-            while memory:
-                count = self._file.readinto(memory)
+        file = self._opened()
+        with read_errors(self.path, what):
+            while memory:  # one call to the system reads 2 GiB at most
+                count = self._read(file, memory, offset)
                 if not count:
                     at = f", within {what}" if what else ""
                     raise FormatError(
                         f"the file became shorter while being read{at}", path=self.path
                     )
-                memory = memory[count:]
+                memory, offset = memory[count:], offset + count
+
+    def copy(self, begin: int, size: int, handle: int, offset: int) -> int:
+        """Have the system copy a range into another file; how many bytes it did, from the first."""
+        done = 0
+        if hasattr(os, "copy_file_range"):  # on Linux
+            file = self._opened()
+            # It refuses other file systems, or has another reason: whoever goes on will see it.
+            with contextlib.suppress(OSError):
+                while done < size:
+                    step = min(size - done, _COPIED)
+                    count = os.copy_file_range(
+                        file.fileno(), handle, step, begin + done, offset + done
+                    )
+                    if not count:
+                        break
+                    done += count
+        return done
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, file: io.FileIO, memory: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [memory], offset)
+        with self._turn:  # on Windows
+            file.seek(offset)
+            return file.readinto(memory)
+
+    def _opened(self) -> io.FileIO:
+        if self._file is not None:
+            return self._file
+        with self._turn:
+            if self._file is None:
+                if stamp(self._place) != self._stamp:
+                    raise changed(self.path)
+                self._file = open_binary(self._place)
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._turn = threading.Lock()

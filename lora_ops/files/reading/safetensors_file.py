@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError, QuantisedError
+from ...source import check_run
 from ..base import FileSource, quote
-from ..dtypes import TORCH_DTYPES
+from ..dtypes import TORCH_DTYPES, bytes_of
 from ..header import MAX_HEADER, parse_header
 from .magic import HEAD, identify
 from .ranges import RangeReader
@@ -52,12 +53,29 @@ class SafetensorsFile(FileSource):
         """Dtype of one tensor as the header names it."""
         return self._entries[key].dtype
 
+    def storage(self, key: str) -> str:
+        """What people call its dtype; the header's own name where torch has no such elements."""
+        own = self._entries[key].dtype
+        return super().storage(key) if own in TORCH_DTYPES else own
+
     def tensor(self, key: str) -> Tensor:
         """Read one tensor into fresh CPU memory, in its stored dtype.
 
         Raises:
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
+        """
+        out = torch.empty(self.shape(key), dtype=self.dtype(key))
+        self.read_into(key, 0, out)
+        return out
+
+    def read_into(self, key: str, start: int, out: Tensor) -> None:
+        """Fill a buffer with a run of a tensor's numbers: one read of that range.
+
+        Raises:
+            FormatError: the file has become shorter, or the disk fails.
+            QuantisedError: the elements are narrower than a byte, or unknown to this torch.
+            ValueError: see `TensorSource.read_into`.
         """
         entry = self._entries[key]
         if entry.dtype not in TORCH_DTYPES:
@@ -66,11 +84,19 @@ class SafetensorsFile(FileSource):
                 "hold; give the unquantised (fp16/bf16/fp32) checkpoint",
                 path=self._path,
             )
-        out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-        if entry.size:
-            memory = out.reshape(-1).view(torch.uint8).numpy().data
-            self._file.into(memory, self.data_start + entry.begin, quote(key))
-        return out
+        check_run(self, key, start, out)
+        if out.numel():
+            offset = self.data_start + entry.begin + start * out.element_size()
+            self._file.into(bytes_of(out), offset, quote(key))
+
+    def has_ranges(self, key: str) -> bool:
+        """Always."""
+        return True
+
+    def copy_bytes(self, key: str, handle: int, offset: int) -> int:
+        """Have the system copy a tensor's bytes into another file."""
+        entry = self._entries[key]
+        return self._file.copy(self.data_start + entry.begin, entry.size, handle, offset)
 
     def close(self) -> None:
         """Close the file; names and shapes stay readable."""

@@ -12,11 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ...errors import WriteError
-from ..dtypes import DTYPE_BITS, dtype_name
+from ..dtypes import DTYPE_BITS, bytes_of, dtype_name
 from ..header import MAX_HEADER, check_name, render_header
 from .publish import Place, publish_all, write_all
 
@@ -139,7 +138,7 @@ class SafetensorsWriter:
             raise ValueError(f"`{key}` cannot be written a second time")
         piece = _piece(key, tensor)
         self._pieces[key] = piece
-        data = _bytes_of(tensor)
+        data = bytes_of(tensor)
         if piece.aligned:
             self._append(data)
         else:
@@ -240,12 +239,6 @@ def _piece(key: str, tensor: Tensor) -> _Piece:
     check_name(key)
     size = tensor.numel() * tensor.element_size()
     return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's elements as bytes, in C order; shares its memory where it can."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _file_order(pieces: Iterable[_Piece]) -> list[_Piece]:
