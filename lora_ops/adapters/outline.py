@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -41,7 +41,7 @@ def outlined(adapter: Adapter) -> Adapter:
     return replace(adapter, layers=outline(adapter.layers))
 
 
-class Outline:
+class Outline(TensorSource):
     """A source whose tensors have shapes but no data, so that layers can be checked unread.
 
     Args:
@@ -53,10 +53,19 @@ class Outline:
         self._reads_alpha = reads_alpha
         self.name = source.name
         self.metadata = source.metadata
-        self.keys = source.keys
-        self.shape = source.shape
-        self.dtype = source.dtype
         self._source = source
+
+    def keys(self) -> Sequence[str]:
+        """All tensor names."""
+        return self._source.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self._source.shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of one tensor."""
+        return self._source.dtype(key)
 
     def tensor(self, key: str) -> Tensor:
         """A tensor without data; one whose numbers say what a layer is, is read."""

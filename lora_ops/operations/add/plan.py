@@ -46,7 +46,7 @@ class AddOptions(TypedDict, total=False):
         where: `PATTERN=S` for all of them, in order: each has to fit a layer of one at least.
         method: How coefficients are found: `sum`, which is the default, and others; see `methods`.
         options: The method's own parameters.
-        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        dtype: Of the factors; None: one that holds the numbers of all of a layer's inputs.
         format: How the result is named; None: as the first input is.
         architecture: Short name of the model's; None: told by the names.
         reference: The checkpoint that they are for, to find dotted names by.

@@ -22,7 +22,7 @@ from ...adapters.some import without
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.architectures import Architecture, architecture_named, detect, parameters
+from ...models.architectures import Architecture, architecture_named, detect, own_parameters
 from ...report import Report
 from ...run.devices import Placement
 from ...run.inputs import paths_of
@@ -48,11 +48,11 @@ class ConvertOptions(TypedDict, total=False):
         architecture: Short name of the model's; None: that of the reference, or told by the names.
         reference: The checkpoint that it is for, to find dotted names by.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
-        rule: How many directions a layer gets; without `to` one that is joined from several. None:
-            all, exactly.
+        rule: How many directions a layer gets; without `to` only layers that are joined from
+            several are cut. None: all, exactly.
         dtype: Of the factors; None: each layer's own.
-        dora: Whose convention, of kinds that programs read differently: paper, which is the
-            default, or comfy; see docs/kinds.md.
+        dora: How to read kinds on which programs differ: paper, which is the default, or comfy;
+            see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
         allow_partial: Leave out full differences that the format has no place for; the report has
             their share of the change.
@@ -243,9 +243,6 @@ def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architect
     """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
         return {}, None
-    found = parameters(reference)
-    own = {
-        one.target: reference.own_key(one.key) if isinstance(reference, FileSource) else one.key
-        for one in found.values()
-    }
+    found = own_parameters(reference)
+    own = {one.target: reference.own_key(one.key) for one in found.values()}
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)

@@ -55,8 +55,8 @@ class ResizeOptions(TypedDict, total=False):
         relative_to: The checkpoint whose weights a budget compares the changes with.
         norm: Of those weights: spectral, which is the default, or frobenius.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
-        dora: Whose convention of those, where programs differ: paper, which is the default, or
-            comfy; see docs/kinds.md.
+        dora: How to read such kinds where programs differ: paper, which is the default, or comfy;
+            see docs/kinds.md.
         exact: Cut those exactly, not within 1e-3 of the least error.
         force: Whether the output may replace a file.
     """
