@@ -25,6 +25,7 @@ from .architectures.encoders import (
 )
 from .architectures.language import is_language_model, stored_turned
 from .architectures.unet_blocks import unet_names
+from .native import read_natively
 from .parameter import Parameter
 
 OTHER = "other."
@@ -76,8 +77,17 @@ def naming(names: Collection[str]) -> Literal["native", "diffusers"]:
 def parameters(source: TensorSource) -> dict[str, Parameter]:
     """Return all parameters of a checkpoint by canonical name, in the source's order.
 
-    Every key of the source is there exactly once, or in parts that cover its rows exactly; what no
-    rule knows is ``other.<key>``. Only shapes are read.
+    A model of diffusers has the native names, and the native shapes: what it splits is joined, in
+    the order of its first rows. Every key of the source is there exactly once, or in parts that
+    cover its rows exactly; what no rule knows is ``other.<key>``. Only shapes are read.
+    """
+    return read_natively(own_parameters(source))
+
+
+def own_parameters(source: TensorSource) -> dict[str, Parameter]:
+    """Return all parameters of a checkpoint, each of one key, as its own program splits them.
+
+    Those of diffusers' transformers are ``transformer.…``; all else is as `parameters` has it.
     """
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     prefixes: dict[str, str] = {}

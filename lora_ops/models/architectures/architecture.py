@@ -106,6 +106,8 @@ class Architecture:
             these are not known.
         packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
         layout: Of a UNet as it was published.
+        parameters: Its other parameters, by whole names: those of no module, and those of modules
+            that no adapter has. Swapped ones are so whatever their shape.
         unadapted: Regular expression of native names of modules that PEFT refuses in diffusers'
             model, for they are of a kind of their own there. Empty: none.
     """
@@ -129,4 +131,5 @@ class Architecture:
     diffusers: str | None = None
     packings: tuple[Packing, ...] = ()
     layout: Layout | None = None
+    parameters: tuple[Packing, ...] = ()
     unadapted: str = ""

@@ -89,6 +89,17 @@ class Renames:
             return Place(packing.native.format(*numbers), start, stop, packing.swapped)
         return None
 
+    def packed(self, foreign: str) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        """Yield each native module that has rows of a foreign one, and all that its rows are in.
+
+        Yields:
+            The native name; the foreign names of its rows, from the first to the last; whether the
+            halves of the rows are in the other order.
+        """
+        for packing, _, numbers in _matches(foreign, self.foreign):
+            parts = tuple(name.format(*numbers) for name in packing.foreign)
+            yield packing.native.format(*numbers), parts, packing.swapped
+
     def foreign_parts(self, native: str) -> tuple[tuple[str, Place], ...]:
         """Return what stands for a native module in the foreign model; () if nothing is known."""
         for packing, _, numbers in _matches(native, self.native):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...adapters.layers import Convention, LoraLayer
 from ...errors import NonFiniteError
 from ...linalg.storage import spelled
+from ...models.differences import read_parameter
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Skip
 from .plan import BakePlan
@@ -66,7 +67,7 @@ def bake_tensor(plan: BakePlan, key: str, *, fresh: bool = False) -> Baked:
     if dtype == stored.dtype and not changes:
         return Baked(key, stored)
     result = stored if dtype == stored.dtype and fresh else _converted(stored, dtype, key)
-    reports = tuple(_apply(change, stored, result, plan.dora) for change in changes)
+    reports = tuple(_apply(change, stored, result, plan) for change in changes)
     return Baked(key, result, reports)
 
 
@@ -155,16 +156,17 @@ def _converted(stored: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     return result
 
 
-def _apply(
-    change: Change, stored: Tensor, result: Tensor, convention: Convention
-) -> BakedLayer | Skip:
+def _apply(change: Change, stored: Tensor, result: Tensor, plan: BakePlan) -> BakedLayer | Skip:
     """Add a change to what the result holds: the stored numbers, maybe in the same memory."""
     parameter, dtype = change.parameter, result.dtype
     wide = _wide(stored.dtype, dtype)
     rows = slice(*parameter.rows) if parameter.rows else slice(None)
     base, baked = matrix(stored)[rows], matrix(result)[rows]
     own = (base.mT if parameter.transposed else base).reshape(parameter.shape)
-    delta = _Delta.of(change.shares, own, wide, convention)
+    seat = change.shares[0].seat
+    if seat is not None and seat.piece is not None and change.needs_base:
+        own = read_parameter(plan.checkpoint, seat.parameter)  # with its other pieces
+    delta = _Delta.of(change.shares, own, wide, plan.dora)
     if parameter.transposed:
         delta = delta.transposed
     height = max(1, _TILE // max(1, base.shape[1]))

@@ -53,6 +53,11 @@ class Change:
     parameter: Parameter
     shares: tuple[Share, ...]
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether some of it is made from the weight."""
+        return any(share.needs_base for share in self.shares)
+
 
 def check_kind(share: Share, sign: int = 1) -> Layer:
     """Return a layer that can be baked, without its data; only headers are read.
