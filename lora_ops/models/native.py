@@ -7,14 +7,15 @@ there, or where no table knows the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from .architectures.architecture import UNET
 from .architectures.autoencoder import DIFFUSERS_VAE, POINTWISE, vae_renames
 from .architectures.catalogue import detect
-from .architectures.renames import Renames, renames
+from .architectures.renames import Packing, Renames, renames
 from .parameter import Parameter, Piece
 
 _FOREIGN = "transformer."
@@ -80,30 +81,30 @@ def _made(model: _Model) -> dict[str, Parameter | None] | None:
     for name, own in model.parameters.items():
         if own.name in made:
             continue
-        ways = [way for way in _ways(name, model) if name in way[1]]
+        ways = [way for way in _ways(name, model) if name in way.foreign]
         if not ways:
             continue  # the native model may not have it either
-        way = next((way for way in ways if all(part in model.parameters for part in way[1])), None)
+        whole_ways = (way for way in ways if all(part in model.parameters for part in way.foreign))
+        way = next(whole_ways, None)
         if way is None:
             return None
-        native, parts, swapped = way
-        members = [model.parameters[part] for part in parts]
+        members = [model.parameters[part] for part in way.foreign]
         if len({one.shape[1:] for one in members}) > 1:
             return None
-        whole = _whole(model.root[1] + native, members, swapped)
+        whole = _whole(model.root[1] + way.native, members, way)
         made |= dict.fromkeys((one.name for one in members), None)
         made[own.name] = whole
     names = [one.name for one in made.values() if one is not None]
     return made if len(names) == len(set(names)) else None
 
 
-def _ways(name: str, model: _Model) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """What a parameter may be rows of: the native name, all parts of it, and whether it is swapped."""
+def _ways(name: str, model: _Model) -> Iterator[Packing]:
+    """What a parameter may be rows of, by whole names."""
     yield from model.others.packed(name)
     module, _, leaf = name.rpartition(".")
-    for native, parts, swapped in model.modules.packed(module):
-        names = tuple(f"{part}.{leaf}" for part in parts)
-        yield f"{native}.{leaf}", names, swapped and _has_halves(module, model)
+    for packing in model.modules.packed(module):
+        swapped = packing.swapped and _has_halves(module, model)
+        yield replace(packing.leaf(leaf), swapped=swapped)
 
 
 def _has_halves(module: str, model: _Model) -> bool:
@@ -112,17 +113,19 @@ def _has_halves(module: str, model: _Model) -> bool:
     return weight is not None and len(weight.shape) == 2 and weight.shape[0] == 2 * weight.shape[1]
 
 
-def _whole(name: str, members: list[Parameter], swapped: bool) -> Parameter:
-    shape = members[0].shape
-    flat = name.removeprefix(_VAE) in POINTWISE and len(shape) == 2
-    if len(members) == 1 and not swapped and not flat:
-        return replace(members[0], name=name)
+def _whole(name: str, members: Sequence[Parameter], way: Packing) -> Parameter:
+    first = members[0]
+    pointwise = name.removeprefix(_VAE) in POINTWISE and len(first.shape) == 2
+    if len(members) == 1 and not (way.swapped or way.flat or pointwise):
+        return replace(first, name=name)
     edges = list(accumulate((one.shape[0] for one in members), initial=0))
-    return Parameter(
-        name=name,
-        key=members[0].key,
-        shape=(edges[-1], *shape[1:], *((1, 1) if flat else ())),
-        pieces=tuple(
-            Piece(one, rows, swapped) for one, rows in zip(members, pairwise(edges), strict=True)
-        ),
+    shape = (edges[-1], *first.shape[1:])
+    if pointwise:
+        shape = (*shape, 1, 1)
+    if way.flat:
+        shape = (math.prod(shape),)
+        edges = [0, *shape]
+    pieces = (
+        Piece(one, rows, way.swapped) for one, rows in zip(members, pairwise(edges), strict=True)
     )
+    return Parameter(name, first.key, shape, pieces=tuple(pieces))

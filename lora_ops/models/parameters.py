@@ -36,7 +36,7 @@ _DIFFUSERS = re.compile(
     r"^(down_blocks\.\d+\.(resnets|attentions)\.|conv_norm_out\.|add_embedding\."
     r"|(single|joint)_transformer_blocks\.|transformer_blocks\.\d+\.(norm1_context|ff_context)\."
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
-    r"|pos_embed\.proj\.)"
+    r"|pos_embed\.proj\.|transformer_blocks\.\d+\.attn1\.norm_q\.|text_fusion\.|audio_proj_in\.|time_embed\.(t_embedder|emb|caption_proj)\.)"
 )
 # OmniGen2 has such names everywhere.
 _NO_DIFFUSERS = "ref_image_refiner."
@@ -55,7 +55,9 @@ _VAE_MARKS = (
 )
 _FUSED = re.compile(r"^(text_encoders\..*\.self_attn\.)in_proj_(weight|bias)$")
 # Flux and its kin call the weight of their query and key norms a scale; ComfyUI no longer does.
-_OLD_NORM = re.compile(r"^(diffusion_model\..*_norm)\.scale$")
+_OLD_NORM = re.compile(
+    r"^(diffusion_model\.(?:.*_norm|distilled_guidance_layer\.norms\.\d+))\.scale$"
+)
 # OpenCLIP's last linear is a bare parameter, and the other way round.
 _PROJECTION = re.compile(r"^(text_encoders\.clip_[gh]\.)text_projection$")
 _SPLIT = ("q_proj", "k_proj", "v_proj")
