@@ -46,15 +46,37 @@ def read_natively(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
     Args:
         found: By the names that the file's own keys lead to, each of one key.
     """
-    native = dict(found)
-    for model in _models(found):
+    native = _split(found)
+    for model in _models(native):
         made = _made(model)
         kept = {name for name in native if not name.startswith(model.root[0])}
         if made is None or any(one is not None and one.name in kept for one in made.values()):
+            if model.root[0] == _FOREIGN:
+                native = dict(found)
             continue
         whole = (made.get(name, one) for name, one in native.items())
         native = {one.name: one for one in whole if one is not None}
     return native
+
+
+def _split(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Cut what diffusers alone has fused into rows of their native names, behind its own root."""
+    inside = {name: one for name, one in found.items() if name.startswith(_FOREIGN)}
+    architecture = detect(inside)
+    fused = renames(() if architecture is None else architecture.fused)
+    result: dict[str, Parameter] = {}
+    for name, one in found.items():
+        module, _, leaf = name.removeprefix(_FOREIGN).rpartition(".")
+        parts = fused.foreign_parts(module) if name in inside else ()
+        if not parts or one.shape[0] % len(parts):
+            result[name] = one
+            continue
+        high = one.shape[0] // len(parts)
+        for index, (native, _) in enumerate(parts):
+            part = f"{_FOREIGN}{native}.{leaf}"
+            rows = (index * high, (index + 1) * high)
+            result[part] = replace(one, name=part, shape=(high, *one.shape[1:]), rows=rows)
+    return result
 
 
 def _models(found: Mapping[str, Parameter]) -> Iterator[_Model]:

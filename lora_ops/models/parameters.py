@@ -36,7 +36,7 @@ _DIFFUSERS = re.compile(
     r"^(down_blocks\.\d+\.(resnets|attentions)\.|conv_norm_out\.|add_embedding\."
     r"|(single|joint)_transformer_blocks\.|transformer_blocks\.\d+\.(norm1_context|ff_context)\."
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
-    r"|pos_embed\.proj\.|transformer_blocks\.\d+\.attn1\.norm_q\.|text_fusion\.|audio_proj_in\.|time_embed\.(t_embedder|emb|caption_proj)\.)"
+    r"|pos_embed\.proj\.|transformer_blocks\.\d+\.attn1\.norm_q\.|text_fusion\.|audio_proj_in\.|cross_attention_proj\.|time_embed\.(t_embedder|emb|caption_proj)\.)"
 )
 # OmniGen2 has such names everywhere.
 _NO_DIFFUSERS = "ref_image_refiner."

@@ -108,6 +108,8 @@ class Architecture:
         layout: Of a UNet as it was published.
         parameters: Its other parameters, by whole names: those of no module, and those of modules
             that no adapter has. Swapped ones are so whatever their shape.
+        fused: Modules that diffusers alone has fused: its name of each, and the native modules that
+            its rows are.
         unadapted: Regular expression of native names of modules that PEFT refuses in diffusers'
             model, for they are of a kind of their own there. Empty: none.
     """
@@ -132,4 +134,5 @@ class Architecture:
     packings: tuple[Packing, ...] = ()
     layout: Layout | None = None
     parameters: tuple[Packing, ...] = ()
+    fused: tuple[Packing, ...] = ()
     unadapted: str = ""
