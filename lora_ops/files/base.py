@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, FormatError
-from .dtypes import DTYPE_NAMES
+from .dtypes import DTYPE_NAMES, memory_of
+from .positional import write_at
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +42,7 @@ class FileSource(ABC):
         metadata: The file's own string map; empty where it has none.
         paths: The files that are read.
         spelling: Whose names the file has, where its keys are not its own; see `RenamedSource`.
+        reads_parts: Whether `read_into` reads no more than it is asked for.
         stamps: How each file was when it was opened, as far as that is known.
     """
 
@@ -48,6 +50,7 @@ class FileSource(ABC):
     metadata: Mapping[str, str]
     paths: tuple[Path, ...]
     spelling: str | None = None
+    reads_parts: bool = False
     stamps: Mapping[Path, Stamp | None] = MappingProxyType({})
 
     @abstractmethod
@@ -65,6 +68,29 @@ class FileSource(ABC):
     @abstractmethod
     def tensor(self, key: str) -> Tensor:
         """Read one tensor into fresh CPU memory, in its stored dtype. Safe from several threads."""
+
+    def read_into(self, key: str, start: int, out: Tensor) -> None:
+        """Read part of a tensor into memory that is there. Safe from several threads.
+
+        Args:
+            key: The tensor.
+            start: The first element, in C order.
+            out: Contiguous, of the tensor's stored dtype; all of it is filled.
+        """
+        out.view(-1).copy_(self.tensor(key).reshape(-1)[start : start + out.numel()])
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file, as they are stored.
+
+        Args:
+            key: The tensor.
+            file: Where to.
+            offset: Of its first byte there.
+
+        Raises:
+            OSError: the other file could not be written.
+        """
+        write_at(file, memory_of(self.tensor(key)), offset)
 
     @abstractmethod
     def close(self) -> None:

@@ -6,6 +6,7 @@ Names and widths: the `Dtype` enumeration of the safetensors format.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..errors import ArgumentError
 
@@ -48,6 +49,12 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 #: The name in the file by torch's dtype.
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """A tensor's elements as bytes, in C order; shares its memory where it can."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -22,8 +22,8 @@ class Sides:
     """The two checkpoints that are compared.
 
     Attributes:
-        base: The one that was started from.
-        tuned: The one that came of it.
+        base: The checkpoint that training started from.
+        tuned: The checkpoint that came out of it.
     """
 
     base: TensorSource
@@ -70,7 +70,7 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
 
     To be called when the norm of the difference is not finite.
     """
-    way_out = f"--exclude '{pair.target}' or " if is_candidate(pair.base) else ""
+    way_out = f'`exclude="{pair.target}"` or ' if is_candidate(pair.base) else ""
     for source, tensor, key in (
         (sides.base, base, pair.base.key),
         (sides.tuned, tuned, pair.tuned.key),

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 Component: TypeAlias = Literal["unet", "te", "vae", "other"]
 
-# `transformer.` and `unet.` are what stays of a diffusers model whose names are not translated.
+# Names of a diffusers model that are not translated keep their `transformer.` or `unet.`.
 COMPONENTS: dict[str, Component] = {
     "diffusion_model": "unet",
     "transformer": "unet",

@@ -31,14 +31,14 @@ from .parameter import Parameter
 OTHER = "other."
 VAE = "vae."
 
-# Names that only diffusers gives; Qwen-Image, HiDream and others have the same names everywhere.
+# Names that only diffusers uses. Qwen-Image, HiDream and others have the same names everywhere.
 _DIFFUSERS = re.compile(
     r"^(down_blocks\.\d+\.(resnets|attentions)\.|conv_norm_out\.|add_embedding\."
     r"|(single|joint)_transformer_blocks\.|transformer_blocks\.\d+\.(norm1_context|ff_context)\."
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
     r"|pos_embed\.proj\.|transformer_blocks\.\d+\.attn1\.norm_q\.|text_fusion\.|audio_proj_in\.|cross_attention_proj\.|time_embed\.(t_embedder|emb|caption_proj)\.)"
 )
-# OmniGen2 has such names everywhere.
+# A name of OmniGen2, which has diffusers' names in every program.
 _NO_DIFFUSERS = "ref_image_refiner."
 # Stable Audio's own prefix, in a file of it alone.
 _OWN_PREFIX = "transformer.rotary_pos_emb.inv_freq"
@@ -109,14 +109,14 @@ def own_parameters(source: TensorSource) -> dict[str, Parameter]:
     for key, prefix in prefixes.items():
         name = _OLD_NORM.sub(r"\1.weight", renames[prefix](key[len(prefix) :]))
         parts = list(_parts(name, key, shapes[key]))
-        if any(part.name in found for part in parts):  # two keys for one parameter: keep both
+        if any(part.name in found for part in parts):  # two keys for one parameter: both stay
             parts = [Parameter(OTHER + key, key, shapes[key])]
         found.update((part.name, part) for part in parts)
     return found
 
 
 def _of_language(key: str, shape: tuple[int, ...], transposed: bool) -> Parameter:
-    """A parameter of a model that is a text encoder to ComfyUI, if anything: all of its name stays."""
+    """A parameter of a language model, if it is one: all of its name stays."""
     return Parameter(
         f"{TE}transformer.{key}", key, shape[::-1] if transposed else shape, transposed=transposed
     )
@@ -147,7 +147,7 @@ def _as(root: str) -> Callable[[Shapes], Rename]:
 
 
 def _unet(names: Shapes) -> Rename:
-    """Any diffusion model; a UNet with diffusers' names gets its own names back."""
+    """The renaming of a diffusion model: a UNet's diffusers names become the original ones."""
     if not any(_UNET_DIFFUSERS.match(name) for name in names):
         root = "transformer." if naming(names) == "diffusers" else UNET
         return lambda name: root + name

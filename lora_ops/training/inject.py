@@ -62,11 +62,11 @@ def inject(
             nothing at first; `pissa`, which starts from the weight's leading directions and changes
             nothing at first either; `svd_of=FILE`, the best factors of that checkpoint less this
             model. An embedding starts from zero and unit noise under the first two.
-        name: Of the adapter: a module carries any number.
+        name: The adapter's name: a module carries any number of adapters.
         prefix: What a file's targets have before the module's own names (`diffusion_model.`).
-        dtype: Of what is trained; None: that of an adapter that is given; else float32, or the
-            weight's where that is wider.
-        generator: Of the random start; None: torch's own, as for any new layer.
+        dtype: Dtype of what is trained; None: that of the adapter that is given; else float32, or
+            the weight's where that is wider.
+        generator: Source of the random start; None: torch's own, as for any new layer.
 
     Returns:
         The names of the submodules with paths, in order.
@@ -116,7 +116,7 @@ def eject(module: nn.Module, name: str | None = None) -> None:
 
     Args:
         module: As it was given to `inject`.
-        name: Of the adapter; None: all of them.
+        name: The adapter's name; None: all of them.
 
     Raises:
         MismatchError: It has no such adapter.
@@ -140,7 +140,7 @@ def collect(module: nn.Module, name: str | None = None, *, prefix: str = "") -> 
 
     Args:
         module: As it was given to `inject`.
-        name: Of the adapter; None: the only one.
+        name: The adapter's name; None: the only one.
         prefix: What the targets get before the module's own names. With `diffusion_model.`, as
             ComfyUI calls a diffusion model's, every format can be written.
 
@@ -168,10 +168,10 @@ def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple
 
     Args:
         module: The model.
-        name: Of the adapter; None: any.
+        name: The adapter's name; None: any.
 
     Raises:
-        MismatchError: There is none.
+        MismatchError: No layer carries it.
     """
     found = [(one, sub) for one, sub in module.named_modules() if isinstance(sub, Adapted)]
     fitting = [(one, sub) for one, sub in found if name is None or name in sub.adapters]

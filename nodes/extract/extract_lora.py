@@ -90,7 +90,7 @@ class ExtractLora(io.ComfyNode):
 
 
 def _beside(*sides: ModelSource | NoModel) -> str:
-    """What acts on these models and is in no weight; empty if nothing does."""
+    """What acts on these models without being in a weight; empty if nothing does."""
     told = [
         f"{side.name} has `{name}`"
         for side in sides
@@ -111,7 +111,7 @@ def _check_sides(base: Any, base_clip: Any, tuned: Any, tuned_clip: Any) -> None
     Raises:
         ArgumentError: Says what to connect.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     if base is not None and (tuned_clip is None) != (base_clip is None):
         missing = "base_clip" if base_clip is None else "tuned_clip"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class JoinedSource(FileSource):
     ) -> None:
         self._routes = dict(routes)
         self._sources = list(dict.fromkeys(source for source, _ in self._routes.values()))
+        self.reads_parts = all(source.reads_parts for source in self._sources)
         self.name = str(path)
         self.paths = (*paths, *(path for source in self._sources for path in source.paths))
         self.stamps = {path: stamp(path) for path in paths}
@@ -73,6 +75,16 @@ class JoinedSource(FileSource):
         """Read one tensor into fresh CPU memory, in its stored dtype."""
         source, inner = self._routes[key]
         return source.tensor(inner)
+
+    def read_into(self, key: str, start: int, out: Tensor) -> None:
+        """Read part of a tensor into memory that is there; see `FileSource.read_into`."""
+        source, inner = self._routes[key]
+        source.read_into(inner, start, out)
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
+        source, inner = self._routes[key]
+        source.copy_into(inner, file, offset)
 
     def close(self) -> None:
         """Close every source."""

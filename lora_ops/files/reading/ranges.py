@@ -6,12 +6,14 @@ it back, and an error of the disk, or a file that shrinks, would be a crash inst
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from pathlib import Path
 
 from ...errors import FormatError
 from ..base import open_binary, read_errors
+from ..positional import copy_at, read_at
 
 
 class RangeReader:
@@ -58,12 +60,25 @@ class RangeReader:
             self._file.seek(offset)
             while memory:
                 count = self._file.readinto(memory)
-                if not count:
-                    at = f", within {what}" if what else ""
-                    raise FormatError(
-                        f"the file became shorter while being read{at}", path=self.path
-                    )
+                self._check(count, what)
                 memory = memory[count:]
+
+    def beside(self, memory: memoryview, offset: int, what: str = "") -> None:
+        """Do what `into` does, while other threads read too, where the system knows how."""
+        with read_errors(self.path, what):
+            while memory:
+                count = read_at(self._file, memory, offset)
+                self._check(count, what)
+                memory, offset = memory[count:], offset + count
+
+    def copy(self, begin: int, size: int, file: io.FileIO, offset: int) -> bool:
+        """Have the system copy a range into another file; see `copy_at`."""
+        return copy_at(self._file, begin, size, file, offset)
+
+    def _check(self, count: int, what: str) -> None:
+        if not count:
+            at = f", within {what}" if what else ""
+            raise FormatError(f"the file became shorter while being read{at}", path=self.path)
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from ...errors import FormatError, QuantisedError
 from ..base import FileSource, quote
-from ..dtypes import TORCH_DTYPES
-from ..header import MAX_HEADER, parse_header
+from ..dtypes import TORCH_DTYPES, memory_of
+from ..header import MAX_HEADER, Entry, parse_header
+from ..positional import PART, write_at
 from .magic import HEAD, identify
 from .ranges import RangeReader
 
@@ -24,6 +26,8 @@ class SafetensorsFile(FileSource):
         ArgumentError: there is no such file, or it may not be read.
         FormatError: the file is damaged, truncated, hostile or of another kind.
     """
+
+    reads_parts = True
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -59,6 +63,41 @@ class SafetensorsFile(FileSource):
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
         """
+        entry = self._readable(key)
+        out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+        if entry.size:
+            self._file.into(memory_of(out), self.data_start + entry.begin, quote(key))
+        return out
+
+    def read_into(self, key: str, start: int, out: Tensor) -> None:
+        """Read part of a tensor into memory that is there; see `FileSource.read_into`.
+
+        Raises:
+            FormatError: the file has become shorter, or the disk fails.
+            QuantisedError: the elements are narrower than a byte, or unknown to this torch.
+        """
+        entry, memory = self._readable(key), memory_of(out)
+        begin = entry.begin + start * out.element_size()
+        if begin + len(memory) > entry.end or out.dtype != TORCH_DTYPES[entry.dtype]:
+            raise ValueError(
+                f"`{key}` has no {out.numel()} elements of {out.dtype} from {start} on"
+            )
+        if memory:
+            self._file.beside(memory, self.data_start + begin, quote(key))
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
+        entry = self._entries[key]
+        begin = self.data_start + entry.begin
+        if self._file.copy(begin, entry.size, file, offset):
+            return
+        memory = memoryview(bytearray(min(PART, entry.size)))
+        for at in range(0, entry.size, PART):
+            part = memory[: min(PART, entry.size - at)]
+            self._file.beside(part, begin + at, quote(key))
+            write_at(file, part, offset + at)
+
+    def _readable(self, key: str) -> Entry:
         entry = self._entries[key]
         if entry.dtype not in TORCH_DTYPES:
             raise QuantisedError(
@@ -66,11 +105,7 @@ class SafetensorsFile(FileSource):
                 "hold; give the unquantised (fp16/bf16/fp32) checkpoint",
                 path=self._path,
             )
-        out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-        if entry.size:
-            memory = out.reshape(-1).view(torch.uint8).numpy().data
-            self._file.into(memory, self.data_start + entry.begin, quote(key))
-        return out
+        return entry
 
     def close(self) -> None:
         """Close the file; names and shapes stay readable."""

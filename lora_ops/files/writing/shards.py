@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -120,6 +121,25 @@ class ShardsWriter:
         with self._named():
             self._writers[self._shard_of[key]].write(key, tensor)
         self._size += tensor.numel() * tensor.element_size()
+
+    def lay_out(self, rows: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> None:
+        """Give all tensors their places; see `SafetensorsWriter.lay_out`."""
+        shards: list[list[tuple[str, torch.dtype, Sequence[int]]]] = [[] for _ in self._writers]
+        for key, dtype, shape in rows:
+            shards[self._shard_of[key]].append((key, dtype, shape))
+            self._size += math.prod(shape) * dtype.itemsize
+        for writer, shard in zip(self._writers, shards, strict=True):
+            writer.lay_out(shard)
+
+    def write_at(self, key: str, start: int, piece: Tensor) -> None:
+        """Fill part of a place; see `SafetensorsWriter.write_at`."""
+        with self._named():
+            self._writers[self._shard_of[key]].write_at(key, start, piece)
+
+    def copy(self, key: str, source: FileSource, own: str) -> None:
+        """Fill a place with another file's tensor; see `SafetensorsWriter.copy`."""
+        with self._named():
+            self._writers[self._shard_of[key]].copy(key, source, own)
 
     def finish(
         self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()

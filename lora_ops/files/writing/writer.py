@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,17 +18,17 @@ import torch
 from torch import Tensor
 
 from ...errors import WriteError
-from ..dtypes import DTYPE_BITS, dtype_name
+from ..dtypes import DTYPE_BITS, dtype_name, memory_of
 from ..header import MAX_HEADER, check_name, render_header
+from ..positional import PART, write_at
 from .publish import Place, publish_all, write_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..base import FileSource
+
 _ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
-# What is written at once, in bytes: what the hash has just read is still in cache, and the system
-# takes it two to three times faster than tens of megabytes in one call.
-_PART = 1 << 20
 _SLACK = 200  # one part in that many of a file may be unused room
 
 
@@ -103,6 +105,7 @@ class SafetensorsWriter:
         self._room = _rounded(header_room)
         self._pieces: dict[str, _Piece] = {}
         self._waiting: dict[str, bytes] = {}
+        self._starts: dict[str, int] = {}
         self._hash = hashlib.sha256() if hashed else None
         self._size = 0
 
@@ -137,13 +140,62 @@ class SafetensorsWriter:
         """
         if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
-        piece = _piece(key, tensor)
+        piece = _piece(key, tensor.dtype, tensor.shape)
         self._pieces[key] = piece
-        data = _bytes_of(tensor)
+        data = memory_of(tensor)
         if piece.aligned:
             self._append(data)
         else:
             self._waiting[key] = bytes(data)
+
+    def lay_out(self, rows: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> None:
+        """Give all tensors their places, before anything is written: `write_at` and `copy` fill them.
+
+        They are where `write` would put them, in this order.
+
+        Args:
+            rows: Key, dtype and shape of each.
+
+        Raises:
+            ArgumentError: the format cannot hold a dtype, or a name.
+        """
+        if self._hash or self._pieces:
+            raise ValueError("places are for a file that is new, and not hashed")
+        pieces = _file_order(_piece(*row) for row in rows)
+        self._pieces = {piece.key: piece for piece in pieces}
+        starts = accumulate((piece.size for piece in pieces), initial=0)
+        self._starts = dict(zip(self._pieces, starts, strict=False))
+        self._size = sum(piece.size for piece in pieces)
+
+    def write_at(self, key: str, start: int, piece: Tensor) -> None:
+        """Fill part of a place; from any thread, in any order.
+
+        Args:
+            key: Of the tensor.
+            start: The first element, in C order.
+            piece: Elements of the tensor's dtype; they may change afterwards.
+
+        Raises:
+            WriteError: the file could not be written.
+        """
+        offset = 8 + self._room + self._starts[key] + start * piece.element_size()
+        with self.place.explained():
+            write_at(self._file, memory_of(piece), offset)
+
+    def copy(self, key: str, source: FileSource, own: str) -> None:
+        """Fill a place with the bytes of another file's tensor; from any thread.
+
+        Args:
+            key: Of the tensor.
+            source: The other file.
+            own: The tensor's key there; it has the same dtype and shape.
+
+        Raises:
+            FormatError: the other file cannot be read.
+            WriteError: the file could not be written.
+        """
+        with self.place.explained():
+            source.copy_into(own, self._file, 8 + self._room + self._starts[key])
 
     def finish(
         self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
@@ -187,8 +239,8 @@ class SafetensorsWriter:
         return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
 
     def _append(self, data: memoryview) -> None:
-        for start in range(0, len(data), _PART):
-            part = data[start : start + _PART]
+        for start in range(0, len(data), PART):
+            part = data[start : start + PART]
             if self._hash:
                 self._hash.update(part)
             with self.place.explained():
@@ -227,7 +279,7 @@ def save(
         ArgumentError: the format cannot hold a dtype or a name, or the name is taken.
         WriteError: the file could not be written.
     """
-    pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
+    pieces = _file_order(_piece(key, one.dtype, one.shape) for key, one in tensors.items())
     blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
     room = len(_header(pieces, {**(metadata or {}), **blank}))
     with SafetensorsWriter(path, header_room=room, replace=replace) as writer:
@@ -236,16 +288,9 @@ def save(
         return writer.finish(metadata, hash_keys=hash_keys)
 
 
-def _piece(key: str, tensor: Tensor) -> _Piece:
+def _piece(key: str, dtype: torch.dtype, shape: Sequence[int]) -> _Piece:
     check_name(key)
-    size = tensor.numel() * tensor.element_size()
-    return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's elements as bytes, in C order; shares its memory where it can."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    return _Piece(key, dtype_name(dtype), tuple(shape), math.prod(shape) * dtype.itemsize)
 
 
 def _file_order(pieces: Iterable[_Piece]) -> list[_Piece]:

@@ -64,7 +64,7 @@ ANIMA = Architecture(
     ),
 )
 
-# Of the first Cosmos, whose blocks are named as well as numbered.
+# Blocks of the first Cosmos, which have a name behind their number.
 _FIRST = tuple(
     f"blocks.block{number}.blocks.{{}}.{part}"
     for number in range(36)

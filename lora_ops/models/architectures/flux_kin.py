@@ -34,7 +34,7 @@ _TIME = renamed(
     ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
 )
 
-# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for all that it has as a Flux.
+# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for every model that it runs as a Flux.
 _READ = (
     *within("single_blocks.{}.", "single_transformer_blocks.{}.", UNSPLIT),
     *(one for one in EMBEDDERS if one.native.startswith("time_in.")),

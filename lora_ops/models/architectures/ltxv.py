@@ -22,7 +22,7 @@ _BLOCK = (
         *((f"{name}.{part}_norm", f"{name}.norm_{part}") for name in _ATTENTIONS for part in "qk")
     ),
 )
-# A module that predicts scale and shift: its embedder of time, and its own linear.
+# The parts of a module that predicts scale and shift: the time embedder, and a linear.
 _SINGLE = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
 _SINGLES = (
     ("adaln_single", "time_embed"),

@@ -60,8 +60,7 @@ PIXART = Architecture(
     ),
 )  # fmt: skip
 
-# Its second and third norm have each other's names in diffusers: among the parameters, as no
-# adapter has them.
+# HunyuanDiT's norm2 and norm3 are swapped in diffusers: among the parameters, as no adapter has them.
 _HUNYUAN_BLOCK = (
     Packing("attn1.Wqkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
     Packing("attn2.kv_proj", ("attn2.to_k", "attn2.to_v")),

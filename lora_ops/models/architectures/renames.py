@@ -18,14 +18,14 @@ _NUMBER = "#"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A module of the native model, and what stands for it in the foreign one.
+    """A module of the native model, and the modules of the foreign one that hold its rows.
 
     ``{}`` is a number; both sides have as many, in the same order.
 
     Attributes:
         native: Its name.
-        foreign: The modules that its rows are in there, from the first row to the last; an empty
-            name for rows that this spelling does not reach.
+        foreign: The foreign modules that hold its rows, from the first row to the last; an empty
+            name for rows that none of them holds.
         parts: Their shares of the rows; () for equal ones.
         swapped: The foreign model has the halves of the rows in the other order: shift and scale
             of the last modulation. A layer of the same name that has more than these two is not
@@ -124,7 +124,7 @@ def renames(packings: Iterable[Packing]) -> Renames:
         tokens = tokens_of(packing.native)
         native.setdefault(pattern_of(tokens), []).append((tokens, packing, 0))
         for index, name in enumerate(packing.foreign):
-            if not name:  # rows that the foreign model has not
+            if not name:  # rows that the foreign model lacks
                 continue
             tokens = tokens_of(name)
             foreign.setdefault(pattern_of(tokens), []).append((tokens, packing, index))

@@ -79,7 +79,7 @@ STABLE_AUDIO = Architecture(
         ),
         *same("timestep_features", "preprocess_conv", "postprocess_conv"),
         *same(*(f"transformer.global_cond_embedder.{layer}" for layer in (0, 2))),
-        # Behind a prefix that ends in its own one, which is then taken for all of the prefix.
+        # Prefixes that end in `transformer.` are taken off whole: names without it are known, too.
         *within("transformer.layers.{}.", "layers.{}.", _BLOCK),
         *renamed(*((f"transformer.{part}", part) for part in _OUTSIDE)),
     ),

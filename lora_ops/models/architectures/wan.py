@@ -72,7 +72,7 @@ WAN = Architecture(
     parameters=_PARAMETERS,
 )
 
-# diffusers alone has it: Wan's blocks behind patches of three sizes.
+# Only diffusers runs Helios: Wan's blocks behind patches of three sizes.
 HELIOS = Architecture(
     name="helios",
     title="Helios",

@@ -32,7 +32,8 @@ from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
-from .terms import Change, Share, check_kind
+from .change import Change
+from .shares import Share, check_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +102,7 @@ def plan_bake(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    check_checkpoint(checkpoint, "give the checkpoint first, or use `lorakit add` to join adapters")
+    check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
     known = parameters(checkpoint)
     found: dict[Parameter, list[Share]] = {}
     lost: list[Share] = []
@@ -121,7 +122,7 @@ def plan_bake(
         raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
     changes: dict[str, tuple[Change, ...]] = {}
     for parameter, shares in found.items():
-        change = Change(parameter, tuple(shares))
+        change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
     dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
