@@ -22,7 +22,7 @@ from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.architectures import Architecture, architecture_named, detect, parameters
+from ...models.architectures import Architecture, architecture_named, detect, own_parameters
 from ...report import Report
 from ...run.devices import Placement
 from ...run.inputs import paths_of
@@ -200,6 +200,6 @@ def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architect
     """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
         return {}, None
-    found = parameters(reference)
+    found = own_parameters(reference)
     own = {one.target: reference.own_key(one.key) for one in found.values()}
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)
