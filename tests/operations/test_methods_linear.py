@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,3 +167,16 @@ def test_the_catalogue_is_whole():
         choose_method(name, terms, method.base != "none")
         assert method.help
         assert isinstance(method.how, Linear | Span | Element)
+
+
+def test_the_page_names_every_method_and_parameter():
+    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
+    names = {*MERGE_METHODS, *ALIASES}
+    for method in MERGE_METHODS.values():
+        for name, parameter in method.parameters.items():
+            if name not in ("iterations", "tolerance"):  # of the means, told where LoRAs are added
+                names.add(name)
+            if isinstance(parameter, Choice):
+                names |= set(parameter.options) - {"sum", "count", "tensor", "row", "column"}
+    missing = {name for name in names if f"`{name}`" not in page}
+    assert not missing
