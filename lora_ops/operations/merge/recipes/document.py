@@ -83,7 +83,7 @@ def from_tree(tree: object, methods: Mapping[str, Taking] | None = None) -> Reci
 
 def as_toml(recipe: Recipe) -> str:
     """The recipe as TOML: in one order, defaults left out; `parse_document` reads it back as the same."""
-    return toml_text(as_tree(recipe))
+    return toml_text(as_tree(recipe), spread=("files",))
 
 
 def as_json(recipe: Recipe) -> str:
