@@ -29,7 +29,9 @@ def answer(question):
     nodes = {**simple.NODE_CLASS_MAPPINGS, **specific.NODE_CLASS_MAPPINGS}
     found = {}
     for label, (name, keys, values) in question.items():
-        inputs = [one for one in nodes[name].INPUT_TYPES()["required"] if not one.startswith("model")]
+        inputs = [
+            one for one in nodes[name].INPUT_TYPES()["required"] if not one.startswith("model")
+        ]
         sliders = {one: values[index % len(values)] for index, one in enumerate(inputs)}
         merged = nodes[name]().merge(Model([]), Model(keys), **sliders)
         found[label] = {"sliders": sliders, "shares": merged[0].shares}

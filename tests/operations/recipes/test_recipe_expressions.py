@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -64,9 +65,7 @@ _NUMBERS = st.floats(-3, 3).map(lambda x: round(x, 3))
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.tuples(_NUMBERS, st.sampled_from("BCD"), st.sampled_from("ABCD")), max_size=5)
-)
+@given(st.lists(st.tuples(_NUMBERS, st.sampled_from("BCD"), st.sampled_from("ABCD")), max_size=5))
 def test_any_change_of_a_base_is_its_value(parts):
     text = "A" + "".join(f" + ({factor})*({of} - {minus})" for factor, of, minus in parts)
     recipe = parse_expression(text)
@@ -170,16 +169,16 @@ def test_terms_that_say_nothing_are_refused(text):
 @settings(max_examples=200, deadline=None)
 @given(st.text("AB$ab01.*+-/() \"'x", max_size=30))
 def test_any_text_is_a_recipe_or_refused(text):
-    try:
+    recipe = None
+    with contextlib.suppress(ArgumentError):
         recipe = parse_line(text)
-    except ArgumentError as error:
-        assert str(error)
-    else:
-        assert parse_document(as_toml(recipe)) == recipe
+    assert recipe is None or parse_document(as_toml(recipe)) == recipe
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(_NUMBERS, st.lists(st.sampled_from(["$a", "$b"]), max_size=3)), max_size=4))
+@given(
+    st.lists(st.tuples(_NUMBERS, st.lists(st.sampled_from(["$a", "$b"]), max_size=3)), max_size=4)
+)
 def test_amounts_are_written_as_what_they_are(parts):
     text = "+".join("*".join([f"({factor})", *names]) for factor, names in parts) or "0"
     amount = parse_amount(text)
