@@ -9,6 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from lorakit.lora_ops.errors import LoraOpsError
+from lorakit.lora_ops.operations.merge.recipes.document import as_toml, parse_document
 from lorakit.lora_ops.operations.merge.recipes.recipe import (
     LEGACY,
     PARTS,
@@ -109,3 +111,14 @@ def recipes(draw: st.DrawFn) -> Recipe:
         keep=draw(st.sampled_from(["auto", "on", "off"])),
     )
     return Recipe(tuple(steps), files, draw(_texts), parts, output)
+
+
+def read_or_refused(read):
+    """Either our document, which reads back, or a message of ordinary length."""
+    found, refused = None, ""
+    try:
+        found = read()
+    except LoraOpsError as error:
+        refused = str(error)
+    assert len(refused) < 900
+    assert found is None or parse_document(as_toml(found.recipe)) == found.recipe
