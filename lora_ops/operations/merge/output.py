@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...files import INDEX, FileSource, SafetensorsWriter, ShardsWriter, dtype_name, partition
-from ...files.header import render_header
+from ...files.header import header_room
 from ...run.job import Outcome
 from .tiles import Planned, compute
 
@@ -42,12 +42,8 @@ def writer_for(
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         replace: Whether files that are there may be replaced.
     """
-    rows = [
-        # No offset has more digits than these will.
-        (key, dtype_name(dtype), checkpoint.shape(key), 10**13)
-        for key, dtype in dtypes.items()
-    ]
-    room = len(render_header(rows, metadata))
+    rows = [(key, dtype_name(dtype), checkpoint.shape(key)) for key, dtype in dtypes.items()]
+    room = header_room(rows, metadata)
     if is_index(output):
         shards = partition(checkpoint, dtypes, shard_size)
         writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
