@@ -82,7 +82,7 @@ class Stored:
         count, columns = matrix_shape(source.shape(key))
         first, last = rows or (0, count)
         self._first, self.shape = first, (last - first, columns)
-        self._file = source if isinstance(source, FileSource) and source.reads_parts else None
+        self._file = source if isinstance(source, FileSource) and source.has_ranges(key) else None
         self._tensor: Tensor | None = None
         if turned or self._file is None:
             whole = matrix(source.tensor(key))[first:last]
