@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from ...run.devices import Placement
 from ...run.job import Outcome, Work
 from ...source import TensorSource
 from ..resize.resize import Resizing, resize_notes, resize_work
-from .layer import LeftOut, with_left_out
+from .layer import with_left_out
 
 # A rank above that of any weight: all directions are kept.
 _ALL = RankRule("rank", 1 << 16)
@@ -52,9 +53,7 @@ class Lowering:
     architecture: Architecture | None
     left: Sequence[str] = ()
 
-    def work(
-        self, placement: Placement, *, overhead: int = 0
-    ) -> Work[str | LeftOut, Outcome[Layer]]:
+    def work(self, placement: Placement, *, overhead: int = 0) -> Work[Any, Outcome[Layer]]:
         """Return the jobs of the result's layers, and how they are done; see `resize_work`.
 
         Args:
