@@ -17,9 +17,11 @@ from .options import (
     clear_errors,
     device_option,
     dora_option,
+    dry_run_option,
     dtype_option,
     exact_option,
     force_option,
+    foretell,
     json_option,
     parse_dtype,
     parse_placement,
@@ -28,7 +30,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention, FileSource, Report
+    from ..lora_ops import Convention, FileSource, Report, ResizeOptions
     from ..lora_ops.operations.folder import Edit
 
 
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 @device_option
 @vram_option
 @force_option
+@dry_run_option
 @verbose_option
 @json_option
 def resize(
@@ -86,6 +89,7 @@ def resize(
     device: str,
     vram: str | None,
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
@@ -97,7 +101,7 @@ def resize(
     cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
-        from ..lora_ops import open_source, resize_file
+        from ..lora_ops import ArgumentError, open_source, plan_resize_file, resize_file
         from ..lora_ops.files import is_peft_folder
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
@@ -113,29 +117,39 @@ def resize(
             )
             check_json(json_to, [lora, *paths_of(measure, weights)], output)
 
+            options: ResizeOptions = {
+                "alpha": alpha,
+                "dtype": parse_dtype(dtype),
+                "relative_to": measure,
+                "norm": norm,
+                "base": weights,
+                "dora": dora,
+                "exact": exact,
+                "force": force,
+            }
+
             def edit(source: FileSource, to: Path) -> Report:
                 with progress_bar("resizing", unit="layers") as progress:
                     return resize_file(
                         source,
                         to,
                         rule,
-                        alpha=alpha,
-                        dtype=parse_dtype(dtype),
-                        relative_to=measure,
-                        norm=norm,
-                        base=weights,
-                        dora=dora,
-                        exact=exact,
                         placement=placement,
-                        force=force,
                         version=__version__,
                         progress=progress,
+                        **options,
                     )
 
             if lora.is_dir() and not is_peft_folder(lora):
+                if dry_run:
+                    raise ArgumentError("--dry-run plans one adapter; give a file of it", path=lora)
                 _resize_folder(lora, output, edit, json_to)
                 return
             source = stack.enter_context(open_source(lora))
+            if dry_run:
+                plan = plan_resize_file(source, output, rule, **options)
+                foretell(plan.preview(), json_to=json_to)
+                return
             report = edit(source, output)
         if not write_json(report.to_dict(), json_to):
             show_edit(report, verbose=verbose)
