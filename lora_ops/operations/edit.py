@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.edited import summarise
 from ..adapters.layers import Layer
 from ..adapters.metadata import Input, Result
-from ..errors import MismatchError
 from ..report import Report, Skip
 from ..run.devices import Placement, place
 from ..run.job import Outcome, Work
@@ -85,7 +85,7 @@ class EditPlan:
         """
         found, model = self.foresee(), self.draft.architecture
         if not found.layers:
-            raise MismatchError("no layer is left; nothing would be written")
+            summarise(found.skips)  # which refuses it, as it does after the work
         return Preview(
             output=str(self.draft.output),
             size_at_most=self.draft.overhead + found.size,
