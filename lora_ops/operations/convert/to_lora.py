@@ -10,11 +10,12 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
-from ...adapters.changes import as_changes, renamed
+from ...adapters.changes import as_changes
 from ...adapters.edited import converted
 from ...adapters.formats import format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.model import names_for
+from ...adapters.renamed import renamed
 from ...adapters.repacking.plan import Piece, convert_notes, planned, unplaced
 from ...adapters.some import without
 from ...linalg.ranks.budgets import Budget, parse_rule
