@@ -30,8 +30,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention, FileSource, Report, ResizeOptions
-    from ..lora_ops.operations.folder import Edit
+    from collections.abc import Iterable
+
+    from ..lora_ops import Convention, FileSource, LoraOpsError, Preview, Report, ResizeOptions
 
 
 @click.command()
@@ -101,8 +102,9 @@ def resize(
     cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
-        from ..lora_ops import ArgumentError, open_source, plan_resize_file, resize_file
+        from ..lora_ops import open_source, plan_resize_file, resize_file
         from ..lora_ops.files import is_peft_folder
+        from ..lora_ops.operations.folder import edit_folder, preview_folder
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -128,6 +130,9 @@ def resize(
                 "force": force,
             }
 
+            def preview(source: FileSource, to: Path) -> Preview:
+                return plan_resize_file(source, to, rule, **options).preview()
+
             def edit(source: FileSource, to: Path) -> Report:
                 with progress_bar("resizing", unit="layers") as progress:
                     return resize_file(
@@ -141,14 +146,16 @@ def resize(
                     )
 
             if lora.is_dir() and not is_peft_folder(lora):
-                if dry_run:
-                    raise ArgumentError("--dry-run plans one adapter; give a file of it", path=lora)
-                _resize_folder(lora, output, edit, json_to)
+                found = (
+                    preview_folder(lora, output, preview)
+                    if dry_run
+                    else edit_folder(lora, output, edit)
+                )
+                _tell_folder(found, json_to)
                 return
             source = stack.enter_context(open_source(lora))
             if dry_run:
-                plan = plan_resize_file(source, output, rule, **options)
-                foretell(plan.preview(), json_to=json_to)
+                foretell(preview(source, output), json_to=json_to)
                 return
             report = edit(source, output)
         if not write_json(report.to_dict(), json_to):
@@ -156,16 +163,17 @@ def resize(
             click.echo(f"wrote {plain(output)}")
 
 
-def _resize_folder(folder: Path, output: Path, edit: Edit, json_to: str | None) -> None:
+def _tell_folder(
+    results: Iterable[tuple[Path, Report | Preview | LoraOpsError]], json_to: str | None
+) -> None:
     """A line for each file, and status 1 if one could not be resized."""
     from ..lora_ops import LoraOpsError
-    from ..lora_ops.operations.folder import edit_folder
     from ..terminal.as_json import STDOUT, write_json
     from ..terminal.edits import file_line
 
     found: dict[str, object] = {}
     failed = 0
-    for name, result in edit_folder(folder, output, edit):
+    for name, result in results:
         failed += isinstance(result, LoraOpsError)
         if json_to != STDOUT:
             click.echo(file_line(name, result), err=isinstance(result, LoraOpsError))

@@ -157,14 +157,26 @@ def test_a_bake_says_what_is_copied(folder: Path) -> None:
     assert 0 < same < len(baked)
 
 
-def test_a_folder_of_adapters_is_not_planned(folder: Path) -> None:
-    (folder / "many").mkdir()
+def test_every_adapter_of_a_folder_is_planned(folder: Path) -> None:
+    (folder / "many" / "deep").mkdir(parents=True)
     save_file(load_file("lora.safetensors"), "many/a.safetensors")
+    save_file(load_file("other.safetensors"), "many/deep/b.safetensors")
+    save_file(load_file("base.safetensors"), "many/model.safetensors")
     before = contents(folder)
-    run = lorakit_here("resize", "many", "-r", "2", "-o", "results", "--dry-run")
-    assert run.status == 2
-    assert "--dry-run plans one adapter" in run.err
+    words = ("resize", "many", "-r", "2", "-o", "results")
+    run = lorakit_here(*words, "--dry-run", "--json", "-")
+    assert run.status == 1  # one of them is no adapter
     assert contents(folder) == before
+    plans = json.loads(run.out)["files"]
+    assert plans["deep/b.safetensors"]["output"] == str(Path("results/deep/b.safetensors"))
+    told = lorakit_here(*words, "--dry-run")
+    assert "rank at most 2" in told.out
+    assert "nothing was written" in told.out
+    assert lorakit_here(*words).status == 1
+    for name, plan in plans.items():
+        result = folder / "results" / name
+        assert result.exists() == ("error" not in plan)
+        assert not result.exists() or result.stat().st_size <= plan["size_at_most"]
 
 
 def _kinds(kind: type) -> list[type]:
