@@ -51,6 +51,13 @@ class JoinedSource(FileSource):
             parts[source].append(key)
         return list(parts.values())
 
+    def members(self) -> list[tuple[FileSource, dict[str, str]]]:
+        """Each source, with the names here of its tensors, by their names there."""
+        found: dict[FileSource, dict[str, str]] = {source: {} for source in self._sources}
+        for key, (source, inner) in self._routes.items():
+            found[source][inner] = key
+        return list(found.items())
+
     def own_key(self, key: str) -> str:
         """The tensor's name in the file itself, without what a folder puts in front."""
         source, inner = self._routes[key]
