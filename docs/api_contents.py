@@ -110,9 +110,9 @@ ELSEWHERE = {
 INNER = {
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
-    "FileSource": {"stamps", "parts", "own_key", "copy_into", "read_into"},
+    "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
-    "MemoryFile": {"copy_into", "read_into"},
+    "MemoryFile": {"copy_into"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import FileSource, Stamp, read_errors, stamp
+from .base import FileSource, Stamp, changed, read_errors, stamp
 from .dtypes import dtype_name
 from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256
 from .opening import open_source
@@ -11,6 +11,7 @@ from .reading.folder import is_peft_folder, open_folder
 from .reading.joined import JoinedSource
 from .reading.pickled import PickledFile
 from .reading.renamed import RenamedSource, modernised
+from .reading.routed import RoutedSource
 from .reading.safetensors_file import SafetensorsFile
 from .reading.sharded import open_sharded
 from .writing.folder import FolderWriter, beside_weights, check_folder
@@ -30,12 +31,14 @@ __all__ = [
     "Output",
     "PickledFile",
     "RenamedSource",
+    "RoutedSource",
     "SafetensorsFile",
     "SafetensorsWriter",
     "ShardsWriter",
     "Stamp",
     "Written",
     "beside_weights",
+    "changed",
     "check_folder",
     "check_name",
     "check_output",

@@ -6,17 +6,16 @@ import contextlib
 import difflib
 import errno
 import io
+import os
 import stat
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ..errors import ArgumentError, FormatError
+from ..source import TensorSource
 from .dtypes import DTYPE_NAMES, memory_of
 from .positional import write_at
 
@@ -34,15 +33,17 @@ _NOTHING_THERE = {
 }
 
 
-class FileSource(ABC):
+class FileSource(TensorSource):
     """A `TensorSource` that reads files: close it, or use it in a `with` statement.
+
+    It can be pickled: names, shapes and places travel, and the copy opens the files when it first
+    reads. One that is not what it was by then is refused with a `FormatError`.
 
     Attributes:
         name: The path as the user gave it.
         metadata: The file's own string map; empty where it has none.
         paths: The files that are read.
         spelling: Whose names the file has, where its keys are not its own; see `RenamedSource`.
-        reads_parts: Whether `read_into` reads no more than it is asked for.
         stamps: How each file was when it was opened, as far as that is known.
     """
 
@@ -50,34 +51,7 @@ class FileSource(ABC):
     metadata: Mapping[str, str]
     paths: tuple[Path, ...]
     spelling: str | None = None
-    reads_parts: bool = False
     stamps: Mapping[Path, Stamp | None] = MappingProxyType({})
-
-    @abstractmethod
-    def keys(self) -> Sequence[str]:
-        """All tensor names, in the order in which they lie in the file."""
-
-    @abstractmethod
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the header."""
-
-    @abstractmethod
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor as stored; `torch.uint8` for elements that torch does not have."""
-
-    @abstractmethod
-    def tensor(self, key: str) -> Tensor:
-        """Read one tensor into fresh CPU memory, in its stored dtype. Safe from several threads."""
-
-    def read_into(self, key: str, start: int, out: Tensor) -> None:
-        """Read part of a tensor into memory that is there. Safe from several threads.
-
-        Args:
-            key: The tensor.
-            start: The first element, in C order.
-            out: Contiguous, of the tensor's stored dtype; all of it is filled.
-        """
-        out.view(-1).copy_(self.tensor(key).reshape(-1)[start : start + out.numel()])
 
     def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
         """Write the bytes of a tensor into an open file, as they are stored.
@@ -100,10 +74,6 @@ class FileSource(ABC):
         """All tensor names, file by file."""
         return [list(self.keys())]
 
-    def own_key(self, key: str) -> str:
-        """The tensor's name in the file itself, without what a folder puts in front."""
-        return key
-
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
         dtype = self.dtype(key)
@@ -124,10 +94,21 @@ class FileSource(ABC):
 def stamp(path: Path) -> Stamp | None:
     """What tells whether a file is still the same; None where it cannot be told."""
     try:
-        found = path.stat()
+        return stamp_of(path.stat())
     except (OSError, ValueError):
         return None
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """The same of what the system says of a file."""
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def changed(path: Path) -> FormatError:
+    """The error for a file that is not what it was when it was opened."""
+    return FormatError(
+        "the file changed while it was read; do it again once nothing writes to it", path=path
+    )
 
 
 def is_folder(path: Path) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
-from ..errors import FormatError, LoraOpsError
-from ..files import FileSource, Stamp, false_hash, input_sha256, stamp
+from ..errors import LoraOpsError
+from ..files import FileSource, Stamp, changed, false_hash, input_sha256, stamp
 from ..source import TensorSource
 from .workers import in_background
 
@@ -124,7 +124,4 @@ def _stamps(sources: Iterable[TensorSource | None]) -> dict[Path, Stamp | None]:
 def _check(stamps: Mapping[Path, Stamp | None]) -> None:
     for path, before in stamps.items():
         if stamp(path) != before:
-            raise FormatError(
-                "the file changed while it was read; do it again once nothing writes to it",
-                path=path,
-            )
+            raise changed(path)

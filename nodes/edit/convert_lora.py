@@ -22,7 +22,6 @@ from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
 from ..host.lora_model import as_file, from_file
-from ..host.model_source import ModelSource
 
 KEPT = "as it is"
 
@@ -103,6 +102,7 @@ class ConvertLora(io.ComfyNode):
         """
         from ...lora_ops import MemoryFile, convert_file
         from ...version import __version__
+        from ..host.model_source import ModelSource
 
         if not lora:
             return nothing_in_it()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..form.schema import lora_output, report_output, reported, schema
 from ..form.wording import explained
 from ..host import host
-from ..host.model_source import ModelSource, NoModel
 from .extraction import extracted, extraction_inputs, partial_input
+
+if TYPE_CHECKING:
+    from ..host.model_source import ModelSource, NoModel
 
 
 class ExtractLora(io.ComfyNode):
@@ -70,6 +72,8 @@ class ExtractLora(io.ComfyNode):
             LoraOpsError: The two do not belong together, nothing differs, the rule is wrong, or
                 another pack's loader quantised a model.
         """
+        from ..host.model_source import ModelSource, NoModel
+
         _check_sides(base, base_clip, tuned, tuned_clip)
         changed = ModelSource("the tuned model", tuned, tuned_clip)
         start = NoModel(changed) if base is None else ModelSource("the base model", base, base_clip)
@@ -90,13 +94,8 @@ class ExtractLora(io.ComfyNode):
 
 
 def _beside(*sides: ModelSource | NoModel) -> str:
-    """What acts on these models without being in a weight; empty if nothing does."""
-    told = [
-        f"{side.name} has `{name}`"
-        for side in sides
-        if isinstance(side, ModelSource)
-        for name in side.injections
-    ]
+    """What acts on these models and is in no weight; empty if nothing does."""
+    told = [f"{side.name} has `{name}`" for side in sides for name in side.injections]
     if not told:
         return ""
     return (
@@ -111,7 +110,7 @@ def _check_sides(base: Any, base_clip: Any, tuned: Any, tuned_clip: Any) -> None
     Raises:
         ArgumentError: Says what to connect.
     """
-    from ...lora_ops import ArgumentError
+    from ...lora_ops.errors import ArgumentError
 
     if base is not None and (tuned_clip is None) != (base_clip is None):
         missing = "base_clip" if base_clip is None else "tuned_clip"

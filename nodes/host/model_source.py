@@ -1,4 +1,7 @@
-"""A loaded model as a source of tensors: every weight as it takes effect, in fp32, one at a time."""
+"""A loaded model as a source of tensors: every weight as it takes effect, in fp32, one at a time.
+
+Importing this takes the core, and time: nodes do so when they run.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...lora_ops import TensorSource
 from . import host
 
 _UNET, _ENCODERS = "diffusion_model.", "text_encoders."
@@ -17,7 +21,7 @@ _UNET, _ENCODERS = "diffusion_model.", "text_encoders."
 _UNREAD = (".input_scale", ".pre_quant_scale", "clip_l.transformer.text_projection.weight")
 
 
-class ModelSource:
+class ModelSource(TensorSource):
     """The diffusion model of a MODEL, and the text encoders of a CLIP, as one checkpoint.
 
     A weight is what the model computes with: converted out of its storage (fp8, int8, nvfp4, …),
@@ -27,7 +31,6 @@ class ModelSource:
 
     Attributes:
         name: What messages call it.
-        metadata: Empty: a model in memory has none.
         injections: What else acts on its layers as they run, by name; it is in no weight.
     """
 
@@ -39,7 +42,6 @@ class ModelSource:
         """
         self.name = name
         self.injections: list[str] = []
-        self.metadata: Mapping[str, str] = {}
         self._of: dict[str, tuple[Any, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._add(model, "", _UNET)
@@ -88,17 +90,18 @@ class ModelSource:
         return host.effective_weight(patcher, own)
 
 
-class NoModel:
+class NoModel(TensorSource):
     """The base of a difference: zeros for every weight of a source.
 
     Attributes:
         name: What messages call it.
-        metadata: Empty.
+        injections: None.
     """
+
+    injections: Sequence[str] = ()
 
     def __init__(self, like: ModelSource) -> None:
         self.name = "nothing"
-        self.metadata: Mapping[str, str] = {}
         self._like = like
 
     def keys(self) -> Sequence[str]:

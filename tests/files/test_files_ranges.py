@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,15 @@ class FailingFile(io.FileIO):
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingFile]:
     monkeypatch.setattr("lorakit.lora_ops.files.base.io.FileIO", FailingFile)
     monkeypatch.setattr(FailingFile, "good", sys.maxsize)
+    if hasattr(os, "preadv"):
+        whole = os.preadv
+
+        def preadv(handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+            if offset + sum(map(len, buffers)) > FailingFile.good:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return whole(handle, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", preadv)
     return FailingFile
 
 

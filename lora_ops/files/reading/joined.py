@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..base import FileSource, stamp
+from .routed import RoutedSource
 
 
-class JoinedSource(FileSource):
+class JoinedSource(RoutedSource):
     """A `TensorSource` over other sources, each key routed to one of them.
 
     Args:
@@ -31,7 +28,6 @@ class JoinedSource(FileSource):
     ) -> None:
         self._routes = dict(routes)
         self._sources = list(dict.fromkeys(source for source, _ in self._routes.values()))
-        self.reads_parts = all(source.reads_parts for source in self._sources)
         self.name = str(path)
         self.paths = (*paths, *(path for source in self._sources for path in source.paths))
         self.stamps = {path: stamp(path) for path in paths}
@@ -58,40 +54,9 @@ class JoinedSource(FileSource):
             found[source][inner] = key
         return list(found.items())
 
-    def own_key(self, key: str) -> str:
-        """The tensor's name in the file itself, without what a folder puts in front."""
-        source, inner = self._routes[key]
-        return source.own_key(inner)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, from its header."""
-        source, inner = self._routes[key]
-        return source.shape(inner)
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor as stored."""
-        source, inner = self._routes[key]
-        return source.dtype(inner)
-
-    def dtype_name(self, key: str) -> str:
-        """Dtype of one tensor as its header names it."""
-        source, inner = self._routes[key]
-        return source.dtype_name(inner)
-
-    def tensor(self, key: str) -> Tensor:
-        """Read one tensor into fresh CPU memory, in its stored dtype."""
-        source, inner = self._routes[key]
-        return source.tensor(inner)
-
-    def read_into(self, key: str, start: int, out: Tensor) -> None:
-        """Read part of a tensor into memory that is there; see `FileSource.read_into`."""
-        source, inner = self._routes[key]
-        source.read_into(inner, start, out)
-
-    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
-        """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
-        source, inner = self._routes[key]
-        source.copy_into(inner, file, offset)
+    def route(self, key: str) -> tuple[FileSource, str]:
+        """The source behind a key, and its own key for it."""
+        return self._routes[key]
 
     def close(self) -> None:
         """Close every source."""

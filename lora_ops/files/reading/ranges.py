@@ -10,14 +10,17 @@ import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from ...errors import FormatError
-from ..base import open_binary, read_errors
+from ..base import Stamp, changed, open_binary, read_errors, stamp, stamp_of
 from ..positional import copy_at, read_at
 
 
 class RangeReader:
     """Ranges of bytes of one file.
+
+    Pickled, it travels by its path: the copy opens the file when it first reads.
 
     Attributes:
         path: The file.
@@ -29,14 +32,16 @@ class RangeReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place = path.absolute()  # another process may stand in another folder
         self._turn = threading.Lock()
-        self._file = open_binary(path)
+        self._file: io.FileIO | None = open_binary(path)
         try:
             with read_errors(path):
-                self.size = os.fstat(self._file.fileno()).st_size
+                self._stamp: Stamp = stamp_of(os.fstat(self._file.fileno()))
         except BaseException:
             self._file.close()
             raise
+        self.size = self._stamp[1]
 
     def bytes(self, offset: int, size: int, what: str = "") -> bytes:
         """Read a range; see `into`. The size must not be the file's word alone."""
@@ -53,33 +58,42 @@ class RangeReader:
             what: What is read, for messages: the key of a tensor in backticks.
 
         Raises:
-            FormatError: the file ends within the range, or the disk fails.
+            FormatError: the file ends within the range, the disk fails, or, where this is a copy
+                out of another process, it is not what it was there.
         """
-        # One call to the system reads 2 GiB at most; a lock and a seek work on every system.
-        with self._turn, read_errors(self.path, what):
-            self._file.seek(offset)
-            while memory:
-                count = self._file.readinto(memory)
-                self._check(count, what)
-                memory = memory[count:]
-
-    def beside(self, memory: memoryview, offset: int, what: str = "") -> None:
-        """Do what `into` does, while other threads read too, where the system knows how."""
+        file = self._opened()
         with read_errors(self.path, what):
-            while memory:
-                count = read_at(self._file, memory, offset)
-                self._check(count, what)
+            while memory:  # one call to the system reads 2 GiB at most
+                count = read_at(file, memory, offset)
+                if not count:
+                    at = f", within {what}" if what else ""
+                    raise FormatError(
+                        f"the file became shorter while being read{at}", path=self.path
+                    )
                 memory, offset = memory[count:], offset + count
 
     def copy(self, begin: int, size: int, file: io.FileIO, offset: int) -> bool:
         """Have the system copy a range into another file; see `copy_at`."""
-        return copy_at(self._file, begin, size, file, offset)
-
-    def _check(self, count: int, what: str) -> None:
-        if not count:
-            at = f", within {what}" if what else ""
-            raise FormatError(f"the file became shorter while being read{at}", path=self.path)
+        return copy_at(self._opened(), begin, size, file, offset)
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self) -> io.FileIO:
+        if self._file is not None:
+            return self._file
+        with self._turn:
+            if self._file is None:
+                if stamp(self._place) != self._stamp:
+                    raise changed(self.path)
+                self._file = open_binary(self._place)
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._turn = threading.Lock()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ...errors import FormatError
 from ..base import FileSource
+from ..writing.memory import MemoryFile
 from .legacy import Modern, modern
+from .routed import RoutedSource
 
 
-class RenamedSource(FileSource):
+class RenamedSource(RoutedSource):
     """A `TensorSource` over another one, under the names that programs of today read.
 
     Attributes:
@@ -25,26 +24,16 @@ class RenamedSource(FileSource):
         self.stamps = original.stamps
         self.metadata = names.metadata
         self._names = dict(names.names)
-        self._added = dict(names.added)
+        self._added = MemoryFile(original.name, names.added)
 
     def keys(self) -> list[str]:
         """All names, in the order in which their tensors lie in the file; those added come last."""
-        return [*self._names, *self._added]
+        return [*self._names, *self._added.keys()]
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the header."""
+    def route(self, key: str) -> tuple[FileSource, str]:
+        """The file and its own name of a tensor; what was added is in memory."""
         own = self._names.get(key)
-        return tuple(self._added[key].shape) if own is None else self.original.shape(own)
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of one tensor as stored."""
-        own = self._names.get(key)
-        return self._added[key].dtype if own is None else self.original.dtype(own)
-
-    def tensor(self, key: str) -> Tensor:
-        """Read one tensor into fresh CPU memory, in its stored dtype."""
-        own = self._names.get(key)
-        return self._added[key].clone() if own is None else self.original.tensor(own)
+        return (self._added, key) if own is None else (self.original, own)
 
     def close(self) -> None:
         """Close the file."""

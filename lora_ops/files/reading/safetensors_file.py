@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FormatError, QuantisedError
+from ...source import check_run
 from ..base import FileSource, quote
 from ..dtypes import TORCH_DTYPES, memory_of
 from ..header import MAX_HEADER, Entry, parse_header
@@ -26,8 +27,6 @@ class SafetensorsFile(FileSource):
         ArgumentError: there is no such file, or it may not be read.
         FormatError: the file is damaged, truncated, hostile or of another kind.
     """
-
-    reads_parts = True
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -56,6 +55,11 @@ class SafetensorsFile(FileSource):
         """Dtype of one tensor as the header names it."""
         return self._entries[key].dtype
 
+    def storage(self, key: str) -> str:
+        """What people call its dtype; the header's own name where torch has no such elements."""
+        own = self._entries[key].dtype
+        return super().storage(key) if own in TORCH_DTYPES else own
+
     def tensor(self, key: str) -> Tensor:
         """Read one tensor into fresh CPU memory, in its stored dtype.
 
@@ -63,27 +67,27 @@ class SafetensorsFile(FileSource):
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
         """
-        entry = self._readable(key)
-        out = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-        if entry.size:
-            self._file.into(memory_of(out), self.data_start + entry.begin, quote(key))
+        out = torch.empty(self.shape(key), dtype=TORCH_DTYPES[self._readable(key).dtype])
+        self.read_into(key, 0, out)
         return out
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
-        """Read part of a tensor into memory that is there; see `FileSource.read_into`.
+        """Fill a buffer with a run of a tensor's numbers: one read of that range.
 
         Raises:
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
+            ValueError: see `TensorSource.read_into`.
         """
-        entry, memory = self._readable(key), memory_of(out)
-        begin = entry.begin + start * out.element_size()
-        if begin + len(memory) > entry.end or out.dtype != TORCH_DTYPES[entry.dtype]:
-            raise ValueError(
-                f"`{key}` has no {out.numel()} elements of {out.dtype} from {start} on"
-            )
-        if memory:
-            self._file.beside(memory, self.data_start + begin, quote(key))
+        entry = self._readable(key)
+        check_run(self, key, start, out)
+        if out.numel():
+            offset = self.data_start + entry.begin + start * out.element_size()
+            self._file.into(memory_of(out), offset, quote(key))
+
+    def has_ranges(self, key: str) -> bool:
+        """Always."""
+        return True
 
     def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
         """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
@@ -94,7 +98,7 @@ class SafetensorsFile(FileSource):
         memory = memoryview(bytearray(min(PART, entry.size)))
         for at in range(0, entry.size, PART):
             part = memory[: min(PART, entry.size - at)]
-            self._file.beside(part, begin + at, quote(key))
+            self._file.into(part, begin + at, quote(key))
             write_at(file, part, offset + at)
 
     def _readable(self, key: str) -> Entry:

@@ -66,6 +66,10 @@ class MemoryFile(FileSource):
         """The tensor itself, not a copy."""
         return self.tensors[key]
 
+    def has_ranges(self, key: str) -> bool:
+        """Always: it is in memory."""
+        return True
+
     def close(self) -> None:
         """Nothing to let go of."""
 

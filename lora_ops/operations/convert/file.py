@@ -201,8 +201,5 @@ def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architect
     if reference is None:
         return {}, None
     found = parameters(reference)
-    own = {
-        one.target: reference.own_key(one.key) if isinstance(reference, FileSource) else one.key
-        for one in found.values()
-    }
+    own = {one.target: reference.own_key(one.key) for one in found.values()}
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)

@@ -47,7 +47,9 @@ class Measured:
     @staticmethod
     def joined(tiles: list[tuple[float, float, float, float]]) -> Measured:
         """Of a whole weight, from those of its tiles."""
-        return Measured(*(math.hypot(*one) for one in zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)))
+        return Measured(
+            *(math.hypot(*one) for one in zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True))
+        )
 
 
 class Step(Protocol):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ...adapters.layers import Convention, LoraLayer
-from ...files import FileSource
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .shares import Share
@@ -98,9 +97,8 @@ class Stored:
         count, columns = matrix_shape(source.shape(key))
         first, last = rows or (0, count)
         self._first, self.shape = first, (last - first, columns)
-        self._file = source if isinstance(source, FileSource) and source.reads_parts else None
         self._tensor: Tensor | None = None
-        if turned or self._file is None:
+        if turned or not source.has_ranges(key):
             whole = matrix(source.tensor(key))[first:last]
             self._tensor = whole.mT if turned else whole
             self.shape = (self._tensor.shape[0], self._tensor.shape[1])
@@ -112,20 +110,17 @@ class Stored:
 
     def stored(self, part: slice) -> Tensor:
         """Read some rows in the dtype that they are stored in; not to be written into."""
-        if self._file is None or self._tensor is not None:
-            return self.whole()[part]
+        if self._tensor is not None:
+            return self._tensor[part]
         memory = self._buffer[: part.stop - part.start]
-        self._file.read_into(self.key, (self._first + part.start) * self.shape[1], memory)
+        self.source.read_into(self.key, (self._first + part.start) * self.shape[1], memory)
         return memory
 
     def whole(self) -> Tensor:
         """Read all rows, as `stored` does."""
-        if self._tensor is not None:
-            return self._tensor
-        if self._file is None:
-            raise ValueError(f"`{self.key}` of {self.source.name} is in no file, nor in memory")
-        self._tensor = torch.empty(self.shape, dtype=self._stored)
-        self._file.read_into(self.key, self._first * self.shape[1], self._tensor)
+        if self._tensor is None:
+            self._tensor = torch.empty(self.shape, dtype=self._stored)
+            self.source.read_into(self.key, self._first * self.shape[1], self._tensor)
         return self._tensor
 
     def rows(self, part: slice, out: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""How far apart the numbers of a dtype lie: what cannot be told from rounding."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the distance from each value to the next larger number of a dtype, by magnitude.
+
+    Args:
+        values: Any shape, any real dtype; they need not be numbers of `dtype`. One that lies beyond
+            its range gets what the next powers of two would have.
+        dtype: Floating point; whole numbers are 1 apart.
+
+    Returns:
+        float64, of the same shape and device: the unit in the last place, which below the smallest
+        normal number stays that of the subnormal ones; NaN for what is not finite.
+    """
+    magnitude = values.double().abs()
+    if not dtype.is_floating_point:
+        return torch.ones_like(magnitude)
+    limits = torch.finfo(dtype)
+    # Of zero, frexp would say that it is 0.5.
+    exponent = torch.frexp(magnitude.clamp(min=limits.smallest_normal)).exponent - 1
+    found = torch.ldexp(torch.full_like(magnitude, limits.eps), exponent)
+    return found.masked_fill_(~magnitude.isfinite(), math.nan)
