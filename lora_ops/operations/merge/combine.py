@@ -1,13 +1,12 @@
 """What a step of a merge adds to one parameter: sums of models, of differences, of adapters' changes.
 
-All of it is known before a number is read, but for the coefficients of the methods that ask for inner
-products (the span methods): those take a pass over the weight first.
+Planned, they are nodes, which know names and files; opened for a job, they are rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,11 +19,10 @@ from ...models.pairing import parameter_kind
 from ...report import Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
-from ..methods import coefficients
-from .change import BakedLayer
+from .change import BakedLayer, Change
 from .shares import Share
 from .step import Measured, not_numbers
-from .terms import Delta, Rows, Stored, matrix_shape, tiles_of
+from .terms import Replacement, Rows, Stored, matrix_shape
 
 UNCHANGED = "no number differs"
 
@@ -130,7 +128,12 @@ class Minus:
 
 
 class Node(Protocol):
-    """A term as it is planned."""
+    """A term as it is planned: opened for each job."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it yields a weight; else a change of one."""
+        ...
 
     def open(self, at: Opening) -> Rows:
         """Open it for one job."""
@@ -147,6 +150,7 @@ class Leaf:
 
     source: TensorSource
     parameter: Parameter
+    is_whole: bool = True
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -162,16 +166,12 @@ class Adapted:
     """What adapters change; their strengths are in the shares."""
 
     shares: tuple[Share, ...]
-    dora: Convention
+    dora: Convention = "paper"
+    is_whole: bool = False
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
-        base = None
-        if any(share.needs_base for share in self.shares):
-            base = at.weight.whole()
-            base = (base.mT if at.parameter.transposed else base).reshape(at.parameter.shape)
-        delta = Delta.of(self.shares, base, at.dtype, self.dora)
-        return delta.transposed if at.parameter.transposed else delta
+        return Change(at.parameter, self.shares, self.dora).change(at.weight, at.dtype)
 
     def leaves(self) -> Iterator[Leaf]:
         """See `Node`."""
@@ -180,10 +180,11 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One term less another."""
+    """One weight less another."""
 
     of: Node
     minus: Node
+    is_whole: bool = False
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -196,50 +197,27 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Combination:
-    """Terms times coefficients; with a method, its coefficients for these strengths.
-
-    Attributes:
-        terms: At least one.
-        weights: Of each.
-        method: One of `METHODS` that looks at the terms; None for a plain sum.
-        parameters: Of the method.
-    """
+class Sum:
+    """A weight and changes of it, or changes alone."""
 
     terms: tuple[Node, ...]
-    weights: tuple[float, ...]
-    method: str | None = None
-    parameters: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a weight is among them."""
+        return any(term.is_whole for term in self.terms)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
+        if len(self.terms) == 1:
+            return self.terms[0].open(at)
         rows = [term.open(at) for term in self.terms]
-        factors = self.weights
-        if self.method is not None:
-            strengths = torch.tensor(self.weights, dtype=torch.float64)
-            gram = _gram(rows, at.weight.shape, at.dtype)
-            factors = coefficients(self.method, gram, strengths, **self.parameters).tolist()
-        return Weighted(rows, factors, at.weight.shape)
+        return Weighted(rows, (1.0,) * len(rows), at.weight.shape)
 
     def leaves(self) -> Iterator[Leaf]:
         """See `Node`."""
         for term in self.terms:
             yield from term.leaves()
-
-
-def _gram(terms: Sequence[Rows], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Inner products of matrices, summed in float64."""
-    gram = torch.zeros(len(terms), len(terms), dtype=torch.float64)
-    with SCRATCH.frame():
-        for part in tiles_of(shape):
-            with SCRATCH.frame():
-                size = (part.stop - part.start, shape[1])
-                stack = SCRATCH.take((len(terms), size[0] * size[1]), torch.float64)
-                memory = SCRATCH.take(size, dtype)
-                for row, term in zip(stack, terms, strict=True):
-                    row.copy_(term.rows(part, memory).reshape(-1))
-                gram += stack @ stack.mT
-    return gram
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,7 +227,7 @@ class Merged:
     Attributes:
         parameter: Which, and where it lies in the base.
         base: The checkpoint.
-        node: What is added.
+        node: What is added; or the weight that takes its place.
     """
 
     parameter: Parameter
@@ -258,7 +236,8 @@ class Merged:
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
-        return self.node.open(Opening(self.parameter, weight, dtype))
+        rows = self.node.open(Opening(self.parameter, weight, dtype))
+        return Replacement(rows) if self.node.is_whole else rows
 
     def report(self, change: Rows, measured: Measured) -> MergedLayer | Skip:
         """See `Step`."""

@@ -41,6 +41,22 @@ class Rows(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Replacement:
+    """A weight that takes the place of another: a change that is given as what comes of it."""
+
+    weight: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return self.weight.shape
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`: those of the weight."""
+        return self.weight.rows(part, out)
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Shape of a weight as `matrix` gives it."""
     return (shape[0] if shape else 1), math.prod(shape[1:])

@@ -16,7 +16,7 @@ from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .step import Measured, Step
-from .terms import Stored, tile_height, tiles_of, wide
+from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 #: Takes a piece of the result: its first element, and the numbers, which may change afterwards.
 Put: TypeAlias = Callable[[int, Tensor], None]
@@ -160,14 +160,19 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
     measured: list[tuple[float, float, float, float]] = []
     for part in tiles:
         d, w, x = (one[: part.stop - part.start] for one in memory)
-        d = change.rows(part, d)
+        w = tiles.weight.rows(part, w)
+        result: Tensor | None = None
+        if isinstance(change, Replacement):
+            result = change.rows(part, x)
+            torch.sub(result, w, out=d)
+        else:
+            d = change.rows(part, d)
         norm = _norm(d)
         if norm == 0:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
-            measured.append((0.0, 0.0, 0.0, _norm(tiles.weight.rows(part, w))))
+            measured.append((0.0, 0.0, 0.0, _norm(w)))
             continue
-        w = tiles.weight.rows(part, w)
-        rounded = tiles.round(torch.add(w, d, out=x))
+        rounded = tiles.round(torch.add(w, d, out=x) if result is None else result)
         moved = _norm(x.copy_(rounded).sub_(w))
         lost = _norm(x.sub_(d))
         if not math.isfinite(lost):
