@@ -19,6 +19,9 @@ from .output import Draft
 from .peft_folder import sink_of
 from .preview import PlannedLayer, Preview
 
+# What a header is filled up by, at most: data begins at a multiple of 8 bytes.
+_PADDING = 7
+
 
 def no_notes(_: Report) -> Iterable[str]:
     """Nothing is worth saying."""
@@ -88,7 +91,7 @@ class EditPlan:
             summarise(found.skips)  # which refuses it, as it does after the work
         return Preview(
             output=str(self.draft.output),
-            size_at_most=self.draft.overhead + found.size,
+            size_at_most=self.draft.overhead + found.size + _PADDING,
             layers=tuple(found.layers),
             told=self.told,
             settings=self.settings,
