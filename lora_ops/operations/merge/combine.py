@@ -29,7 +29,7 @@ UNCHANGED = "no number differs"
 
 @dataclass(frozen=True, slots=True)
 class MergedLayer(BakedLayer):
-    """One parameter that was merged.
+    """One parameter that was merged; measured on one in four of the tiles that a large one has.
 
     Attributes:
         gain: How much of the change meant is in the one stored: 1 where it survived the rounding.
@@ -233,6 +233,11 @@ class Merged:
     parameter: Parameter
     base: TensorSource
     node: Node
+
+    @property
+    def every(self) -> int:
+        """See `Step`."""
+        return 4
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
