@@ -30,7 +30,12 @@ from ..adapters.formats import (
 from ..adapters.model import recognised_file
 from ..errors import FormatError
 from ..linalg.storage import spelled
-from ..models.architectures import Architecture, Parameter, architecture_named, parameters
+from ..models.architectures import (
+    Architecture,
+    Parameter,
+    architecture_named,
+    own_parameters,
+)
 from ..models.architectures import detect as detect_architecture
 from ..models.architectures import naming as naming_of
 from ..source import TensorSource
@@ -114,7 +119,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     other, method = recognise(grouped), foreign_method(grouped)
     adapter = grouped.is_adapter and other is None
     found = grouped.modules if adapter else {}
-    named = {} if adapter or other or method else parameters(source)
+    named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
     possible: tuple[str, ...] = ()
     if adapter:

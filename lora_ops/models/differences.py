@@ -35,11 +35,24 @@ class Sides:
 
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
-    """Read a parameter as the model has it: its rows of a fused tensor, the right way round."""
-    tensor = source.tensor(parameter.key)
+    """Read a parameter as the model has it: its rows of a fused tensor, the right way round, joined."""
+    tensor = _joined(source, parameter) if parameter.pieces else source.tensor(parameter.key)
     if parameter.rows is not None:
         tensor = tensor[slice(*parameter.rows)]
     return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
+    """All rows of a parameter that another program has in pieces."""
+    parts: list[Tensor] = []
+    for piece in parameter.pieces:
+        part = read_parameter(source, piece.parameter)
+        parts.append(torch.cat(part.chunk(2)[::-1]) if piece.swapped else part)
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) > 1:  # eight bits are not promoted; float32 holds all that are narrower
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        parts = [part.to(wide) for part in parts]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor:

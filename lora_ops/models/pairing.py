@@ -266,7 +266,7 @@ def _check_enough(
     if schemes[0] != schemes[1]:
         raise TargetMismatchError(
             f"{base[0]} has {schemes[0]} names and {tuned[0]} has {schemes[1]} names; "
-            "give both in one naming scheme (pairing across schemes is not offered yet)"
+            "give both in one naming scheme (no table translates these, or parts of a weight are missing)"
         )
     if not total:
         raise TargetMismatchError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TargetMismatchError
-from ...models.architectures import Parameter, Place
+from ...models.architectures import Parameter, Piece, Place
 from ...models.pairing import COMPONENT_TITLES, nearest
 from ...report import counted
 from ..formats import BIAS, ModelNames, component, flattened, resolve
@@ -28,11 +28,13 @@ class Seat:
         parameter: The parameter of the checkpoint.
         rows: Half-open range of the parameter's rows that the module changes; None for all.
         swapped: Whether the module has the halves of these rows in the other order.
+        piece: Of a parameter that the file has in pieces: the one that is to be changed.
     """
 
     parameter: Parameter
     rows: tuple[int, int] | None = None
     swapped: bool = False
+    piece: Piece | None = None
 
     @property
     def own(self) -> Parameter:
@@ -58,13 +60,28 @@ class Seat:
         return torch.cat(part.chunk(2)[::-1]) if self.swapped else part
 
     def spread(self, part: Tensor) -> Tensor:
-        """Return the module's rows as the weight has them; zeros in its other rows."""
+        """Return the module's rows as the weight has them, or its piece; zeros in its other rows."""
         part = torch.cat(part.chunk(2)[::-1]) if self.swapped else part
-        if self.rows is None:
-            return part
-        result = part.new_zeros(self.parameter.shape[0], *part.shape[1:])
-        result[slice(*self.rows)] = part
-        return result
+        result = part
+        if self.rows is not None:
+            result = part.new_zeros(self.parameter.shape[0], *part.shape[1:])
+            result[slice(*self.rows)] = part
+        if self.piece is None:
+            return result
+        result = result[slice(*self.piece.rows)]
+        result = torch.cat(result.chunk(2)[::-1]) if self.piece.swapped else result
+        high = self.piece.parameter.shape[0]  # a table whose numbers the model has in a row
+        return result if len(result) == high else result.reshape(high, -1)
+
+    @property
+    def pieces(self) -> tuple[Seat, ...]:
+        """The seats in the file's own tensors, of a parameter that it has in pieces; () of others."""
+        first, last = self.rows or (0, self.parameter.shape[0])
+        return tuple(
+            replace(self, piece=piece)
+            for piece in self.parameter.pieces
+            if piece.rows[0] < last and first < piece.rows[1]
+        )
 
 
 def seats(

@@ -106,6 +106,10 @@ class Architecture:
             these are not known.
         packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
         layout: The blocks of the published UNet; None for other models.
+        parameters: Its other parameters, by whole names: those of no module, and those of modules
+            that no adapter has. Swapped ones are so whatever their shape.
+        fused: Modules that diffusers alone has fused: its name of each, and the native modules that
+            its rows are.
         unadapted: Regular expression of native names of modules that PEFT refuses in diffusers'
             model, for they are of a kind of their own there. Empty: none.
     """
@@ -129,4 +133,6 @@ class Architecture:
     diffusers: str | None = None
     packings: tuple[Packing, ...] = ()
     layout: Layout | None = None
+    parameters: tuple[Packing, ...] = ()
+    fused: tuple[Packing, ...] = ()
     unadapted: str = ""

@@ -40,6 +40,10 @@ LTXV = Architecture(
         Condition(
             has_all=("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_1.bias")
         ),
+        Condition(
+            has_all=("proj_in.weight", "time_embed.emb.timestep_embedder.linear_1.bias"),
+            root="transformer.",
+        ),
     ),
     blocks={"transformer_blocks": (28, 48)},
     sizes={
@@ -68,5 +72,9 @@ LTXV = Architecture(
               for name in ("caption_projection", "audio_caption_projection") for number in (1, 2)),
             *("proj_out", "audio_proj_out"),
         ),
+    ),
+    parameters=same(
+        *("scale_shift_table", "audio_scale_shift_table", "transformer_blocks.{}.scale_shift_table"),
+        "transformer_blocks.{}.audio_scale_shift_table",
     ),
 )  # fmt: skip

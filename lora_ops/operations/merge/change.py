@@ -10,6 +10,7 @@ from torch import Tensor
 from ...adapters.layers import Convention
 from ...errors import NonFiniteError
 from ...models.architectures import Parameter
+from ...models.differences import read_parameter
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Skip
 from .shares import Share
@@ -54,8 +55,14 @@ class Change:
         """See `Step`."""
         base = None
         if any(share.needs_base for share in self.shares):
-            base = weight.whole()
-            base = (base.mT if self.parameter.transposed else base).reshape(self.parameter.shape)
+            seat = self.shares[0].seat
+            if seat is not None and seat.piece is not None:  # of a weight with other pieces
+                base = read_parameter(weight.source, seat.parameter)
+            else:
+                base = weight.whole()
+                base = (base.mT if self.parameter.transposed else base).reshape(
+                    self.parameter.shape
+                )
         delta = Delta.of(self.shares, base, dtype, self.dora)
         return delta.transposed if self.parameter.transposed else delta
 

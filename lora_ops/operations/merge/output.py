@@ -23,7 +23,7 @@ from ...files import (
     dtype_name,
     partition,
 )
-from ...files.header import render_header
+from ...files.header import header_room
 from ...report import LayerReport, Skip, counted
 from ...run.job import Outcome
 from ...source import TensorSource
@@ -98,9 +98,8 @@ def writer_for(
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         replace: Whether files that are there may be replaced.
     """
-    # No offset has more digits than these will.
-    entries = [(key, dtype_name(dtype), shape, 10**13) for key, dtype, shape in rows]
-    room = len(render_header(entries, metadata))
+    entries = [(key, dtype_name(dtype), tuple(shape)) for key, dtype, shape in rows]
+    room = header_room(entries, metadata)
     if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
         writer = FolderWriter(output, checkpoint, header_room=room)
     elif is_index(output):

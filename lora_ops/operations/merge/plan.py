@@ -112,7 +112,9 @@ def plan_bake(
             if share.seat is None:
                 lost.append(share)
             elif share.strength:
-                found.setdefault(share.seat.parameter, []).append(share)
+                for seat in share.seat.pieces or (share.seat,):
+                    own = seat.parameter if seat.piece is None else seat.piece.parameter
+                    found.setdefault(own, []).append(replace(share, seat=seat))
             else:
                 idle.append(share)
     if not found:
@@ -122,7 +124,7 @@ def plan_bake(
     for parameter, shares in found.items():
         change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
-    belongs = {one.key for one in known.values() if one.component != "other"}
+    belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
     dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
         dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
