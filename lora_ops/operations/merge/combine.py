@@ -6,7 +6,7 @@ Planned, they are nodes, which know names and files; opened for a job, they are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -193,7 +193,7 @@ class Leaf:
 
     source: TensorSource
     parameter: Parameter
-    is_whole: bool = True
+    is_whole: bool = field(default=True, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -210,7 +210,7 @@ class Adapted:
 
     shares: tuple[Share, ...]
     dora: Convention = "paper"
-    is_whole: bool = False
+    is_whole: bool = field(default=False, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -227,7 +227,7 @@ class Difference:
 
     of: Node
     minus: Node
-    is_whole: bool = False
+    is_whole: bool = field(default=False, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""

@@ -63,7 +63,8 @@ class Resolver:
     ) -> None:
         if recipe.values:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
-        self._recipe, self._sources, self._dora = recipe, sources, dora
+        self._recipe, self._sources = recipe, sources
+        self._dora: Convention = dora
         self._steps = {step.name: step for step in recipe.steps}
         self._models: dict[str, Model] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
@@ -123,8 +124,9 @@ class Resolver:
         """What a file or step is, against the base: a weight in its place, and changes of that."""
         if name in self._sources:
             other = self._model(name).matching(one, self.base.source)
-            same = other is None or self._sources[name] is self.base.source
-            if same or not self._sources[name].dtype(other.key).is_floating_point:
+            if other is None or self._sources[name] is self.base.source:
+                return None, ()
+            if not self._sources[name].dtype(other.key).is_floating_point:
                 return None, ()
             return Leaf(self._sources[name], other), ()
         step = self._steps[name]
