@@ -17,7 +17,6 @@ from ...adapters.strengths.ingredient import Ingredient
 from ...files import (
     FileSource,
     check_output,
-    partition,
     shard_paths,
 )
 from ...report import LayerReport, Report, Skip
@@ -36,6 +35,7 @@ from .output import (
     folder_notes,
     is_folder,
     is_index,
+    shards_of,
     write_tensor,
     writer_for,
 )
@@ -91,7 +91,7 @@ def plan_bake_file(
         plan = replace(plan, notes=(*plan.notes, *notes))
     plan = replace(plan, notes=(*plan.notes, *folder_notes(checkpoint)))
     if output is not None and is_index(output) and not is_folder(checkpoint):
-        shards = partition(checkpoint, plan.dtypes, shard_size)
+        shards = shards_of(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):
             check_output(path, inputs, force=force)
     return plan
@@ -164,7 +164,7 @@ class BakedFile(Sink[Tensor]):
         self._file = writer_for(
             self._output,
             self._checkpoint,
-            self._plan.dtypes,
+            [(key, dtype, self._checkpoint.shape(key)) for key, dtype in self._plan.dtypes.items()],
             _metadata(self._plan, blank, widest, self._version),
             shard_size=self._shard_size,
             replace=self._force,

@@ -99,17 +99,22 @@ def plan_merge(
     for name, parameter in base.parameters.items():
         if not resolver.is_merged(parameter):
             continue
-        node = resolver.node(parameter)
-        if node is None:
+        nodes = [(one, resolver.node(parameter, one)) for one in parameter.pieces or (None,)]
+        if all(node is None for _, node in nodes):
             if not resolver.is_elsewhere(name):
                 only_base.append(name)
             continue
         merged.append(name)
-        lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
-        if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
-            taken[parameter.key] = lone
-        else:
-            steps.setdefault(parameter.key, []).append(Merged(parameter, base.source, node))
+        for piece, node in nodes:
+            if node is None:
+                continue
+            lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+            if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+                taken[parameter.key] = lone
+                continue
+            at = parameter if piece is None else piece.parameter
+            step = Merged(at, base.source, node, parameter, piece)
+            steps.setdefault(at.key, []).append(step)
     if not merged:
         raise MismatchError(
             f"nothing to merge: no weight of {base.source.name} is in another model with a weight "
@@ -152,7 +157,7 @@ def plan_merge(
 
 
 def _same_place(one: Parameter, other: Parameter) -> bool:
-    whole = one.rows is None and other.rows is None
+    whole = one.rows is None and other.rows is None and not one.pieces and not other.pieces
     return whole and one.transposed == other.transposed and one.shape == other.shape
 
 
@@ -163,7 +168,7 @@ def _dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, to
     for parameter in parameters.values():
         dtype = asked.get(parameter.component, asked.get("all"))
         if dtype is not None and parameter.component != "other":
-            found[parameter.key] = dtype
+            found |= dict.fromkeys(parameter.keys, dtype)
     return found
 
 

@@ -1,0 +1,186 @@
+"""Merge from file to file: streamed in, streamed out, complete under its name or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ...files import FileSource, check_output, shard_paths
+from ...report import LayerReport, Report, Skip
+from ...run.devices import Placement, place
+from ...run.inputs import Input, paths_of, unhashed
+from ...run.job import Outcome, Work
+from ...run.output import Sink, write
+from ...run.stream import stream
+from ...run.workers import Progress
+from ...source import TensorSource
+from .merge import MergeOptions, MergeReport, merge_into, merge_jobs, summarise_merge
+from .merge_plan import MergePlan, plan_merge
+from .output import (
+    SHARD_SIZE,
+    PlacedWriter,
+    check_place,
+    folder_notes,
+    is_folder,
+    is_index,
+    shards_of,
+    write_tensor,
+    writer_for,
+)
+from .recipes.ancestry import Parent, merged_metadata
+from .recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def plan_merge_file(
+    recipe: Recipe,
+    sources: Mapping[str, TensorSource],
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    shard_size: int = SHARD_SIZE,
+    **options: Unpack[MergeOptions],
+) -> MergePlan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        recipe: With numbers for all names; see `Recipe.bind`.
+        sources: The files by the recipe's names.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a new folder
+            where the base is one; None: nowhere yet.
+        force: Whether the output may replace files.
+        shard_size: See `merge_file`.
+        **options: See `plan_merge`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written; or the base is no file.
+        LoraOpsError: See `plan_merge`.
+    """
+    plan = plan_merge(recipe, sources, **options)
+    if output is None:
+        return plan
+    base, inputs = _base(plan), paths_of(*sources.values())
+    check_place(output, base, inputs, force=force)
+    if is_folder(base):
+        if added := [key for key in plan.tensors if key not in set(base.keys())]:
+            raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
+    elif is_index(output):
+        for path in shard_paths(output, len(shards_of(base, plan.dtypes, shard_size))):
+            check_output(path, inputs, force=force)
+    return replace(plan, notes=(*plan.notes, *folder_notes(base)))
+
+
+def merge_file(
+    plan: MergePlan,
+    output: Path,
+    *,
+    force: bool = False,
+    version: str = "",
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Run a plan into a file, into shards and their index, or into a folder, and return its report.
+
+    The recipe stands in the metadata, with the hash of every input.
+
+    Args:
+        plan: From `plan_merge_file`.
+        output: A `.safetensors` file, an index, `.safetensors.index.json`, or a new folder.
+        force: Whether the output may replace files.
+        version: Of lorakit, for the record.
+        shard_size: Most bytes of data in a shard, where the base is no index itself.
+        progress: Called after each tensor.
+
+    Raises:
+        ArgumentError: The output exists; or the base is no file.
+        FormatError: An input changed while it was read; no file is written.
+        NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
+        WriteError: The disk is full, or the like; no file is written.
+    """
+    started = time.perf_counter()
+    sink = MergedFile(plan, output, shard_size, version, force)
+    results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
+    report = write(sink, results, started=started)
+    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
+
+
+class MergedFile(Sink[Tensor]):
+    """The checkpoint that a merge writes.
+
+    Args:
+        plan: From `plan_merge_file`.
+        output: Where to.
+        shard_size: See `merge_file`.
+        version: Of lorakit, for the record.
+        force: Whether the output may replace files.
+    """
+
+    def __init__(
+        self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
+    ) -> None:
+        self._names = [name for name in plan.recipe.files if name in plan.sources]
+        self.sources = [plan.sources[name] for name in self._names]
+        self._plan, self._output = plan, output
+        self._shard_size, self._version, self._force = shard_size, version, force
+        self._reports: list[LayerReport | Skip] = []
+
+    def writer(self) -> PlacedWriter:
+        """The file, or the files."""
+        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
+        self._file = writer_for(
+            self._output,
+            _base(self._plan),
+            [(key, one.dtype, one.shape) for key, one in self._plan.tensors.items()],
+            self._record(blank, {"error": -1.23456e-300, "changed": 123456789}),
+            shard_size=self._shard_size,
+            replace=self._force,
+        )
+        return self._file
+
+    def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
+        """Compute tensors, each into its place in the file."""
+        return [
+            write_tensor(self._plan.tensors[key], self._file, partial(merge_into, self._plan))
+            for key in keys
+        ]
+
+    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
+        """Nothing: each has been written when it is computed."""
+        self._reports.extend(outcome.reports)
+        return {}
+
+    def report(self) -> MergeReport:
+        """The report."""
+        return summarise_merge(self._plan, self._reports)
+
+    def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
+        """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
+        return self._record(inputs, {"error": report.error, "changed": float(len(report.layers))})
+
+    def _record(self, inputs: Sequence[Input], measured: Mapping[str, float]) -> dict[str, str]:
+        plan = self._plan
+        *first, last = plan.recipe.steps
+        shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
+        recipe = replace(plan.recipe, steps=(*first, replace(last, measured=shown)))
+        parents = {
+            name: Parent(one, plan.sources[name].metadata)
+            for name, one in zip(self._names, inputs, strict=True)
+        }
+        base = next(name for name in self._names if plan.sources[name] is plan.base)
+        predicts_v = True if "v_pred" in plan.tensors else None
+        return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+
+
+def _base(plan: MergePlan) -> FileSource:
+    if not isinstance(plan.base, FileSource):
+        raise ArgumentError(f"{plan.base.name} is no file; merge in memory")
+    return plan.base
