@@ -14,11 +14,13 @@ from .reading.renamed import RenamedSource, modernised
 from .reading.routed import RoutedSource
 from .reading.safetensors_file import SafetensorsFile
 from .reading.sharded import open_sharded
+from .writing.base import Written
 from .writing.memory import MemoryFile, Output, writer_of
 from .writing.outputs import check_output
+from .writing.placed import PlacedWriter
 from .writing.publish import check_name, move_all, write_whole
-from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
-from .writing.writer import SafetensorsWriter, Written, save
+from .writing.shards import INDEX, PlacedShardsWriter, ShardsWriter, partition, shard_paths
+from .writing.writer import SafetensorsWriter, save
 
 __all__ = [
     "DATA_HASH",
@@ -28,6 +30,8 @@ __all__ = [
     "MemoryFile",
     "Output",
     "PickledFile",
+    "PlacedShardsWriter",
+    "PlacedWriter",
     "RenamedSource",
     "RoutedSource",
     "SafetensorsFile",

@@ -7,7 +7,6 @@ it back, and an error of the disk, or a file that shrinks, would be a crash inst
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from ...errors import FormatError
 from ..base import Stamp, changed, open_binary, read_errors, stamp, stamp_of
+from ..positioned import Positioned
 
 _COPIED = 1 << 24  # bytes in one call: a Ctrl-C waits for its end
 
@@ -36,10 +36,10 @@ class RangeReader:
         self.path = path
         self._place = path.absolute()  # another process may stand in another folder
         self._turn = threading.Lock()
-        self._file: io.FileIO | None = open_binary(path)
+        self._file: Positioned | None = Positioned(open_binary(path))
         try:
             with read_errors(path):
-                self._stamp: Stamp = stamp_of(os.fstat(self._file.fileno()))
+                self._stamp: Stamp = stamp_of(os.fstat(self._file.handle))
         except BaseException:
             self._file.close()
             raise
@@ -66,7 +66,7 @@ class RangeReader:
         file = self._opened()
         with read_errors(self.path, what):
             while memory:  # one call to the system reads 2 GiB at most
-                count = self._read(file, memory, offset)
+                count = file.read(memory, offset)
                 if not count:
                     at = f", within {what}" if what else ""
                     raise FormatError(
@@ -84,7 +84,7 @@ class RangeReader:
                 while done < size:
                     step = min(size - done, _COPIED)
                     count = os.copy_file_range(
-                        file.fileno(), handle, step, begin + done, offset + done
+                        file.handle, handle, step, begin + done, offset + done
                     )
                     if not count:
                         break
@@ -96,21 +96,14 @@ class RangeReader:
         if self._file is not None:
             self._file.close()
 
-    def _read(self, file: io.FileIO, memory: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(file.fileno(), [memory], offset)
-        with self._turn:  # on Windows
-            file.seek(offset)
-            return file.readinto(memory)
-
-    def _opened(self) -> io.FileIO:
+    def _opened(self) -> Positioned:
         if self._file is not None:
             return self._file
         with self._turn:
             if self._file is None:
                 if stamp(self._place) != self._stamp:
                     raise changed(self.path)
-                self._file = open_binary(self._place)
+                self._file = Positioned(open_binary(self._place))
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class SafetensorsFile(FileSource):
     def copy_bytes(self, key: str, handle: int, offset: int) -> int:
         """Have the system copy a tensor's bytes into another file."""
         entry = self._entries[key]
+        if entry.dtype not in TORCH_DTYPES:
+            return 0
         return self._file.copy(self.data_start + entry.begin, entry.size, handle, offset)
 
     def close(self) -> None:

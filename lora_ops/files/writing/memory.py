@@ -13,7 +13,8 @@ from torch import Tensor
 from ..base import FileSource
 from ..dtypes import dtype_name
 from ..header import check_name, render_header
-from .writer import SafetensorsWriter, Written
+from .base import Written
+from .writer import SafetensorsWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,9 +127,8 @@ class MemoryWriter:
             for key, t in self._tensors.items()
         ]
         header = len(render_header(rows, self._file.metadata))
-        return Written(
-            Path(self._file.name), 8 + header + sum(row[3] for row in rows), "", len(rows)
-        )
+        data = sum(row[3] for row in rows)
+        return Written(Path(self._file.name), 8 + header + data, "", len(rows), data)
 
 
 def writer_of(

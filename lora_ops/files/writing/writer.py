@@ -1,65 +1,19 @@
-"""Writing safetensors files: streamed, hashed on the way, whole under their name or not at all."""
+"""Writing safetensors files tensor by tensor: streamed, and hashed on the way."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...errors import WriteError
-from ..dtypes import DTYPE_BITS, bytes_of, dtype_name
-from ..header import MAX_HEADER, check_name, render_header
-from .publish import Place, publish_all, write_all
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
-# What is written at once, in bytes: what the hash has just read is still in cache, and the system
-# takes it two to three times faster than tens of megabytes in one call.
-_PART = 1 << 20
-_SLACK = 200  # one part in that many of a file may be unused room
+from ..dtypes import bytes_of
+from .base import PART, FileWriter, Piece, Written, file_order, header_text, piece_of
+from .publish import write_all
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file as it was written.
-
-    Attributes:
-        path: Where it is.
-        size: Bytes in all.
-        data_sha256: SHA-256 of its data section, lower-case hex; empty where it was not taken.
-        tensors: How many there are.
-    """
-
-    path: Path
-    size: int
-    data_sha256: str
-    tensors: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int  # bytes
-
-    @property
-    def aligned(self) -> bool:
-        """Whether whatever follows it stays aligned."""
-        return self.size % _ALIGNMENT == 0
-
-
-class SafetensorsWriter:
+class SafetensorsWriter(FileWriter):
     """A safetensors file that takes one tensor at a time; use it in a `with` statement.
 
     The data goes to a hidden sibling of the output, behind room for the header. `finish` completes
@@ -97,34 +51,10 @@ class SafetensorsWriter:
         hashed: bool = True,
         replace: bool = True,
     ) -> None:
-        self._path = Path(path)
-        self._replace = replace
-        self._room = _rounded(header_room)
-        self._pieces: dict[str, _Piece] = {}
+        super().__init__(path, header_room, replace=replace)
+        self._pieces: dict[str, Piece] = {}
         self._waiting: dict[str, bytes] = {}
         self._hash = hashlib.sha256() if hashed else None
-        self._size = 0
-
-    def __enter__(self) -> Self:
-        self.place = Place(self._path, replace=self._replace)
-        try:
-            with self.place.explained():
-                self._file = self.place.open()
-                self._file.seek(8 + self._room)
-        except BaseException:  # Ctrl-C too: nobody else would clean up yet
-            self.place.clean()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self.place.clean()
 
     def write(self, key: str, tensor: Tensor) -> None:
         """Add one tensor, any device, shape and strides. It may change afterwards.
@@ -136,7 +66,7 @@ class SafetensorsWriter:
         """
         if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
-        piece = _piece(key, tensor)
+        piece = piece_of(key, tensor.dtype, tensor.shape)
         self._pieces[key] = piece
         data = bytes_of(tensor)
         if piece.aligned:
@@ -144,65 +74,19 @@ class SafetensorsWriter:
         else:
             self._waiting[key] = bytes(data)
 
-    def finish(
-        self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
-    ) -> Written:
-        """Write what waited and the header, and give the file its name.
-
-        Args:
-            metadata: Strings by strings.
-            hash_keys: Metadata keys that get the SHA-256 of the data section.
-
-        Raises:
-            WriteError: the file could not be written, or must not replace another.
-        """
-        written = self.complete(metadata, hash_keys=hash_keys)
-        publish_all([self.place])
-        return written
-
-    def complete(
-        self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
-    ) -> Written:
-        """Do what `finish` does, all but the name: for a file that gets it together with others."""
-        pieces = _file_order(self._pieces.values())
+    def _settle(self) -> tuple[list[Piece], str]:
+        pieces = file_order(self._pieces.values())
         for piece in pieces[len(pieces) - len(self._waiting) :]:
             self._append(memoryview(self._waiting.pop(piece.key)))
-        digest = self._hash.hexdigest() if self._hash else ""
-        text = _header(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
-        if len(text) > MAX_HEADER:
-            raise WriteError(
-                f"a header of {len(text)} bytes is more than loaders read ({MAX_HEADER}); "
-                "shorten the metadata",
-                path=self._path,
-            )
-        with self.place.explained():
-            # Where the file is small, what is left of the room would be much of it.
-            if not 0 <= self._room - len(text) <= self._size // _SLACK + _ALIGNMENT:
-                self._move_data(len(text))
-            self._file.seek(0)
-            write_all(self._file, memoryview(_framed(text, self._room)))
-            os.fsync(self._file.fileno())
-            self._file.close()
-        return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
+        return pieces, self._hash.hexdigest() if self._hash else ""
 
     def _append(self, data: memoryview) -> None:
-        for start in range(0, len(data), _PART):
-            part = data[start : start + _PART]
+        for start in range(0, len(data), PART):
+            part = data[start : start + PART]
             if self._hash:
                 self._hash.update(part)
             with self.place.explained():
                 write_all(self._file, part)
-        self._size += len(data)
-
-    def _move_data(self, room: int) -> None:
-        """Copy the data behind room of another size."""
-        old, data_start = self._file, 8 + self._room
-        self._room = _rounded(room)
-        self._file = self.place.open()
-        with old:
-            old.seek(data_start)
-            self._file.seek(8 + self._room)
-            shutil.copyfileobj(old, self._file, 1 << 20)
 
 
 def save(
@@ -226,36 +110,12 @@ def save(
         ArgumentError: the format cannot hold a dtype or a name, or the name is taken.
         WriteError: the file could not be written.
     """
-    pieces = _file_order(_piece(key, tensor) for key, tensor in tensors.items())
+    pieces = file_order(
+        piece_of(key, tensor.dtype, tensor.shape) for key, tensor in tensors.items()
+    )
     blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
-    room = len(_header(pieces, {**(metadata or {}), **blank}))
+    room = len(header_text(pieces, {**(metadata or {}), **blank}))
     with SafetensorsWriter(path, header_room=room, replace=replace) as writer:
         for key, tensor in tensors.items():
             writer.write(key, tensor)
         return writer.finish(metadata, hash_keys=hash_keys)
-
-
-def _piece(key: str, tensor: Tensor) -> _Piece:
-    check_name(key)
-    size = tensor.numel() * tensor.element_size()
-    return _Piece(key, dtype_name(tensor.dtype), tuple(tensor.shape), size)
-
-
-def _file_order(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """As they come; then those of odd sizes, so that each begins at a multiple of its element."""
-    known = list(pieces)
-    odd = [piece for piece in known if not piece.aligned]
-    odd.sort(key=lambda piece: (-DTYPE_BITS[piece.dtype], piece.key))
-    return [piece for piece in known if piece.aligned] + odd
-
-
-def _header(pieces: Iterable[_Piece], metadata: Mapping[str, str]) -> bytes:
-    return render_header(((p.key, p.dtype, p.shape, p.size) for p in pieces), metadata)
-
-
-def _framed(text: bytes, room: int) -> bytes:
-    return room.to_bytes(8, "little") + text.ljust(room)
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
