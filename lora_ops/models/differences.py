@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..linalg import frobenius
+from ..linalg.rounding import Grid
 from ..source import TensorSource
 from .architectures import Parameter
 from .pairing import Pair, is_candidate
@@ -33,6 +34,10 @@ class Sides:
         """Read one parameter from both, as stored."""
         return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
 
+    def grids(self, pair: Pair) -> tuple[Grid, Grid]:
+        """How far apart the numbers of one parameter can be stored on both sides."""
+        return parameter_grid(self.base, pair.base), parameter_grid(self.tuned, pair.tuned)
+
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
     """Read a parameter as the model has it: its rows of a fused tensor, the right way round."""
@@ -40,6 +45,24 @@ def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
     if parameter.rows is not None:
         tensor = tensor[slice(*parameter.rows)]
     return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
+    """Return `TensorSource.grid` of a parameter, whose places are those of `read_parameter`."""
+    key, shape = parameter.key, source.shape(parameter.key)
+    first, last = parameter.rows or (0, shape[0] if shape else 1)
+    before = first * math.prod(shape[1:])
+    if not parameter.transposed:
+        return lambda values, start: source.grid(key, values, before + start)
+
+    def turned(values: Tensor, start: int) -> Tensor:
+        run = slice(start, start + values.numel())
+        whole = values.new_zeros(shape[1] * (last - first))
+        whole[run] = values.reshape(-1)
+        stored = whole.reshape(shape[1], last - first).mT.contiguous()
+        return source.grid(key, stored, before).mT.reshape(-1)[run].reshape(values.shape)
+
+    return turned
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor:
