@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 
 class Coverage:
@@ -12,26 +12,13 @@ class Coverage:
         self._begins: list[int] = []
         self._ends: list[int] = []
 
-    def add(self, begin: int, end: int) -> bool:
-        """Add one piece; False, and nothing added, where a byte of it was there already."""
-        place = bisect_right(self._begins, begin)
-        after = self._begins[place] if place < len(self._begins) else end
-        before = self._ends[place - 1] if place else begin
-        if before > begin or after < end:
-            return False
-        joins_before, joins_after = bool(place) and before == begin, place < len(self._begins)
-        joins_after = joins_after and after == end
-        if joins_before and joins_after:
-            self._ends[place - 1] = self._ends.pop(place)
-            self._begins.pop(place)
-        elif joins_before:
-            self._ends[place - 1] = end
-        elif joins_after:
-            self._begins[place] = begin
-        else:
-            self._begins.insert(place, begin)
-            self._ends.insert(place, end)
-        return True
+    def add(self, begin: int, end: int) -> None:
+        """Add one piece; what of it is there already may come again."""
+        if begin == end:
+            return
+        touched = slice(bisect_left(self._ends, begin), bisect_right(self._begins, end))
+        self._begins[touched] = [min([begin, *self._begins[touched]])]
+        self._ends[touched] = [max([end, *self._ends[touched]])]
 
     @property
     def reach(self) -> int:
