@@ -14,6 +14,7 @@ from .reading.renamed import RenamedSource, modernised
 from .reading.routed import RoutedSource
 from .reading.safetensors_file import SafetensorsFile
 from .reading.sharded import open_sharded
+from .writing.folder import FolderWriter, beside_weights, check_folder
 from .writing.memory import MemoryFile, Output, writer_of
 from .writing.outputs import check_output
 from .writing.publish import check_name, move_all, write_whole
@@ -24,6 +25,7 @@ __all__ = [
     "DATA_HASH",
     "INDEX",
     "FileSource",
+    "FolderWriter",
     "JoinedSource",
     "MemoryFile",
     "Output",
@@ -35,7 +37,9 @@ __all__ = [
     "ShardsWriter",
     "Stamp",
     "Written",
+    "beside_weights",
     "changed",
+    "check_folder",
     "check_name",
     "check_output",
     "data_sha256",

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ...files import INDEX, FileSource, SafetensorsWriter, ShardsWriter, dtype_name, partition
+from ...files import (
+    INDEX,
+    FileSource,
+    FolderWriter,
+    JoinedSource,
+    SafetensorsWriter,
+    ShardsWriter,
+    beside_weights,
+    check_folder,
+    check_output,
+    dtype_name,
+    partition,
+)
 from ...files.header import header_room
+from ...report import counted
 from ...run.job import Outcome
+from ...source import TensorSource
 from .tiles import Planned, compute
+
+#: What has a place for every tensor of a checkpoint.
+PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter
 
 #: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
 SHARD_SIZE = 5 * 10**9
@@ -23,6 +41,44 @@ def is_index(output: Path) -> bool:
     return output.name.lower().endswith(INDEX)
 
 
+def is_folder(checkpoint: TensorSource) -> bool:
+    """Whether a checkpoint is a folder of files, which the output then is too."""
+    return isinstance(checkpoint, FileSource) and Path(checkpoint.name).is_dir()
+
+
+def check_place(
+    output: Path, checkpoint: FileSource, inputs: Sequence[Path], *, force: bool
+) -> None:
+    """Refuse a name under which the result could not, or must not, be written.
+
+    Args:
+        output: Where the result is to go.
+        checkpoint: What it is made like.
+        inputs: The files it is made from.
+        force: Whether files may be replaced.
+
+    Raises:
+        ArgumentError: See `check_output`; a folder becomes a new folder.
+    """
+    if is_folder(checkpoint):
+        check_folder(output, checkpoint)
+    else:
+        suffix = INDEX if is_index(output) else ".safetensors"
+        check_output(output, inputs, force=force, suffix=suffix)
+
+
+def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
+    """Say what of a folder is not in the new one."""
+    if not isinstance(checkpoint, FileSource) or not is_folder(checkpoint):
+        return
+    _, left = beside_weights(checkpoint)
+    if left:
+        yield (
+            f"{counted(len(left), 'file')} of other weights of the same components left out, the "
+            f"first `{left[0]}`"
+        )
+
+
 def writer_for(
     output: Path,
     checkpoint: FileSource,
@@ -31,7 +87,7 @@ def writer_for(
     *,
     shard_size: int,
     replace: bool,
-) -> SafetensorsWriter | ShardsWriter:
+) -> PlacedWriter:
     """Return the writer for an output, with room for the header of what is planned.
 
     Args:
@@ -44,7 +100,9 @@ def writer_for(
     """
     rows = [(key, dtype_name(dtype), checkpoint.shape(key)) for key, dtype in dtypes.items()]
     room = header_room(rows, metadata)
-    if is_index(output):
+    if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
+        writer = FolderWriter(output, checkpoint, header_room=room)
+    elif is_index(output):
         shards = partition(checkpoint, dtypes, shard_size)
         writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
     else:
@@ -53,7 +111,7 @@ def writer_for(
     return writer
 
 
-def write_tensor(planned: Planned, file: SafetensorsWriter | ShardsWriter) -> Outcome[Tensor]:
+def write_tensor(planned: Planned, file: PlacedWriter) -> Outcome[Tensor]:
     """Compute a tensor into its place in a file; or have the system copy it, where nothing changes.
 
     Args:
