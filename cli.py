@@ -35,6 +35,7 @@ from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
 from .commands.lint import lint
+from .commands.recipe import recipe
 from .commands.resize import resize
 from .commands.scale import scale
 from .commands.verify import verify
@@ -111,6 +112,7 @@ for command in (
     convert,
     bake,
     unbake,
+    recipe,
     demo,
 ):
     main.add_command(command)

@@ -79,8 +79,7 @@ def add(
     folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.operations.add.file import add_files
+        from ..lora_ops import Ingredient, add_files, open_source
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar

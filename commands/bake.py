@@ -22,10 +22,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops.adapters.layers import Convention
+    from ..lora_ops import Convention
 
 
-#: What both take.
+#: Arguments and options that bake and unbake share.
 _arguments = together(
     click.argument("checkpoint", type=PATH),
     click.argument("loras", nargs=-1, required=True, metavar="LORA[:S[:BLOCKS]]..."),
@@ -90,8 +90,7 @@ def _bake(
     allow_other: bool = False,
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.operations.merge.file import bake_file, plan_bake_file
+        from ..lora_ops import Ingredient, bake_file, open_source, plan_bake_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar

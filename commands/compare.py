@@ -33,9 +33,8 @@ def compare(
     The distance is that of SECOND from FIRST, as a share of the size of FIRST.
     """
     with clear_errors():
-        from ..lora_ops import open_source
-        from ..lora_ops.adapters.formats import decode
-        from ..lora_ops.inspect.compare import compare as compare_adapters
+        from ..lora_ops import compare as compare_adapters
+        from ..lora_ops import decode, open_source
         from ..lora_ops.run.inputs import unchanged
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_comparison

@@ -28,7 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops.adapters.layers import Convention
+    from ..lora_ops import Convention
 
 
 @click.command()
@@ -109,8 +109,7 @@ def convert(
     exactly where the rank is small, else at the rank that is given, with its error.
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import open_source
-        from ..lora_ops.operations.convert.file import convert_file
+        from ..lora_ops import convert_file, open_source
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json

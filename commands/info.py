@@ -10,7 +10,7 @@ import click
 from .options import PATH, check_picture, clear_errors, json_option, picture_option, save_picture
 
 if TYPE_CHECKING:
-    from ..lora_ops.files import FileSource
+    from ..lora_ops import FileSource
 
 
 @click.command()
@@ -41,8 +41,7 @@ def info(file: Path, picture: Path | None, json_to: str | None) -> None:
 
 def _draw(source: FileSource, path: Path) -> None:
     """Draw where the strength of an adapter lies."""
-    from ..lora_ops.adapters.formats import decode
-    from ..lora_ops.inspect.spectra import spectra
+    from ..lora_ops import decode, spectra
     from ..lora_ops.run.inputs import unchanged
     from ..pictures import inspection_picture
     from ..terminal.progress import progress_bar

@@ -41,8 +41,8 @@ def lint(
     all layers as they are meant is an error where --for names it, else a warning.
     """
     with clear_errors():
+        from ..lora_ops import lint as lint_source
         from ..lora_ops import open_source
-        from ..lora_ops.inspect.lint import lint as lint_source
         from ..terminal.as_json import check_json, write_json
         from ..terminal.lint import show_lint
         from ..terminal.progress import progress_bar

@@ -21,7 +21,7 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Reported(Protocol):
-    """What a command can tell, as a table and as JSON."""
+    """A result that a command can show as a table and as JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -29,7 +29,7 @@ class Reported(Protocol):
 
 
 class AskedWrongly(click.ClickException):
-    """Exit status 2."""
+    """An error of the request: exit status 2."""
 
     exit_code = 2
 
@@ -193,13 +193,14 @@ def tell(
 
 @contextlib.contextmanager
 def clear_errors() -> Generator[None, None, None]:
-    """What lorakit says becomes one line; a bug stays a traceback."""
-    from ..lora_ops.errors import ArgumentError, LoraOpsError
+    """What lorakit says becomes one line, in the command line's words; a bug stays a traceback."""
+    from ..lora_ops import ArgumentError, LoraOpsError
     from ..lora_ops.text import plain
+    from ..terminal.wording import worded
 
     try:
         yield
     except ArgumentError as error:
-        raise AskedWrongly(plain(str(error))) from error
+        raise AskedWrongly(plain(worded(str(error)))) from error
     except LoraOpsError as error:
-        raise click.ClickException(plain(str(error))) from error
+        raise click.ClickException(plain(worded(str(error)))) from error

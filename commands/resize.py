@@ -28,9 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Report
-    from ..lora_ops.adapters.layers import Convention
-    from ..lora_ops.files import FileSource
+    from ..lora_ops import Convention, FileSource, Report
     from ..lora_ops.operations.folder import Edit
 
 
@@ -99,9 +97,8 @@ def resize(
     cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
-        from ..lora_ops import open_source
+        from ..lora_ops import open_source, resize_file
         from ..lora_ops.files import is_peft_folder
-        from ..lora_ops.operations.resize.file import resize_file
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -147,7 +144,7 @@ def resize(
 
 def _resize_folder(folder: Path, output: Path, edit: Edit, json_to: str | None) -> None:
     """A line for each file, and status 1 if one could not be resized."""
-    from ..lora_ops.errors import LoraOpsError
+    from ..lora_ops import LoraOpsError
     from ..lora_ops.operations.folder import edit_folder
     from ..terminal.as_json import STDOUT, write_json
     from ..terminal.edits import file_line

@@ -47,8 +47,7 @@ def scale(
     left out. A LORA in PEFT's format becomes a folder of PEFT where the output is no .safetensors.
     """
     with clear_errors():
-        from ..lora_ops import Ingredient, open_source
-        from ..lora_ops.operations.scale.file import scale_file
+        from ..lora_ops import Ingredient, open_source, scale_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_strengths
         from ..terminal.progress import progress_bar

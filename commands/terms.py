@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..lora_ops.errors import ArgumentError
+from ..lora_ops import ArgumentError
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 

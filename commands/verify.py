@@ -10,7 +10,7 @@ import click
 from .options import PATH, clear_errors, dora_option, json_option, verbose_option
 
 if TYPE_CHECKING:
-    from ..lora_ops.adapters.layers import Convention
+    from ..lora_ops import Convention
 
 
 @click.command()

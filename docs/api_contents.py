@@ -9,7 +9,7 @@ from lorakit.lora_ops import Architecture
 HEAD = """\
 # The Python interface
 
-Made from the code by `docs/make_api.py`. All names are in `lorakit.lora_ops`; the errors are in `lorakit.lora_ops.errors`.
+Made from the code by `docs/make_api.py`. All names are in `lorakit.lora_ops`.
 [examples/](../examples) has a short program for each of the common jobs.
 
 Operations come in two forms. Those on objects take and give what is in memory (`resize`, `add`, `bake`). Those on files
@@ -64,7 +64,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "",
         (
             *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison", "lint"),
-            *("Lint", "Finding", "Verdict", "Read"),
+            *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),
     (
@@ -83,7 +83,16 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             *("place", "Placement"),
         ),
     ),
-    ("Errors", "", ("LoraOpsError",)),
+    (
+        "Errors",
+        "",
+        (
+            *("LoraOpsError", "FormatError", "UnknownFormatError", "UnsupportedLayerError"),
+            *("LayerShapeError", "QuantisedError", "UnsafePickleError", "MismatchError"),
+            *("TargetMismatchError", "WeightShapeError", "ArgumentError", "WriteError"),
+            "NonFiniteError",
+        ),
+    ),
 )
 #: Where the reader finds what docstrings call by the name of something that is not on the page.
 ELSEWHERE = {
@@ -101,8 +110,9 @@ ELSEWHERE = {
 INNER = {
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
-    "FileSource": {"stamps", "parts", "own_key"},
+    "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
+    "MemoryFile": {"copy_into"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},

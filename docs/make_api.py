@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -95,7 +95,7 @@ def page() -> str:
         lines += ["", f"## {title}", ""]
         lines += [first, ""] if first else []
         parts = (
-            errors_of(errors) if title == "Errors" else (line for n in names for line in entry(n))
+            errors_of(names) if title == "Errors" else (line for n in names for line in entry(n))
         )
         lines += parts
     text = "\n".join(lines).rstrip() + "\n"
@@ -184,13 +184,14 @@ def member_lines(key: str, member: Any) -> Iterator[str]:
             yield f"  - {head}`{one}`: {linked(text)}" if one else f"  - returns: {linked(text)}"
 
 
-def errors_of(module: Any) -> Iterator[str]:
+def errors_of(names: Iterable[str]) -> Iterator[str]:
     """The tree of errors, from the head of their module, and what each means."""
-    tree, _, rest = (inspect.getdoc(module) or "").partition("\n\n")[2].partition("\n\n")
-    yield from (_flat(rest), "", "```text", tree, "```", "")
-    yield from ("### class `LoraOpsError`", "", read_doc(module.LoraOpsError).text, "")
-    for key, text in read_doc(module.LoraOpsError).sections["Attributes"]:
-        yield f"- `{key}`: {text}"
+    tree, _, rest = (inspect.getdoc(errors) or "").partition("\n\n")[2].partition("\n\n")
+    yield from (_flat(rest), "", "```text", tree, "```")
+    for name in names:
+        told = read_doc(getattr(face, name))
+        yield from ("", f"### class `{name}`", "", told.text, "")
+        yield from (f"- `{key}`: {text}" for key, text in told.sections.get("Attributes", ()))
 
 
 def signature(name: str, thing: Any, width: int = WIDTH) -> str:

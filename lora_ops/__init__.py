@@ -11,11 +11,26 @@ from .adapters.formats import decode
 from .adapters.layers import Convention, FullLayer, Layer, LoraLayer
 from .adapters.matching.group import Term
 from .adapters.strengths.ingredient import Ingredient
-from .errors import LoraOpsError
+from .errors import (
+    ArgumentError,
+    FormatError,
+    LayerShapeError,
+    LoraOpsError,
+    MismatchError,
+    NonFiniteError,
+    QuantisedError,
+    TargetMismatchError,
+    UnknownFormatError,
+    UnsafePickleError,
+    UnsupportedLayerError,
+    WeightShapeError,
+    WriteError,
+)
 from .files import FileSource, MemoryFile, Output, open_source
 from .inspect.compare import Comparison, LayerComparison, compare
 from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
+from .inspect.spectra import Spectrum, spectra
 from .inspect.verify import verify
 from .linalg.ranks.budgets import Budget, parse_rule
 from .linalg.ranks.rules import RankRule, parse_rank
@@ -30,9 +45,9 @@ from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.bake import bake
+from .operations.merge.change import BakedLayer
 from .operations.merge.file import bake_file, plan_bake_file
 from .operations.merge.plan import BakePlan, plan_bake
-from .operations.merge.tensor import BakedLayer
 from .operations.resize.file import resize_file
 from .operations.resize.resize import resize
 from .operations.scale.file import scale_file
@@ -56,6 +71,7 @@ from .training import (
 __all__ = [
     "Adapter",
     "Architecture",
+    "ArgumentError",
     "BakePlan",
     "BakedLayer",
     "Budget",
@@ -65,16 +81,20 @@ __all__ = [
     "EditReport",
     "FileSource",
     "Finding",
+    "FormatError",
     "FullLayer",
     "Info",
     "Ingredient",
     "Layer",
     "LayerComparison",
     "LayerReport",
+    "LayerShapeError",
     "Lint",
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MismatchError",
+    "NonFiniteError",
     "Output",
     "Pair",
     "Pairing",
@@ -83,13 +103,21 @@ __all__ = [
     "Plan",
     "PlanOptions",
     "Progress",
+    "QuantisedError",
     "RankRule",
     "Read",
     "Report",
     "Skip",
+    "Spectrum",
+    "TargetMismatchError",
     "TensorSource",
     "Term",
+    "UnknownFormatError",
+    "UnsafePickleError",
+    "UnsupportedLayerError",
     "Verdict",
+    "WeightShapeError",
+    "WriteError",
     "add",
     "add_files",
     "architecture_named",
@@ -123,6 +151,7 @@ __all__ = [
     "scale",
     "scale_file",
     "set_strength",
+    "spectra",
     "store_frozen",
     "unmerge",
     "verify",

@@ -15,6 +15,8 @@ LoraOpsError                  carries the target and the path where they are kno
 └── NonFiniteError            NaN or infinity came in, or would go out
 
 A message states what, where, the values and the way out: lower case, no full stop, names in backticks.
+The way out is in Python's words, in two forms: what to give as `dtype=`, `to="lora"` or `force=True`, what
+to call as `describe()` or `convert(lora, to="lora")`. So are notes, reasons of skips and cures of lint.
 """
 
 from __future__ import annotations

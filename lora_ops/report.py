@@ -17,7 +17,7 @@ class LayerReport:
         component: unet, te or vae.
         kind: linear, conv 1x1, conv 3x3, ...; or that of a full difference: bias, norm, ...
         shape: Of the weight, (out, in, *kernel).
-        rank: Of the layer; 0 where the adapter does not hold it.
+        rank: Rank of the layer; 0 where the adapter does not hold it.
         norm: Frobenius norm of the true change.
         residual: Frobenius norm of the true change less that of the layer, whose numbers are
             those that are written, after rounding.
@@ -68,7 +68,7 @@ class Report:
     Attributes:
         layers: What is in the result.
         skips: What is not, with reasons: every parameter of the chosen components is in one list.
-        notes: What is worth a sentence: components that one side lacks, names on one side only.
+        notes: Sentences on what is worth knowing, as of components that one side lacks.
         seconds: Wall time.
         size: Bytes of the file; 0 where none was written.
     """

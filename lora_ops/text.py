@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import ArgumentError
+
+# How a message names a way out, in Python's words. The skins put their own for it, name for name:
+# terminal/wording.py the options and commands, nodes/form/wording.py the inputs and nodes.
+#: What to give: `dtype=`, `to="lora"`, `force=True`. The groups: name, and value without its quotes.
+PARAMETER = re.compile(r"`([a-z_]+)=\"?([^`]*?)\"?`")
+#: What to call: `describe()`, `convert(lora, to="lora")`. The group: name.
+CALL = re.compile(r"`([a-z_]+)\([^`]*\)`")
 
 # What a number of bytes may end in.
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}

@@ -59,7 +59,7 @@ def inspection_picture(name: str, spectra: Sequence[Spectrum]) -> Image:
 
     Args:
         name: What the adapter is called.
-        spectra: Of its layers; one at least.
+        spectra: Spectra of its layers; one at least.
 
     Returns:
         An RGB picture of 960 x 740 pixels.
@@ -79,7 +79,7 @@ def comparison_picture(names: tuple[str, str], comparison: Comparison) -> Image:
 
     Args:
         names: What the adapters are called.
-        comparison: Of the two; one layer at least.
+        comparison: How the two compare; one layer at least.
 
     Returns:
         An RGB picture of 960 x 600 pixels.

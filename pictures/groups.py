@@ -24,8 +24,8 @@ class BlockStrength:
 
     Attributes:
         label: Its name, such as IN04.
-        share: Of the adapter's squared norm, 0 to 1; None where no layer here has a change of its own.
-        ranks: The smallest, the mean and the largest; None where no layer here has a rank.
+        share: Its part of the adapter's squared norm, 0 to 1; None if no layer here has a norm.
+        ranks: The smallest, the mean and the largest rank; None where no layer here has one.
     """
 
     label: str
@@ -39,8 +39,8 @@ class BlockLikeness:
 
     Attributes:
         label: Its name, such as IN04.
-        cosine: Of the two changes here, -1 to 1; None where one of them is zero.
-        norms: Frobenius norms of both.
+        cosine: Cosine of the two changes here, -1 to 1; None where one of them is zero.
+        norms: Frobenius norms of the two changes.
     """
 
     label: str
@@ -51,10 +51,10 @@ class BlockLikeness:
 def by_block(targets: Collection[str]) -> dict[str, list[str]]:
     """Return the names of layers by block label; by component where no block is known.
 
-    What lies outside of all blocks is in the last, `rest`.
+    Layers outside of all blocks are in the last group, `rest`.
 
     Args:
-        targets: Of one adapter, of any format.
+        targets: Names of one adapter's layers, in any format.
     """
     found = locate(targets)
     if found is None:

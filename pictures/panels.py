@@ -23,7 +23,7 @@ from .shapes import (
 
 # Sizes of letters, and how far above a frame its title stands; in pixels.
 SMALL, TITLE, HEAD = 18, 20, 21
-# Of a block's width, what its bars take; and in pixels, where there are few blocks.
+# Share of a block's width that its bars take; and their most pixels, where there are few blocks.
 _BARS, _WIDEST = 0.74, 64.0
 # Pixels that a letter of a label takes, and what lies between two labels.
 _LETTER, _BETWEEN = 10.5, 10
@@ -35,8 +35,8 @@ class Series:
 
     Attributes:
         name: For the legend; empty for none.
-        colour: Of the bars.
-        values: One a block; None where there is none.
+        colour: Colour of the bars.
+        values: One number for each block; None where a block has none.
     """
 
     name: str
@@ -67,9 +67,9 @@ def bars(frame: Frame, axis: Axis, groups: Sequence[Series]) -> list[Box]:
     """Return bars from the axis' zero: side by side those of one block, block after block.
 
     Args:
-        frame: Where.
-        axis: Vertical; holds 0.
-        groups: As many values each as there are blocks.
+        frame: Where to draw.
+        axis: The vertical axis, which holds 0.
+        groups: Series with one value for each block.
     """
     zero = frame.y(axis.part(0))
     found: list[Box] = []
@@ -132,7 +132,7 @@ def message(frame: Frame, text: str) -> Text:
 
 
 def _edges(frame: Frame, at: int, blocks: int, index: int, groups: int) -> tuple[float, float]:
-    """Left and right of one bar; never narrower than a pixel."""
+    """The left and right edge of a bar, which is never narrower than a pixel."""
     width = (frame.right - frame.left) / blocks
     bar = max(1.0, min(_BARS * width, _WIDEST) / groups)
     left = frame.left + (at + 0.5) * width + (index - groups / 2) * bar

@@ -55,11 +55,11 @@ class Text:
     """A line of text.
 
     Attributes:
-        x: Where the anchor is.
-        y: Where the anchor is.
+        x: Pixel of the anchor, from the left.
+        y: Pixel of the anchor, from the top.
         text: What it says.
-        size: Of the font, in pixels.
-        colour: Of the letters.
+        size: Size of the font, in pixels.
+        colour: Colour of the letters.
         anchor: Pillow's: left, middle or right, and middle or the letters' ascender.
     """
 
@@ -71,7 +71,7 @@ class Text:
     anchor: str = "lm"
 
 
-# As a factor, what marks must be apart for their labels to be.
+# Marks of a doubling axis closer than this factor would have labels that overlap.
 _APART = 1.25
 
 Shape: TypeAlias = Box | Line | Area | Text

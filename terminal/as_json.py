@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..lora_ops.errors import ArgumentError
+from ..lora_ops import ArgumentError
 from ..lora_ops.files import check_name, write_whole
 from ..lora_ops.files.reading.folder import ADAPTER_CONFIG
 from ..lora_ops.linalg.storage import spelled
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..lora_ops import Plan
 
 STDOUT = "-"
+# Fields of skips and findings that are sentences.
+_SAID = ("reason", "message", "cure")
 
 
 def check_json(json_to: str | None, inputs: Iterable[Path], output: Path | None = None) -> None:
@@ -60,7 +63,9 @@ def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
     """
     if json_to is None:
         return False
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = (
+        json.dumps(_finite(_worded(content)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     if json_to == STDOUT:
         sys.stdout.write(text)
         return True
@@ -88,6 +93,20 @@ def plan_dict(plan: Plan, output: Path, size: int) -> dict[str, object]:
             for both in plan.pairing.candidates
         ],
     }
+
+
+def _worded(content: Mapping[str, object]) -> dict[str, object]:
+    """The same with what the core says in the command line's words; what files say stays."""
+    found = dict(content)
+    if notes := cast("Sequence[str]", content.get("notes", ())):
+        found["notes"] = [worded(note) for note in notes]
+    for name in ("skips", "findings"):
+        if rows := cast("Sequence[Mapping[str, str]]", content.get(name, ())):
+            found[name] = [
+                {key: worded(text) if key in _SAID else text for key, text in row.items()}
+                for row in rows
+            ]
+    return found
 
 
 def _finite(value: object) -> object:

@@ -6,16 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..lora_ops.adapters.edited import EditReport
-from ..lora_ops.errors import LoraOpsError
+from ..lora_ops import EditReport, LoraOpsError
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
 from .layout import fill, new_table, open_console, print_rest, shape_text, tail
 
 if TYPE_CHECKING:
-    from ..lora_ops import Report
-    from ..lora_ops.inspect.compare import Comparison, LayerComparison
-    from ..lora_ops.operations.merge.tensor import BakedLayer
+    from ..lora_ops import BakedLayer, Comparison, LayerComparison, Report
 
 _OUTSIDE = "left out"
 

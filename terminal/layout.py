@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..lora_ops import Report
@@ -23,7 +24,7 @@ Row = TypeVar("Row")
 
 
 def open_console() -> Console:
-    """As wide as the terminal; wide enough for a table where there is none."""
+    """A console as wide as the terminal; 112 columns, enough for any table, where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=112)
 
 
@@ -57,12 +58,12 @@ def fill(
     """Add rows: all, in their order, or the heaviest, in order of weight, and how many there are.
 
     Args:
-        table: Where to.
-        rows: What there is.
-        cells: The text of one row's cells.
-        weigh: How much one wants to see a row.
-        verbose: Show all.
-        which: What the heaviest are called.
+        table: The table to fill.
+        rows: All that could be shown.
+        cells: Gives the texts of a row's cells.
+        weigh: Gives how much a row matters.
+        verbose: Whether to show all rows.
+        which: What to call the heaviest rows, such as `worst`.
     """
     shown = rows
     if not verbose and len(rows) > _MOST:
@@ -82,14 +83,14 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     """Print what was left out, notes, and totals.
 
     Args:
-        console: Where to.
-        report: Whose.
-        outside: What the part of the change is called that is in no layer.
+        console: Where to print.
+        report: The report.
+        outside: What to call the part of the change that is in no layer.
     """
     if report.skips:
         console.print(_skip_table(report))
     for note in report.notes:
-        console.print(f"[yellow]note[/] {safe(note)}", soft_wrap=True)
+        console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
     parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     console.print(
         f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
@@ -107,5 +108,5 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
 def _skip_table(report: Report) -> Table:
     table = new_table("left out", "because", "tensors", "share of the change")
     for (reason, kind), (tensors, share) in report.reasons().items():
-        table.add_row(kind, reason, str(tensors), f"{share:.2%}")
+        table.add_row(kind, safe(worded(reason)), str(tensors), f"{share:.2%}")
     return table

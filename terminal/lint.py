@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from ..lora_ops.report import counted
 from ..lora_ops.text import either
 from .layout import open_console, safe
+from .wording import worded
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..lora_ops.inspect.lint import Finding, Lint
+    from ..lora_ops import Finding, Lint
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -46,12 +47,14 @@ def _show(console: Console, findings: tuple[Finding, ...]) -> None:
     for one in findings:
         style = _STYLES[one.severity]
         console.print(
-            f"  [{style}]{one.severity:<7}[/]  {one.code}  {safe(one.message + _where(one))}",
+            f"  [{style}]{one.severity:<7}[/]  {one.code}  {safe(worded(one.message) + _where(one))}",
             highlight=False,
             soft_wrap=True,
         )
         if one.cure and one.cure != told:
-            console.print(f"           [dim]{safe(one.cure)}[/]", highlight=False, soft_wrap=True)
+            console.print(
+                f"           [dim]{safe(worded(one.cure))}[/]", highlight=False, soft_wrap=True
+            )
             told = one.cure
 
 

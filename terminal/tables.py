@@ -14,8 +14,7 @@ from .layout import fill, new_table, open_console, print_rest, safe, shape_text,
 
 if TYPE_CHECKING:
     from ..examples.digits.demo import DemoRow
-    from ..lora_ops import LayerReport, Plan, Report
-    from ..lora_ops.inspect.info import Info, Part
+    from ..lora_ops import Info, LayerReport, Part, Plan, Report
 
 
 def show_report(report: Report, *, verbose: bool = False) -> None:

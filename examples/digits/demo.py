@@ -12,10 +12,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ...lora_ops import Adapter, extract_file, open_source, plan_file, verify
-from ...lora_ops.adapters.formats import decode
-from ...lora_ops.errors import WriteError
-from ...lora_ops.files import FileSource, write_whole
+from ...lora_ops import (
+    Adapter,
+    FileSource,
+    WriteError,
+    decode,
+    extract_file,
+    open_source,
+    plan_file,
+    verify,
+)
+from ...lora_ops.files import write_whole
 from ...lora_ops.models.architectures import parameters
 from ...lora_ops.run.workers import ordered_map
 from .picture import Column, contact_sheet

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...lora_ops import Adapter, collect, inject, open_source, save_adapter
-from ...lora_ops.adapters.layers import DoraLayer, Layer, LoraLayer
+from ...lora_ops import Adapter, Layer, LoraLayer, collect, inject, open_source, save_adapter
+from ...lora_ops.adapters.layers import DoraLayer
 from ...version import __version__
 from .demo import BASE, TUNED
 from .learning import Course, learning_picture

@@ -26,7 +26,7 @@ class BaseWeights:
 
     Attributes:
         checkpoint: Where they are read from.
-        seats: By module.
+        seats: Where each module's weight lies.
     """
 
     checkpoint: TensorSource
@@ -98,10 +98,10 @@ def base_weights(
             raise UnsupportedLayerError(
                 f"layer `{module}` of {name} {described(layer)}: it multiplies `{bias.parameter.key}` "
                 f"of {checkpoint.name} too, and a LoRA of the weight cannot hold that; bake it, and "
-                "`lorakit extract` what changed",
+                "`extract()` what changed",
                 target=module,
             )
-        if not isinstance(layer, ReshapedLayer):  # for which the weight grows
+        if not isinstance(layer, ReshapedLayer):  # its weight grows first: no shape to compare
             check_fit(layer, module, name, seat.own, checkpoint)
     return BaseWeights(checkpoint, found)
 
@@ -115,11 +115,11 @@ def check_fit(
         layer: Without its data, or with it.
         name: The module's name, for messages.
         adapter: What messages call its file.
-        parameter: Which it is to change.
-        checkpoint: Where that lies.
+        parameter: The parameter that it changes.
+        checkpoint: The checkpoint that holds the parameter.
 
     Raises:
-        WeightShapeError: It does not have the parameter's shape.
+        WeightShapeError: The layer does not have the parameter's shape.
         FormatError: The parameter is not stored as floating point numbers.
     """
     if not fits(layer.shape, parameter.shape):

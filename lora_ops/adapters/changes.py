@@ -58,10 +58,10 @@ def as_changes(
         adapter: Of any kinds.
         layers: Its layers; their data is not looked at.
         base: The weights they are made from; None: none of them may need one.
-        convention: Whose, of kinds that programs read differently; see docs/kinds.md.
-        everything: Whether also those change that have a change of their own, and those that are
-            DoRA over one; else the latter only get their weights.
-        cut: Whether they will be cut to a rank, without which a dense change is no gain.
+        convention: How to read kinds on which programs differ; see docs/kinds.md.
+        everything: Whether to convert also LoHa, LoKr and all else whose factors make the change
+            without the weight, and DoRA over these; else DoRA only gets its weight.
+        cut: Whether the changes will be cut to a rank; else one that is dense is refused.
 
     Raises:
         UnsupportedLayerError: A layer needs the base weights, and they are not there.
@@ -126,7 +126,7 @@ def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer | LokrLayer]) ->
 def _with_weight(
     target: str, layer: Layer, base: BaseWeights | None, convention: Convention
 ) -> Layer:
-    """A layer that stays, and if it is DoRA its weight beside it."""
+    """A layer that keeps its kind; DoRA gets its base weight."""
     if base is None or not isinstance(layer, DoraLayer):
         return layer
     return BasedDoraLayer(
@@ -175,7 +175,7 @@ def renamed(
         adapter: From `as_changes`.
         pieces: From `planned`, of this adapter.
         names: Of the model.
-        format: The other.
+        format: The format of the result.
     """
     by_module = {piece.module: piece for piece in pieces}
     return replace(
@@ -208,7 +208,7 @@ def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
 
 
 def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """The changes themselves, all multiplied out where one is: only what is alike can be joined."""
+    """The changes themselves; if one is multiplied out all are: only equal kinds can be joined."""
     found = {
         name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
         for name, layer in layers.items()
@@ -235,7 +235,7 @@ def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
         raise UnsupportedLayerError(
             f"{counted(len(needing), 'layer')} of {len(layers)} can only be told from the base "
             f"weights: the first, `{target}`, {described(layer)}; give the checkpoint that it was "
-            "trained on as --base",
+            "trained on as `base=`",
             target=target,
         )
 
@@ -246,7 +246,7 @@ def _check_thin(plans: Mapping[str, _Plan]) -> None:
         raise ArgumentError(
             f"{counted(len(dense), 'layer')}, the first `{dense[0]}` ({plans[dense[0]].kind}), would "
             "take more room as an exact LoRA than the whole weight does; say how much to keep, such "
-            "as --rank 32 or --rank error=0.1",
+            'as `rule=32` or `rule="error=0.1"`',
             target=dense[0],
         )
 
@@ -262,12 +262,12 @@ def _is_plain(layer: Layer) -> bool:
 
 
 def _has_own_inner(layer: Layer) -> bool:
-    """Whether a layer is DoRA over a change that is there without the weight."""
+    """Whether a layer is DoRA over a kind whose factors make the change without the weight."""
     return isinstance(layer, DoraLayer) and not layer.inner.needs_base
 
 
 def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ...]:
-    """Of the weight: the checkpoint's, where it is known, for a kernel may be stored flat."""
+    """Shape of the weight, from the checkpoint if known: a layer may store its kernel flat."""
     shape = base.shape(target) if base is not None else None
     return layer.shape if shape is None or isinstance(layer, ReshapedLayer) else shape
 
@@ -281,7 +281,7 @@ def _is_large(layer: Layer, shape: Sequence[int]) -> bool:
 
 
 def _rank(layer: Layer) -> int:
-    """The inner size of a layer's factors; of a core, where it meets up."""
+    """The inner size of a layer's factors; of a Tucker core, the side that meets up."""
     plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
     return plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
 

@@ -7,7 +7,7 @@ from ..files import refuse_quantised
 from ..source import TensorSource
 from .formats import foreign_method, modules, recognise
 
-_WAY_OUT = "give the checkpoint itself, or see what it is with `lorakit info`"
+_WAY_OUT = "give the checkpoint itself, or see what it is with `describe()`"
 
 
 def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:

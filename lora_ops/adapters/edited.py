@@ -27,7 +27,7 @@ class EditReport(LayerReport):
     Attributes:
         was: Its rank in each input; 0 where an input does not hold it.
         coefficients: What the change of each input was multiplied by, strength included.
-        from_kind: The kinds it was in the inputs, such as LoHa, where it became a LoRA; else empty.
+        from_kind: Its kinds in the inputs, such as LoHa, if it became a LoRA; else empty.
     """
 
     was: tuple[int, ...]
@@ -36,7 +36,7 @@ class EditReport(LayerReport):
 
     @property
     def is_full(self) -> bool:
-        """Whether it is a full difference, whose rank is nobody's choice."""
+        """Whether it is a full difference, whose rank follows from its shape."""
         return self.kind in (_BIAS, _FULL)
 
 
@@ -61,7 +61,7 @@ def kind_of(target: str, layer: Layer) -> str:
     if isinstance(plain, FullLayer):
         return _BIAS if target.endswith(".bias") else _FULL
     if len(shape) <= 2:
-        # Of another kind, two axes may be a convolution with its kernel flat.
+        # In other kinds a shape of two axes may be that of a convolution with its kernel flat.
         return "linear" if isinstance(plain, LoraLayer) else plain.title
     return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
 
@@ -108,11 +108,11 @@ def described(layer: Layer) -> str:
 
 
 def base_bound(target: str, layer: PissaLayer) -> UnsupportedLayerError:
-    """The error for a layer that no file holds but PEFT's own, with the way out."""
+    """The error for a layer that only PEFT's own files can hold, with the way out."""
     return UnsupportedLayerError(
         f"layer `{target}` is of kind {layer.title}: it stands for what its factors became less what "
         "they were, which PEFT makes from the weight at loading, and no other format says so; make "
-        "it a plain LoRA: `lorakit convert LORA --to lora --base CHECKPOINT`",
+        'it a plain LoRA: `convert(lora, to="lora", base=checkpoint)`',
         target=target,
     )
 
@@ -128,7 +128,7 @@ def finite(norm: Tensor | float, target: str, layer: Layer, name: str = "the ada
     """Return a norm as a number.
 
     Raises:
-        NonFiniteError: It is none: says which tensor of the layer holds how many NaN or infinities.
+        NonFiniteError: It is NaN or infinite; names the tensor, and how many such it holds.
     """
     number = float(norm)
     if math.isfinite(number):
@@ -170,7 +170,7 @@ def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
         UnknownFormatError: It has none.
     """
     if not adapter.layers:
-        raise UnknownFormatError(f"{name} holds no layers; see what it is with `lorakit info`")
+        raise UnknownFormatError(f"{name} holds no layers; see what it is with `describe()`")
 
 
 def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[Adapter, Report]:
@@ -179,7 +179,7 @@ def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[A
     Args:
         like: The adapter whose extras, metadata, format and keys go on.
         results: What became of each layer.
-        **changes: Fields of the adapter that are different.
+        **changes: New values of the adapter's other fields.
     """
     known = list(results)
     layers = {one.target: one.layer for one in known if one.layer is not None}

@@ -24,6 +24,9 @@ from .formats import (
     told_of,
 )
 
+#: What to do where names are those of several models, or of none.
+TELL_THE_MODEL = "give the model's checkpoint as `reference=`, or its name as `architecture=`"
+
 
 def models_of(adapter: Adapter) -> tuple[Architecture, ...]:
     """The architectures that an adapter can be for, the likeliest first; see `recognised`."""
@@ -91,10 +94,10 @@ def names_for(
     must not matter which is used. Otherwise the model counts as unknown, and names stay as they are.
 
     Args:
-        adapter: Told by its names and shapes.
-        architecture: Where it is known.
+        adapter: The adapter; its names and shapes tell the model.
+        architecture: The architecture, where it is known; None: told by names and shapes.
         reference: Canonical targets of a checkpoint; of a UNet they also tell the layout.
-        format: That the adapter gets; None: none, its modules are only looked up.
+        format: The format that names will be given in; None: modules are only looked up.
 
     Raises:
         ArgumentError: Names have to change, and it is in doubt to what.
@@ -113,8 +116,7 @@ def names_for(
         raise ArgumentError(
             f"{counted(len(found.strays), 'layer')} of {len(adapter.layers)} are not of {title}, "
             f"whose names the others have; the first is `{found.strays[0]}`: no name is changed "
-            "while it is in doubt; give the model's checkpoint as --reference, or its name as "
-            "--architecture",
+            f"while it is in doubt; {TELL_THE_MODEL}",
             target=found.strays[0],
         )
     return names_of_any(found.possible, list(adapter.layers), reference, format, keeps=keeps)
@@ -134,7 +136,7 @@ def names_of_any(
         possible: The models that have their names, the likeliest first; one or more.
         modules: All that are to be found, or named.
         reference: Canonical targets of a checkpoint, which tells the model.
-        format: That they get; None: none, they are only looked up.
+        format: The format that names will be given in; None: modules are only looked up.
         keeps: Whether names can stay as they are, as those of an unknown model do; else a doubt is
             an error.
 
@@ -154,8 +156,7 @@ def names_of_any(
         titles = Recognition(tuple(possible)).titles
         raise ArgumentError(
             f"its names are those of {', '.join(titles[:-1])} and of {titles[-1]}, for which "
-            f"`{module}` means different things: no name is changed while it is in doubt; give "
-            "the model's checkpoint as --reference, or its name as --architecture",
+            f"`{module}` means different things: no name is changed while it is in doubt; {TELL_THE_MODEL}",
             target=module,
         )
     named = (names for names in known if all(_meaning(names, m, format) for m in modules))
@@ -165,7 +166,7 @@ def names_of_any(
 def _referred(
     known: Sequence[ModelNames], modules: Collection[str], reference: Collection[str]
 ) -> ModelNames | None:
-    """The first whose places of all layers are in a checkpoint."""
+    """The first model by whose names all modules are in a checkpoint."""
     for names in known:
         places = [names.place(module.removesuffix(BIAS)) for module in modules]
         if all(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..source import TensorSource
 
-# Tensors of one or a few numbers that say what a layer is.
+# Endings of tensors with one or a few numbers that say what a layer is: they are read.
 _TOLD = (".alpha", ".on_input", ".reshape_weight")
 
 
@@ -34,7 +34,7 @@ class Outline(TensorSource):
         return self._source.dtype(key)
 
     def tensor(self, key: str) -> Tensor:
-        """The shape; what a layer is told by is read."""
+        """A tensor without data; one whose numbers say what a layer is, is read."""
         if key.endswith(_TOLD):
             return self._source.tensor(key)
         return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, FormatError
 from ..source import TensorSource
-from .dtypes import DTYPE_NAMES
+from .dtypes import DTYPE_NAMES, memory_of
+from .positional import write_at
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +53,19 @@ class FileSource(TensorSource):
     spelling: str | None = None
     stamps: Mapping[Path, Stamp | None] = MappingProxyType({})
 
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file, as they are stored.
+
+        Args:
+            key: The tensor.
+            file: Where to.
+            offset: Of its first byte there.
+
+        Raises:
+            OSError: the other file could not be written.
+        """
+        write_at(file, memory_of(self.tensor(key)), offset)
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the files. Closing twice is harmless."""
@@ -59,19 +73,6 @@ class FileSource(TensorSource):
     def parts(self) -> list[list[str]]:
         """All tensor names, file by file."""
         return [list(self.keys())]
-
-    def copy_bytes(self, key: str, handle: int, offset: int) -> int:
-        """Have the system copy a tensor's bytes into another file, without a way through memory.
-
-        Args:
-            key: The tensor.
-            handle: The system's number of the other file, open for writing.
-            offset: Where in it the first byte goes.
-
-        Returns:
-            How many bytes it copied, from the first on; the rest, often all, is left to the caller.
-        """
-        return 0
 
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""

@@ -51,6 +51,12 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
+def memory_of(tensor: Tensor) -> memoryview:
+    """A tensor's elements as bytes, in C order; shares its memory where it can."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """The name a safetensors file uses for a torch dtype, such as `BF16`.
 
@@ -63,12 +69,3 @@ def dtype_name(dtype: torch.dtype) -> str:
         raise ArgumentError(
             f"a safetensors file cannot hold {dtype}; choose one of {', '.join(sorted(DTYPE_NAMES.values()))}"
         ) from None
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's elements as bytes, in C order; shares its memory where it can.
-
-    It does where the tensor is contiguous and on the CPU: then it can be read into.
-    """
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 from .base import FileSource, open_binary, read_errors
 from .reading.safetensors_file import SafetensorsFile
+from .remembered import remembered
 from .writing.memory import MemoryFile
 
 #: The entry of a file's metadata that says what the SHA-256 of its data is.
@@ -32,7 +34,8 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
 def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     """SHA-256 of an opened file; of a list of hashes and names where it is several files.
 
-    Of a file in memory, that of the file it was read from, if it is still that.
+    Of a file in memory, that of the file it was read from, if it is still that. Those of large files
+    are remembered.
 
     Args:
         source: The file or files.
@@ -44,7 +47,7 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     """
     if isinstance(source, MemoryFile):
         return source.sha256
-    digests = [file_sha256(path, stop) for path in source.paths]
+    digests = [remembered(path, partial(file_sha256, path, stop)) for path in source.paths]
     if len(digests) == 1:
         return digests[0]
     pairs = zip(digests, source.paths, strict=True)
@@ -71,7 +74,7 @@ def false_hash(source: FileSource, stop: Event | None = None) -> tuple[str, str]
     # Its header is known to be sound.
     with open_binary(files[0]) as file, read_errors(files[0]):
         start = 8 + int.from_bytes(file.read(8), "little")
-    true = _sha256(files[0], start, stop)
+    true = remembered(files[0], partial(_sha256, files[0], start, stop), of="data")
     return (told, true) if true and true != told else None
 
 

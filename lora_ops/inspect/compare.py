@@ -18,19 +18,19 @@ from ..operations.add.combine import stacked
 from ..run.workers import Progress, counted_off, ordered_map
 
 _WORKERS = 2
-# What squares leave of a difference below this share of theirs is their rounding.
+# A squared distance below this share of the squared norms is their rounding.
 _SEEN = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
 class LayerComparison:
-    """One weight.
+    """One weight, as two adapters change it.
 
     Attributes:
         target: Its name in the first adapter that has it.
         component: unet or te.
         kind: linear, conv 3x3, ...
-        ranks: In the first and in the second; 0 where one does not hold it.
+        ranks: Its rank in the first and in the second; 0 where one does not hold it.
         norms: Frobenius norms of the two changes; 0 where one does not hold it.
         inner: Their inner product.
     """
@@ -44,7 +44,7 @@ class LayerComparison:
 
     @property
     def cosine(self) -> float:
-        """From -1 to 1; 0 where a change is zero."""
+        """Cosine of the two changes, from -1 to 1; 0 where one is zero."""
         return _cosine(self.inner, *self.norms)
 
     @property
@@ -55,7 +55,7 @@ class LayerComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two adapters.
+    """How alike two adapters are.
 
     Attributes:
         layers: Every weight that either changes.
@@ -71,12 +71,12 @@ class Comparison:
 
     @property
     def cosine(self) -> float:
-        """Over all layers, those of one alone included."""
+        """Cosine of the changes over all layers, also those that one adapter alone has."""
         return _cosine(math.fsum(layer.inner for layer in self.layers), *self.norms)
 
     @property
     def distance(self) -> float:
-        """Over all layers: 0 for two files that do the same."""
+        """Distance over all layers: 0 for two files that do the same."""
         return _distance(math.fsum(layer.inner for layer in self.layers), *self.norms)
 
     @property
@@ -108,8 +108,8 @@ def compare(
     """Compare the changes of two adapters, across naming schemes, ranks and dtypes.
 
     Args:
-        first: What the distance is measured from.
-        second: The other.
+        first: The adapter that the distance is measured from.
+        second: The other adapter.
         names: What messages call them.
         progress: Called after each layer.
 

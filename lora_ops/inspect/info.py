@@ -30,7 +30,12 @@ from ..adapters.formats import (
 from ..adapters.model import recognised_file
 from ..errors import FormatError
 from ..linalg.storage import spelled
-from ..models.architectures import Architecture, Parameter, architecture_named, parameters
+from ..models.architectures import (
+    Architecture,
+    Parameter,
+    architecture_named,
+    own_parameters,
+)
 from ..models.architectures import detect as detect_architecture
 from ..models.architectures import naming as naming_of
 from ..source import TensorSource
@@ -39,7 +44,7 @@ _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "o
 # Vectors of new words: beside an adapter under the word's name, or alone in a file.
 _BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\..+|emb_params|clip_[lgh]|t5xxl)")
 _ALONE = re.compile(r"(string_to_param\..+|emb_params|clip_[lgh]|t5xxl|<.+>|.*prompt_embeddings)")
-# What cloneofsimo's trainer says of a word's vector, in the metadata.
+# Metadata value by which cloneofsimo's trainer marks the vector of a word.
 _EMBED_FLAG = "<embed>"
 # Models by the width of what an embedding file gives the text encoder; two encoders are SDXL's.
 _BY_WIDTH = {768: "sd1", 1024: "sd2"}
@@ -62,12 +67,12 @@ class Info:
         kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, ControlNet,
             embedding, upscaler, …, unknown.
         format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
-        spelling: Whose names the file has, where it was read under other ones; None if they are
-            its own.
+        spelling: The program whose names the file has, if it was read under others; None if it was
+            read under its own.
         architecture: Title of the model family; None where nothing tells, or several are possible.
         possible: Titles of those that are possible, the likeliest first, where it is in doubt.
         naming: Of a diffusion model: native or diffusers; None for anything else.
-        components: By component.
+        components: Tensors and values of each component.
         targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
         ranks: Number of LoRA layers by rank.
         alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none, with the scale that a
@@ -104,7 +109,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
 
     Args:
         source: The file.
-        spelling: Whose names it has, where the source gives it other ones.
+        spelling: The program whose names the file has, if the source reads it under others.
 
     Raises:
         LayerShapeError: An alpha is not one number.
@@ -114,7 +119,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     other, method = recognise(grouped), foreign_method(grouped)
     adapter = grouped.is_adapter and other is None
     found = grouped.modules if adapter else {}
-    named = {} if adapter or other or method else parameters(source)
+    named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
     possible: tuple[str, ...] = ()
     if adapter:
@@ -197,7 +202,7 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
     if architecture is None and all(
         f"diffusion_model.{one.key}" == one.name for one in named.values()
     ):
-        return "unknown"  # bare names that no table has: any network at all
+        return "unknown"  # bare names that no table has may be those of any network
     parts = {one.component for one in named.values()} - {"other"}
     if not parts:
         return "unknown"
@@ -205,7 +210,7 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
 
 
 def _components(alike: Mapping[tuple[str, torch.dtype, tuple[int, ...]], int]) -> dict[str, Part]:
-    """The parts of a file, of the numbers of its tensors by part, dtype and shape."""
+    """Tensors and values by component, from the counts of tensors by component, dtype and shape."""
     tensors, values = Counter[str](), Counter[str]()
     for (part, _, shape), count in alike.items():
         tensors[part] += count

@@ -20,12 +20,12 @@ from ..run.workers import Progress, counted_off
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """One layer.
+    """The singular values of one layer's change.
 
     Attributes:
         target: Its name.
         title: What people call its kind: LoRA, DoRA, ...
-        rank: Of its factors; 0 for a kind without: a full difference, OFT, IA3, ....
+        rank: Rank of its factors; 0 for kinds without any: full differences, OFT, IA3, ....
         square: Squared Frobenius norm of its change; None where the base weight makes the change.
         s: (k,) singular values of its change, descending, float64; empty where there are no factors
             or no change of its own.
@@ -43,10 +43,10 @@ class Kept:
     """The share of the squared change that so many directions of each layer hold, 0 to 1.
 
     Attributes:
-        directions: How many, from 1 to the largest rank, 2 at least, in steps of an eighth or so.
-        whole: Of all layers together: what an adapter resized to that rank keeps.
-        low: Of a layer that does worse than nine of ten.
-        high: Of a layer that does better than nine of ten.
+        directions: Numbers of directions, from 1 to the largest rank, or 2, in steps of an eighth.
+        whole: The share in all layers together: what an adapter resized to that rank keeps.
+        low: The share in a layer that does worse than nine of ten.
+        high: The share in a layer that does better than nine of ten.
     """
 
     directions: tuple[int, ...]
@@ -76,7 +76,7 @@ def spectra(
 def kept(found: Sequence[Spectrum]) -> Kept:
     """Return what is kept at each rank; all empty where no layer has a spectrum.
 
-    A full difference is no matter of directions, and a layer of zeros has none: they do not count.
+    Full differences, which are not cut to directions, and layers of zeros do not count.
     """
     squares = [one.s.square() for one in found if one.square and len(one.s)]
     if not squares:
@@ -132,7 +132,7 @@ def _rank(layer: Layer) -> int:
 
 
 def _held(squares: Tensor, counts: Sequence[int]) -> Tensor:
-    """The sums of the first so many."""
+    """The sums of the leading squares, for each count of directions."""
     sums = squares.cumsum(0)
     return sums[torch.tensor(counts).clamp(max=len(sums)) - 1]
 

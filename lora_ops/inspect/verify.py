@@ -48,7 +48,7 @@ def verify(
         tuned: The checkpoint that it is to reach.
         lora: The adapter, of any naming that the base's targets can be found under.
         strength: The user's factor.
-        convention: Whose, of kinds that programs read differently; see docs/kinds.md.
+        convention: How to read kinds on which programs differ; see docs/kinds.md.
         allow_other: Go on where base or tuned are other files than the adapter records: a note.
         workers: Layers side by side.
         progress: Called after each parameter.
@@ -84,7 +84,7 @@ def _measured(
     workers: int,
     progress: Progress | None,
 ) -> Report:
-    """The report, of whatever files these are."""
+    """The report; whether these are the files that the adapter records is not asked here."""
     vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
     for source in (base, tuned):
         check_checkpoint(source)

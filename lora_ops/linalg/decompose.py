@@ -24,7 +24,7 @@ def truncated_svd(
         matrix: (..., out, in), float32; or a sum that is only multiplied with.
         rank: 1 to min(out, in).
         total: (...), float64: squared Frobenius norms, known to the caller anyway.
-        seed: Of the random start.
+        seed: Seed of the random start.
         exact: Ask for the exact truncation whatever it costs.
     """
     side = min(matrix.shape[-2:])

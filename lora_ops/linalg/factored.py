@@ -15,7 +15,7 @@ from torch import Tensor
 from ._shapes import Float
 from .orthonormal import wide
 
-# What is smaller than this share of |up| |down| cannot be told from the rounding of float32 factors.
+# Singular values below this share of |up| |down| may be rounding of the float32 factors.
 _FLOOR = 3e-8
 
 
@@ -53,7 +53,7 @@ class FactoredSvd:
         return up, down
 
     def missed(self, up: Tensor, down: Tensor, square: Tensor) -> float:
-        """Frobenius norm of the product less another, `up @ down`.
+        """Frobenius norm of the difference between this product and another, `up @ down`.
 
         Args:
             up: (out, q), float32.
@@ -179,14 +179,14 @@ def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(info.any()):
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return lower, torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    # Dependent columns. What rounding leaves of them is small here and in what it multiplies.
+    # Columns depend on each other. Rounding leaves small values, which multiply small ones.
     values, vectors = torch.linalg.eigh(matrix)
     root = values.clamp(min=0).sqrt()
     return vectors * root.unsqueeze(-2), _inverse(root).unsqueeze(-1) * vectors.mT
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """One over each; 0 for zeros."""
+    """The reciprocal of each value; 0 for zeros."""
     return torch.where(values > 0, 1 / values, 0.0)
 
 

@@ -54,10 +54,10 @@ def spectrum(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch k"
 
 
 def _polished(tall: Tensor, same: Tensor, rank: int) -> Svd:
-    """The SVD of `tall`, from the Gram matrix of `same`: the same numbers, maybe wider."""
+    """The SVD of `tall`, from the Gram matrix of `same`, which is `tall`, maybe in float64."""
     _, vectors = torch.linalg.eigh(_gram(same))
     spare = min(tall.shape[-1], rank + 8)
-    # Leading ones first: what follows them, maybe only rounding, then cannot disturb them.
+    # The leading vectors first, so that later ones, which may be rounding, cannot disturb them.
     right = vectors[..., -spare:].flip(-1).mT.to(tall.device, tall.dtype)
     right = orthonormal((right @ tall.mT) @ tall)
     return svd_from_right(right @ tall.mT, right).truncate(rank)

@@ -41,7 +41,7 @@ def krylov_svd(
         matrix: (..., out, in), float32; or a sum that is only multiplied with, of one matrix.
         rank: 1 to min(out, in).
         total: (...), float64: the squared Frobenius norm of each matrix.
-        seed: Of the random start, which is the same for all matrices of a batch, so that a result
+        seed: Seed of the random start, the same for all matrices of a batch, so that a result
             does not depend on its neighbours.
         tolerance: Excess error accepted, as a share of the best error: on nearly flat spectra, where
             gains shrink slowest, the estimate is up to 6 % low; elsewhere it is high.
@@ -55,7 +55,7 @@ def krylov_svd(
 
 
 def block_width(rank: int) -> int:
-    """Half the rank, in multiples of 16: narrow blocks reach further a product, wide ones multiply faster."""
+    """Half the rank, in multiples of 16: narrow ones gain more a product, wide ones are faster."""
     return max(16, -(-rank // 32) * 16)
 
 
@@ -73,7 +73,7 @@ def _stacked(
     found: dict[int, Svd] = {}
     while len(found) < count:
         if spaces.size >= rank + block:
-            # The vectors cost twice the values: asked for where convergence is likely, not before.
+            # Vectors cost twice what values do: they are computed once convergence is likely.
             if len(captured) < 3:
                 squares, vectors = torch.linalg.eigvalsh(spaces.ritz), None
             else:

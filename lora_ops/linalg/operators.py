@@ -22,7 +22,7 @@ class Operator:
 
     Attributes:
         parts: All of one shape, float32.
-        coefficients: One a part.
+        coefficients: One for each part.
         shape: (1, out, in).
     """
 
@@ -58,7 +58,7 @@ class Operator:
         return total
 
     def new_empty(self, size: Sequence[int] | int) -> Tensor:
-        """Return memory for numbers of its dtype, where it lies."""
+        """Return uninitialised memory of this dtype, on this device."""
         return torch.empty(size)
 
 

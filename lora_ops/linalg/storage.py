@@ -37,7 +37,7 @@ def rounded(tensor: Tensor, dtype: torch.dtype, target: str) -> Tensor:
         raise NonFiniteError(
             f"layer `{target}`: values up to {float(tensor.abs().max()):.3g} do not fit "
             f"{spelled(dtype)}, which ends at {torch.finfo(dtype).max:.5g}; "
-            "use --dtype bf16 or fp32",
+            "use `dtype=` bf16 or fp32",
             target=target,
         )
     return result

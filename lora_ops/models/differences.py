@@ -13,6 +13,7 @@ from ..linalg import frobenius
 from ..linalg.rounding import Grid
 from ..source import TensorSource
 from .architectures import Parameter
+from .grids import parameter_grid
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
@@ -23,8 +24,8 @@ class Sides:
     """The two checkpoints that are compared.
 
     Attributes:
-        base: The one that was started from.
-        tuned: The one that came of it.
+        base: The checkpoint that training started from.
+        tuned: The checkpoint that came out of it.
     """
 
     base: TensorSource
@@ -40,29 +41,20 @@ class Sides:
 
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
-    """Read a parameter as the model has it: its rows of a fused tensor, the right way round."""
-    tensor = source.tensor(parameter.key)
+    """Read a parameter as the model has it: its rows of a fused tensor, the right way round, joined."""
+    tensor = _joined(source, parameter) if parameter.pieces else source.tensor(parameter.key)
     if parameter.rows is not None:
         tensor = tensor[slice(*parameter.rows)]
     return tensor.mT.contiguous() if parameter.transposed else tensor
 
 
-def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
-    """Return `TensorSource.grid` of a parameter, whose places are those of `read_parameter`."""
-    key, shape = parameter.key, source.shape(parameter.key)
-    first, last = parameter.rows or (0, shape[0] if shape else 1)
-    before = first * math.prod(shape[1:])
-    if not parameter.transposed:
-        return lambda values, start: source.grid(key, values, before + start)
-
-    def turned(values: Tensor, start: int) -> Tensor:
-        run = slice(start, start + values.numel())
-        whole = values.new_zeros(shape[1] * (last - first))
-        whole[run] = values.reshape(-1)
-        stored = whole.reshape(shape[1], last - first).mT.contiguous()
-        return source.grid(key, stored, before).mT.reshape(-1)[run].reshape(values.shape)
-
-    return turned
+def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
+    """All rows of a parameter that another program has in pieces."""
+    parts: list[Tensor] = []
+    for piece in parameter.pieces:
+        part = read_parameter(source, piece.parameter)
+        parts.append(torch.cat(part.chunk(2)[::-1]) if piece.swapped else part)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor:
@@ -84,7 +76,7 @@ def check_finite(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> None:
 
     To be called when the norm of the difference is not finite.
     """
-    way_out = f"--exclude '{pair.target}' or " if is_candidate(pair.base) else ""
+    way_out = f'`exclude="{pair.target}"` or ' if is_candidate(pair.base) else ""
     for source, tensor, key in (
         (sides.base, base, pair.base.key),
         (sides.tuned, tuned, pair.tuned.key),

@@ -74,7 +74,7 @@ class Pairing:
     Attributes:
         candidates: Weights of linears and convolutions that were asked for, in the tuned file's order.
         rest: Other parameters of the same components: biases, norms, embeddings.
-        excluded: Candidates that a pattern excludes; they count as change all the same.
+        excluded: Candidates that a pattern excludes; their change still counts in totals.
         only_base: Names of candidates that only the base has, in components that both have.
         only_tuned: The same for the tuned checkpoint.
         reshaped: Names of candidates with two shapes, and both.
@@ -266,7 +266,7 @@ def _check_enough(
     if schemes[0] != schemes[1]:
         raise TargetMismatchError(
             f"{base[0]} has {schemes[0]} names and {tuned[0]} has {schemes[1]} names; "
-            "give both in one naming scheme (pairing across schemes is not offered yet)"
+            "give both in one naming scheme (no table translates these, or parts of a weight are missing)"
         )
     if not total:
         raise TargetMismatchError(
@@ -288,7 +288,7 @@ def _check_enough(
         f"only {matched} of {total} weights match between {base[0]} and {tuned[0]}: "
         + "; ".join(lines)
         + f"; {_counts(pairing)}: are they of one architecture? "
-        "--allow-partial goes on with those that match"
+        "`allow_partial=True` goes on with those that match"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 Component: TypeAlias = Literal["unet", "te", "vae", "other"]
 
-# `transformer.` and `unet.` are what stays of a diffusers model whose names are not translated.
+# Names of a diffusers model that are not translated keep their `transformer.` or `unet.`.
 COMPONENTS: dict[str, Component] = {
     "diffusion_model": "unet",
     "transformer": "unet",
@@ -29,6 +29,21 @@ TABLES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor of a file under another program's name, which is some rows of a parameter.
+
+    Attributes:
+        parameter: By the file's own name, as it lies there.
+        rows: Half-open range of the model's rows that it is.
+        swapped: Whether it has the halves of these rows in the other order.
+    """
+
+    parameter: Parameter
+    rows: tuple[int, int]
+    swapped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """Where a parameter lies in its file.
 
@@ -41,6 +56,9 @@ class Parameter:
         rows: Half-open range on axis 0 of the stored tensor, where the file stores projections
             fused that the model loads split; None for the whole tensor.
         transposed: Whether the file stores it (in, out), where the model has (out, in).
+        pieces: Its rows, from the first to the last, where the file has them split, turned or with
+            halves in the other order; ``key`` is then that of the first. ``rows`` are those of
+            all pieces together.
     """
 
     name: str
@@ -48,6 +66,12 @@ class Parameter:
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All tensors of the file that it lies in."""
+        return tuple(one.parameter.key for one in self.pieces) or (self.key,)
 
     @property
     def target(self) -> str:

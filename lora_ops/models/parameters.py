@@ -25,19 +25,20 @@ from .architectures.encoders import (
 )
 from .architectures.language import is_language_model, stored_turned
 from .architectures.unet_blocks import unet_names
+from .native import read_natively
 from .parameter import Parameter
 
 OTHER = "other."
 VAE = "vae."
 
-# Names that only diffusers gives; Qwen-Image, HiDream and others have the same names everywhere.
+# Names that only diffusers uses. Qwen-Image, HiDream and others have the same names everywhere.
 _DIFFUSERS = re.compile(
     r"^(down_blocks\.\d+\.(resnets|attentions)\.|conv_norm_out\.|add_embedding\."
     r"|(single|joint)_transformer_blocks\.|transformer_blocks\.\d+\.(norm1_context|ff_context)\."
     r"|blocks\.\d+\.attn1\.to_out\.0\.|layers\.\d+\.(attention|attn)\.to_[qkv]\."
-    r"|pos_embed\.proj\.)"
+    r"|pos_embed\.proj\.|transformer_blocks\.\d+\.attn1\.norm_q\.|text_fusion\.|audio_proj_in\.|cross_attention_proj\.|time_embed\.(t_embedder|emb|caption_proj)\.)"
 )
-# OmniGen2 has such names everywhere.
+# A name of OmniGen2, which has diffusers' names in every program.
 _NO_DIFFUSERS = "ref_image_refiner."
 # Stable Audio's own prefix, in a file of it alone.
 _OWN_PREFIX = "transformer.rotary_pos_emb.inv_freq"
@@ -54,7 +55,9 @@ _VAE_MARKS = (
 )
 _FUSED = re.compile(r"^(text_encoders\..*\.self_attn\.)in_proj_(weight|bias)$")
 # Flux and its kin call the weight of their query and key norms a scale; ComfyUI no longer does.
-_OLD_NORM = re.compile(r"^(diffusion_model\..*_norm)\.scale$")
+_OLD_NORM = re.compile(
+    r"^(diffusion_model\.(?:.*_norm|distilled_guidance_layer\.norms\.\d+))\.scale$"
+)
 # OpenCLIP's last linear is a bare parameter, and the other way round.
 _PROJECTION = re.compile(r"^(text_encoders\.clip_[gh]\.)text_projection$")
 _SPLIT = ("q_proj", "k_proj", "v_proj")
@@ -76,8 +79,17 @@ def naming(names: Collection[str]) -> Literal["native", "diffusers"]:
 def parameters(source: TensorSource) -> dict[str, Parameter]:
     """Return all parameters of a checkpoint by canonical name, in the source's order.
 
-    Every key of the source is there exactly once, or in parts that cover its rows exactly; what no
-    rule knows is ``other.<key>``. Only shapes are read.
+    A model of diffusers has the native names, and the native shapes: what it splits is joined, in
+    the order of its first rows. Every key of the source is there exactly once, or in parts that
+    cover its rows exactly; what no rule knows is ``other.<key>``. Only shapes are read.
+    """
+    return read_natively(own_parameters(source))
+
+
+def own_parameters(source: TensorSource) -> dict[str, Parameter]:
+    """Return all parameters of a checkpoint, each of one key, as its own program splits them.
+
+    Those of diffusers' transformers are ``transformer.…``; all else is as `parameters` has it.
     """
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     prefixes: dict[str, str] = {}
@@ -97,14 +109,14 @@ def parameters(source: TensorSource) -> dict[str, Parameter]:
     for key, prefix in prefixes.items():
         name = _OLD_NORM.sub(r"\1.weight", renames[prefix](key[len(prefix) :]))
         parts = list(_parts(name, key, shapes[key]))
-        if any(part.name in found for part in parts):  # two keys for one parameter: keep both
+        if any(part.name in found for part in parts):  # two keys for one parameter: both stay
             parts = [Parameter(OTHER + key, key, shapes[key])]
         found.update((part.name, part) for part in parts)
     return found
 
 
 def _of_language(key: str, shape: tuple[int, ...], transposed: bool) -> Parameter:
-    """A parameter of a model that is a text encoder to ComfyUI, if anything: all of its name stays."""
+    """A parameter of a language model, if it is one: all of its name stays."""
     return Parameter(
         f"{TE}transformer.{key}", key, shape[::-1] if transposed else shape, transposed=transposed
     )
@@ -135,7 +147,7 @@ def _as(root: str) -> Callable[[Shapes], Rename]:
 
 
 def _unet(names: Shapes) -> Rename:
-    """Any diffusion model; a UNet with diffusers' names gets its own names back."""
+    """The renaming of a diffusion model: a UNet's diffusers names become the original ones."""
     if not any(_UNET_DIFFUSERS.match(name) for name in names):
         root = "transformer." if naming(names) == "diffusers" else UNET
         return lambda name: root + name

@@ -16,10 +16,10 @@ Edit = Callable[[FileSource, Path], Report]
 def check_folders(folder: Path, output: Path) -> list[Path]:
     """Return the adapters under a folder, relative to it, in order: files, and PEFT's folders.
 
-    What lies under the output is none of them: it may be inside the folder.
+    Files under the output are left out, as it may lie inside the folder.
 
     Raises:
-        ArgumentError: There are none, or the output is no folder, or the same.
+        ArgumentError: There are no adapters, or the output is no folder, or the same folder.
         FormatError: The folder cannot be listed.
     """
     if output.exists() and not output.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +20,12 @@ from ..files.header import render_header
 from ..models.architectures import Architecture
 from ..report import Report
 from ..run.inputs import hashed
+from ..run.output import finished
 from ..source import TensorSource
 
 # Gives the string map of the file, from its inputs with their hashes and what was written.
 Describe = Callable[[Sequence[Input], Result], Mapping[str, str]]
-# More digits than any offset in a file has, and any axis of a layer.
+# A number of more digits than any offset in a file, or axis of a layer, has.
 _ANY_OFFSET = 10**11
 _ANY_SHAPE = (10**5,) * 3
 
@@ -35,13 +35,13 @@ class Draft:
     """A file that is to be written, as far as it is known before.
 
     Attributes:
-        output: Where to. One in memory is filled.
-        format: How it is named.
-        sources: What it is made from.
-        keys: Keys by role, by target; as many as there may be.
-        extras: Tensors that are carried.
+        output: The file to write, or to fill in memory.
+        format: How its tensors are named.
+        sources: The files that it is made from.
+        keys: Keys by role, by target, of all layers that it may get.
+        extras: Tensors of no layer, which are carried.
         architecture: Of the model it is for; None if unknown.
-        others: What else is read, and not recorded: checkpoints that it is measured by.
+        others: Files that are read, but not recorded: checkpoints that it is measured by.
         force: Whether the output may replace a file.
     """
 
@@ -75,21 +75,8 @@ class Draft:
         return 8 + self.room + sum(t.numel() * t.element_size() for t in self.extras.values())
 
 
-def finished(report: Report, inputs: Sequence[Input], started: float, size: int) -> Report:
-    """Return the report of what was written, with what its inputs are worth a sentence for.
-
-    Args:
-        report: Of the layers.
-        inputs: What it was made from.
-        started: When the work began, of `time.perf_counter`.
-        size: Of the file, in bytes.
-    """
-    notes = (*report.notes, *(one.note for one in inputs if one.note))
-    return replace(report, notes=notes, seconds=time.perf_counter() - started, size=size)
-
-
 def _likely(keys: Mapping[str, str], held: Collection[str]) -> list[str]:
-    """Of the keys of all roles, those that a layer will have: as in its file, or a LoRA's."""
+    """The keys that a layer will probably have: those of its file, or of a LoRA."""
     found = [key for key in keys.values() if key in held]
     roles = ("alpha",) if found else ("up", "down", "alpha")
     return list(dict.fromkeys([*found, *(keys[role] for role in roles if role in keys)]))
@@ -109,7 +96,7 @@ def write_adapter(
         draft: The file.
         results: What became of each layer.
         describe: Gives the metadata.
-        started: When the work began, of `time.perf_counter`: reading what it needs counts.
+        started: When the work began, by `time.perf_counter`, reading included.
         notes: What else is worth saying, from the report.
 
     Raises:

@@ -39,7 +39,7 @@ from .output import Describe, Draft, write_adapter
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-# Names that end so are meant for a file, whatever it is made from.
+# An output whose name ends like this is meant to be a file, whatever its format.
 _FILES = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf")
 _METHODS: dict[type[Layer], str] = {LoraLayer: "LORA", LohaLayer: "LOHA", LokrLayer: "LOKR"}
 
@@ -92,7 +92,7 @@ def check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
 def keeps_alpha(
     output: Output, format: Format, keys: Mapping[str, Mapping[str, str]] | None = None
 ) -> bool:
-    """Whether the scale of a layer has a place of its own in a result: in the file, or beside it.
+    """Whether a result stores a layer's scale apart from its numbers: in the file, or beside it.
 
     Args:
         output: Where to.
@@ -147,10 +147,10 @@ def write_result(
 
 
 def _told(target: str, layer: Layer) -> Written:
-    """What the configuration has to say of a layer.
+    """What the configuration says of a layer that is written.
 
     Raises:
-        UnsupportedLayerError: It has no word for that kind.
+        UnsupportedLayerError: PEFT's configuration cannot express the kind.
     """
     plain = layer.inner if isinstance(layer, DoraLayer) else layer
     method = _METHODS.get(type(plain))
@@ -192,9 +192,9 @@ def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
         hidden.mkdir()
         yield hidden
         if not output.is_dir():
-            hidden.rename(output)  # refused where there is a folder by now that holds anything
+            hidden.rename(output)  # the system refuses if by now a folder with files is there
             return
-        # The weights before what is said of them.
+        # The weights go first, the configuration that describes them last.
         move_all([hidden / WEIGHTS, hidden / CONFIG], output, replace=force)
     except OSError as error:
         raise WriteError(f"cannot be written: {error.strerror}", path=output) from error

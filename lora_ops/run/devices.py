@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Generator, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -18,12 +18,26 @@ _SHARE = 0.7
 _MOST = 32
 
 
-class _Named(Protocol):
+class Batchable(Protocol):
+    """What can be computed together with its like: a `Job`."""
+
     @property
-    def target(self) -> str: ...
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def alike(self) -> Hashable:
+        """What those of one batch have in common."""
+        ...
+
+    @property
+    def need(self) -> int:
+        """Bytes on the device while it is worked on."""
+        ...
 
 
-Item = TypeVar("Item", bound=_Named)
+Item = TypeVar("Item", bound=Batchable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +63,26 @@ class Placement:
         with torch.cuda.stream(torch.cuda.Stream(self.device)):
             yield
 
-    def batches(
-        self,
-        items: Iterable[Item],
-        *,
-        alike: Callable[[Item], Hashable],
-        need: Callable[[Item], int],
-    ) -> list[list[Item]]:
-        """Group layers that are alike, as many as the memory holds, in the order of their first.
-
-        Args:
-            items: The layers.
-            alike: What those of one batch have in common.
-            need: Bytes on the device while one of them is worked on.
+    def batches(self, items: Iterable[Item]) -> list[list[Item]]:
+        """Group what is alike, as much as the memory holds, in the order of the first of each.
 
         Raises:
-            ArgumentError: The memory does not hold even one of the layers.
+            ArgumentError: The memory does not hold even one of them.
         """
         if self.memory is None:
             return [[item] for item in items]
         groups: dict[Hashable, list[list[Item]]] = {}
         order: list[list[Item]] = []
         for item in items:
-            size = self.workers * need(item)
+            size = self.workers * item.need
             if size > self.memory:
                 raise ArgumentError(
-                    f"`{item.target}` needs {size / 1e6:.3g} MB on {self.device}, the cap is "
-                    f"{self.memory / 1e6:.3g} MB; raise --vram or use --device cpu",
-                    target=item.target,
+                    f"`{item.name}` needs {size / 1e6:.3g} MB on {self.device}, the cap is "
+                    f'{self.memory / 1e6:.3g} MB; raise `memory=` or use `place("cpu")`',
+                    target=item.name,
                 )
             most = min(_MOST, self.memory // size)
-            batches = groups.setdefault(alike(item), [])
+            batches = groups.setdefault(item.alike, [])
             if not batches or len(batches[-1]) >= most:
                 batches.append([])
                 order.append(batches[-1])

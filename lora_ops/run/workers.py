@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -105,7 +105,7 @@ def _stop_all() -> None:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, spare: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order, at most `workers` + `spare` results ahead.
 
     Each job computes on its own share of the cores. Many small factorisations gain little from

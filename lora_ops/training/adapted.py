@@ -54,7 +54,7 @@ class Adapted(_Base):
         return {name: cast("LoraPath", path) for name, path in self.adapters.items()}
 
     def merge(self, paths: Sequence[LoraPath]) -> None:
-        """Move paths of this layer into the weight, those that are on."""
+        """Move those of these paths that are on into the weight."""
         for path in paths:
             path.merged |= path.is_active
         self._write_weight()
@@ -63,7 +63,7 @@ class Adapted(_Base):
         """Refuse to merge into a weight that is not stored as plain numbers.
 
         Args:
-            name: The layer's.
+            name: The layer's name.
 
         Raises:
             UnsupportedLayerError: It is stored in 4 or 8 bits.
@@ -120,7 +120,7 @@ class Adapted(_Base):
         return dense_weight(cast("nn.Module", self))
 
     def upright(self, weight: Tensor) -> Tensor:
-        """A stored weight as (out, in, *kernel), or that as it is stored."""
+        """Turn a weight from its stored form to (out, in, *kernel), or back."""
         return weight
 
     def through(self, input: Tensor, weight: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Adapted(_Base):
 
 
 class OfLinear(Adapted):
-    """Of a linear layer: (…, in) to (…, out)."""
+    """How paths run in a linear layer: (…, in) to (…, out)."""
 
     def through(self, input: Tensor, weight: Tensor) -> Tensor:
         """Input times weight."""
@@ -149,10 +149,10 @@ class OfLinear(Adapted):
 
 
 class OfTurnedLinear(OfLinear):
-    """Of a linear layer that stores its weight as (in, out)."""
+    """How paths run in a linear layer that stores its weight as (in, out)."""
 
     def upright(self, weight: Tensor) -> Tensor:
-        """The other way round."""
+        """The stored weight transposed: (out, in)."""
         return weight.mT
 
     def through(self, input: Tensor, weight: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class OfTurnedLinear(OfLinear):
 
 
 class OfReadLinear(OfLinear):
-    """Of a linear layer whose weight others take without calling it: the paths are in what they get.
+    """How paths run in a linear layer whose weight others read: the weight that they get has them.
 
     The parameter stays what it is, under its name in the state dict.
     """
@@ -184,10 +184,10 @@ class OfReadLinear(OfLinear):
 
 
 class OfConvolution(Adapted):
-    """Of a convolution: down with its kernel, stride and padding, then up with a kernel of 1."""
+    """How paths run in a convolution: down with its kernel, then up with a kernel of 1."""
 
     def through(self, input: Tensor, weight: Tensor) -> Tensor:
-        """By the layer's own hand, which knows its padding mode."""
+        """The layer's own convolution, which knows its padding mode, with this weight."""
         layer = cast("nn.Conv2d | nn.Conv3d", self)
         return layer._conv_forward(input, weight, None)  # pyright: ignore[reportPrivateUsage]
 
@@ -203,7 +203,7 @@ class OfConvolution(Adapted):
 
 
 class OfEmbedding(Adapted):
-    """Of a table of rows: up is looked up instead of the weight, (numbers, rank)."""
+    """How paths run in an embedding: rows of up, (numbers, rank), are looked up, then down."""
 
     def low_rank(self, input: Tensor, up: Tensor, down: Tensor, factor: float) -> Tensor:
         """Rows of up, then down."""
@@ -261,7 +261,7 @@ _KNOWN: tuple[type[Adapted], ...] = (
 
 
 def _times(narrow: Tensor, factor: float) -> Tensor:
-    """The numbers between the factors, of which there are few, times what is needed."""
+    """The few numbers between the factors, times a factor."""
     return narrow if factor == 1 else narrow * factor
 
 
@@ -297,7 +297,7 @@ def restore(module: Adapted) -> None:
 
 @functools.cache
 def _adapted_class(original: type[nn.Module], is_read: bool) -> type[Adapted]:
-    """The class with paths of a class: ours of torch's own, else one made for it."""
+    """The class with paths for a layer's class: one of those above, or one that is made for it."""
     fitting = [known for known in _KNOWN if known.is_read == is_read]
     for known in fitting:
         if original is known.original:
@@ -313,6 +313,6 @@ def _adapted_class(original: type[nn.Module], is_read: bool) -> type[Adapted]:
 
 
 def _made(paths: type, original: type[nn.Module]) -> type[Adapted]:
-    """A class that is another one, with paths."""
+    """Make a subclass of a layer's class that carries paths."""
     body = {"original": original, "__doc__": paths.__doc__}
     return cast("type[Adapted]", type(f"Adapted{original.__name__}", (paths, original), body))

@@ -1,4 +1,4 @@
-"""While an adapter is in a module: on and off, how strong, beside the weights or in them."""
+"""Control of injected adapters: on and off, how strong, beside the weights or merged into them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _switch(module: nn.Module, name: str | None, *, on: bool) -> None:
 
 
 def _beside(module: nn.Module, name: str | None) -> list[LoraPath]:
-    """The paths of an adapter, or of all, none of which may be in a weight."""
+    """The paths of an adapter, or of all; refused if one is merged into a weight."""
     found: list[LoraPath] = []
     for target, layer in adapted_layers(module, name):
         for one, path in layer.paths().items():

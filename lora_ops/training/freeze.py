@@ -33,11 +33,11 @@ def store_frozen(
 
     Args:
         module: The model.
-        targets: As in `inject`; of what they mean, the linear layers, but those that torch takes
-            the weight of without calling them.
+        targets: As in `inject`. Of the submodules meant, the linear layers are replaced, but not
+            those whose weight torch reads without calling them.
         store: `nf4`, 0.52 bytes a number; or `int8`, 1 byte.
-        backend: Whose layers: `torch`, ours; `bitsandbytes`, its Linear4bit, of `nf4`; `auto`, the
-            latter for weights on a CUDA device where it is installed, for it has kernels there.
+        backend: `torch`: layers of lorakit; `bitsandbytes`: its Linear4bit, for `nf4`; `auto`: the
+            latter for weights on a CUDA device, for which it has kernels, if it is installed.
 
     Returns:
         How many layers were replaced.
@@ -50,7 +50,7 @@ def store_frozen(
         raise ArgumentError(f"unknown store `{store}`; it is one of {', '.join(STORES)}")
     has_it = importlib.util.find_spec(_BITSANDBYTES) is not None
     _check_backend(backend, store, has_it)
-    read = read_layers(module)  # what takes a weight itself can only take plain numbers
+    read = read_layers(module)  # whoever reads a weight directly needs plain numbers
     linears = {
         name: one
         for name, one in chosen(module, targets).items()

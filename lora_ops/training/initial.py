@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..linalg import frobenius, truncated_svd
 
-# From the weight (out, in * kernel), float32, and a rank to up (out, rank) and down (rank, in * kernel).
+# Takes the weight (out, in * kernel), float32, and a rank; gives up (out, rank) and down (rank,
+# in * kernel).
 Initialiser = Callable[[Tensor, int, "torch.Generator | None"], tuple[Tensor, Tensor]]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,10 @@ from .make import Fresh, fresh_path, paths_of
 from .paths import LoraPath
 from .targets import chosen
 from .weights import dense_weight, read_layers, turned_classes
+
+if TYPE_CHECKING:
+    from ..adapters.matching.seats import Seat
+    from ..source import TensorSource
 
 _SVD_OF = "svd_of="
 # Where the parameters that were trainable before are kept, until the last adapter has gone.
@@ -56,11 +62,11 @@ def inject(
             nothing at first; `pissa`, which starts from the weight's leading directions and changes
             nothing at first either; `svd_of=FILE`, the best factors of that checkpoint less this
             model. An embedding starts from zero and unit noise under the first two.
-        name: Of the adapter: a module carries any number.
+        name: The adapter's name: a module carries any number of adapters.
         prefix: What a file's targets have before the module's own names (`diffusion_model.`).
-        dtype: Of what is trained; None: that of an adapter that is given; else float32, or the
-            weight's where that is wider.
-        generator: Of the random start; None: torch's own, as for any new layer.
+        dtype: Dtype of what is trained; None: that of the adapter that is given; else float32, or
+            the weight's where that is wider.
+        generator: Source of the random start; None: torch's own, as for any new layer.
 
     Returns:
         The names of the submodules with paths, in order.
@@ -110,7 +116,7 @@ def eject(module: nn.Module, name: str | None = None) -> None:
 
     Args:
         module: As it was given to `inject`.
-        name: Of the adapter; None: all of them.
+        name: The adapter's name; None: all of them.
 
     Raises:
         MismatchError: It has no such adapter.
@@ -134,7 +140,7 @@ def collect(module: nn.Module, name: str | None = None, *, prefix: str = "") -> 
 
     Args:
         module: As it was given to `inject`.
-        name: Of the adapter; None: the only one.
+        name: The adapter's name; None: the only one.
         prefix: What the targets get before the module's own names. With `diffusion_model.`, as
             ComfyUI calls a diffusion model's, every format can be written.
 
@@ -162,10 +168,10 @@ def adapted_layers(module: nn.Module, name: str | None = None) -> Iterator[tuple
 
     Args:
         module: The model.
-        name: Of the adapter; None: any.
+        name: The adapter's name; None: any.
 
     Raises:
-        MismatchError: There is none.
+        MismatchError: No layer carries it.
     """
     found = [(one, sub) for one, sub in module.named_modules() if isinstance(sub, Adapted)]
     fitting = [(one, sub) for one, sub in found if name is None or name in sub.adapters]
@@ -221,25 +227,45 @@ def _differences(wanted: dict[str, nn.Module], path: str, prefix: str) -> dict[s
     """
     from ..adapters.checkpoint import check_checkpoint
     from ..files import open_source
-    from ..models.architectures import parameters
+    from ..models.differences import read_parameter
 
     found: dict[str, Tensor] = {}
     with open_source(path) as source:
         check_checkpoint(source)
-        known = {one.target: key for key, one in parameters(source).items()}
-        known |= {key.removesuffix(".weight"): key for key in source.keys()}  # noqa: SIM118
+        places = _places(wanted, source, prefix)
         for name, module in wanted.items():
             weight = dense_weight(module)
-            key = known.get(prefix + name, known.get(name, ""))
-            is_turned = isinstance(module, turned_classes())
-            shape = source.shape(key)[:: -1 if is_turned else 1] if key else ()
-            if shape != tuple(weight.shape):
-                what = f"is {shape} there" if key else "is not in it"
+            seat = places.get(name)
+            shape = () if seat is None else seat.own.shape
+            if seat is None or shape != tuple(weight.shape):
+                what = f"is {shape} there" if seat else "is not in it"
                 raise MismatchError(
                     f"`{name}` {what}, and {tuple(weight.shape)} here; give the checkpoint of this model",
                     target=name,
                     path=path,
                 )
-            tensor = source.tensor(key).to(weight)
-            found[name] = (tensor.mT if is_turned else tensor) - weight
+            rows = replace(seat, rows=None).taken(read_parameter(source, seat.own))
+            found[name] = rows.to(weight) - weight
     return found
+
+
+def _places(wanted: dict[str, nn.Module], source: TensorSource, prefix: str) -> dict[str, Seat]:
+    """Where a checkpoint has the weights of submodules: by their names, else by another program's."""
+    from ..adapters.formats import model_names
+    from ..adapters.matching.seats import Seat, seats
+    from ..models.architectures import Parameter, detect, own_parameters, parameters
+
+    keys = {one.target: one.key for one in own_parameters(source).values() if one.rows is None}
+    keys |= {key.removesuffix(".weight"): key for key in source.keys()}  # noqa: SIM118
+    found: dict[str, Seat] = {}
+    for name, module in wanted.items():
+        key = keys.get(prefix + name, keys.get(name))
+        if key is not None:
+            is_turned = isinstance(module, turned_classes())
+            shape = source.shape(key)[:: -1 if is_turned else 1]
+            found[name] = Seat(Parameter(key, key, shape, transposed=is_turned))
+    native = parameters(source)
+    targets = {one.target: one for one in native.values()}
+    lost = {prefix + name: name for name in wanted if name not in found}
+    there = seats(lost, targets, lambda: model_names(detect(native), list(targets)))
+    return found | {lost[name]: seat for name, seat in there.items()}

@@ -24,16 +24,16 @@ KINDS = ("lora", "dora")
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What new paths are to be; see `inject`.
+    """Options of new paths; see `inject`.
 
     Attributes:
-        rank: Directions of each.
+        rank: Directions of each path.
         alpha: The number behind the scale; None: scale 1.
         kind: lora or dora.
-        dropout: 0 to 1.
+        dropout: Share of the input's numbers that a path does not see, 0 to 1.
         init: A name in `INITIALISERS`.
-        dtype: Of what is trained; None: float32, or that of a weight that is no 16-bit one.
-        generator: Of the random start.
+        dtype: Dtype of what is trained; None: float32, or the weight's where that is wider.
+        generator: Source of the random start.
 
     Raises:
         ArgumentError: A value that means nothing.
@@ -68,10 +68,10 @@ def fresh_path(name: str, module: nn.Module, options: Fresh, difference: Tensor 
     """Return a new path for a submodule.
 
     Args:
-        name: Of the submodule, for messages.
+        name: The submodule's name, for messages.
         module: Linear, convolution or embedding.
-        options: What it is to be.
-        difference: What it starts as, of the weight's shape; None: as `options.init` says.
+        options: Rank, kind, initialisation and so on.
+        difference: The change that it starts as, in the weight's shape; None: `options.init`.
 
     Raises:
         ArgumentError: The rank is higher than the weight has directions.
@@ -139,7 +139,7 @@ def _path_of(
     if not isinstance(plain, LoraLayer) or (isinstance(layer, DoraLayer) and layer.axis != 0):
         raise UnsupportedLayerError(
             f"layer `{target}` is of kind {layer.title}: what trains here is LoRA, and DoRA with "
-            "magnitudes by output channel; make it a LoRA with `lorakit convert --to lora`",
+            'magnitudes by output channel; make it a LoRA first: `convert(lora, to="lora")`',
             target=target,
         )
     weight = dense_weight(module)

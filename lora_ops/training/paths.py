@@ -16,7 +16,7 @@ from ..adapters.layers import DoraLayer, Layer, LoraLayer
 
 
 class Frozen(Protocol):
-    """The layer beside which a path runs, as paths see it."""
+    """What a path needs of the frozen layer that it runs beside."""
 
     def own(self, input: Tensor, plain: Tensor | None = None) -> Tensor:
         """What the weight without any path makes of an input, without the bias."""
@@ -79,7 +79,7 @@ class LoraPath(nn.Module):
         Args:
             frozen: The layer.
             input: Its input.
-            plain: Its own output.
+            plain: The layer's own output.
         """
         del plain
         return self._product(frozen, self.dropout(self._wide(input)))
@@ -153,7 +153,7 @@ class DoraPath(LoraPath):
         self.magnitude = nn.Parameter(magnitude)
 
     def contribution(self, frozen: Frozen, input: Tensor, plain: Tensor) -> Tensor:
-        """Return what turns the layer's output into DoRA's, that part of the way."""
+        """Return what takes the layer's output towards DoRA's, at its strength."""
         dropped = self.dropout(self._wide(input))
         is_dropping = self.training and not isinstance(self.dropout, nn.Identity)
         own = frozen.own(dropped.to(input.dtype)) if is_dropping else frozen.own(input, plain)
@@ -162,7 +162,7 @@ class DoraPath(LoraPath):
         return turned + frozen.by_channel(ratio) * self._product(frozen, dropped)
 
     def change(self, weight: Tensor) -> Tensor:
-        """Return what turns the weight into DoRA's, that part of the way; has a gradient."""
+        """Return what takes the weight towards DoRA's, at its strength; has a gradient."""
         ratio = (self.magnitude.float() / self._length(weight))[:, None]
         return self.strength * (ratio * (weight + self._delta()) - weight)
 

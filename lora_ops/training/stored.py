@@ -20,8 +20,8 @@ _NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_BLOCK = 64  # numbers with a size in common
-_SIZES = 256  # sizes with a scale in common
+_BLOCK = 64  # numbers that share a size
+_SIZES = 256  # sizes that share a scale
 
 
 class StoredLinear(nn.Module):
@@ -31,9 +31,9 @@ class StoredLinear(nn.Module):
     the bias, never the weight, which is multiplied out again on the way back instead of kept.
 
     Attributes:
-        in_features: Numbers in.
-        out_features: Numbers out.
-        bias: As it was; None where there was none.
+        in_features: Size of the input.
+        out_features: Size of the output.
+        bias: The bias of the layer that it replaces; None if that has none.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
@@ -75,7 +75,7 @@ class Nf4Linear(StoredLinear):
         self.register_buffer("steps", steps)
         self.register_buffer("sizes", _rounded(spread, steps).flatten()[: len(sizes)].clone())
         self.register_buffer("levels", torch.tensor(_NF4, device=weight.device))
-        # Coded against the sizes as they are stored, not as they were.
+        # Codes are relative to the sizes as stored, which are rounded.
         self.register_buffer("codes", self._coded(flat / self._block_sizes()[:, None]))
 
     def dequantised(self) -> Tensor:

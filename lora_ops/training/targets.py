@@ -65,5 +65,5 @@ def chosen(module: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Modu
 
 
 def _supported(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """In the order of the model; a module that is there twice, by its first name."""
+    """Supported submodules, in the model's order; one that is there twice by its first name."""
     yield from ((name, one) for name, one in module.named_modules() if name and is_supported(one))

@@ -25,7 +25,7 @@ from .patch_places import Models
 from .patching import Matched, match, summary
 
 if TYPE_CHECKING:
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile
 
 
 class ApplyLora(io.ComfyNode):
@@ -106,8 +106,7 @@ class ApplyLora(io.ComfyNode):
 
 
 def _check_any(file: MemoryFile, matched: Matched) -> None:
-    from ...lora_ops import describe
-    from ...lora_ops.errors import MismatchError
+    from ...lora_ops import MismatchError, describe
     from ...lora_ops.report import counted
 
     if matched.patches:

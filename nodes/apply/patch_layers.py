@@ -11,19 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...lora_ops import Layer, LoraLayer, LoraOpsError
 from ...lora_ops.adapters.layers import (
     BoftLayer,
     DoraLayer,
-    Layer,
     LokrLayer,
-    LoraLayer,
     PissaLayer,
     ReshapedLayer,
     fits,
     innermost,
     low_rank,
 )
-from ...lora_ops.errors import LoraOpsError
 
 # What the host calls these roles, however the file spells them.
 _SUFFIXES = {
@@ -38,7 +36,7 @@ _CORES = {"mid", "t1", "t2"}
 
 
 def why_not(layer: Layer, weight: Sequence[int]) -> str:
-    """Why the host could not apply a layer to a weight of this shape; it would only log that, later.
+    """Return why the host could not apply a layer to a weight of this shape: it would only log it.
 
     Args:
         layer: As the file has it.
@@ -86,8 +84,8 @@ def _computable(layer: Layer, axes: int) -> Layer:
     """The same layer in a form that the host computes right; see docs/kinds.md for what it does not.
 
     Args:
-        layer: Any.
-        axes: How many the weight has.
+        layer: A layer of any kind.
+        axes: Number of axes of the weight.
     """
     if isinstance(layer, LoraLayer) and (layer.mid is None or axes <= 4):
         return layer

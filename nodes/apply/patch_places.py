@@ -52,18 +52,18 @@ class Models:
         }
 
     def shape(self, place: Place) -> tuple[int, ...] | None:
-        """Shape of what a place is; None where the model has no such weight."""
+        """Shape of the weight, or rows, at a place; None where the model has no such weight."""
         whole = self.shapes.get(key_of(place))
         if whole is None or isinstance(place, str) or place[1] is None:
             return whole
         axis, start, length = place[1]
-        if start + length > whole[axis]:  # the host's list takes some models for others
+        if start + length > whole[axis]:  # the host's list may be that of another model
             return None
         return (*whole[:axis], length, *whole[axis + 1 :])
 
 
 def key_of(place: Place) -> str:
-    """The weight that a place is, or lies in."""
+    """The key of the weight that a place is, or is a part of."""
     return place if isinstance(place, str) else place[0]
 
 
@@ -76,7 +76,7 @@ def places_of(adapter: Adapter, models: Models, missing: dict[str, str]) -> dict
     Args:
         adapter: Its layers are not read.
         models: What it is to be applied to.
-        missing: Takes the names that are nowhere, and why.
+        missing: Is filled with the names that are nowhere, and why.
     """
     names = list(adapter.layers)
     rest = set(names)
@@ -92,7 +92,7 @@ def places_of(adapter: Adapter, models: Models, missing: dict[str, str]) -> dict
 
 
 def _bias(place: Place) -> Place:
-    """The bias, or rows of it, beside a weight, or its rows."""
+    """The bias beside a weight, or the rows of it that belong to the weight's rows."""
     key = key_of(place).removesuffix(_WEIGHT) + _BIAS
     return key if isinstance(place, str) else (key, *place[1:])
 

@@ -15,13 +15,11 @@ from torch import Tensor
 from .patch_places import UNKNOWN, Models, Place, key_of, places_of
 
 if TYPE_CHECKING:
-    from ...lora_ops import Adapter
-    from ...lora_ops.adapters.layers import Layer
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import Adapter, Layer, MemoryFile
 
-# Reasons that are told apart.
+# The most reasons that a summary tells apart.
 _REASONS = 4
-# Of two changes under one name, what the host takes, and what that is called.
+# Kinds of which the host takes one where two are under one name, with the role and a word for it.
 _REPLACING = {"set_weight": ("set", "its replacement"), "diff": ("full", "its full difference")}
 
 
@@ -32,7 +30,7 @@ class Matched:
     Attributes:
         patches: The host's patch and its strength, by place.
         names: The layer in the file, by place.
-        replaced: Layers whose weight a later one of the file changes too, and which that is.
+        replaced: Layers that a later layer for the same weight replaces, with the name of that one.
         missing: Layers that are not applied, and why.
         extras: Tensors of no known layer, by key.
     """
@@ -46,7 +44,7 @@ class Matched:
     extras: tuple[str, ...] = ()
 
     def groups(self, keys: Collection[str], strength: float) -> dict[float, dict[Place, Any]]:
-        """The patches on weights of these keys by strength, times one; those of 0 left out."""
+        """The patches on these weights by strength times a factor; those of 0 are left out."""
         found: dict[float, dict[Place, Any]] = defaultdict(dict)
         for place, (patch, own) in self.patches.items():
             if key_of(place) in keys and own * strength:
@@ -67,9 +65,8 @@ def match(file: MemoryFile, models: Models, blocks: str = "", where: Sequence[st
         ArgumentError: A rule that fits nothing.
         FormatError: It is no adapter, or of a method that is not read.
     """
-    from ...lora_ops import decode
+    from ...lora_ops import LoraOpsError, decode
     from ...lora_ops.adapters.strengths.rules import strengths
-    from ...lora_ops.errors import LoraOpsError
     from .patch_layers import spelled, why_not
 
     adapter = decode(file)
@@ -77,7 +74,7 @@ def match(file: MemoryFile, models: Models, blocks: str = "", where: Sequence[st
     matched = Matched(extras=tuple(adapter.extras))
     tensors: dict[str, Tensor] = {}
     fitting: dict[str, tuple[Place, Layer]] = {}
-    unread: dict[type[LoraOpsError], str] = {}  # one reason a sort, not one a layer
+    unread: dict[type[LoraOpsError], str] = {}  # by sort of error, not by layer
     for name, place in places_of(adapter, models, matched.missing).items():
         shape = models.shape(place)
         try:

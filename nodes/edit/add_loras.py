@@ -16,7 +16,7 @@ from ..form.wording import explained
 from ..host import host
 from ..host.lora_model import from_file
 
-# `lora_ops.methods.METHODS`, in words: importing that would slow the host's start. A test compares.
+# Repeats `METHODS` of the core: importing it would slow the host's start. A test compares the two.
 METHODS = {
     "sum": "add them, each times its strength",
     "average": "the sum over the sum of the strengths",
@@ -70,9 +70,7 @@ class AddLoras(io.ComfyNode):
         Raises:
             LoraOpsError: They are for different models, or the method, rule or strengths are wrong.
         """
-        from ...lora_ops.errors import ArgumentError
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.add.file import add_files
+        from ...lora_ops import ArgumentError, MemoryFile, add_files
         from ...version import __version__
 
         if method is None:  # the host does not check this choice, and drops what it does not know

@@ -58,7 +58,7 @@ class BakeLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None, **rest: object) -> str | float:
-        """What changes when the checkpoint does."""
+        """A value that changes with the checkpoint, so that the host runs the node again."""
         del rest
         return host.fingerprint(checkpoint, *FOLDERS)
 
@@ -80,8 +80,7 @@ class BakeLora(io.ComfyNode):
             LoraOpsError: A LoRA changes weights that the checkpoint lacks, the checkpoint is
                 quantised, or the disk is full.
         """
-        from ...lora_ops import open_source
-        from ...lora_ops.operations.merge.file import bake_file, plan_bake_file
+        from ...lora_ops import bake_file, open_source, plan_bake_file
         from ...version import __version__
 
         path = host.output_path(prefix, _PREFIX)

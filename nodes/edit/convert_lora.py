@@ -100,8 +100,7 @@ class ConvertLora(io.ComfyNode):
             LoraOpsError: The format has no place or no name for a layer, a kind needs the base, or
                 what is asked for is nothing.
         """
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.convert.file import convert_file
+        from ...lora_ops import MemoryFile, convert_file
         from ...version import __version__
         from ..host.model_source import ModelSource
 

@@ -46,7 +46,7 @@ class ResizeFile(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None, **rest: object) -> str | float:
-        """What changes when the file does."""
+        """A value that changes with the file, so that the host runs the node again."""
         del rest
         return host.fingerprint(lora_name, host.LORAS)
 

@@ -26,8 +26,7 @@ from ..host import host
 from ..host.lora_model import as_file, from_file
 
 if TYPE_CHECKING:
-    from ...lora_ops import Report
-    from ...lora_ops.files import FileSource, Output
+    from ...lora_ops import FileSource, Output, Report
 
 
 class ResizeLora(io.ComfyNode):
@@ -60,7 +59,7 @@ class ResizeLora(io.ComfyNode):
         Raises:
             LoraOpsError: The rule, or a layer that has no change of its own.
         """
-        from ...lora_ops.files import MemoryFile
+        from ...lora_ops import MemoryFile
 
         if not lora:
             return nothing_in_it()
@@ -78,7 +77,7 @@ def resized(
     Raises:
         LoraOpsError: The rule, a layer that has no change of its own, or the disk is full.
     """
-    from ...lora_ops.operations.resize.file import resize_file
+    from ...lora_ops import resize_file
     from ...version import __version__
 
     return resize_file(

@@ -50,9 +50,7 @@ class ScaleLora(io.ComfyNode):
         Raises:
             LoraOpsError: A rule that fits nothing, or a kind that no strength can be written into.
         """
-        from ...lora_ops.adapters.strengths.ingredient import Ingredient
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.scale.file import scale_file
+        from ...lora_ops import Ingredient, MemoryFile, scale_file
         from ...version import __version__
 
         if not lora:

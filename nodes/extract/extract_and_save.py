@@ -40,7 +40,7 @@ class ExtractAndSave(io.ComfyNode):
         Raises:
             LoraOpsError: As Extract LoRA, or the disk is full.
         """
-        host.output_path(prefix, DEFAULT_PREFIX)  # before the work: it has to be one
+        host.output_path(prefix, DEFAULT_PREFIX)  # refuse a bad prefix before the work
         lora, report = ExtractLora.execute(**inputs).args
         path, told = saved(as_file(lora), prefix)
         headline, *rest = report.splitlines()

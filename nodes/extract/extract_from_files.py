@@ -42,7 +42,7 @@ class ExtractFromFiles(io.ComfyNode):
     def fingerprint_inputs(
         cls, tuned_name: str | None, base_name: str | None, **rest: object
     ) -> tuple[str | float, ...]:
-        """What changes when a file does."""
+        """A value that changes with the files, so that the host runs the node again."""
         del rest
         return tuple(host.fingerprint(name, *FOLDERS) for name in (tuned_name, base_name))
 

@@ -53,7 +53,7 @@ def extraction_inputs() -> list[io.Input]:
 
 
 def partial_input() -> io.Boolean.Input:
-    """Whether half a match will do; younger than the others, so after all of them."""
+    """The input `allow_partial`: last, as it came last, and the host keeps values by position."""
     return io.Boolean.Input(
         "allow_partial",
         default=False,
@@ -80,24 +80,22 @@ def extracted(
     """Extract, with progress and Cancel; return the report and the adapter.
 
     Args:
-        base: What was started from.
-        tuned: What came of it.
+        base: The model that training started from.
+        tuned: The model that came out of it.
         title: What the result is called.
         rank: Directions of each layer.
         rule: A rule instead of the rank.
         exact: Compute the exact truncation.
         full_differences: Keep what has no low-rank form whole.
         allow_partial: Go on where few weights are found on both sides.
-        dtype: Of the factors, by name.
+        dtype: Name of the factors' dtype.
         format: comfy or kohya.
         beside: What else the models do that no weight of them shows, for the report.
 
     Raises:
         LoraOpsError: The two do not belong together, nothing differs, or the rule is wrong.
     """
-    from ...lora_ops import extract_file, plan_file
-    from ...lora_ops.errors import MismatchError
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile, MismatchError, extract_file, plan_file
     from ...version import __version__
 
     made = MemoryFile(title)

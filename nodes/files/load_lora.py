@@ -37,7 +37,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None) -> str | float:
-        """What changes when the file does."""
+        """A value that changes with the file, so that the host runs the node again."""
         return host.fingerprint(lora_name, host.LORAS)
 
     @classmethod

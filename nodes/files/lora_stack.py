@@ -47,7 +47,7 @@ class StackToLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_stack: Any = None) -> str:
-        """What changes when a file does: the stack names files, and the host does not tell which."""
+        """A value that changes with any LoRA file: the host does not tell which the stack names."""
         del lora_stack
         return host.fingerprint(None, host.LORAS)
 
@@ -60,9 +60,7 @@ class StackToLora(io.ComfyNode):
             FileNotFoundError: A file is not in models/loras.
             LoraOpsError: They are for different models.
         """
-        from ...lora_ops.adapters.strengths.ingredient import Ingredient
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.add.file import add_files
+        from ...lora_ops import Ingredient, MemoryFile, add_files
         from ...version import __version__
 
         ingredients: list[Ingredient] = []

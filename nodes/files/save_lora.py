@@ -70,9 +70,8 @@ class SaveLora(io.ComfyNode):
             LoraOpsError: The format has no place or no name for a layer, the dtype is too narrow, or
                 the disk is full.
         """
+        from ...lora_ops import MemoryFile, convert_file
         from ...lora_ops.adapters.formats import detect
-        from ...lora_ops.files import MemoryFile
-        from ...lora_ops.operations.convert.file import convert_file
         from ...version import __version__
 
         file, number = as_file(lora), dtype_of(dtype)

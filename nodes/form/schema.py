@@ -25,7 +25,7 @@ _FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 def schema(node_id: str, display_name: str, **fields: Any) -> io.Schema:
     """Return a schema without the fields that this host is too old to know."""
-    # A report is sent again where the node comes out of the cache; what ends a graph sends it anyway.
+    # A cached node has to ask that its report be sent again; one that ends a graph sends it anyway.
     resent = not fields.get("is_output_node", False)
     fields = {"category": CATEGORY, "has_intermediate_output": resent, **fields}
     known = {name: value for name, value in fields.items() if name in _FIELDS}
@@ -43,14 +43,14 @@ def lora_output(tooltip: str) -> io.LoraModel.Output:
 
 
 def report_output() -> io.String.Output:
-    """The text that also stands on the node."""
+    """The output with the report, which also stands on the node."""
     return io.String.Output(
         display_name="report", tooltip="What was done, in numbers, and what was not."
     )
 
 
 def path_output() -> io.String.Output:
-    """The place of a file that was written."""
+    """The output with the path of the file that was written."""
     return io.String.Output(display_name="path", tooltip="Where the file is.")
 
 
@@ -96,7 +96,7 @@ def block_inputs() -> list[io.Input]:
 
 
 def lines(text: str | None) -> list[str]:
-    """The lines of a text input that say something."""
+    """The lines of a text input, without empty ones."""
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
@@ -106,7 +106,7 @@ def rank_inputs(*, default: int, budgets: bool = False, none: str = "") -> list[
     Args:
         default: The plain rank; 0 where `none` says what that means.
         budgets: Whether rules over all layers together are possible.
-        none: What a rank of 0 without a rule means; empty: it is not allowed.
+        none: What rank 0 without a rule means, for the tooltip; empty: rank 0 is not allowed.
     """
     meaning = "Directions that every layer keeps, at most."
     return [

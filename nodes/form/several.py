@@ -24,8 +24,8 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
 
     Args:
         least: How many there are at first.
-        example: Of strengths.
-        more: What else to say of them.
+        example: An example of strengths, for the tooltip.
+        more: What else the tooltip says of them.
     """
     return [
         io.Autogrow.Input(
@@ -73,7 +73,7 @@ def parse_strengths(text: str, count: int) -> list[float]:
     Raises:
         ArgumentError: One is no finite number, or there are more than sockets.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if len(parts) > count:
@@ -90,5 +90,5 @@ def parse_strengths(text: str, count: int) -> list[float]:
 
 
 def nothing_in_it() -> io.NodeOutput:
-    """What a node gives that got an adapter without layers, as of an empty stack: the same again."""
+    """The outputs of a node whose input has no layers, as of an empty stack: the same again."""
     return reported("the LoRA is empty: nothing to do", LoraModel({}, "nothing"))

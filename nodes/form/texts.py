@@ -11,15 +11,12 @@ from ..apply.patching import Matched, summary
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ...lora_ops import Report
-    from ...lora_ops.inspect.compare import Comparison
-    from ...lora_ops.inspect.info import Info
-    from ...lora_ops.inspect.lint import Verdict
+    from ...lora_ops import Comparison, Info, Report, Verdict
 
 # Names shown of a list of layers that something is wrong with.
 _SOME = 3
 _WORST = 5
-# Strengths that are told apart.
+# The most strengths that are listed.
 _STRENGTHS = 6
 WARNS = "! "
 _DONE, _WARNING = "done · ", "warning · "
@@ -122,7 +119,7 @@ def _by_strength(matched: Matched) -> str:
 
 def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
-    from ...lora_ops.adapters.edited import EditReport
+    from ...lora_ops import EditReport
     from ...lora_ops.operations.extract.extract import UNCHANGED
     from ...lora_ops.operations.scale.scale import STRENGTH_ZERO
     from ...lora_ops.report import counted
@@ -179,7 +176,9 @@ def baked_text(name: str, report: Report) -> str:
         f"lost to rounding: {human_error(report.error)} of the change",
     ]
     for (reason, kind), (count, share) in report.reasons().items():
-        lines.append(f"{WARNS}{counted(count, 'weight')} left out ({kind}): {reason}, {share:.2%}")
+        lines.append(
+            f"{WARNS}{counted(count, 'weight')} left out ({kind}): {worded(reason)}, {share:.2%}"
+        )
     lines += _notes(report)
     return headed(*lines)
 

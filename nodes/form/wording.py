@@ -1,4 +1,4 @@
-"""lorakit's messages in the words of a node: its inputs in place of the command line's options."""
+"""What the core says, in the words of a node: inputs and nodes in place of Python's."""
 
 from __future__ import annotations
 
@@ -13,94 +13,124 @@ from comfy_api.latest import io
 
 Result = TypeVar("Result")
 
-# Commands by the node that does the same.
-_COMMANDS = {"info": "Inspect LoRA", "add": "Add LoRAs", "scale": "Scale LoRA", "lint": "Save LoRA"}
-
+#: For each function that a message may name, the node that does the same, or a verb.
+NODES = {
+    "add": "Add LoRAs",
+    "bake": "bake",
+    "convert": "Convert LoRA",
+    "describe": "Inspect LoRA",
+    "extract": "extract",
+    "scale": "Scale LoRA",
+}
+#: The input for each parameter that a message may name.
+INPUTS = {
+    **{name: name for name in ("allow_other", "allow_partial", "base", "dtype", "exclude")},
+    **{name: name for name in ("force", "format", "full_differences", "reference", "where")},
+    "architecture": "reference",
+    "memory": "memory",
+    "rule": "rule",
+    "to": "kind",
+}
 # What a message says, the input that it is about, what it means on a node that has the input, and
-# on one that has not. The first that fits decides; `\1` and so on are the pattern's groups.
-_ADVICE: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
+# on one that has not: where the sentence turns out otherwise than name for name. The first that
+# fits decides; `\1` and so on are the pattern's groups.
+_PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
     (re.compile(pattern), name, here, elsewhere)
     for pattern, name, here, elsewhere in (
         (
-            r"`lorakit convert (?:LORA )?--to lora --base CHECKPOINT`",
+            r'`convert\(lora, to="lora", base=checkpoint\)`',
             "kind",
             "`kind` lora and `base`",
             "Convert LoRA with `kind` lora and `base`",
         ),
         (
-            r"(?:with )?`lorakit convert --to lora`",
+            r'convert (it|them) `to="lora"` first',
             "kind",
-            "with `kind` lora",
-            "with Convert LoRA, `kind` lora",
+            r"convert \1 with `kind` lora first",
+            r"convert \1 with Convert LoRA, `kind` lora, first",
         ),
         (
-            r"convert (it|them) `--to lora`( first)?",
+            r'convert (it|them)(?: with)? `to="lora"`',
             "kind",
-            r"convert \1 with `kind` lora\2",
-            r"convert \1 with Convert LoRA, `kind` lora,\2",
+            r"convert \1 with `kind` lora",
+            r"convert \1 with Convert LoRA, `kind` lora",
         ),
         (
-            r"add --to lora",
+            r'add `to="lora"`',
             "kind",
             "set `kind` to lora",
             "use Convert LoRA with `kind` lora",
         ),
         (
-            r"give --format, or --to lora",
+            r'give `format=`, or `to="lora"`',
             "kind",
             "choose a `format`, or `kind` lora",
             "use Convert LoRA with a `format`, or `kind` lora",
         ),
         (
-            r"--rank (\d+) or --rank (\S+)",
+            r'`rule=(\d+)` or `rule="(\S+)"`',
             "rank",
             r"`rank` \1 or `rule` \2",
             r"Resize LoRA with `rank` \1 or `rule` \2",
         ),
-        (r"`?--rank`?", "rank", "`rank` or `rule`", "Resize LoRA with `rank` or `rule`"),
-        (r"as --base", "base", "as `base`", "to Convert LoRA as its `base`"),
+        (r"`rule=(\d+)`", "rank", r"`rank` \1", r"Resize LoRA with `rank` \1"),
+        (r"as `base=`", "base", "as `base`", "to Convert LoRA as its `base`"),
         (
-            r"as --reference, or its name as --architecture",
+            r"as `reference=`, or its name as `architecture=`",
             "reference",
             "as `reference`",
             "to Convert LoRA as its `reference`",
         ),
         (
-            r"as --(?:reference|architecture)",
+            r"as `(?:reference|architecture)=`",
             "reference",
             "as `reference`",
             "to Convert LoRA as its `reference`",
         ),
         (
-            r"raise --vram or use --device cpu",
+            r'raise `memory=` or use `place\("cpu"\)`',
             "",
             "",
             "free memory on the device, or run ComfyUI on the CPU",
         ),
-        (r"use --dtype (\w+) or (\w+)", "dtype", r"use `dtype` \1 or \2", "use less strength"),
-        (r"--dtype", "dtype", "`dtype`", "another number format"),
-        (r"choose another name or use --force", "", "", "choose another name"),
-        (r"another --format", "format", "another `format`", "another format with Convert LoRA"),
-        (r"`?--where '(\S+)'`?", "where", r"`where` \1", r"Scale LoRA with `where` \1"),
+        (
+            r"use `dtype=` (\w+) or (\w+)",
+            "dtype",
+            r"use `dtype` \1 or \2",
+            "use less strength",
+        ),
+        (r"`dtype=`", "dtype", "`dtype`", "another number format"),
+        (r"choose another name or use `force=True`", "", "", "choose another name"),
+        (r"another `format=`", "format", "another `format`", "another format with Convert LoRA"),
+        (r'`exclude="([^`]*)"`', "", "", r"`exclude` '\1'"),
+        (r'`where="(\S+)"`', "where", r"`where` \1", r"Scale LoRA with `where` \1"),
     )
 )
-_COMMAND = re.compile(r"`lorakit (\w+)[^`]*`")
-_OPTION = re.compile(r"`?--([a-z][a-z-]*)`?")
 
 
 def worded(message: str, inputs: Collection[str] | None = None) -> str:
     """Return a message that speaks of a node's inputs, or of the node that has what is meant.
 
     Args:
-        message: With options and commands of the command line.
+        message: As the core says it; see `lora_ops.errors`.
         inputs: Names of the inputs of the node that says it; None: whatever is meant.
     """
-    for pattern, name, here, elsewhere in _ADVICE:
+    from ...lora_ops.text import CALL, PARAMETER
+
+    for pattern, name, here, elsewhere in _PHRASES:
         message = pattern.sub(
-            here if name and (inputs is None or name in inputs) else elsewhere or here, message
+            here if name and (inputs is None or name in inputs) else elsewhere, message
         )
-    message = _COMMAND.sub(lambda found: _COMMANDS.get(found[1], found[1]), message)
-    return _OPTION.sub(lambda found: f"`{found[1].replace('-', '_')}`", message)
+    message = CALL.sub(lambda found: NODES.get(found[1], found[0]), message)
+    return PARAMETER.sub(_input, message)
+
+
+def _input(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if name not in INPUTS:
+        return found[0]
+    told = f"`{INPUTS[name]}`"
+    return told if value in ("", "True") else f"{told} {value}"
 
 
 def inputs_of(node: type[io.ComfyNode]) -> set[str]:
@@ -121,7 +151,7 @@ def explained(execute: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(execute)
     def run(node: type[io.ComfyNode], **inputs: Any) -> Result:
-        from ...lora_ops.errors import LoraOpsError
+        from ...lora_ops import LoraOpsError
 
         given = {name: value for name, value in inputs.items() if value is not None}
         try:
@@ -142,7 +172,7 @@ def _check(
     Raises:
         ArgumentError: One is missing, is none of the node's, or is no finite number.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     for name in given.keys() - set(given if known is None else known):
         raise ArgumentError(f"there is no input `{name}`: that is one too many; use a second node")

@@ -48,12 +48,12 @@ def file_path(name: str, *folders: str) -> Path:
 
 
 def fingerprint(name: str | None, *folders: str) -> str:
-    """What changes when a file of the host's lists does: the host itself does not look at files.
+    """Return a value that changes with a file of the host's lists: the host itself does not look.
 
     Args:
-        name: Of the file; None where another node gives it, which the host does not tell here: then
-            it is that of all files in the folders.
-        folders: Of the host's lists.
+        name: The file's name; None where another node gives it, which the host does not tell here:
+            then the value stands for all files in the folders.
+        folders: The host's folders to look in.
     """
     names = file_names(*folders) if name is None else [name]
     told = hashlib.sha256()
@@ -69,7 +69,7 @@ def output_path(prefix: str, default: str) -> Path:
 
     Args:
         prefix: As in the host's save nodes: folders and the beginning of a name.
-        default: What stands for a prefix that is empty.
+        default: The prefix to take if it is empty.
 
     Raises:
         ArgumentError: The prefix leads out of the output folder.
@@ -83,8 +83,8 @@ def output_path_of(prefix: str, default: str, content: str) -> Path:
 
     Args:
         prefix: As in the host's save nodes: folders and the beginning of a name.
-        default: What stands for a prefix that is empty.
-        content: What tells it from other content, such as a hash.
+        default: The prefix to take if it is empty.
+        content: A text that stands for the content, such as a hash.
 
     Raises:
         ArgumentError: The prefix leads out of the output folder.
@@ -95,7 +95,7 @@ def output_path_of(prefix: str, default: str, content: str) -> Path:
 
 def _place(prefix: str, default: str) -> tuple[Path, str, int]:
     """Folder, beginning of the name and next free number that the host gives for a prefix."""
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     chosen = Path(prefix.strip() or default)
     if chosen.anchor or ".." in chosen.parts:
@@ -158,7 +158,7 @@ def patches(tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[
 
     Args:
         tensors: On the CPU; those that are not contiguous are copied, as the host gathers their bytes.
-        places: By name of the module.
+        places: The weight, or rows of it, by the module's name.
     """
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     return comfy.lora.load_lora(whole, places, log_missing=False)
@@ -172,7 +172,7 @@ def swap_halves(change: Tensor) -> Tensor:
 def shapes(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by key, as the patches that are on it leave it.
 
-    Of a quantised one it is that of the weight that it stands for; of two names for one both are there.
+    A quantised weight has the shape of the weight that it stands for; one with two names has both.
     """
     parameters = dict(patcher.model.named_parameters(remove_duplicate=False))
     return {
@@ -193,7 +193,7 @@ def patched(
     Args:
         patcher: Left as it is.
         groups: Patches by place, by strength.
-        metadata: Of the adapter, for whoever asks the model what is on it.
+        metadata: The adapter's, for nodes that ask the model what is on it.
     """
     clone = patcher.clone()
     for strength, group in groups.items():
@@ -217,7 +217,7 @@ def quantisation(patcher: ModelPatcher, key: str) -> str:
 
 
 def injections(patcher: ModelPatcher) -> list[str]:
-    """What acts on a model's layers as they run, by the names that it has in the host."""
+    """What acts on a model's layers as they run, by the host's names for it."""
     return list(patcher.injections)
 
 
@@ -226,17 +226,17 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
 
     Args:
-        patcher: Whatever has been loaded of it, and where.
-        key: Of the weight.
+        patcher: The model; it may be loaded in part, on any device.
+        key: The weight's key.
     """
     weight, _, convert = get_key_weight(patcher.model, key)
-    # Where it has been patched in place, what it was is kept: before hooks, and before all patches.
+    # The host keeps what a weight was before it patched it in place: before hooks, and before all.
     if key in patcher.backup:
         weight = patcher.backup[key].weight
     elif key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
     own = weight.detach()
-    if hasattr(own, "tensor_type"):  # ComfyUI-GGUF's, whose copies are none
+    if hasattr(own, "tensor_type"):  # copies of ComfyUI-GGUF's tensors lose what they are
         own = own.as_subclass(Tensor)
     if convert is not None:
         # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the

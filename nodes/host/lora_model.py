@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile
 
 
 class LoraModel(dict[str, Tensor]):
@@ -19,7 +19,7 @@ class LoraModel(dict[str, Tensor]):
     The host's own nodes see the dict that they expect; metadata and provenance travel with it.
 
     Attributes:
-        name: What reports call it: the name of the file it came from or would get.
+        name: Its name in reports: that of the file it came from, or would get.
         metadata: The file's string map.
         sha256: Of the file it was read from; empty once it was edited.
     """
@@ -43,7 +43,8 @@ def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
     Args:
         lora: Ours, or the bare dict of another pack's node, on any device.
     """
-    from ...lora_ops.files import MemoryFile, modernised
+    from ...lora_ops import MemoryFile
+    from ...lora_ops.files import modernised
 
     tensors = {key: tensor.detach().cpu() for key, tensor in lora.items()}
     if isinstance(lora, LoraModel):
@@ -68,8 +69,7 @@ def read(path: Path) -> LoraModel:
         NonFiniteError: It holds NaN or infinity: what it is applied to would draw black.
         LoraOpsError: It is damaged.
     """
-    from ...lora_ops import describe, open_source
-    from ...lora_ops.errors import UnknownFormatError
+    from ...lora_ops import UnknownFormatError, describe, open_source
     from ...lora_ops.run.inputs import hashed
 
     with open_source(path) as source, hashed([source]) as inputs:
@@ -83,7 +83,7 @@ def read(path: Path) -> LoraModel:
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from ...lora_ops.errors import NonFiniteError
+    from ...lora_ops import NonFiniteError
 
     # NaN and infinity survive `max`, which is faster than asking every number.
     bad = [

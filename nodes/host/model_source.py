@@ -61,7 +61,7 @@ class ModelSource(TensorSource):
             self._refuse(stored)
 
     def _refuse(self, stored: Mapping[str, str]) -> None:
-        from ...lora_ops.errors import QuantisedError
+        from ...lora_ops import QuantisedError
         from ...lora_ops.report import counted
 
         kinds = ", ".join(sorted(set(stored.values())))
@@ -105,15 +105,15 @@ class NoModel(TensorSource):
         self._like = like
 
     def keys(self) -> Sequence[str]:
-        """Those of the other."""
+        """The names of the other source's weights."""
         return self._like.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """That of the other's weight."""
+        """The same as for the weight of the other source."""
         return self._like.shape(key)
 
     def dtype(self, key: str) -> torch.dtype:
-        """That of the other's weight."""
+        """The same as for the weight of the other source."""
         return self._like.dtype(key)
 
     def tensor(self, key: str) -> Tensor:

@@ -14,10 +14,10 @@ from ..form.texts import loading_lines
 from . import host
 
 if TYPE_CHECKING:
-    from ...lora_ops.files import MemoryFile
+    from ...lora_ops import MemoryFile
 
 DEFAULT_PREFIX = "loras/lorakit"
-# What files are called in their own metadata.
+# Metadata entries that hold the file's own name.
 _TITLES = ("ss_output_name", "modelspec.title")
 
 
@@ -36,10 +36,10 @@ def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
 
 
 def _written(file: MemoryFile, path: Path) -> list[str]:
+    from ...lora_ops import lint
     from ...lora_ops.adapters.formats import detect
     from ...lora_ops.adapters.metadata import HASH_KEYS
     from ...lora_ops.files import save
-    from ...lora_ops.inspect.lint import lint
     from ...lora_ops.text import human_size
 
     scheme = detect(file.keys(), file.name)

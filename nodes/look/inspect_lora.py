@@ -45,8 +45,7 @@ class InspectLora(io.ComfyNode):
         Raises:
             LoraOpsError: It is damaged, or no adapter.
         """
-        from ...lora_ops import decode, describe
-        from ...lora_ops.inspect.spectra import spectra
+        from ...lora_ops import decode, describe, spectra
         from ...pictures import inspection_picture
 
         file = as_file(lora)

@@ -116,12 +116,12 @@ def test_peft_loads_what_is_extracted(name: str, tmp_path: Path) -> None:
         open_source(tmp_path / "base") as base,
     ):
         if name in NEEDS_REFERENCE:
-            with pytest.raises(UnsupportedLayerError, match="--reference"):
+            with pytest.raises(UnsupportedLayerError, match="`reference=`"):
                 convert_file(lora, tmp_path / "ours", "peft")
             assert not (tmp_path / "ours").exists()
         for reference in (base, *(() if name in NEEDS_REFERENCE else (None,))):
             report = convert_file(lora, tmp_path / "ours", "peft", reference=reference, force=True)
-            assert any("--reference" in note for note in report.notes) == (reference is None)
+            assert any("`reference=`" in note for note in report.notes) == (reference is None)
             found = loaded(name, tmp_path)
             shared = expected.keys() & found.keys()  # heads may have another name in a file
             assert len(shared) >= len(expected) - 1

@@ -61,7 +61,7 @@ def test_a_sum_of_kohya_files_gets_native_names(kohya, native, into):
 
 def test_the_model_can_be_named_where_names_are_of_none(tmp_path):
     module = "lora_unet_blocks_0_attn1_out_proj"
-    with pytest.raises(ArgumentError, match="or its name as --architecture"):
+    with pytest.raises(ArgumentError, match="or its name as `architecture=`"):
         add([Term(decode(DictSource(pair(module, out=600))))], format="comfy")
     path = adapters.written(tmp_path / "lora.safetensors", pair(module, out=600))
     out = tmp_path / "out.safetensors"

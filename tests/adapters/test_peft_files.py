@@ -15,6 +15,7 @@ from lorakit.lora_ops.inspect.lint import lint
 from lorakit.lora_ops.operations.add.file import add_files
 from lorakit.lora_ops.operations.convert.file import convert_file
 from lorakit.lora_ops.operations.resize.file import resize_file
+from lorakit.terminal.wording import worded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
@@ -117,7 +118,7 @@ def test_info_and_lint_say_what_began_in_the_weight(tmp_path):
         assert describe(source).kind == "LoRA adapter (PiSSA)"
         (found,) = [one for one in lint(source).findings if one.code == "base-changed"]
     assert "PiSSA" in found.message
-    assert found.cure.endswith("--to lora --base CHECKPOINT")
+    assert worded(found.cure).endswith("--to lora --base CHECKPOINT")
     assert len(found.where) == 4
 
 

@@ -128,7 +128,7 @@ def test_strengths_beyond_the_dtype(good: Path) -> None:
                 if fits:
                     scale_file(given, output) if run == "scale" else add_files([given], output)
                     continue
-                with pytest.raises(errors.NonFiniteError, match=r"do not fit float16.*--dtype"):
+                with pytest.raises(errors.NonFiniteError, match=r"do not fit float16.*`dtype=`"):
                     scale_file(given, output) if run == "scale" else add_files([given], output)
             assert not output.exists()
 

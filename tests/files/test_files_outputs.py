@@ -19,7 +19,7 @@ class TestCheckOutput:
     def test_what_exists_needs_force(self, tmp_path: Path) -> None:
         path = tmp_path / "out.safetensors"
         path.touch()
-        with pytest.raises(ArgumentError, match=r"exists already.*--force"):
+        with pytest.raises(ArgumentError, match=r"exists already.*`force=True`"):
             check_output(path, [], force=False)
         check_output(path, [], force=True)
 

@@ -243,13 +243,13 @@ def test_a_thread_that_still_writes_closes_what_was_left(
     inside, go_on = threading.Event(), threading.Event()
     whole = os.fstat
 
-    def slow(self: object, data: memoryview, offset: int) -> None:
+    def slow(file: object, data: memoryview, offset: int) -> None:
         inside.set()
         assert go_on.wait(20)
         whole(writer._file.fileno())  # it is open
 
     with PlacedWriter(tmp_path / "a.safetensors", [("a", torch.float32, (4,))]) as writer:
-        monkeypatch.setattr("lorakit.lora_ops.files.positioned.Positioned.write", slow)
+        monkeypatch.setattr("lorakit.lora_ops.files.writing.placed.write_at", slow)
         pool = ThreadPoolExecutor(1)
         task = pool.submit(writer.write_at, "a", 0, torch.zeros(4))
         assert inside.wait(20)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorakit.lora_ops import (
     Adapter,
     Architecture,
+    ArgumentError,
     BakedLayer,
     BakePlan,
     Budget,
@@ -24,16 +25,20 @@ from lorakit.lora_ops import (
     EditReport,
     FileSource,
     Finding,
+    FormatError,
     FullLayer,
     Info,
     Ingredient,
     Layer,
     LayerComparison,
     LayerReport,
+    LayerShapeError,
     Lint,
     LoraLayer,
     LoraOpsError,
     MemoryFile,
+    MismatchError,
+    NonFiniteError,
     Output,
     Pair,
     Pairing,
@@ -42,13 +47,21 @@ from lorakit.lora_ops import (
     Plan,
     PlanOptions,
     Progress,
+    QuantisedError,
     RankRule,
     Read,
     Report,
     Skip,
+    Spectrum,
+    TargetMismatchError,
     TensorSource,
     Term,
+    UnknownFormatError,
+    UnsafePickleError,
+    UnsupportedLayerError,
     Verdict,
+    WeightShapeError,
+    WriteError,
     add,
     add_files,
     architecture_named,
@@ -82,11 +95,11 @@ from lorakit.lora_ops import (
     scale,
     scale_file,
     set_strength,
+    spectra,
     store_frozen,
     unmerge,
     verify,
 )
-from lorakit.lora_ops.errors import ArgumentError, MismatchError, WriteError
 
 PAPER: Convention = "paper"
 
@@ -196,6 +209,9 @@ def looking(lora: FileSource) -> None:
     assert {one.state for one in reads.values()} <= {"loads", "perhaps", "left"}
     findings: tuple[Finding, ...] = found.findings
     assert [one.message for one in findings if one.severity == "error"] == []
+    strongest: Spectrum = max(spectra(decode(lora)), key=lambda one: one.square or 0)
+    assert strongest.square is not None
+    assert abs(float(strongest.s.square().sum()) / strongest.square - 1) < 1e-6
 
 
 def training() -> Adapter:
@@ -218,6 +234,19 @@ def training() -> Adapter:
     return adapter
 
 
+def blame(error: LoraOpsError) -> str:
+    """Return what an error is about: a file, two of them, the request or the disk."""
+    file: tuple[type[LoraOpsError], ...] = (
+        *(FormatError, UnknownFormatError, UnsupportedLayerError, LayerShapeError),
+        *(QuantisedError, UnsafePickleError, NonFiniteError),
+    )
+    if isinstance(error, file):
+        return "file"
+    if isinstance(error, MismatchError | TargetMismatchError | WeightShapeError):
+        return "pair"
+    return "disk" if isinstance(error, WriteError) else "request"
+
+
 def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
     """Do all of it on two checkpoints; return what was said where there is nothing to extract."""
     with open_source(base_path) as base, open_source(tuned_path) as tuned:
@@ -231,5 +260,5 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
         try:
             extract(base, base, "4")
         except (ArgumentError, MismatchError, WriteError) as error:
-            return error
+            return error if blame(error) == "pair" else None
     return None

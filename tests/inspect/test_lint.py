@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lorakit.lora_ops import DictSource, open_source
 from lorakit.lora_ops.errors import ArgumentError, UnknownFormatError
 from lorakit.lora_ops.inspect.lint import CODES, PROGRAMS, lint
+from lorakit.terminal.wording import worded
 
 KOHYA_NAMES = json.loads((KEYS / "kohya_names.json").read_text("utf-8"))
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
@@ -214,7 +215,7 @@ def test_the_cure_cures(code, tmp_path):
     path = write(tmp_path / "odd one.safetensors", odd)
     found = linted(path, odd.programs)
     (one,) = [one for one in found.findings if one.code == code and one.program == odd.program]
-    words = shlex.split(one.cure)
+    words = shlex.split(worded(one.cure))
     assert words[0] == "lorakit"
     done = lorakit_here(*words[1:])
     assert done.status == 0, done.err
@@ -232,7 +233,7 @@ def test_a_kind_that_a_program_does_not_know_becomes_a_lora(tmp_path):
     (one,) = found.of("kohya")
     assert (one.code, one.where) == ("part-loads", (SECOND,))
     assert "does not know the kind LoHa" in one.message
-    words = shlex.split(one.cure)
+    words = shlex.split(worded(one.cure))
     assert words[-4:] == ["--to", "lora", "--format", "kohya"]
     assert lorakit_here(*words[1:]).status == 0
     assert linted(Path(words[4]), ["kohya"]).verdicts[0].count("loads") == 2

@@ -18,6 +18,7 @@ from test_legacy import processors
 from lorakit.lora_ops import DictSource, open_source
 from lorakit.lora_ops.inspect.lint import PROGRAMS, lint
 from lorakit.lora_ops.models.architectures import architecture_named, module_renames
+from lorakit.terminal.wording import worded
 
 pytest.importorskip("peft", reason="diffusers' loaders need it")
 pytest.importorskip("diffusers", reason="its loaders are what is asked here")
@@ -193,7 +194,7 @@ def test_the_cure_for_a_gate_loads(tmp_path):
     with open_source(path) as source:
         (finding,) = lint(source, ["diffusers"], headers_only=True).of("diffusers")
     assert finding.code == "refused"
-    run = lorakit_here(*shlex.split(finding.cure)[1:])
+    run = lorakit_here(*shlex.split(worded(finding.cure))[1:])
     assert run.status == 0, run.err
     cured = load_file(next(one for one in tmp_path.iterdir() if one != path))
     theirs, error = loader_files.loads("hidream", cured)

@@ -112,7 +112,7 @@ def test_a_unet_of_unusual_depth_needs_the_model_or_its_name(tables):
     before = lora(kohya(table, BK_SDM))
     right = {f"lora_unet_{to.replace('.', '_')}": UNET + native for to, native in table.items()}
     with pytest.raises(
-        ArgumentError, match=r"Stable Diffusion 1.*BK-SDM.*--reference.*--architecture"
+        ArgumentError, match=r"Stable Diffusion 1.*BK-SDM.*`reference=`.*`architecture=`"
     ):
         convert(before, "comfy")
     for known in (
@@ -136,7 +136,7 @@ def test_a_sum_is_no_way_round_the_doubt(tables):
     before = lora(kohya(table, BK_SDM))
     terms = [Term(before, {}, "one"), Term(before, {}, "other")]
     with pytest.raises(
-        ArgumentError, match=r"Stable Diffusion 1.*BK-SDM.*--reference.*--architecture"
+        ArgumentError, match=r"Stable Diffusion 1.*BK-SDM.*`reference=`.*`architecture=`"
     ):
         add(terms, format="comfy")
     for known in (

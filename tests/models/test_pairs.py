@@ -130,7 +130,7 @@ def test_too_few_in_common_lists_names_and_the_nearest():
         "nearest: `diffusion_model.blocks.0.attn.q.weight`"
     ) in text
     assert "in all 40 only in tuned, 40 only in base, 0 of another shape" in text
-    assert "--allow-partial" in text
+    assert "`allow_partial=True`" in text
 
 
 @pytest.mark.parametrize(("missing", "enough"), [(2, True), (3, False)])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from commands import ROOT
 from host_double import standing_in
+from messages import advice, calls, parameters
 
-OPTION = re.compile(r"--[a-z]|`lorakit ")
 NAMED = re.compile(r"`([a-z_]+)`")
 # What a phrase may name that a node lacks: it says of which node it is.
 ELSEWHERE = re.compile(r"(?:Convert|Scale|Resize) LoRA[^;.]*")
@@ -39,57 +37,41 @@ def worded(text: str, known: set[str]) -> str:
     return str(told)
 
 
-def texts(tree: ast.AST) -> Iterator[str]:
-    """Every string of a module, with `x` where a value goes."""
-    inner = {
-        id(part) for one in ast.walk(tree) if isinstance(one, ast.JoinedStr) for part in one.values
-    }
-    for one in ast.walk(tree):
-        if isinstance(one, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else "x" for part in one.values)
-            yield "".join(map(str, parts))
-        elif isinstance(one, ast.Constant) and isinstance(one.value, str) and id(one) not in inner:
-            yield one.value
-
-
-def advice() -> list[str]:
-    """All messages of the core that name an option or a command; lint's are for a terminal alone."""
-    return [
-        text
-        for path in sorted((ROOT / "lora_ops").rglob("*.py"))
-        if "lint" not in path.parts
-        for text in texts(ast.parse(path.read_text("utf-8")))
-        if OPTION.search(text) and "\n" not in text
-    ]
-
-
 def test_advice_names_inputs_that_the_node_has() -> None:
     by_node = inputs()
     every = set().union(*by_node.values())
-    messages = advice()
+    messages = advice(lint=False)
     assert len(messages) > 20
     for node, known in by_node.items():
         for message in messages:
             told = worded(message, known)
-            assert not OPTION.search(told), (node, message, told)
+            assert not parameters(told) | calls(told), (node, message, told)
             here = ELSEWHERE.sub("", told)
             lacking = {name for name in NAMED.findall(here) if name in every - known}
             assert not lacking - THEIRS, (node, message, told)
 
 
+def test_every_parameter_and_function_of_a_message_has_its_word() -> None:
+    wording: Any = importlib.import_module("lorakit.nodes.form.wording")
+    for message in advice(lint=False):
+        assert parameters(message) <= set(wording.INPUTS), message
+        assert calls(message) - {"place"} <= set(wording.NODES), message
+
+
 def test_some_messages_on_some_nodes() -> None:
     known = inputs()
-    convert = "make it a plain LoRA first: `lorakit convert LORA --to lora --base CHECKPOINT`"
+    convert = 'make it a plain LoRA first: `convert(lora, to="lora", base=checkpoint)`'
     assert worded(convert, known["LorakitScaleLora"]) == (
         "make it a plain LoRA first: Convert LoRA with `kind` lora and `base`"
     )
     assert worded(convert, known["LorakitConvertLora"]) == (
         "make it a plain LoRA first: `kind` lora and `base`"
     )
-    assert worded("give one, as --rank 32 or --rank error=0.1", known["LorakitConvertLora"]) == (
+    rank = 'give one, as `rule=32` or `rule="error=0.1"`'
+    assert worded(rank, known["LorakitConvertLora"]) == (
         "give one, as `rank` 32 or `rule` error=0.1"
     )
-    assert worded("use --dtype bf16 or fp32", known["LorakitScaleLora"]) == "use less strength"
+    assert worded("use `dtype=` bf16 or fp32", known["LorakitScaleLora"]) == "use less strength"
     assert (
-        worded("use --dtype bf16 or fp32", known["LorakitSaveLora"]) == "use `dtype` bf16 or fp32"
+        worded("use `dtype=` bf16 or fp32", known["LorakitSaveLora"]) == "use `dtype` bf16 or fp32"
     )

@@ -538,7 +538,7 @@ def test_a_core_and_plain_factors_of_one_kernel():
 
 def test_a_kohya_name_gets_its_dots_from_the_reference_or_another_input():
     part = Part(module="brand_new.0.linear1")
-    with pytest.raises(ArgumentError, match=r"has no name in format `comfy`.*--reference"):
+    with pytest.raises(ArgumentError, match=r"has no name in format `comfy`.*`reference=`"):
         add([term([part])], format="comfy")
     target = "diffusion_model.brand_new.0.linear1"
     result, _ = add([term([part])], format="comfy", reference=[target])

@@ -142,7 +142,7 @@ NAN = {key: tensor.clone().fill_(math.nan) for key, tensor in LAYER.items()}
             TargetMismatchError,
             "1 of 2 layers of lora are not in wan: `diffusion_model.blocks.0.self_attn.qq`, "
             "nearest: `diffusion_model.blocks.0.self_attn.q`; give the checkpoint that the LoRA "
-            "was made for; --allow-partial",
+            "was made for; `allow_partial=True`",
         ),
         ([adapter(TEXT)], TargetMismatchError, "1 of 1 layer of lora .* it has no text encoder"),
         ([adapter(BOTH)], TargetMismatchError, "all mean `diffusion_model.blocks.0.self_attn.q`"),
@@ -177,7 +177,7 @@ def test_an_adapter_of_another_architecture_is_refused_even_in_part():
     for allow_partial in (False, True):
         with pytest.raises(TargetMismatchError, match="8 of 8 layers of lora are not in wan") as e:
             bake(MODEL, [lora], allow_partial=allow_partial)
-        assert "--allow-partial" not in str(e.value)
+        assert "allow_partial" not in str(e.value)
 
 
 def test_allowed_partially_what_is_lost_is_listed():

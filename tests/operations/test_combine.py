@@ -188,7 +188,7 @@ def test_rounding_is_what_is_missed():
 def test_what_does_not_fit_the_dtype_is_refused():
     loud = Part(rank=2, size=3e5)
     for make in (concatenated, lambda s, d: recompressed(s, None, d)):
-        with pytest.raises(NonFiniteError, match=r"layer `x`.*do not fit float16.*--dtype bf16"):
+        with pytest.raises(NonFiniteError, match=r"layer `x`.*do not fit float16.*`dtype=` bf16"):
             make(combination((loud, 1e7)), torch.float16)
 
 

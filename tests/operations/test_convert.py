@@ -387,14 +387,14 @@ def test_dora_of_all_rows_is_cut_and_joined():
 
 
 def test_dora_of_some_rows_or_of_the_input_is_refused():
-    with pytest.raises(UnsupportedLayerError, match=r"DoRA.*--to lora"):
+    with pytest.raises(UnsupportedLayerError, match=r'DoRA.*`to="lora"`'):
         convert(
             adapter_of(dora(SPLIT[0], WIDTH), lora(SPLIT[1], WIDTH)), "comfy", architecture=FLUX
         )
-    with pytest.raises(UnsupportedLayerError, match="--to lora"):
+    with pytest.raises(UnsupportedLayerError, match='`to="lora"`'):
         convert(adapter_of(dora(SPLIT[0], WIDTH)), "comfy", architecture=FLUX)
     by_input = lora(QKV, 3 * WIDTH) | {f"{QKV}.dora_scale": torch.rand(1, WIDTH)}
-    with pytest.raises(UnsupportedLayerError, match=r"magnitude for each input.*--to lora"):
+    with pytest.raises(UnsupportedLayerError, match=r'magnitude for each input.*`to="lora"`'):
         convert(adapter_of(by_input), "diffusers")
     kept, _ = convert(adapter_of(by_input), "kohya")
     assert len(kept.layers) == 1
@@ -403,7 +403,7 @@ def test_dora_of_some_rows_or_of_the_input_is_refused():
 def test_tuckers_form_has_no_place_in_diffusers():
     before = adapters.adapter([Part("tucker")])
     sd1 = architecture_named("sd1")
-    with pytest.raises(UnsupportedLayerError, match=r"`.lora_mid.weight`.*--to lora"):
+    with pytest.raises(UnsupportedLayerError, match=r'`.lora_mid.weight`.*`to="lora"`'):
         convert(before, "diffusers", architecture=sd1)
     after, _ = convert(before, "comfy", architecture=sd1)
     module = f"{UNET}input_blocks.2.0.in_layers.2"
@@ -420,7 +420,7 @@ def test_names_without_dots_need_a_model():
     before = adapter_of(lora("lora_unet_some_new_block_0_to_q", 8, 8))
     with pytest.raises(
         ArgumentError,
-        match=r"1 layer of 1 cannot be found.*`lora_unet_some_new_block_0_to_q`.*--reference",
+        match=r"1 layer of 1 cannot be found.*`lora_unet_some_new_block_0_to_q`.*`reference=`",
     ):
         convert(before, "comfy")
     same, _ = convert(before, "kohya")
@@ -434,7 +434,7 @@ def test_names_of_diffusers_without_a_table_are_not_taken_for_native_ones():
     """Flux, SD3 and Qwen-Image all have these: which rows they are, only the model tells."""
     for prefix in ("transformer.", "base_model.model.", ""):
         before = adapter_of(lora(f"{prefix}transformer_blocks.0.attn.to_q", WIDTH))
-        with pytest.raises(ArgumentError, match="--architecture"):
+        with pytest.raises(ArgumentError, match="`architecture=`"):
             convert(before, "comfy")
         assert convert(before, "comfy", architecture=FLUX)[0].layers.keys() == {QKV}
 
@@ -454,7 +454,7 @@ def test_two_layers_of_the_same_rows_are_refused():
 
 
 def test_a_layer_of_another_shape_is_refused():
-    with pytest.raises(WeightShapeError, match=r"not packed as .* of Flux\.1 is.*--architecture"):
+    with pytest.raises(WeightShapeError, match=r"not packed as .* of Flux\.1 is.*`architecture=`"):
         convert(adapter_of(lora(QKV, 90)), "diffusers", architecture=FLUX)
     odd = adapter_of(lora(SPLIT[0], WIDTH), lora(SPLIT[1], 2 * WIDTH))
     with pytest.raises(WeightShapeError, match="not the rows of one"):

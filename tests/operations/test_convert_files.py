@@ -111,7 +111,7 @@ def test_nothing_is_replaced_unasked(flux, tmp_path):
     with pytest.raises(ArgumentError, match="is a file, and format `peft` is a folder"):
         converted(flux, file, "peft")
     converted(flux, folder, "peft")
-    with pytest.raises(ArgumentError, match="--force"):
+    with pytest.raises(ArgumentError, match="`force=True`"):
         converted(flux, folder, "peft")
     (folder / "README.md").write_text("mine")
     converted(flux, folder, "peft", force=True)
@@ -133,7 +133,7 @@ def test_a_failure_leaves_no_folder(flux, tmp_path, monkeypatch):
 def test_the_model_can_be_named(tmp_path):
     path = adapters.written(tmp_path / "lora.safetensors", lora(SPLIT[0], WIDTH))
     output = tmp_path / "out.safetensors"
-    with pytest.raises(ArgumentError, match="--architecture"):
+    with pytest.raises(ArgumentError, match="`architecture=`"):
         converted(path, output, "comfy", architecture=None)
     with pytest.raises(ArgumentError, match=r"unknown architecture `flax`; it is one of .*flux"):
         converted(path, output, "comfy", architecture="flax")
@@ -149,7 +149,7 @@ def test_a_checkpoint_gives_names_their_dots(tmp_path):
     )
     path = adapters.written(tmp_path / "lora.safetensors", lora("lora_unet_new_part_0_to_q", 8, 8))
     output = tmp_path / "out.safetensors"
-    with pytest.raises(LoraOpsError, match="--reference"):
+    with pytest.raises(LoraOpsError, match="`reference=`"):
         converted(path, output, "comfy")
     with open_source(checkpoint) as reference:
         converted(path, output, "comfy", reference=reference)

@@ -396,7 +396,7 @@ def test_a_checkpoint_gives_underscored_names_their_dots(folder: Path) -> None:
     model = {f"model.diffusion_model.{p.name}.weight": torch.ones(p.weight) for p in EVERY_FORM}
     save_file(model, folder / "model.safetensors")
     output = folder / "out" / "x.safetensors"
-    with pytest.raises(ArgumentError, match="--reference"):
+    with pytest.raises(ArgumentError, match="`reference=`"):
         run_add(folder, output, format="comfy")
     with open_source(folder / "model.safetensors") as reference:
         run_add(folder, output, format="comfy", reference=reference)

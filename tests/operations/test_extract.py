@@ -22,7 +22,8 @@ from checkpoints import (
 
 from lorakit.lora_ops import LoraLayer, extract, place, plan_extraction
 from lorakit.lora_ops.errors import ArgumentError
-from lorakit.lora_ops.operations.extract.extract import run
+from lorakit.lora_ops.operations.extract.extract import extraction_work
+from lorakit.lora_ops.run.stream import stream
 
 DTYPES = [
     torch.float64,
@@ -217,23 +218,23 @@ def test_batches_change_nothing(rule, exact):
     base, tuned = large()
     plan = plan_extraction(source(base), source(tuned), rule)
     batched = place("cpu", memory=1 << 30)
-    candidates = plan.pairing.candidates
-    batches = batched.batches(candidates, alike=lambda both: both.shape, need=plan.working_set)
+    work = extraction_work(plan, exact=exact)
+    batches = batched.batches(work.jobs)
     assert [len(batch) for batch in batches] == [2, 1]
-    single = {one.pair.target: one for one in run(plan, exact=exact)}
-    stacked = {one.pair.target: one for one in run(plan, exact=exact, placement=batched)}
+    single = {one.name: one for one in stream(work)}
+    stacked = {one.name: one for one in stream(work, batched)}
     assert single.keys() == stacked.keys()
     for name, one in single.items():
         assert stacked[name].report.rank == one.report.rank
         assert stacked[name].report.error == pytest.approx(one.report.error, rel=1e-6)
-        assert same(stacked[name].layer, one.layer, 1e-6 * one.report.norm)
+        assert same(stacked[name].value, one.value, 1e-6 * one.report.norm)
 
 
 def test_a_memory_cap_below_one_layer_is_an_error():
     base, tuned = large()
     plan = plan_extraction(source(base), source(tuned), 4)
     with pytest.raises(ArgumentError, match=r"`diffusion_model.blocks.0.a` needs .* MB on cpu"):
-        list(run(plan, placement=place("cpu", memory=1000)))
+        list(stream(extraction_work(plan), place("cpu", memory=1000)))
     with pytest.raises(ArgumentError, match="give a positive number"):
         place("cpu", memory=0)
     with pytest.raises(ArgumentError, match="`tpu` is not available; here are: auto, cpu"):

@@ -164,7 +164,7 @@ def test_a_damaged_layer_can_be_excluded_as_the_message_says():
     base = grid(SD1, torch.float16)
     tuned = planted(base)
     tuned[QUERY_KEY] = torch.full_like(tuned[QUERY_KEY], math.nan)
-    with pytest.raises(NonFiniteError, match=f"--exclude '{QUERY}'"):
+    with pytest.raises(NonFiniteError, match=f'`exclude="{QUERY}"`'):
         extract(source(base), source(tuned), 4)
     adapter, report = extract(source(base), source(tuned), 4, exclude=[QUERY])
     assert QUERY not in adapter.layers
@@ -179,7 +179,7 @@ def test_the_way_out_that_is_offered_for_a_damaged_bias_exists():
     tuned[f"model.{name}"] = torch.full_like(tuned[f"model.{name}"], math.nan)
     with pytest.raises(NonFiniteError) as error:
         extract(source(base), source(tuned), 4)
-    if f"--exclude '{name}'" in str(error.value):
+    if f'`exclude="{name}"`' in str(error.value):
         extract(source(base), source(tuned), 4, exclude=[name])
 
 

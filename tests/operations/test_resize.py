@@ -419,7 +419,7 @@ def test_a_number_that_is_none_in_a_full_difference_is_named():
 
 
 def test_values_beyond_the_dtype_are_refused():
-    with pytest.raises(NonFiniteError, match=r"do not fit float16, .* use --dtype bf16 or fp32"):
+    with pytest.raises(NonFiniteError, match=r"do not fit float16, .* use `dtype=` bf16 or fp32"):
         resize(adapter([Part(size=1e12)]), 3, dtype=torch.float16)
 
 
@@ -495,5 +495,5 @@ def test_batches_give_what_layers_alone_give(rule, memory):
 
 
 def test_a_memory_that_holds_no_layer_is_refused():
-    with pytest.raises(ArgumentError, match="raise --vram"):
+    with pytest.raises(ArgumentError, match="raise `memory=`"):
         list(run_resize(many(), Resizing(parse_rule("3")), placement=place("cpu", memory=1000)))

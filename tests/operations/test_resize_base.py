@@ -62,7 +62,7 @@ DORA = [(form, name) for form, name in OF_BASE if "DoRA" in name and not name.st
 def test_it_becomes_the_best_lora_of_its_change(form, name, rule):
     before = adapter(form, name)
     with pytest.raises(
-        UnsupportedLayerError, match="the checkpoint that it was trained on as --base"
+        UnsupportedLayerError, match="the checkpoint that it was trained on as `base=`"
     ):
         resize(before, rule)
     after, report = resize(before, rule, base=base(form))
@@ -87,7 +87,7 @@ def test_it_becomes_the_best_lora_of_its_change(form, name, rule):
 def test_dora_stays_dora_over_the_best_inner_change(form, name, rule):
     before = adapter(form, name)
     with pytest.raises(
-        UnsupportedLayerError, match="the checkpoint that it was trained on as --base"
+        UnsupportedLayerError, match="the checkpoint that it was trained on as `base=`"
     ):
         resize(before, rule)
     after, report = resize(before, rule, base=base(form))

@@ -223,7 +223,7 @@ def test_the_whole_matrices_are_the_loops():
 
 @pytest.mark.parametrize("name", ["oft", "full", "lora, DoRA", "set", "ia3", "loha of high rank"])
 def test_what_has_no_small_factors_wants_a_rank(name):
-    with pytest.raises(ArgumentError, match=rf"1 layer, the first `{MODULE}` .*--rank 32 or"):
+    with pytest.raises(ArgumentError, match=rf"1 layer, the first `{MODULE}` .*`rule=32` or"):
         convert(adapter("linear", name), to="lora", base=base("linear"))
 
 
@@ -368,7 +368,7 @@ def test_without_the_base_it_is_refused(form, name):
     words = "has DoRA magnitudes" if "DoRA" in name else "is of kind"
     with pytest.raises(
         UnsupportedLayerError,
-        match=rf"1 layer of 1 can only be told from the base weights: .*`{MODULE}`, {words}.*--base",
+        match=rf"1 layer of 1 can only be told from the base weights: .*`{MODULE}`, {words}.*`base=`",
     ):
         convert(adapter(form, name), to="lora", rule=2)
 
@@ -384,7 +384,7 @@ def test_numbers_that_are_none_are_told_by_their_tensor():
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({}, "--format, or --to lora"),
+        ({}, '`format=`, or `to="lora"`'),
         ({"to": "loha"}, "`loha` is no kind"),
         ({"format": "kohya", "base": base("linear")}, "do not need the base weights"),
         ({"format": "kohya", "rule": "size=1MB"}, "budget across layers"),

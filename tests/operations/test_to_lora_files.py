@@ -134,7 +134,7 @@ def test_a_fused_layer_of_any_kind_is_cut_into_lora(make, tmp_path):
     assert "1 fused layer became 3: this format has their rows in several modules" in report.notes
     assert any(note.startswith("3 layers became LoRA, from") for note in report.notes)
     if make is not dora:  # whose rows have their own magnitudes
-        with open_source(path) as source, pytest.raises(UnsupportedLayerError, match="--to lora"):
+        with open_source(path) as source, pytest.raises(UnsupportedLayerError, match='`to="lora"`'):
             convert_file(source, tmp_path / "c.safetensors", "diffusers")
 
 
@@ -203,7 +203,7 @@ def test_a_kind_that_the_format_cannot_hold_is_an_error_that_names_the_way_out(
             convert_file(source, output, format, architecture="sd1", force=True)
         else:
             with pytest.raises(
-                UnsupportedLayerError, match=f"`{format}` has no place .*`--to lora`"
+                UnsupportedLayerError, match=f'`{format}` has no place .*`to="lora"`'
             ):
                 convert_file(source, output, format, architecture="sd1")
             assert not output.exists()
@@ -365,7 +365,7 @@ def test_the_outputs_folder_is_checked_first(tmp_path):
     base = saved(tmp_path / "base.safetensors", flux())
     with pytest.raises(ArgumentError, match="same file as the input"):
         converted(path, base, base=base, force=True)
-    with pytest.raises(ArgumentError, match="--force"):
+    with pytest.raises(ArgumentError, match="`force=True`"):
         converted(path, saved(tmp_path / "b.safetensors", flux()))
 
 

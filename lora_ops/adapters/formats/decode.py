@@ -30,7 +30,7 @@ def detect(keys: Iterable[str], name: str = "the file") -> str:
         name: What messages call the file.
 
     Raises:
-        UnknownFormatError: No key belongs to an adapter, or it is an adapter of another thing.
+        UnknownFormatError: No key belongs to an adapter, or it is one of another sort (IP-Adapter).
         UnsupportedLayerError: It is of a method that is not read.
     """
     return _detected(modules(keys), name)
@@ -69,7 +69,7 @@ def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
 
 
 def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, Configured]:
-    """Return what stands elsewhere: in the configuration, and of a bias the scale of its layer.
+    """Return what the configuration says of modules, and for a bias the scale of its layer.
 
     Args:
         source: The adapter file.
@@ -110,7 +110,7 @@ def _detected(grouped: Modules, name: str) -> str:
         title, key = method
         raise UnsupportedLayerError(
             f"{name}: `{key}` is a layer of {title}, which is not read; merge it into its model "
-            "with the program that made it, and `lorakit extract` a LoRA from the result",
+            "with the program that made it, and `extract()` a LoRA from the result",
             target=key,
         )
     held = (key for module in grouped.modules.values() for key in module.keys.values())
@@ -125,7 +125,7 @@ def _detected(grouped: Modules, name: str) -> str:
     if other is not None:
         raise UnknownFormatError(
             f"{name}: is {other.article} {other.title}, not a LoRA or the like; give one, and see "
-            "`lorakit info` for what a file is"
+            "`describe()` for what a file is"
         )
     format = commonest(grouped)
     if format is not None:
@@ -133,7 +133,7 @@ def _detected(grouped: Modules, name: str) -> str:
     if is_weights(grouped.extras):
         raise UnknownFormatError(
             f"{name}: is a checkpoint or a part of one, with {len(grouped.extras)} weights, not a LoRA "
-            "or the like; a LoRA is the difference of two checkpoints, which `lorakit extract` takes"
+            "or the like; a LoRA is the difference of two checkpoints, which `extract()` takes"
         )
     formats = ", ".join(known.name for known in FORMATS)
     first = f"; the first is `{grouped.extras[0]}`" if grouped.extras else ""

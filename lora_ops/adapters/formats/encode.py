@@ -112,7 +112,7 @@ def _encode_magnitudes(
     format: Format, namer: Namer, target: str, layer: DoraLayer
 ) -> dict[str, Tensor]:
     if format.name in _BOTH:
-        # PEFT's shapes would be read as another axis, or as none.
+        # In PEFT's shape the loaders of these formats would take the magnitudes for another axis.
         return {f"{namer(target)}.dora_scale": layer.dora_scale}
     if layer.axis != 0 or not isinstance(layer.inner, LoraLayer):
         raise _no_place(format, target, layer)
@@ -124,7 +124,7 @@ def _encode_magnitudes(
 def _no_place(format: Format, target: str, layer: Layer) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"format `{format.name}` has no place for `{target}`, a {layer.title} layer: its loaders do "
-        "not know the kind; use the format that it has, or convert it with `--to lora`",
+        'not know the kind; use the format that it has, or convert it with `to="lora"`',
         target=target,
     )
 

@@ -12,7 +12,7 @@ from ..naming.suffixes import Module
 from ..outline import Outline
 from .kinds import read_kind
 
-# Differences and values of parameters: also of norms and tables, which no list of modules has.
+# Kinds that store a parameter whole: also norms and tables, which are in no list of modules.
 _WHOLE = ("full", "set")
 Told = tuple[bool, "tuple[int, ...] | None"]
 """Whether a layer has factors, and its shape (out, in, …); None for one that cannot be read."""
@@ -41,7 +41,7 @@ def told(source: TensorSource, name: str, module: Module) -> Told:
 
 
 def told_of(layers: Mapping[str, Layer]) -> dict[str, Told]:
-    """Return the same of layers that are in memory, or are read when they are asked for."""
+    """Return what `told` does for layers that are in memory, or read when asked for."""
     if isinstance(layers, Headed):
         return {target: layers.told(target) for target in layers}
     return {

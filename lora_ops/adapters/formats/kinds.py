@@ -68,7 +68,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "lora": Kind("LoRA", LoraLayer, ("up", "down"), ("mid",)),
     "loha": Kind("LoHa", LohaLayer, ("w1_a", "w1_b", "w2_a", "w2_b"), ("t1", "t2")),
-    # Which of them there must be depends on the others: the layer itself checks.
+    # Which roles it needs depends on those that are there: the layer itself checks.
     "lokr": Kind("LoKr", LokrLayer, (), ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
     "glora": Kind("GLoRA", GloraLayer, ("a1", "a2", "b1", "b2")),
     "oft": Kind("OFT", OftLayer, ("blocks",), ("rescale",)),
@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
     ),
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
     "ia3_l": Kind("IA3 of PEFT", PeftIa3Layer, ("gains",), has_alpha=False),
-    # No file has it under a key of its own; see `bias_of`.
+    # It has no key of its own in a file; see `bias_of`.
     "ia3_bias": Kind("IA3 of PEFT, of the bias", BiasGainsLayer, ("gains",), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
     "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
@@ -92,14 +92,14 @@ MAGNITUDES = ("dora_scale", "magnitude")
 RESHAPE = "reshape_weight"
 # Where PEFT's configuration is, besides `PEFT_METADATA`.
 ADAPTER_CONFIG = "adapter_config.json"
-# Of the series of a rotation: PEFT's default, which OneTrainer has always; and the longest followed.
+# Terms of the series for a rotation: PEFT's default, which is OneTrainer's; the most that are read.
 _TERMS, _MOST_TERMS = 5, 100
 # Roles whose numbers are counts or flags, not weights.
 _INTEGERS = ("on_input", "scaled", RESHAPE)
 
 
 def title_of(kind: str) -> str:
-    """What people call a kind, also one that is none."""
+    """What people call a kind; the word itself where none is defined, as for `mixed`."""
     return KINDS[kind].title if kind in KINDS else kind
 
 
@@ -139,13 +139,13 @@ def read_configured(
 
 
 def bias_of(layer: Layer, module: Module) -> Module | None:
-    """Return what a layer does to the bias beside its weight, as a module; None where nothing."""
+    """Return what a layer does to the bias beside its weight, as a module; None for nothing."""
     has_one = isinstance(layer, PeftIa3Layer) and layer.bias is not None
     return Module("ia3_bias", {"gains": module.keys["gains"]}) if has_one else None
 
 
 def _begun(layer: Layer, initial: Initial) -> Layer:
-    """The layer over a weight without the factors that it began as."""
+    """The layer as PiSSA or OLoRA: its change is counted from the factors it began with."""
     if isinstance(layer, DoraLayer):
         return replace(layer, inner=_begun(layer.inner, initial))
     return PissaLayer(layer, initial) if isinstance(layer, LoraLayer) else layer
@@ -158,10 +158,10 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
         source: The adapter file.
         name: The module's name, for messages.
         module: Its keys.
-        scale: Of a layer without an alpha of its own, and of the bias of an up.
+        scale: Scale of a layer that stores no alpha, and of the bias of an up.
 
     Raises:
-        UnsupportedLayerError: It is of two kinds, or holds what belongs to none.
+        UnsupportedLayerError: The module is of two kinds, or has a key that belongs to none.
         LayerShapeError: A factor is missing, or they do not fit together.
         QuantisedError: The factors are integers, so they stand for other numbers.
     """
@@ -245,10 +245,10 @@ def inner_size(source: TensorSource, module: Module) -> int:
 
 
 def _series(source: TensorSource, name: str) -> int:
-    """How many terms of the series a rotation has, as PEFT's configuration says; 0: no series.
+    """Terms of the series for a rotation, from PEFT's configuration; 0: the exact rotation.
 
     Raises:
-        UnsupportedLayerError: The rotations are bounded, when they are used and not in the file.
+        UnsupportedLayerError: PEFT bounds the rotations at each use, which the file does not hold.
     """
     texts = (source.metadata.get(entry, "{}") for entry in (PEFT_METADATA, ADAPTER_CONFIG))
     with contextlib.suppress(ValueError, RecursionError):
@@ -270,7 +270,7 @@ def _series(source: TensorSource, name: str) -> int:
 
 
 def _configured(layer: Layer, scale: float | None) -> Layer:
-    """The layer at the scale that stands elsewhere, where it has no alpha of its own."""
+    """The layer at the configuration's scale, if it stores no alpha."""
     if isinstance(layer, FullLayer) and scale not in (None, 1.0):
         return FullLayer(layer.diff.float() * scale)
     if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):

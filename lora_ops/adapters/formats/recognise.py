@@ -22,7 +22,7 @@ class Mark:
         title: What people call it.
         all_of: Regular expressions on the beginnings of names: each fits one name at least.
         whole: Each name fits one of them, to its end.
-        is_network: Whether two of them can differ as two checkpoints do.
+        is_network: Whether it is a network, so that two can be compared as checkpoints.
     """
 
     title: str
@@ -32,11 +32,11 @@ class Mark:
 
     @property
     def article(self) -> str:
-        """What stands before the title."""
+        """The article that goes with the title: a or an."""
         return "an" if self.title[0] in "aeiouI" else "a"
 
 
-# The first that fits decides.
+# The first mark that fits a file decides.
 _MARKS = (
     Mark("ControlNet (control-LoRA)", (r"lora_controlnet$",)),
     *(
@@ -85,7 +85,7 @@ _MARKS = (
     Mark("upscaler", (r"body\.0\.weight$", r"body\.1\.weight$"), (r"body\.\d+\.(weight|bias)",)),
     Mark("motion module (AnimateDiff)", whole=(r"(module\.)?((down|up)_blocks\.\d+|mid_block)\.motion_modules\..+",)),
     Mark("fast VAE (TAESD)", (r"taesd_(encoder|decoder)\.",)),
-    # A checkpoint from training, without the weights that its EMA is the mean of.
+    # A checkpoint from training that holds only the running mean (EMA) of the weights.
     Mark(
         "set of EMA weights alone (`model_ema.…`)",
         (r"model_ema\.diffusion_model",),
@@ -127,7 +127,7 @@ _PARAMETERS = (".weight", ".bias", ".scale", ".gamma", ".beta", ".modulation", "
 
 
 def recognise(grouped: Modules) -> Mark | None:
-    """Return what a file is, by its names; None for what none of these is.
+    """Return what a file is, by its names; None where no mark fits.
 
     Args:
         grouped: All of its keys. Layers of an adapter may be beside what decides, as in IP-Adapters

@@ -32,7 +32,7 @@ def innermost(layer: Layer) -> Layer:
 
 
 def stored_alpha(layer: Layer) -> float | None:
-    """Return the alpha that a layer's scale is made of; None where there is none."""
+    """Return the alpha that a layer's scale is made of; None where none is stored."""
     plain = innermost(layer)
     return plain.alpha if isinstance(plain, Scaled) else None
 

@@ -25,7 +25,7 @@ class BoftLayer(Rotation):
     Attributes:
         blocks: (stages, blocks, size, size), blocks * size = out, size even.
         rescale: (out, 1...), or None.
-        alpha: Of the bound on the rotation, over all stages; None where the file has none.
+        alpha: The stored number that bounds the rotation of all stages together; None without one.
 
     Raises:
         LayerShapeError: The blocks do not make a butterfly, or rescale is not one number a channel.

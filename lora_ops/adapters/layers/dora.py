@@ -25,9 +25,9 @@ class DoraLayer(ChangeOfBase):
     """Weight' = magnitude * (weight + change) / length, one magnitude a row or a column.
 
     Attributes:
-        inner: Whose change.
+        inner: The layer whose change is added before rows, or columns, get their lengths.
         magnitude: As stored: (out, 1...) or (1, in, 1...); in PEFT's files (out,) or (1, out, 1...).
-        role: Which of the two it is: by its shape alone they cannot be told apart.
+        role: Which program's form the magnitudes have: their shape alone does not tell.
 
     Raises:
         LayerShapeError: There are as many magnitudes as neither rows nor columns.
@@ -49,12 +49,12 @@ class DoraLayer(ChangeOfBase):
 
     @property
     def title(self) -> str:
-        """DoRA, and over what."""
+        """DoRA over the kind of the inner layer."""
         return f"DoRA over {self.inner.title}"
 
     @property
     def axis(self) -> int:
-        """Of the weight, along which the magnitudes lie: 0 for the output, 1 for the input."""
+        """The weight's axis that the magnitudes lie along: 0 for the output, 1 for the input."""
         rows = self.magnitude.shape[:1] == self.inner.shape[:1]
         return 0 if self.role == "magnitude" or rows else 1
 
@@ -65,7 +65,7 @@ class DoraLayer(ChangeOfBase):
 
     @property
     def rank(self) -> int:
-        """Rank of the inner change; the whole one has any that the weight's shape allows."""
+        """Rank of the inner change; that of the whole is bounded by the weight's shape alone."""
         return self.inner.rank
 
     @property
@@ -86,7 +86,7 @@ class DoraLayer(ChangeOfBase):
         """The magnitudes in the form that ComfyUI and kohya read: (out, 1...) or (1, in, 1...).
 
         Args:
-            axes: How many the weight has.
+            axes: Number of axes of the weight.
         """
         return self.magnitude.reshape([-1 if i == self.axis else 1 for i in range(axes)])
 
@@ -94,8 +94,8 @@ class DoraLayer(ChangeOfBase):
     def dora_scale(self) -> Tensor:
         """The magnitudes as files of kohya, LyCORIS and ComfyUI hold them.
 
-        Stored ones stay as they are, for their axes are the weight's: the layer does not know them
-        where it holds a kernel flat.
+        Magnitudes that were read from such a file stay as they are: they have the weight's axes,
+        which the layer does not know where it holds a kernel flat.
         """
         axes = max(len(self.shape), self.magnitude.ndim)
         stays = self.role == "dora_scale" and self.magnitude.ndim == axes
@@ -124,7 +124,7 @@ class DoraLayer(ChangeOfBase):
 
         The length is that of the changed weight, as in the paper, PEFT and LyCORIS. Along the
         output ComfyUI takes that of the weight as it was. Both paper and programs train at strength
-        1; other strengths go the straight way between the weight and that, as in ComfyUI.
+        1; at other strengths the change is multiplied, as in ComfyUI.
 
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
@@ -148,7 +148,7 @@ class BasedDoraLayer(DoraLayer):
 
     Attributes:
         weight: Reads the weight.
-        convention: Whose length the weight is divided by.
+        convention: By which convention the changed weight's length is taken; see `change`.
     """
 
     weight: Callable[[], Tensor] = field(kw_only=True)
@@ -156,11 +156,11 @@ class BasedDoraLayer(DoraLayer):
 
     @property
     def needs_base(self) -> bool:
-        """No longer: it has it."""
+        """Never: this layer holds the base weight itself."""
         return False
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return those of the inner change."""
+        """Return the factors of the inner change."""
         return self.inner.factors(strength)
 
     def over(self, inner: Layer) -> DoraLayer:
@@ -168,7 +168,7 @@ class BasedDoraLayer(DoraLayer):
         return DoraLayer(inner, self.magnitude, self.role)
 
     def measured(self, other: DoraLayer) -> tuple[float, float]:
-        """Return the Frobenius norms of the true change, and of it less that of another layer."""
+        """Return the Frobenius norms of this change, and of its difference from another layer's."""
         weight = self.weight()
         exact, near = (
             one.change(weight, 1.0, torch.float64, self.convention) for one in (self, other)

@@ -55,7 +55,7 @@ class GloraLayer(ChangeOfBase):
     def is_old(self) -> bool:
         """Whether its factors are in the old layout.
 
-        Of a square weight both read the same; there the longer side of a2 is the weight's.
+        The shapes for a square weight fit both layouts; there the longer side of a2 tells.
         """
         shapes = {role: tuple(one.shape) for role, one in self._stored.items()}
         return _is_old(shapes) and (not _is_new(shapes) or shapes["a2"][0] >= shapes["a2"][1])
@@ -73,7 +73,7 @@ class GloraLayer(ChangeOfBase):
 
     @property
     def rank(self) -> int:
-        """What both parts can have together, and no more than a side of the weight."""
+        """Ranks of both parts together, and no more than a side of the weight."""
         taps = math.prod(self.shape[2:])
         return min(self.factor_rank * (1 + taps), self.shape[0], self.shape[1] * taps)
 

@@ -49,18 +49,18 @@ class Ia3Layer(ChangeOfBase):
 
     @property
     def axis(self) -> int:
-        """Of the weight, along which the gains lie: 0 for the output, 1 for the input."""
+        """The weight's axis that the gains lie along: 0 for the output, 1 for the input."""
         return int(bool(self.on_input.item()))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The side that the gains are of, and -1 for the other, which may be any."""
+        """Shape of the weight: the number of gains on their side, -1 (any size) on the other."""
         count = self.weight.numel()
         return (-1, count) if self.axis else (count, -1)
 
     @property
     def rank(self) -> int:
-        """As many as there are gains."""
+        """Number of gains: each multiplies one row or column of the weight."""
         return self.weight.numel()
 
     @property
@@ -96,7 +96,7 @@ class PeftIa3Layer(ChangeOfBase):
 
     Attributes:
         gains: (out, 1), (1, in), or (1, channels, 1...) of a convolution's inputs or outputs.
-        on_input: Which of the two, as the configuration says; None where none does.
+        on_input: Whether the gains are of the input, as the configuration says; None without one.
 
     Raises:
         LayerShapeError: The gains are of none of these shapes.
@@ -117,14 +117,14 @@ class PeftIa3Layer(ChangeOfBase):
 
     @property
     def title(self) -> str:
-        """IA3, and whose."""
+        """IA3, as PEFT stores it."""
         return "IA3 of PEFT"
 
     @property
     def axis(self) -> int | None:
-        """Of the weight, along which the gains lie: 0 for the output, 1 for the input.
+        """The weight's axis that the gains lie along: 0 for the output, 1 for the input.
 
-        None where neither their shape nor a configuration tells.
+        None where neither the gains' shape nor a configuration tells.
         """
         if self.gains.ndim == 2 and self.gains.numel() > 1:
             return int(self.gains.shape[0] == 1)
@@ -132,7 +132,7 @@ class PeftIa3Layer(ChangeOfBase):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The side that the gains are of, and -1 for what may be any."""
+        """Shape of the weight: the number of gains on their side, -1 (any size) on the others."""
         count = self.gains.numel()
         if self.axis is None:
             return (-1, -1)
@@ -140,7 +140,7 @@ class PeftIa3Layer(ChangeOfBase):
 
     @property
     def rank(self) -> int:
-        """As many as there are gains."""
+        """Number of gains: each multiplies one row or column of the weight."""
         return self.gains.numel()
 
     @property
@@ -150,7 +150,7 @@ class PeftIa3Layer(ChangeOfBase):
 
     @property
     def bias(self) -> BiasGainsLayer | None:
-        """What it does to the bias of its module, if that has one; None of gains of the input."""
+        """What the gains do to the bias of their module; None for gains of the input: nothing."""
         return BiasGainsLayer(self.gains) if self.axis == 0 else None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -184,24 +184,24 @@ class BiasGainsLayer(ChangeOfBase):
     """Bias' = bias * gain: what PEFT's IA3 of outputs does beside the weight.
 
     Attributes:
-        gains: One a number of the bias, of any shape.
+        gains: One for each number of the bias, in any shape.
     """
 
     gains: Tensor
 
     @property
     def title(self) -> str:
-        """Whose, and of what."""
+        """PEFT's IA3 of a bias."""
         return "IA3 of PEFT, of the bias"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out,)."""
+        """Shape of the bias, (out,)."""
         return (self.gains.numel(),)
 
     @property
     def rank(self) -> int:
-        """That of a vector."""
+        """1, as for every vector."""
         return 1
 
     @property

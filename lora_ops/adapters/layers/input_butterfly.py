@@ -48,12 +48,12 @@ class InputButterflyLayer(ChangeOfBase):
 
     @property
     def title(self) -> str:
-        """BOFT, and of what."""
+        """BOFT of the inputs."""
         return "BOFT of the inputs"
 
     @property
     def inputs(self) -> int:
-        """Numbers in a row of the weight."""
+        """Size of the input side, in * kernel."""
         return channels(self.stages)
 
     @property
@@ -63,7 +63,7 @@ class InputButterflyLayer(ChangeOfBase):
 
     @property
     def rank(self) -> int:
-        """As many as there are inputs."""
+        """Size of the input side: a rotation may change all of it."""
         return self.inputs
 
     @property
@@ -107,7 +107,7 @@ def _rotated(rows: Tensor, stage: Tensor, apart: int) -> Tensor:
     Args:
         rows: (in, out).
         stage: (blocks, size, size).
-        apart: Runs from one to the other; 1 for neighbours.
+        apart: How many runs further the second of two lies; 1 for neighbours.
     """
     count, size, _ = stage.shape
     if apart == 1:

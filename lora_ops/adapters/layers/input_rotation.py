@@ -22,8 +22,8 @@ class InputRotationLayer(ChangeOfBase):
     Attributes:
         numbers: (blocks, size * (size - 1) / 2): each Q above its diagonal, row by row; a single
             block may stand for all.
-        scaled: There: the numbers are divided by 2 sqrt(size - 1), as OneTrainer marks it.
-        terms: Of the series for Cayley's transform, as PEFT cuts it: 5 keeps I + 2Q + 2Q^2 + 2Q^3 +
+        scaled: OneTrainer's mark that the numbers are divided by 2 sqrt(size - 1), or None.
+        terms: How many terms PEFT keeps of the series for Cayley's transform: 5 keeps I + 2Q + 2Q^2 + 2Q^3 +
             Q^4; 0: the transform itself, (I - Q)(I + Q)^-1.
 
     Raises:
@@ -43,7 +43,7 @@ class InputRotationLayer(ChangeOfBase):
 
     @property
     def title(self) -> str:
-        """OFT, and of what."""
+        """OFT of the inputs."""
         return "OFT of the inputs"
 
     @property
@@ -53,13 +53,13 @@ class InputRotationLayer(ChangeOfBase):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The input side, unless one block stands for all; -1 for what any may be."""
+        """Shape of the weight: -1 (any) for the output, and for the input of a shared block."""
         blocks = len(self.numbers)
         return (-1, blocks * self.size if blocks > 1 else -1)
 
     @property
     def rank(self) -> int:
-        """As many as there are channels in the blocks."""
+        """Number of channels in the blocks: a rotation may change all of them."""
         return len(self.numbers) * self.size
 
     @property
@@ -99,7 +99,7 @@ class InputRotationLayer(ChangeOfBase):
         return (result.flatten(1) - weight).mul_(strength)
 
     def _rotations(self, dtype: torch.dtype) -> Tensor:
-        """(blocks, size, size)."""
+        """The orthogonal matrices (blocks, size, size) that the numbers stand for."""
         size = self.size
         rows, columns = torch.triu_indices(size, size, 1)
         skew = torch.zeros(len(self.numbers), size, size, dtype=dtype)

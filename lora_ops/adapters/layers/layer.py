@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...errors import UnsupportedLayerError, WeightShapeError
 
-# Where programs differ: as the kind's paper and its authors' program define it, or as ComfyUI applies it.
+# How a kind is read on which programs differ: as its paper and its authors' program define it, or
+# as ComfyUI applies it.
 Convention = Literal["paper", "comfy"]
 
 
@@ -93,7 +94,7 @@ class Layer(Protocol):
             base: The weight; not written into.
             strength: The user's factor; 0 changes nothing, 1 is what was trained.
             dtype: What to compute in.
-            convention: Whose, where programs differ; see docs/kinds.md.
+            convention: How to read a kind on which programs differ; see docs/kinds.md.
 
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
@@ -108,7 +109,7 @@ class OwnChange(Layer, Protocol):
 
     @property
     def needs_base(self) -> bool:
-        """Never."""
+        """Never: the factors alone make the change."""
         return False
 
     def change(
@@ -134,7 +135,7 @@ class ChangeOfBase(Layer, Protocol):
 
     @property
     def needs_base(self) -> bool:
-        """Always."""
+        """Always: without the weight there is no change."""
         return True
 
     @property
@@ -143,7 +144,7 @@ class ChangeOfBase(Layer, Protocol):
         return 1.0
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Refuse.
+        """Refuse: the change depends on the weight; see `change`.
 
         Raises:
             UnsupportedLayerError: Always.
@@ -151,7 +152,7 @@ class ChangeOfBase(Layer, Protocol):
         raise _without_base(self.title)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Refuse.
+        """Refuse: the change depends on the weight; see `change`.
 
         Raises:
             UnsupportedLayerError: Always.

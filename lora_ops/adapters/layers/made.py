@@ -39,7 +39,7 @@ class MadeLayer(OwnChange):
 
     @property
     def title(self) -> str:
-        """That of the layer it is made of."""
+        """Kind of the layer that the change is made of."""
         return self.kind
 
     @property
@@ -49,17 +49,17 @@ class MadeLayer(OwnChange):
 
     @property
     def rank(self) -> int:
-        """That of the layer it is made of, which a dense change exceeds."""
+        """Rank of the layer that the change is made of; a dense change exceeds it."""
         return self.inner_rank
 
     @property
     def scale(self) -> float:
-        """Always 1: it is in the change."""
+        """Always 1: the scale is in the change already."""
         return 1.0
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the layer it is made of."""
+        """Dtype of the layer that the change is made of."""
         return self.stored
 
     def tensors(self) -> dict[str, Tensor]:

@@ -17,12 +17,12 @@ from .layer import ChangeOfBase, Convention, by_role, check_fits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotation(ChangeOfBase):
-    """What the layers have in common that rotate output channels in blocks.
+    """What OFT and BOFT have in common, which both rotate output channels in blocks.
 
     Attributes:
         blocks: (..., blocks, size, size), blocks * size = out.
         rescale: (out, 1...), or None.
-        alpha: Of the bound on the rotation, see `rotations`; None where the file has none.
+        alpha: The stored number that bounds the rotation, see `rotations`; None without one.
     """
 
     blocks: Tensor
@@ -31,12 +31,12 @@ class Rotation(ChangeOfBase):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Out, and -1 for the input side, which any may be."""
+        """Shape of the weight: out, and -1 (any size) for the input side."""
         return (channels(self.blocks), -1)
 
     @property
     def rank(self) -> int:
-        """As many as there are output channels."""
+        """Number of output channels: a rotation may change all of them."""
         return self.shape[0]
 
     @property
@@ -56,7 +56,7 @@ class OftLayer(Rotation):
     Attributes:
         blocks: (blocks, size, size), blocks * size = out.
         rescale: (out, 1...), or None.
-        alpha: Of the bound on the rotation, see `rotations`; None where the file has none.
+        alpha: The stored number that bounds the rotation, see `rotations`; None without one.
 
     Raises:
         LayerShapeError: The blocks are not square, or rescale is not one number a channel.

@@ -22,7 +22,7 @@ _TITLES: dict[Initial, str] = {"pissa": "PiSSA", "olora": "OLoRA"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PissaLayer(ChangeOfBase):
-    """Change = the inner layer's less that of the initial factors, which are made from the weight.
+    """Change = that of the trained factors less that of the initial ones, made from the weight.
 
     Attributes:
         inner: The trained factors, of a matrix.
@@ -30,7 +30,7 @@ class PissaLayer(ChangeOfBase):
             the scale (olora); as many as the inner layer's rank.
 
     Raises:
-        LayerShapeError: It is of no matrix, for which PEFT has neither.
+        LayerShapeError: The weight is no matrix: PEFT has neither initialisation for others.
     """
 
     inner: LoraLayer
@@ -54,17 +54,17 @@ class PissaLayer(ChangeOfBase):
 
     @property
     def rank(self) -> int:
-        """That of both pairs of factors together, and no more than a side of the weight."""
+        """Rank of both pairs of factors together, and no more than a side of the weight."""
         return min(2 * self.inner.rank, *self.shape)
 
     @property
     def scale(self) -> float:
-        """That of the trained factors."""
+        """Scale of the trained factors."""
         return self.inner.scale
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the trained factors."""
+        """Dtype of the trained factors."""
         return self.inner.dtype
 
     def tensors(self) -> dict[str, Tensor]:

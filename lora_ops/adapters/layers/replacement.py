@@ -71,11 +71,11 @@ class ReplacementLayer(ChangeOfBase):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewRowsLayer(ChangeOfBase):
-    """Weight'[tokens] = rows: new vectors of some words.
+    """Weight'[tokens] = rows: new vectors for some words of an embedding.
 
     Attributes:
         rows: (words, width).
-        tokens: Which rows of the weight they become, in order.
+        tokens: The rows of the weight that they replace, in order.
     """
 
     rows: Tensor
@@ -88,12 +88,12 @@ class NewRowsLayer(ChangeOfBase):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight: any number of words."""
+        """Shape of the weight, (-1, width): an embedding of any number of words."""
         return (-1, *self.rows.shape[1:])
 
     @property
     def rank(self) -> int:
-        """One direction a row, and no more than it has numbers."""
+        """Number of rows, and no more than the width of a row."""
         return min(len(self.rows), math.prod(self.rows.shape[1:]))
 
     @property

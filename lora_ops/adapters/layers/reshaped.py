@@ -34,37 +34,37 @@ class ReshapedLayer:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Shape of the weight as it is then."""
+        """Shape of the weight once it has grown."""
         return tuple(int(one) for one in self.reshape_weight.tolist())
 
     @property
     def title(self) -> str:
-        """The inner layer's kind."""
+        """Kind of the inner layer, and that the weight grows."""
         return f"reshaping {self.inner.title}"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight as it is then."""
+        """Shape of the weight once it has grown."""
         return self.size
 
     @property
     def rank(self) -> int:
-        """The inner layer's."""
+        """Rank of the inner layer."""
         return self.inner.rank
 
     @property
     def scale(self) -> float:
-        """The inner layer's."""
+        """Scale of the inner layer."""
         return self.inner.scale
 
     @property
     def dtype(self) -> torch.dtype:
-        """The inner layer's."""
+        """Dtype of the inner layer."""
         return self.inner.dtype
 
     @property
     def needs_base(self) -> bool:
-        """Whether the inner layer does."""
+        """Whether the inner layer needs the base weight."""
         return self.inner.needs_base
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class ReshapedLayer:
 
 
 def rewrapped(layer: Layer, *like: Layer) -> Layer:
-    """Return a layer for a weight that has to grow first, if one of those that it is made of is."""
+    """Return a layer for a weight that has to grow first, where one of its parts is for one."""
     for one in like:
         if isinstance(one, ReshapedLayer):
             return ReshapedLayer(layer, one.reshape_weight)

@@ -51,7 +51,7 @@ def multiplied(target: str, layer: Layer, strength: float, has_alpha: bool) -> L
 
 
 def _alpha(target: str, alpha: float | None, rank: int, strength: float) -> float:
-    """The number that is the strength times that of a layer.
+    """The stored alpha that multiplies a layer's change by a strength.
 
     Raises:
         NonFiniteError: It does not fit what holds it.
@@ -89,7 +89,7 @@ def folded(target: str, layer: LoraLayer, strength: float = 1.0) -> LoraLayer:
 
 
 def stored_change(layer: Layer) -> Tensor:
-    """The change, float64; of a kind that is made from the weight, its stored numbers, scaled."""
+    """The change, float64; of kinds that need the base weight, the stored numbers, scaled."""
     if not layer.needs_base:
         return layer.delta(torch.float64)
     tensors = [one for role, one in layer.tensors().items() if role not in ("alpha", "on_input")]

@@ -24,7 +24,7 @@ class Match:
     Attributes:
         terms: The adapters and their strengths.
         groups: Which of their layers change one weight, of these terms.
-        model: That all are for, the likeliest where it is in doubt; None if it is not known.
+        model: The model that all are for, the likeliest where in doubt; None if unknown.
     """
 
     terms: list[Term]
@@ -50,7 +50,7 @@ def matched(
 
     Args:
         terms: One or more, for one model.
-        format: How the result is to be named; None: as the first term is, and only to be told of.
+        format: How the result is to be named; None: as the first term is, as no file is written.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
         architecture: Of the model that all are for; None: told by the names.
 
@@ -58,7 +58,7 @@ def matched(
         MismatchError: Two terms are for different models, or one names a weight twice.
         ArgumentError: A layer has no name in that format, or it is in doubt which, as several models
             have all names.
-        LoraOpsError: As `convert`, by a layer when it is read, too.
+        LoraOpsError: As `convert`; also later, when a layer is read.
     """
     possible = [architecture] if architecture is not None else common_models(terms)
     names = _names(terms, possible, format, reference)
@@ -73,7 +73,7 @@ def _names(
     format: str | None,
     reference: Sequence[str],
 ) -> ModelNames:
-    """The names of the model that all terms are for; of none where that is in doubt."""
+    """The names of the model that all terms are for; of an unknown model where that is in doubt."""
     if len(possible) < 2:
         return model_names(possible[0] if possible else None, reference)
     modules = dict.fromkeys(module for term in terms for module in term.adapter.layers)
@@ -127,7 +127,7 @@ def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pieces(Mapping[str, Layer]):
-    """Layers under other names, made when they are asked for."""
+    """Layers renamed, cut or joined as pieces say, made when they are asked for."""
 
     adapter: Adapter
     pieces: Mapping[str, Piece]
@@ -153,7 +153,7 @@ class _Strengthened(Mapping[str, Layer]):
 
     def __getitem__(self, module: str) -> Layer:
         layer, factor = self.layers[module], self.factors.get(module, 1.0)
-        if factor == 1 or layer.needs_base:  # the latter cannot be joined either, which says so
+        if factor == 1 or layer.needs_base:  # joining refuses these, with a message of its own
             return layer
         return multiplied(module, layer, factor, has_alpha=True)
 

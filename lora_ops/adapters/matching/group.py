@@ -52,7 +52,7 @@ class Term:
         return self.strengths.get(target, 1.0)
 
     def layer(self, target: str) -> Layer:
-        """One of its layers.
+        """Return one of its layers.
 
         Raises:
             UnsupportedLayerError: It is made from the base weight, or of a kind that is not read.
@@ -62,7 +62,7 @@ class Term:
             raise UnsupportedLayerError(
                 f"layer `{target}` of {self.name} {described(layer)}: what it changes depends on "
                 "the base weight, so it cannot be added or compared; make it a plain LoRA first "
-                "(`lorakit convert LORA --to lora --base CHECKPOINT`), or bake it into its checkpoint",
+                '(`convert(lora, to="lora", base=checkpoint)`), or bake it into its checkpoint',
                 target=target,
             )
         return layer
@@ -70,12 +70,12 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One weight, and who changes it.
+    """One weight, and the layers that change it.
 
     Attributes:
         target: Its name in the result.
-        keys: Its keys there, by role.
-        members: Index of the term and the name there, in the order of the terms.
+        keys: Its keys in the result, by role.
+        members: The layers: index of the term, and the name in it, in the order of the terms.
     """
 
     target: str
@@ -93,7 +93,7 @@ def grouped(
 
     Args:
         terms: One or more.
-        model: That all are for; None if it is not known.
+        model: The model that all are for; None if it is not known.
         format: How the result is named; None: as the first term is.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
 
@@ -101,7 +101,7 @@ def grouped(
         Groups in the order of the first term, then of the second, and so on.
 
     Raises:
-        MismatchError: One names a weight twice.
+        MismatchError: A term names one weight twice.
         ArgumentError: A layer has no name in that format.
     """
     scheme = format_named(format or terms[0].adapter.format)
@@ -120,7 +120,7 @@ def grouped(
 
 
 def _by_table(names: Iterable[str], table: ModelNames) -> dict[str, str]:
-    """Dotted names of those that have lost their dots, as the model's table has them."""
+    """Names with dots, from the model's table, for kohya's names without."""
     flat = (name for name in names if format_of(name).name == "kohya")
     places = {name: table.place(name) for name in flat}
     return {join_key(name): at.native for name, at in places.items() if at and at.is_whole}
@@ -175,7 +175,7 @@ def _group(
     for index, target in members:
         keys = terms[index].adapter.keys.get(target)
         if terms[index].adapter.format == scheme.name and keys:
-            # With those of roles that the sum may have and this layer has not.
+            # The sum may have roles that this layer lacks: these get keys, too.
             every = module_keys(scheme, keys["alpha"].removesuffix(".alpha"))
             return Group(target, {**every, **keys}, tuple(members))
     index, target = members[0]
@@ -184,7 +184,7 @@ def _group(
     if name is None:
         raise ArgumentError(
             f"layer `{target}` of {terms[index].name} has no name in format `{scheme.name}`; "
-            "choose another --format, or give the model as --reference, or its name as --architecture",
+            "choose another `format=`, or give the model as `reference=`, or its name as `architecture=`",
             target=target,
         )
     return Group(name + bias, module_keys(scheme, name + bias), tuple(members))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TargetMismatchError
-from ...models.architectures import Parameter, Place
+from ...models.architectures import Parameter, Piece, Place
 from ...models.pairing import COMPONENT_TITLES, nearest
 from ...report import counted
 from ..formats import BIAS, ModelNames, component, flattened, resolve
@@ -22,17 +22,19 @@ from ..formats import BIAS, ModelNames, component, flattened, resolve
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """What a module changes.
+    """Where a module's weight lies in a checkpoint.
 
     Attributes:
-        parameter: Of the checkpoint.
-        rows: Half-open range of its rows; None for all of it.
+        parameter: The parameter of the checkpoint.
+        rows: Half-open range of the parameter's rows that the module changes; None for all.
         swapped: Whether the module has the halves of these rows in the other order.
+        piece: Of a parameter that the file has in pieces: the one that is to be changed.
     """
 
     parameter: Parameter
     rows: tuple[int, int] | None = None
     swapped: bool = False
+    piece: Piece | None = None
 
     @property
     def own(self) -> Parameter:
@@ -58,24 +60,37 @@ class Seat:
         return torch.cat(part.chunk(2)[::-1]) if self.swapped else part
 
     def spread(self, part: Tensor) -> Tensor:
-        """Return the module's rows as the weight has them; zeros in its other rows."""
+        """Return the module's rows as the weight has them, or its piece; zeros in its other rows."""
         part = torch.cat(part.chunk(2)[::-1]) if self.swapped else part
-        if self.rows is None:
-            return part
-        result = part.new_zeros(self.parameter.shape[0], *part.shape[1:])
-        result[slice(*self.rows)] = part
-        return result
+        result = part
+        if self.rows is not None:
+            result = part.new_zeros(self.parameter.shape[0], *part.shape[1:])
+            result[slice(*self.rows)] = part
+        if self.piece is None:
+            return result
+        result = result[slice(*self.piece.rows)]
+        return torch.cat(result.chunk(2)[::-1]) if self.piece.swapped else result
+
+    @property
+    def pieces(self) -> tuple[Seat, ...]:
+        """The seats in the file's own tensors, of a parameter that it has in pieces; () of others."""
+        first, last = self.rows or (0, self.parameter.shape[0])
+        return tuple(
+            replace(self, piece=piece)
+            for piece in self.parameter.pieces
+            if piece.rows[0] < last and first < piece.rows[1]
+        )
 
 
 def seats(
     modules: Collection[str], targets: Mapping[str, Parameter], names: Callable[[], ModelNames]
 ) -> dict[str, Seat]:
-    """Return where each module lies; one that the checkpoint has not is not there.
+    """Return where each module lies; one that the checkpoint lacks is left out.
 
     Args:
         modules: Names as they stand in an adapter, of any naming.
         targets: The checkpoint's parameters by canonical target.
-        names: Gives those of the model; asked for where a name is not the checkpoint's own.
+        names: Gives the model's names; called only if a module is not named as in the checkpoint.
     """
     found = {
         module: Seat(targets[target])
@@ -105,7 +120,7 @@ def _seat(place: Place, targets: Mapping[str, Parameter]) -> Seat | None:
 
 
 def _has_halves(target: str, targets: Mapping[str, Parameter]) -> bool:
-    """Whether a modulation is of shift and scale alone: those of more parts are not swapped."""
+    """Whether a modulation has shift and scale alone: only then are its halves swapped."""
     weight = targets.get(target.removesuffix(BIAS))
     return weight is not None and len(weight.shape) == 2 and weight.shape[0] == 2 * weight.shape[1]
 
@@ -130,13 +145,13 @@ def found_seats(
     Args:
         modules: Names as they stand in the adapter.
         targets: The checkpoint's parameters by canonical target.
-        names: Gives those of the model.
+        names: Gives the model's names.
         adapter: What messages call the adapter.
-        checkpoint: What they call the checkpoint.
+        checkpoint: What messages call the checkpoint.
         allow_partial: Whether some may be missing; None: they may not, and nobody can ask for it.
 
     Raises:
-        TargetMismatchError: Two modules change the same rows, or one is not there.
+        TargetMismatchError: Two modules change the same rows, or the checkpoint lacks one.
     """
     found = seats(modules, targets, names)
     check_apart(found, adapter)
@@ -155,7 +170,7 @@ def check_apart(found: Mapping[str, Seat], adapter: str) -> None:
         adapter: What messages call the adapter.
 
     Raises:
-        TargetMismatchError: Says which, and of what.
+        TargetMismatchError: Two do; names them and the parameter.
     """
     by_target: dict[str, list[tuple[tuple[int, int], str]]] = {}
     for module, seat in found.items():
@@ -186,7 +201,7 @@ def _lost(
         for part in {component(name): None for name in lost}
         if not any(parameter.component == part for parameter in targets.values())
     ]
-    way_out = "; --allow-partial goes on with the others" if can_go_on else ""
+    way_out = "; `allow_partial=True` goes on with the others" if can_go_on else ""
     return TargetMismatchError(
         f"{len(lost)} of {counted(total, 'layer')} of {adapter} are not in "
         f"{checkpoint}: {'; '.join([*lines, *lacking])}; give the checkpoint that the LoRA was "

@@ -70,7 +70,7 @@ class Result:
         report: Its ranks and errors. Layers of rank 0 are not in the file.
         dtype: Of the factors.
         format: kohya, comfy, diffusers or peft.
-        alphas: The stored number by target; None or absent: none is stored, which is scale 1.
+        alphas: The stored alpha by target; None or absent: none is stored, which means scale 1.
         modules: What the file calls a target, where it calls it otherwise.
         architecture: Of the model it is for; None if unknown.
         sizes: Inner size of the factors by target, where that is not the rank, as in a LoHa.
@@ -89,7 +89,7 @@ class Result:
 
     @property
     def layers(self) -> tuple[LayerReport, ...]:
-        """Those in the file."""
+        """The report's layers that are in the file: those of rank 0 are not."""
         return tuple(layer for layer in self.report.layers if layer.rank > 0)
 
     @property
@@ -104,7 +104,7 @@ def room_for(metadata: Mapping[str, str], layers: int = 0, longest: int = 0) -> 
     An estimate from above, and not by much: a budget for the size of a file counts it.
 
     Args:
-        metadata: Of the input; of several inputs, call it once each and add up.
+        metadata: Of the input; for several inputs, call this for each and add up.
         layers: How many there may be.
         longest: Bytes of the longest target.
     """
@@ -115,7 +115,7 @@ def room_for(metadata: Mapping[str, str], layers: int = 0, longest: int = 0) -> 
         # A record that becomes history is escaped once more, which doubles it at most.
         times = 2 if key.startswith(_RECORD) else 1
         room += times * (len(json.dumps(key)) + len(json.dumps(value)) + 8)
-    # A layer then also stands in both patterns of the configuration, and in its list of targets.
+    # The configuration also names a layer in its two patterns and in its list of targets.
     return room + (
         3 * layers * (longest + 32) if {PEFT_METADATA, PEFT_CONFIG} & metadata.keys() else 0
     )
@@ -129,7 +129,7 @@ def as_json(value: object) -> str:
 
 
 def from_json(text: str) -> Any:
-    """What JSON text says; None for text that is none, or that nests too deep to write again."""
+    """The value of JSON text; None for other text, or if it nests too deep to write again."""
     try:
         read = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
@@ -152,7 +152,7 @@ def _finite(text: str) -> float:
 
 
 def carried(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What may pass from an input to a result: all but hashes and lorakit's own record."""
+    """The entries of an input that its result keeps: all but hashes and lorakit's own record."""
     return {
         key: value
         for key, value in metadata.items()
@@ -182,7 +182,7 @@ def record(operation: Operation, past: Sequence[object] = ()) -> dict[str, str]:
 
 
 def measured(report: Report) -> dict[str, str]:
-    """The entries that say what was reached: errors in total, by component and by layer."""
+    """The entries with the errors: in total, by component and by layer."""
     return {
         "lorakit.error": f"{report.error:.6g}",
         "lorakit.left_out": f"{report.left_out:.6g}",
@@ -212,7 +212,7 @@ def sources_entry(sources: Sequence[Source], *, with_history: bool) -> dict[str,
 
 
 def _structured(value: str) -> object:
-    """JSON within JSON as what it says: text in text would double its escapes with each edit."""
+    """The value of an entry that is JSON text: as text, its escapes would double each time."""
     read = from_json(value)
     return read if isinstance(read, dict | list) else value
 

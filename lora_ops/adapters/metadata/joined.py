@@ -10,7 +10,7 @@ from .common import Operation, Result, Source, as_json, carried, from_json, reco
 from .edited import completed
 from .kohya import model_entries, modelspec_entries
 
-_MOST = 2**53  # beyond it a count is none
+_MOST = 2**53  # a count beyond it is no count: JSON's numbers are not exact there
 # The sum was not trained, so it has no date.
 _DROPPED = ("modelspec.date", "modelspec.merged_from")
 
@@ -40,7 +40,7 @@ def joined_metadata(
         found = model_entries(result.architecture) | found
     found = modelspec_entries(result.architecture, result.title) | found
     found["modelspec.title"] = result.title
-    # The names as kohya's scripts join them.
+    # kohya's scripts join the names with commas, too.
     found["modelspec.merged_from"] = ", ".join(PurePath(s.file.name).stem for s in sources)
     found = completed(found, sources, operation, result)
     return found | record(operation) | sources_entry(sources, with_history=True)

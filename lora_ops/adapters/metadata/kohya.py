@@ -12,10 +12,10 @@ from .common import Result, as_json, from_json
 
 COMMENT = "ss_training_comment"
 ARGUMENTS = "ss_network_args"
-# Ranks and alphas by block as they were trained; the record has those of the file by layer.
+# Ranks and alphas by block, as they were trained: untrue of the result, whose record has its own.
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _CONV = ("conv_dim", "conv_alpha")
-# LyCORIS: which kind the network was, and its own numbers.
+# What LyCORIS records: which kind the network was, and the settings of that kind.
 _OF_KIND = ("algo", "factor", "decompose_both", "full_matrix", "use_tucker", "use_cp")
 _VARIOUS = "Dynamic"
 
@@ -36,7 +36,7 @@ class Numbers:
 
     Attributes:
         rank, alpha: Of linears and 1x1 convolutions.
-        conv: Rank and alpha of larger kernels; None without such.
+        conv: Rank and alpha of larger kernels; None where there are none.
     """
 
     rank: str
@@ -91,7 +91,7 @@ def modelspec_entries(architecture: Architecture | None, title: str) -> dict[str
 
 
 def made_true(metadata: Mapping[str, str], result: Result, summary: str) -> dict[str, str]:
-    """Return the ss_* entries of a result that its inputs' do not hold true of it.
+    """Return the ss_* entries of a result that its inputs' entries would say wrongly.
 
     An adapter that has no such entry gets some only in kohya's own format.
 

@@ -1,7 +1,7 @@
 """What files record of what they were made from, against what is given: verify, bake and unbake.
 
-A record that contradicts is an error, unless other files are allowed; one that is not there says
-nothing.
+A record that contradicts what is given is an error, unless other files are allowed; without a
+record nothing is compared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def originals(
 
     Raises:
         FormatError: The adapter's data is not what its hash says; a file changed meanwhile.
-        MismatchError: by the function: the record has other files, or these the other way around.
+        MismatchError: By that function: the record has other files, or has the two swapped.
     """
     false = false_hash(lora) if isinstance(lora, FileSource) else None
     if false is not None:
@@ -59,7 +59,7 @@ def originals(
             if differ and not allow_other:
                 raise MismatchError(
                     f"{lora.name} was made from other files: {'; '.join(differ)}; give those it "
-                    "was made from, or go on with --allow-other"
+                    "was made from, or go on with `allow_other=True`"
                 )
             return [*differ, *(one.note for one in found if one.note)]
 
@@ -101,10 +101,10 @@ class _Baked:
     """One adapter that is in a checkpoint, by the record.
 
     Attributes:
-        name: Of its file.
-        sha256: Of its file; empty where it was in memory.
+        name: Name of its file.
+        sha256: Hash of its file; empty where it was in memory.
         blocks: Strengths by block and pattern, as text.
-        strengths: Of each time it was baked in.
+        strengths: The strength of each time that it was baked in.
     """
 
     name: str
@@ -113,7 +113,7 @@ class _Baked:
     strengths: list[float] = field(default_factory=list[float])
 
     def add(self, strength: float) -> None:
-        """Bake it in once more, or take that out which is in."""
+        """Record that it was baked in once more, or taken out at a strength at which it was in."""
         for known in self.strengths:
             if math.isclose(known, -strength):
                 self.strengths.remove(known)
@@ -160,7 +160,9 @@ def check_bakes(
             continue
         fault = _fault(adapter, held, record)
         if fault and not allow_other:
-            raise MismatchError(f"{fault}; give what was baked in, or go on with --allow-other")
+            raise MismatchError(
+                f"{fault}; give what was baked in, or go on with `allow_other=True`"
+            )
         notes += [fault] if fault else []
         _enter(record, adapter.file, adapter.blocks, -adapter.strength)
         if not fault:
@@ -169,7 +171,7 @@ def check_bakes(
 
 
 def _fault(adapter: Source, held: Sequence[_Baked], record: Sequence[_Baked]) -> str:
-    """Why this cannot be taken out of a checkpoint with that record; empty if it can."""
+    """Why an adapter cannot be taken out of a checkpoint with this record; empty if it can."""
     given = str(_Baked(adapter.file.name, "", adapter.blocks, [adapter.strength]))
     if not held:
         there = ", ".join(str(one) for one in record if one.strengths) or "none any more"

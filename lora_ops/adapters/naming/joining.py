@@ -62,7 +62,7 @@ _KOHYA_TE = {
 
 
 def _flat_blocks(table: UnetNames) -> dict[str, str]:
-    """Diffusers' name by every other one, both underscored."""
+    """Diffusers' name of a module by each of its other names, all with underscores."""
     blocks: dict[str, str] = {}
     for native, diffusers in table.native.items():
         blocks[underscored(native)] = underscored(diffusers)
@@ -100,7 +100,7 @@ def join_key(module: str) -> str:
 def join_keys(modules: Iterable[str]) -> dict[str, str]:
     """Return the `join_key` of each module of one file, by module.
 
-    Two modules of a file that would share a key keep their own names instead: both stay, apart.
+    Two modules of a file that would share a key keep their own names instead, so that both stay.
     """
     keys = {module: join_key(module) for module in modules}
     often = Counter(keys.values())
@@ -123,7 +123,7 @@ def respeller(
     the ``known`` ones has lost its dots, and diffusers knows its own names of models only.
 
     Args:
-        format: Where to; a name that it already has stays as it is.
+        format: The format to name modules in; names that are in it already stay.
         known: Dotted module name by `join_key`: of a checkpoint's targets, or of another adapter.
         architecture: Whose names kohya's scripts use; None: the original ones.
     """
@@ -186,9 +186,9 @@ def encoder_target(second: bool, inner: str, clip: str) -> str:
     """Return the canonical target of a text encoder's module.
 
     Args:
-        second: Whether it is the second encoder's.
+        second: Whether it is the module of a second encoder.
         inner: Its dotted name there.
-        clip: Which CLIP a first one is.
+        clip: The name of a first encoder that is a CLIP: clip_l, clip_h, ....
     """
     if inner.startswith("encoder.block."):
         return f"{TE}t5xxl{INSIDE}{inner}"

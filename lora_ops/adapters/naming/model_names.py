@@ -31,7 +31,7 @@ from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
 _CLIPS = (f"{TE}clip_", f"{TE}hydit_clip.")
 _PEFT = PEFT.prefixes[0]
 _SECOND = "transformer_2."
-# What has one of these prefixes, or begins so without a prefix, has no native name to be kept.
+# A module whose name has one of these prefixes, or begins so, has no native name that could stay.
 _OPAQUE = (*FLAT_PREFIXES, *OF_TRANSFORMER, "unet.")
 _FOREIGN = ("transformer_blocks.", "single_transformer_blocks.")
 # An encoder's module in a file: which encoder, and the name within.
@@ -46,8 +46,8 @@ class ModelNames:
     """The names of one model; from `model_names`.
 
     Attributes:
-        architecture: None: unknown.
-        modules: Of the diffusion model.
+        architecture: The model's; None: unknown.
+        modules: Names of the diffusion model's modules, native and foreign.
         known: Canonical target by `join_key`, of a checkpoint.
         own: What the model itself calls the module, by canonical target; empty where it is not
             known. PEFT finds layers by these names alone.
@@ -104,7 +104,7 @@ class ModelNames:
             title = "" if self.architecture is None else self.architecture.title
             raise UnsupportedLayerError(
                 f"format `{format.name}` cannot have a layer on `{target}` of {title}: PEFT refuses "
-                "the whole file for it; use format `comfy`, or --allow-partial, which leaves it out",
+                "the whole file for it; use format `comfy`, or `allow_partial=True`, which leaves it out",
                 target=target,
             )
         if target.endswith(BIAS):
@@ -121,13 +121,13 @@ class ModelNames:
         return read_by_peft and bool(pattern and re.search(pattern, target.removesuffix(BIAS)))
 
     def _own(self, target: str) -> tuple[tuple[str, Place], ...]:
-        """The modules of a PEFT file: what the model itself calls them, where that is known."""
+        """The modules of a PEFT file, by the model's own names where these are known."""
         name = self.own.get(target)
         if name is None and target.startswith(_CLIPS):
             # Two spellings are in use, with and without `text_model.`.
             raise UnsupportedLayerError(
                 f"format `peft` has no name for `{target}` that every version of the model has; "
-                "give the folder that PEFT is to load the model from as --reference",
+                "give the folder that PEFT is to load the model from as `reference=`",
                 target=target,
             )
         found = self._spelled(PEFT, target) if name is None else ((_PEFT + name, Place(target)),)
@@ -186,14 +186,14 @@ class ModelNames:
         found = next((at for one in spellings if (at := ENCODERS.find(one)) is not None), None)
         if found is None and "." not in inner:
             return None
-        # Stable Cascade's only encoder is what is the second of others.
+        # Stable Cascade has one encoder, which is the second one in other models.
         second = match["prior"] is not None or "2" in (match["flat"], match["dotted"])
         v2 = self.architecture is not None and self.architecture.v2
         name = inner if found is None else found.native
         return Place(encoder_target(second, name, "clip_h" if v2 else "clip_l"))
 
     def _elsewhere(self, format: Format, target: str) -> str:
-        """The name of what is in no diffusion model, or in a second one."""
+        """The name of a target of a text encoder, or of a second diffusion model."""
         encoders = {
             COMFY.name: target,
             KOHYA.name: kohya_encoder(target, self.architecture),
@@ -212,7 +212,7 @@ def model_names(architecture: Architecture | None, reference: Collection[str] = 
     """Return the names of a model.
 
     Args:
-        architecture: None: unknown.
+        architecture: The model's; None: unknown.
         reference: Canonical targets of a checkpoint, which have the layout of a UNet and the dots
             of names that no table has. As a mapping, with what the model itself calls the module of
             each.

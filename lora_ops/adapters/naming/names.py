@@ -26,7 +26,7 @@ FLAT_PREFIXES = (
     *("lora_unet_", "lora_unet__", "lora_prior_unet_"),
     *("lycoris_", "lora_transformer_"),
 )
-# By encoder: kohya's prefixes, then dotted ones.
+# Prefixes by encoder: kohya's, then those with dots.
 _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clip_l": (("lora_te_", "lora_te1_"), ("text_encoder.",)),
     "clip_h": (("lora_te_", "lora_te1_"), ("text_encoder.",)),
@@ -34,9 +34,9 @@ _ENCODERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hydit_clip": (("lora_te1_",), ("text_encoder.",)),
     "t5xxl": (("lora_te2_", "lora_te3_"), ("text_encoder_2.", "text_encoder_3.")),
 }
-# What stands first in an encoder's own names, and in none of kohya's.
+# First parts of an encoder's own names that kohya's names leave out.
 LEFT_OUT = ("model.", "bert.")
-# What the names of a whole model begin with, and those of a checkpoint of its body alone do not.
+# First parts of a whole language model's names, which a checkpoint of its body alone lacks.
 _BODIES = (
     *("model.", "transformer.", "text_model.", "bert.", "distilbert.", "roberta.", "electra."),
     *("albert.", "deberta.", "vit.", "gpt_neox.", "language_model."),
@@ -45,7 +45,7 @@ _BODIES = (
 _KOHYA_TE = ("text_model.encoder.layers.", "encoder.block.")
 _LONE_CLIP_G = (("lora_te_", "lora_te2_"), ("text_encoder.", "text_encoder_2."))
 
-# For recognition only: any first encoder's names, any second one's, any other's.
+# For recognition only: prefixes of any first encoder, of any second one, of any other.
 _TE_PREFIXES = (
     (
         "te1:",
@@ -61,8 +61,8 @@ _TE_PREFIXES = (
     ("te3:", ("lora_te3_", "text_encoder_3.", "text_encoders.")),
 )
 
-# What stands for a text encoder's prefix in a flattened name; the first prefix that fits counts, of
-# a diffusion model's the longest.
+# What replaces a text encoder's prefix in a flattened name. Of these the first that fits counts, of
+# a diffusion model's prefixes the longest.
 _SHORTENED = {prefix: number for number, prefixes in _TE_PREFIXES for prefix in prefixes}
 _PREFIX = re.compile(
     "|".join(
@@ -78,7 +78,7 @@ _PREFIX = re.compile(
 _LLM = re.compile(r"model_(language_model_)?layers_\d+_(self_attn|mlp)_")
 
 _PARTS = (UNET, TE, "transformer.", "unet.", "vae.")
-# ComfyUI maps no plain number of a text encoder.
+# ComfyUI has no name for a text encoder's parameter that is a single number.
 _UNREACHABLE = (".logit_scale",)
 
 Namer = Callable[[str], str]
@@ -216,7 +216,7 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
         yield target
         if target.startswith(TE):
             encoder, _, inner = target.removeprefix(TE).partition(INSIDE)
-            # An encoder that is no CLIP goes without its name, and a language model by kohya's first.
+            # Loaders leave an encoder's name out if it is no CLIP; a language model has kohya's first prefix.
             other = (("lora_te_",), ()) if inner.startswith("model.") else ((), ())
             flat, dotted = encoders.get(encoder, other)
             if inner and not encoder.startswith("clip_"):
@@ -233,7 +233,7 @@ def _spellings(targets: Collection[str]) -> Callable[[str], Iterator[str]]:
 
 
 def _of_peft(name: str) -> Iterator[str]:
-    """Names in a PEFT file: of the model, or of one that holds it, or is held by it."""
+    """Names in a PEFT file, which may be trained on the model, on its body, or on what holds it."""
     yield _PEFT + name
     body = next((body for body in _BODIES if name.startswith(body)), None)
     if body is not None:

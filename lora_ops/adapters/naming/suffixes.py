@@ -40,7 +40,7 @@ _OTHERS = (
     ("lokr", *((f".lokr_{part}", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"))),
     ("lokr", (".lokr_t1", "t1"), (".lokr_t2", "t2")),
     ("glora", *((f".{part}.weight", part) for part in ("a1", "a2", "b1", "b2", "bm"))),
-    # Programs disagree on what `oft_diag` of the first LyCORIS is: the rotation, or what makes it.
+    # Programs disagree on `oft_diag` of the first LyCORIS: a rotation, or what one is made from.
     ("oft", (".oft_blocks", "blocks"), (".oft_diag", "diag"), (".rescale", "rescale")),
     ("oft_r", *((f".oft_R{end}", "numbers") for end in _PEFT_ENDS)),
     ("oft_r", (".oft_R.scaled_oft", "scaled")),
@@ -66,12 +66,12 @@ _SUFFIXES: dict[str, tuple[str | None, str]] = {
     )
     for suffix, role in spellings
 }
-# Parts between dots that a suffix has at most.
+# A suffix has at most this many parts between dots.
 _PARTS = 3
 _ATTACHED = "_lora."  # a suffix that begins within a part
 
 BIAS = ".bias"
-# The gains of IA3, a key like any parameter's: they are told by the flag beside them.
+# IA3's gains have the key of an ordinary parameter: the flag beside them tells that they are gains.
 _GAINS = ".weight"
 
 
@@ -96,7 +96,7 @@ class Module:
 
     @property
     def is_up_bias(self) -> bool:
-        """Whether it is a bias that PEFT gives an up: it counts times the scale of that layer."""
+        """Whether it is the bias that PEFT gives an up, which the layer's scale multiplies."""
         return self.kind == "full" and self.keys.get("diff", "").endswith(_UP_BIAS)
 
 
@@ -132,7 +132,7 @@ def modules(keys: Iterable[str]) -> Modules:
         roles.setdefault(module, {})[role] = key
         if kind is not None:
             kinds[module] = kind if kinds.get(module, kind) == kind else "mixed"
-    for module in roles.keys() - kinds.keys():  # an alpha of nothing is no layer
+    for module in roles.keys() - kinds.keys():  # an alpha without factors is no layer
         extras |= dict.fromkeys(roles.pop(module).values())
     for module in (name for name, kind in kinds.items() if kind == "ia3"):
         if module + _GAINS in extras:
@@ -150,7 +150,7 @@ def is_turned(key: str) -> bool:
 
 
 def adapter_names(keys: Iterable[str]) -> list[str]:
-    """Return the names of adapters that stand in PEFT's keys; none in files that it saves."""
+    """Return the names of adapters that stand in PEFT's keys: a file that PEFT saved has none."""
     found = (_NAMED.search(key) for key in keys)
     return list(dict.fromkeys(match[2] for match in found if match))
 
@@ -166,7 +166,7 @@ def _split(key: str) -> tuple[str, str | None, str | None]:
 
 
 def _ends(key: str) -> Iterator[int]:
-    """Where a suffix may begin; there is a name before it."""
+    """Places in a key where a suffix may begin, behind a name."""
     end = len(key)
     for _ in range(_PARTS):
         end = key.rfind(".", 0, end)

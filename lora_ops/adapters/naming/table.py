@@ -13,7 +13,7 @@ class Format:
 
     Attributes:
         name: What the user calls it.
-        prefixes: What its module names begin with; () for whatever no other format claims.
+        prefixes: What its module names begin with; () for the format of all other names.
         up, down: Suffixes of the two factors.
         tucker: Suffixes of up, down and mid of a layer in Tucker's form; loaders know one only.
         writable: Whether lorakit writes it.
@@ -77,7 +77,7 @@ def writable(name: str) -> Format:
     """Return the format of that name.
 
     Raises:
-        ArgumentError: There is none, or lorakit only reads it.
+        ArgumentError: There is no such format, or lorakit only reads it.
     """
     offered = [known for known in FORMATS if known.writable]
     for known in offered:
@@ -91,7 +91,7 @@ def format_named(name: str) -> Format:
     """Return the format of that name, of those that are read.
 
     Raises:
-        ArgumentError: There is none.
+        ArgumentError: There is no such format.
     """
     for known in FORMATS:
         if known.name == name:

@@ -25,7 +25,7 @@ PEFT_METADATA = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"
 """The file beside PEFT's weights; what is opened with it has its text under this name as metadata."""
 
-# Initialisations after which the weight is what it was. LoRA-GA changes it, but not at loading.
+# Initialisations that leave the base weight alone at loading; LoRA-GA changed it before training.
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 _HARMLESS = (*_PLAIN_STARTS, "lora_ga")
 _TITLES = {
@@ -37,7 +37,7 @@ _TITLES = {
 }
 _METHODS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "TRAINABLE_TOKENS")
 _RANDOM = "PEFT takes factors out of the weight at each loading that are in no file"
-# Fields of LoRA that make something else of it, wherever they are set.
+# Fields that, where they are set, make another method of a LoRA.
 _OTHERS = {
     "kasa_config": "KaSA: PEFT takes the smallest directions out of the weight, and has a diagonal",
     "use_bdlora": "BD-LoRA: its factors are blocks of larger ones",
@@ -65,10 +65,10 @@ class Configured:
     """What a configuration says of one module.
 
     Attributes:
-        scale: Of a layer without an alpha of its own.
-        initial: Whose initial factors PEFT takes out of the weight; None where it takes none.
-        tokens: Rows of the weight that the file has new ones of.
-        on_input: Of IA3: whether the gains are of the inputs; None where it does not say.
+        scale: Scale of a layer that stores no alpha.
+        initial: The initialisation whose factors PEFT takes out of the weight; None for none.
+        tokens: Rows of the weight that the file replaces.
+        on_input: For IA3, whether the gains are of the inputs; None where nothing is said.
     """
 
     scale: float = 1.0
@@ -121,7 +121,7 @@ def configured(source: TensorSource, modules: Iterable[str]) -> dict[str, Config
 
 
 def initialised(config: Mapping[str, Any]) -> Initial | None:
-    """Return whose initial factors PEFT takes out of the weight, by a configuration, if any."""
+    """Return the initialisation whose factors PEFT takes out of the weight at loading, if any."""
     name = config.get("init_lora_weights") if _is_lora(config) else None
     if name == "pissa":
         return "pissa"
@@ -147,7 +147,7 @@ def refusal(config: Mapping[str, Any]) -> str:
 
 
 def special(metadata: Mapping[str, str]) -> str:
-    """Name what makes a file another thing than the LoRA that it looks like; empty for a plain one."""
+    """Name the method of a file that only looks like a LoRA; empty for a plain LoRA."""
     for config in configs_of(metadata).values():
         initial = config.get("init_lora_weights") if _is_lora(config) else None
         if isinstance(initial, str) and initial.lower() not in _PLAIN_STARTS:
@@ -159,7 +159,7 @@ def special(metadata: Mapping[str, str]) -> str:
 
 
 def configuration_notes(metadata: Mapping[str, str]) -> Iterator[str]:
-    """What is worth a sentence about a file whose configuration PEFT reads at loading."""
+    """Yield notes on what PEFT does with a file because of its configuration."""
     for config in configs_of(metadata).values():
         if _is_lora(config) and config.get("init_lora_weights") == "lora_ga":
             yield (
@@ -183,10 +183,10 @@ def _found(
 
 
 def configs_of(metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Fields by component; what is no JSON object says nothing, unless it is PEFT's own file.
+    """Fields by component. Text that is no JSON object says nothing, except in PEFT's own file.
 
     Raises:
-        FormatError: That is none.
+        FormatError: PEFT's own file is no JSON object.
     """
     if PEFT_CONFIG in metadata:
         return {"": _own_config(metadata[PEFT_CONFIG])}
@@ -220,7 +220,7 @@ def located(module: str, components: Collection[str]) -> tuple[str, str]:
 
 
 def _scale(config: Config, name: str) -> float:
-    # LoRA's field has a prefix that those of LoHa and LoKr lack.
+    # The field is `lora_alpha` for LoRA, and `alpha` for LoHa and LoKr.
     alpha_field = "lora_alpha" if "lora_alpha" in config else "alpha"
     if not config.keys() & {"r", alpha_field}:
         return 1.0
@@ -272,7 +272,7 @@ def _plain(pattern: str) -> re.Pattern[str]:
 
 
 def _tokens(config: Config, name: str) -> tuple[int, ...]:
-    """The rows that are new ones of an embedding; all of a list, whatever it is called."""
+    """The rows of an embedding that are trained anew; a list counts for every embedding."""
     indices = config.get("trainable_token_indices", config.get("token_indices"))
     if isinstance(indices, dict):
         entries = cast("Config", indices)
@@ -282,7 +282,7 @@ def _tokens(config: Config, name: str) -> tuple[int, ...]:
 
 
 def _on_input(config: Config, name: str) -> bool | None:
-    """Whether IA3 multiplies a module's inputs; a list is of ends of names, as PEFT reads it."""
+    """Whether IA3 multiplies a module's inputs; PEFT takes a list as ends of names."""
     those = config.get("feedforward_modules")
     if isinstance(those, list):
         return any(

@@ -19,15 +19,15 @@ _START, _END = ("^", r"\A"), ("$", r"\Z")
 # Escapes that are not about one character: borders of words, and groups that matched before.
 _UNKNOWN = re.compile(r"\\[bB0-9]")
 _MOST = 100_000  # characters compared for one name
-_DEEPEST = 50  # groups in groups
+_DEEPEST = 50  # levels of groups within groups
 
-# From the name and all places in it that can be reached, all that can be reached next.
+# A step of matching: from the places in the name that are reached to those reached next.
 _Places = frozenset[int]
 _Step = Callable[["_Work", _Places], _Places]
 
 
 class _Work:
-    """A name, and how much has been done on it."""
+    """A name, and how many characters have been compared for it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,7 +50,7 @@ def matches(pattern: str, name: str, *, whole: bool = False) -> bool:
         whole: Whether the end of the name is not enough, as with ``re.fullmatch``.
 
     Raises:
-        ValueError: It is none, has anything else in it, or takes too long; says what.
+        ValueError: It is no regular expression, has other parts, or takes too long; says which.
     """
     step = _parsed(pattern)
     ends = () if whole else (at + 1 for at, one in enumerate(name) if one == ".")
@@ -109,7 +109,7 @@ def _atom(token: str) -> _Step:
 
 
 def _times(token: str) -> tuple[int, int | None]:
-    """How often at least and at most."""
+    """The least and the largest number of repetitions that a quantifier allows."""
     found = _QUANTIFIER.fullmatch(token)
     if found is None or token[0] != "{":
         return {"*": (0, None), "+": (1, None), "?": (0, 1)}[token[0]]

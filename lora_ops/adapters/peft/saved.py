@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from ..naming.suffixes import BIAS, Module
 
-# Under PEFT's root, a parameter has the name that it has in the model, but for these parts.
+# Behind this root a parameter has the name that it has in the model, but for the parts below.
 _ROOT = "base_model.model."
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.)")
 _TOKENS = re.compile(r"(\.token_adapter)?\.trainable_tokens_delta(\.default)?$")
 _WEIGHT = ".weight"
-# Of a method's own tensors, a part of the name begins so.
+# A part of the name that begins like this marks a method's own tensors.
 _METHOD = re.compile(r"\.(lora|hada|lokr|oft|boft|ia3|vera|ada)_")
 
 

@@ -16,7 +16,7 @@ _KEPT = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "fan_in_fan_out"),
     *("bias", "lora_dropout", "modules_to_save", "trainable_token_indices"),
 )
-# What is written is a plain LoRA of scales that are told by rank and alpha.
+# The result is a plain LoRA: rank and alpha alone make its scales.
 _PLAIN: Config = {"use_rslora": False, "init_lora_weights": True}
 
 
@@ -63,7 +63,7 @@ class Written:
     Attributes:
         method: What PEFT calls its kind: LORA, LOHA, LOKR.
         rank: Of its factors.
-        scale: Of them; None of whole matrices, whose scale is in the numbers.
+        scale: Factor on them; None for whole matrices, whose numbers include it.
         has_magnitudes: Whether it is DoRA.
     """
 
@@ -83,8 +83,8 @@ def adapter_config(
 
     Args:
         layers: By module name, as written.
-        originals: String maps of the inputs. What their own configurations agree in, and is no
-            layer's, stays; of LoHa and LoKr also the ranks.
+        originals: String maps of the inputs. Fields that their configurations agree in stay, but
+            for those about single layers; those of LoHa and LoKr keep the ranks, too.
         lora_bias: Whether ups have biases.
 
     Raises:
@@ -162,7 +162,7 @@ def _ranks_and_alphas(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> 
 
 
 def _by_name(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The commonest value, and by name those that differ from it."""
+    """The commonest value, and the others by module name."""
     whole = {n: int(value) if value == int(value) else value for n, value in values.items()}
     common = Counter(whole.values()).most_common(1)[0][0]
     differing = {name for name, value in whole.items() if value != common}

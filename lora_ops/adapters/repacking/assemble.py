@@ -35,7 +35,7 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
         told = ", ".join(f"`{module}` {layer.shape}" for module, _, layer in known)
         raise WeightShapeError(
             f"{told} are not the rows of one `{piece.place.native}`; give the right model as "
-            "--architecture",
+            "`architecture=`",
             target=piece.module,
         )
     (height,) = heights
@@ -45,7 +45,7 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
             title = names.architecture.title if names.architecture is not None else "the model"
             raise WeightShapeError(
                 f"layer `{module}` changes a weight of shape {layer.shape}, which is not packed as "
-                f"`{at.native}` of {title} is; give the right model as --architecture",
+                f"`{at.native}` of {title} is; give the right model as `architecture=`",
                 target=module,
             )
         start, stop = max(at.start, piece.place.start), min(at.stop, piece.place.stop)
@@ -54,7 +54,7 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
         if any(edge.denominator > 1 for edge in (*edges, offset)):
             raise WeightShapeError(
                 f"layer `{module}` of shape {layer.shape} cannot be divided where "
-                f"`{piece.place.native}` is; give the right model as --architecture",
+                f"`{piece.place.native}` is; give the right model as `architecture=`",
                 target=module,
             )
         first, last = map(int, edges)

@@ -25,6 +25,7 @@ from ..formats import (
     saved_parameters,
     table_keys,
 )
+from ..model import TELL_THE_MODEL
 
 # Roles that a format spells in its own way; others have one suffix wherever they are known.
 _SPELLED = ("up", "down", "mid", "alpha", "diff", "dora_scale", "magnitude")
@@ -39,12 +40,12 @@ _LOADERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("numbers", "gains", "stages"), ()),
     "scaled": (),
 }
-# What a role is called, and what else can be done, where that is not to make it a LoRA.
+# What a role is called, and the way out, where that is not to make the layer a LoRA.
 _WAYS_OUT = {
     "diff": (
         "full differences",
-        "use format `comfy` or `kohya`, --allow-partial, which leaves full differences out, or, if "
-        "it is of a matrix, convert it `--to lora`",
+        "use format `comfy` or `kohya`, `allow_partial=True`, which leaves full differences out, or, if "
+        'it is of a matrix, convert it `to="lora"`',
     ),
     "reshape_weight": ("a weight that grows", "use format `comfy`"),
 }
@@ -55,7 +56,7 @@ class Piece:
     """One layer of the result.
 
     Attributes:
-        module: Its name there.
+        module: Its name in the result.
         place: The rows of the model that it changes.
         members: The layers of the input that change these rows, with all the rows that each of
             them changes, from the first row to the last.
@@ -96,7 +97,7 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
 
     Args:
         adapter: Of any naming scheme.
-        format: That of the result.
+        format: The format of the result.
         names: Of the model that it is for.
 
     Raises:
@@ -130,8 +131,8 @@ def unplaced(adapter: Adapter, format: Format, names: ModelNames) -> list[str]:
     These are full differences, and layers on modules that no program reads in that format.
 
     Args:
-        adapter: Of any naming scheme; one that holds nothing else has none that could be left out.
-        format: That of the result.
+        adapter: In any naming scheme; nothing is left out if nothing else would remain.
+        format: The format of the result.
         names: Of the model that it is for.
     """
 
@@ -149,7 +150,7 @@ def unplaced(adapter: Adapter, format: Format, names: ModelNames) -> list[str]:
 def convert_notes(
     adapter: Adapter, pieces: Sequence[Piece], rule: RankRule | Budget | None
 ) -> Iterator[str]:
-    """What is worth a sentence: why there are more layers, or fewer, than before."""
+    """Yield notes on why there are more layers, or fewer, than before."""
     cut = [piece for piece in pieces if piece.is_cut]
     joined = [piece for piece in pieces if piece.is_joined]
     if cut:
@@ -171,7 +172,7 @@ def convert_notes(
     if saved:
         yield (
             f"{counted(len(saved), 'trained parameter')} beside the layers, the first `{saved[0]}`: "
-            "carried, but PEFT alone reads them; `lorakit bake` applies them"
+            "carried, but PEFT alone reads them; `bake()` applies them"
         )
 
 
@@ -199,7 +200,7 @@ def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Pl
     for module in adapter.layers:
         place = names.place(module)
         if place is None and format_of(module) == format:
-            place = Place(module)  # nobody has to know what it means
+            place = Place(module)  # the name stays: what it means does not matter
         if place is None:
             lost.append(module)
         else:
@@ -209,8 +210,7 @@ def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Pl
         title = "an unknown model" if known is None else known.title
         raise ArgumentError(
             f"{counted(len(lost), 'layer')} of {len(adapter.layers)} cannot be found in {title}, "
-            f"the first is `{lost[0]}`; give the model's checkpoint as --reference, "
-            "or its name as --architecture",
+            f"the first is `{lost[0]}`; {TELL_THE_MODEL}",
             target=lost[0],
         )
     return found
@@ -248,7 +248,7 @@ def _pieces(
 
 
 def _keys(adapter: Adapter, target: str) -> dict[str, str]:
-    """Suffix by role of what the file has of a layer."""
+    """The suffix of each key that the file has of a layer, by role."""
     keys = adapter.keys.get(target)
     if keys is None:
         return {role: f".{role}" for role in adapter.layers[target].tensors()}
@@ -262,7 +262,7 @@ def _spelled_keys(
     """The keys of a layer in a format.
 
     Raises:
-        UnsupportedLayerError: It has no place for one of the roles.
+        UnsupportedLayerError: The format has no place for one of the roles.
     """
     found = module_keys(format, module)
     if "mid" in suffixes:
@@ -285,7 +285,7 @@ def _spelled_keys(
             ".b_norm" if module.endswith(BIAS) else ".w_norm"
         )
     if lost:
-        what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", "convert it `--to lora`"))
+        what, way = _WAYS_OUT.get(lost[0], (f"`{suffixes[lost[0]]}`", 'convert it `to="lora"`'))
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for {what}, which layer `{target}` is stored as; "
             f"{way}",

@@ -25,8 +25,8 @@ class Block:
 
     Attributes:
         target: What the file calls it, for messages.
-        layer: Of these rows alone.
-        start: The first of them.
+        layer: The layer, of these rows alone.
+        start: The first of these rows.
     """
 
     target: str
@@ -35,7 +35,7 @@ class Block:
 
     @property
     def stop(self) -> int:
-        """Behind the last of them."""
+        """The row behind the last one."""
         return self.start + self.layer.shape[0]
 
 
@@ -74,7 +74,7 @@ def stacked(
         dtype: Of the factors; None: what holds all that the blocks hold.
 
     Raises:
-        UnsupportedLayerError: The blocks are of a kind that has no sum of its kind, or of several.
+        UnsupportedLayerError: The blocks are of several kinds, or of one that cannot be joined.
         NonFiniteError: A number is beyond the range of the dtype.
     """
     layers = [block.layer for block in blocks]
@@ -125,13 +125,13 @@ def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> 
         return DoraLayer(_rearranged(layer.inner, take, target), magnitudes)
     raise UnsupportedLayerError(
         f"layer `{target}` is {_kind(layer)}, whose rows cannot be written apart, and the other "
-        "naming has them in several modules or in another order; convert it `--to lora` first",
+        'naming has them in several modules or in another order; convert it `to="lora"` first',
         target=target,
     )
 
 
 def _distinct(downs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The downs that differ, and which of them each one is."""
+    """The different downs, and for each of the given ones its index among them."""
     found: list[Tensor] = []
     places: list[int] = []
     for down in downs:
@@ -151,7 +151,7 @@ def _mixed(blocks: Sequence[Block], target: str) -> UnsupportedLayerError:
     kinds = ", ".join(f"`{block.target}` ({_kind(block.layer)})" for block in blocks)
     return UnsupportedLayerError(
         f"{kinds} are rows of `{target}` and cannot be written as one layer: only plain LoRA, or "
-        "full differences, or DoRA of all rows can; convert them `--to lora` first",
+        'full differences, or DoRA of all rows can; convert them `to="lora"` first',
         target=target,
     )
 

@@ -136,7 +136,8 @@ def _block_rules(text: str, names: Collection[str]) -> list[Rule]:
     if blocks is None:
         raise ArgumentError(
             f"blocks `{text}`: no numbered blocks are known in these {len(names)} layers, the first "
-            f"of which is `{next(iter(names), '')}`; use patterns, as in `--where 'te=0'`"
+            f"of which is `{next(iter(names), '')}`; use patterns, as in "
+            '`where="te=0"`'
         )
     if preset is not None:
         rules = _of_scheme(f"the numbers of {text}", preset, ALL_BLOCKS, blocks)
@@ -186,7 +187,7 @@ def _of_scheme(what: str, values: Sequence[float], scheme: Scheme, blocks: Block
 
 
 def _way_out(given: Mapping[str, float], held: Collection[str]) -> str:
-    """The lists that fit; with the numbers given filled in, where they are of the same model."""
+    """The lists that fit; with the given numbers filled in if the model is the same."""
     fitting = {n: one for n, one in SCHEMES.items() if {*held} <= {*one.labels, *one.spares}}
     if not fitting:
         return "use labels (`D00-D09=0.5`) or a gradient (`depth=0,1`), which fit any model"
@@ -235,7 +236,7 @@ def _gradient(text: str, blocks: Blocks) -> list[Rule]:
     """Strengths at equal distances over the model's numbered blocks, linear in between."""
     values = [_number(part, text) for part in text.removeprefix(DEPTH).split(",")]
     numbered = [block for block in blocks.modules if block.section.numbered]
-    starts: list[int] = [0]  # of each section, and the end of the last
+    starts: list[int] = [0]  # where each section begins, and where the last one ends
     for order, section in enumerate(blocks.layout.sections):
         shown = [block.index + 1 for block in numbered if block.order == order]
         starts.append(starts[-1] + max(section.count or 0, *shown, 0))

@@ -6,7 +6,7 @@ it back, and an error of the disk, or a file that shrinks, would be a crash inst
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import threading
 from pathlib import Path
@@ -14,9 +14,7 @@ from typing import Any
 
 from ...errors import FormatError
 from ..base import Stamp, changed, open_binary, read_errors, stamp, stamp_of
-from ..positioned import Positioned
-
-_COPIED = 1 << 24  # bytes in one call: a Ctrl-C waits for its end
+from ..positional import copy_at, read_at
 
 
 class RangeReader:
@@ -36,10 +34,10 @@ class RangeReader:
         self.path = path
         self._place = path.absolute()  # another process may stand in another folder
         self._turn = threading.Lock()
-        self._file: Positioned | None = Positioned(open_binary(path))
+        self._file: io.FileIO | None = open_binary(path)
         try:
             with read_errors(path):
-                self._stamp: Stamp = stamp_of(os.fstat(self._file.handle))
+                self._stamp: Stamp = stamp_of(os.fstat(self._file.fileno()))
         except BaseException:
             self._file.close()
             raise
@@ -66,7 +64,7 @@ class RangeReader:
         file = self._opened()
         with read_errors(self.path, what):
             while memory:  # one call to the system reads 2 GiB at most
-                count = file.read(memory, offset)
+                count = read_at(file, memory, offset)
                 if not count:
                     at = f", within {what}" if what else ""
                     raise FormatError(
@@ -74,36 +72,23 @@ class RangeReader:
                     )
                 memory, offset = memory[count:], offset + count
 
-    def copy(self, begin: int, size: int, handle: int, offset: int) -> int:
-        """Have the system copy a range into another file; how many bytes it did, from the first."""
-        done = 0
-        if hasattr(os, "copy_file_range"):  # on Linux
-            file = self._opened()
-            # It refuses other file systems, or has another reason: whoever goes on will see it.
-            with contextlib.suppress(OSError):
-                while done < size:
-                    step = min(size - done, _COPIED)
-                    count = os.copy_file_range(
-                        file.handle, handle, step, begin + done, offset + done
-                    )
-                    if not count:
-                        break
-                    done += count
-        return done
+    def copy(self, begin: int, size: int, file: io.FileIO, offset: int) -> bool:
+        """Have the system copy a range into another file; see `copy_at`."""
+        return copy_at(self._opened(), begin, size, file, offset)
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
         if self._file is not None:
             self._file.close()
 
-    def _opened(self) -> Positioned:
+    def _opened(self) -> io.FileIO:
         if self._file is not None:
             return self._file
         with self._turn:
             if self._file is None:
                 if stamp(self._place) != self._stamp:
                     raise changed(self.path)
-                self._file = Positioned(open_binary(self._place))
+                self._file = open_binary(self._place)
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
 
 import torch
@@ -66,7 +67,7 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.has_ranges(inner)
 
-    def copy_bytes(self, key: str, handle: int, offset: int) -> int:
-        """Have the system copy a tensor's bytes into another file."""
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
         source, inner = self.route(key)
-        return source.copy_bytes(inner, handle, offset)
+        source.copy_into(inner, file, offset)

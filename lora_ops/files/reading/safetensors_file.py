@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from ...errors import FormatError, QuantisedError
 from ...source import check_run
 from ..base import FileSource, quote
-from ..dtypes import TORCH_DTYPES, bytes_of
-from ..header import MAX_HEADER, parse_header
+from ..dtypes import TORCH_DTYPES, memory_of
+from ..header import MAX_HEADER, Entry, parse_header
+from ..positional import PART, write_at
 from .magic import HEAD, identify
 from .ranges import RangeReader
 
@@ -65,7 +67,7 @@ class SafetensorsFile(FileSource):
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
         """
-        out = torch.empty(self.shape(key), dtype=self.dtype(key))
+        out = torch.empty(self.shape(key), dtype=TORCH_DTYPES[self._readable(key).dtype])
         self.read_into(key, 0, out)
         return out
 
@@ -77,6 +79,29 @@ class SafetensorsFile(FileSource):
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
             ValueError: see `TensorSource.read_into`.
         """
+        entry = self._readable(key)
+        check_run(self, key, start, out)
+        if out.numel():
+            offset = self.data_start + entry.begin + start * out.element_size()
+            self._file.into(memory_of(out), offset, quote(key))
+
+    def has_ranges(self, key: str) -> bool:
+        """Always."""
+        return True
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file; see `FileSource.copy_into`."""
+        entry = self._entries[key]
+        begin = self.data_start + entry.begin
+        if self._file.copy(begin, entry.size, file, offset):
+            return
+        memory = memoryview(bytearray(min(PART, entry.size)))
+        for at in range(0, entry.size, PART):
+            part = memory[: min(PART, entry.size - at)]
+            self._file.into(part, begin + at, quote(key))
+            write_at(file, part, offset + at)
+
+    def _readable(self, key: str) -> Entry:
         entry = self._entries[key]
         if entry.dtype not in TORCH_DTYPES:
             raise QuantisedError(
@@ -84,21 +109,7 @@ class SafetensorsFile(FileSource):
                 "hold; give the unquantised (fp16/bf16/fp32) checkpoint",
                 path=self._path,
             )
-        check_run(self, key, start, out)
-        if out.numel():
-            offset = self.data_start + entry.begin + start * out.element_size()
-            self._file.into(bytes_of(out), offset, quote(key))
-
-    def has_ranges(self, key: str) -> bool:
-        """Always."""
-        return True
-
-    def copy_bytes(self, key: str, handle: int, offset: int) -> int:
-        """Have the system copy a tensor's bytes into another file."""
-        entry = self._entries[key]
-        if entry.dtype not in TORCH_DTYPES:
-            return 0
-        return self._file.copy(self.data_start + entry.begin, entry.size, handle, offset)
+        return entry
 
     def close(self) -> None:
         """Close the file; names and shapes stay readable."""

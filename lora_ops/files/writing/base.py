@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
-#: What is written at once, in bytes: what the hash has just read is still in cache, and the system
-#: takes it two to three times faster than tens of megabytes in one call.
-PART = 1 << 20
 _SLACK = 200  # one part in that many of a file may be unused room
 
 

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,13 +15,10 @@ from torch import Tensor
 from ...errors import WriteError
 from ...source import TensorSource
 from ..base import FileSource
-from ..dtypes import TORCH_DTYPES, bytes_of
-from ..positioned import Positioned
-from .base import PART, FileWriter, Piece, file_order, header_text, piece_of
+from ..dtypes import TORCH_DTYPES, memory_of
+from ..positional import PART, read_at, write_at
+from .base import FileWriter, Piece, file_order, header_text, piece_of
 from .coverage import Coverage
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 #: A tensor of the output: key, dtype and shape.
 Row = tuple[str, torch.dtype, Sequence[int]]
@@ -84,11 +80,6 @@ class PlacedWriter(FileWriter):
         self._hashed = 0  # bytes, from the start of the data
         self._hashing = threading.Lock()
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._output = Positioned(self._file)
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -102,6 +93,10 @@ class PlacedWriter(FileWriter):
             idle = not self._writing
         if idle:
             self._let_go()
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Write a whole tensor; see `write_at`."""
+        self.write_at(key, 0, tensor)
 
     def write_at(self, key: str, start: int, numbers: Tensor) -> None:
         """Write a run of a tensor's numbers. Safe from several threads.
@@ -118,7 +113,7 @@ class PlacedWriter(FileWriter):
             WriteError: the file could not be written.
         """
         begin, piece = self._begins[key]
-        data = bytes_of(numbers)
+        data = memory_of(numbers)
         offset = start * numbers.element_size()
         if TORCH_DTYPES[piece.dtype] != numbers.dtype:
             raise ValueError(f"`{key}` is written as {piece.dtype}, not {numbers.dtype}")
@@ -128,9 +123,8 @@ class PlacedWriter(FileWriter):
                 f"{start + numbers.numel()}"
             )
         with self._use():
-            for at in range(0, len(data), PART):
-                with self.place.explained():
-                    self._output.write(data[at : at + PART], self._data_start + begin + offset + at)
+            with self.place.explained():
+                write_at(self._file, data, self._data_start + begin + offset)
             self._arrived(key, begin + offset, begin + offset + len(data), data)
 
     def copy(self, key: str, source: TensorSource, own: str | None = None) -> None:
@@ -156,28 +150,13 @@ class PlacedWriter(FileWriter):
                 f"`{key}` is written as {piece.dtype} {list(piece.shape)}, which that of "
                 f"{source.name} is not"
             )
-        done = 0
-        if isinstance(source, FileSource) and piece.size:
-            with self._use():
-                done = source.copy_bytes(own, self._output.handle, self._data_start + begin)
-                width = source.dtype(own).itemsize
-                done -= done % width
-                if done:
-                    self._arrived(key, begin, begin + done)
-        self._copy_rest(key, source, own, done)
-
-    def _copy_rest(self, key: str, source: TensorSource, own: str, done: int) -> None:
-        dtype = source.dtype(own)
-        count, start = torch.Size(source.shape(own)).numel(), done // dtype.itemsize
-        if start < count and not source.has_ranges(own):
-            self.write_at(key, start, source.tensor(own).reshape(-1)[start:])
+        if not isinstance(source, FileSource):
+            self.write(key, source.tensor(own))
             return
-        memory = torch.empty(min(PART // dtype.itemsize, count - start), dtype=dtype)
-        while start < count:
-            part = memory[: count - start]
-            source.read_into(own, start, part)
-            self.write_at(key, start, part)
-            start += len(part)
+        with self._use():
+            with self.place.explained():
+                source.copy_into(own, self._file, self._data_start + begin)
+            self._arrived(key, begin, begin + piece.size)
 
     def _settle(self) -> tuple[list[Piece], str]:
         reach = self._reach()
@@ -232,7 +211,7 @@ class PlacedWriter(FileWriter):
         memory = memoryview(bytearray(PART))
         while part := memory[: self._reach() - self._hashed]:
             with self.place.explained():
-                count = self._output.read(part, self._data_start + self._hashed)
+                count = read_at(self._file, part, self._data_start + self._hashed)
             if not count:
                 raise WriteError("became shorter while it was written", path=self._path)
             self._hash.update(part[:count])

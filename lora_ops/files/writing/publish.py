@@ -182,7 +182,7 @@ def check_name(path: Path, *, replace: bool) -> None:
         raise ArgumentError("is a folder; give a file name in it", path=path)
     # A link to nothing is still something under that name.
     if not replace and (mode is not None or path.is_symlink()):
-        raise ArgumentError("exists already; choose another name or use --force", path=path)
+        raise ArgumentError("exists already; choose another name or use `force=True`", path=path)
     if mode is not None and not stat.S_ISREG(mode):
         raise ArgumentError(
             "is no regular file, and would be replaced by one; choose another name", path=path

@@ -230,6 +230,10 @@ class PlacedShardsWriter(_Shards[PlacedWriter]):
             raise ValueError("a tensor cannot be in two shards")
         super().__init__(index, writers, keys, replace=replace)
 
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Write a whole tensor; see `PlacedWriter.write_at`."""
+        self.write_at(key, 0, tensor)
+
     def write_at(self, key: str, start: int, numbers: Tensor) -> None:
         """Write a run of a tensor's numbers; see `PlacedWriter.write_at`."""
         with self._named():

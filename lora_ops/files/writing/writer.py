@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..dtypes import bytes_of
-from .base import PART, FileWriter, Piece, Written, file_order, header_text, piece_of
+from ..dtypes import memory_of
+from ..positional import PART
+from .base import FileWriter, Piece, Written, file_order, header_text, piece_of
 from .publish import write_all
 
 
@@ -68,7 +69,7 @@ class SafetensorsWriter(FileWriter):
             raise ValueError(f"`{key}` cannot be written a second time")
         piece = piece_of(key, tensor.dtype, tensor.shape)
         self._pieces[key] = piece
-        data = bytes_of(tensor)
+        data = memory_of(tensor)
         if piece.aligned:
             self._append(data)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +69,8 @@ class Finding:
         severity: error, warning or note.
         message: What it is, with values.
         where: Names of the layers or keys it is about, in the order of the file; () for the file.
-        cure: What to do; a command where there is one.
-        program: Whose reading it is about; None for the file itself.
+        cure: What to do; a call where there is one, as `convert_file(...)`.
+        program: The program whose reading it is about; None for the file itself.
     """
 
     code: str
@@ -110,22 +109,38 @@ def finding(
         message: What it is, with values.
         where: Names of layers or keys.
         cure: What to do.
-        program: Whose reading it is about.
+        program: The program whose reading it is about.
         asked: Whether that program was asked for by name.
     """
     severity = "error" if asked and code in ASKED else CODES[code][0]
     return Finding(code, severity, message, tuple(where), cure, program)
 
 
-def command(operation: str, source: str, suffix: str, options: str) -> str:
-    """Return a command line that mends a file.
+def converting(source: str, suffix: str, **options: str) -> str:
+    """Return the call that writes a file in another way.
 
     Args:
-        operation: The lorakit command.
         source: The file's path, as the user gave it.
         suffix: What the new file's name gets behind the old one's.
-        options: All further options.
+        options: Arguments of `convert_file`, as Python code.
     """
+    given = "".join(f", {name}={code}" for name, code in options.items())
+    return f"convert_file(open_source({source!r}), {_output(source, suffix)}{given})"
+
+
+def leaving_out(source: str, suffix: str, layers: Sequence[str]) -> str:
+    """Return the call that writes a file without some layers.
+
+    Args:
+        source: The file's path, as the user gave it.
+        suffix: What the new file's name gets behind the old one's.
+        layers: Their names in the file.
+    """
+    where = [f"{layer}=0" for layer in layers]
+    scaled = f"Ingredient(open_source({source!r}), where={where!r})"
+    return f"scale_file({scaled}, {_output(source, suffix)})"
+
+
+def _output(source: str, suffix: str) -> str:
     path = Path(source)
-    output = path.with_name(f"{path.stem}-{suffix}.safetensors")
-    return f"lorakit {operation} {shlex.quote(source)} -o {shlex.quote(str(output))} {options}"
+    return f"Path({str(path.with_name(f'{path.stem}-{suffix}.safetensors'))!r})"

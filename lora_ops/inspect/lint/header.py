@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -11,10 +10,10 @@ from ...errors import LayerShapeError, QuantisedError
 from ...linalg.storage import DTYPES, spelled
 from ...models.architectures import TE
 from ...report import counted
-from .findings import Finding, command, finding
+from .findings import Finding, converting, finding, leaving_out
 from .subject import Part, Subject, has
 
-# Of other kinds an alpha is a bound, and 0 means none.
+# Kinds whose alpha makes a scale; in others it is a bound, where 0 means that there is none.
 _SCALED = ("lora", "loha", "lokr", "glora")
 _NOT_FACTORS = ("alpha", "on_input", "reshape_weight")
 
@@ -28,10 +27,10 @@ def check_header(file: Subject) -> Iterator[Finding]:
     yield from _models(file)
 
 
-def same_format(file: Subject, suffix: str = "mended", options: str = "") -> str:
-    """The command that writes the file again, in its own format, with all that it says made true."""
+def same_format(file: Subject, suffix: str = "mended", **options: str) -> str:
+    """The call that writes the file again, in its own format, with all that it says made true."""
     format = "comfy" if file.format == "peft" else file.format
-    return command("convert", file.source.name, suffix, f"--format {format} {options}".rstrip())
+    return converting(file.source.name, suffix, format=repr(format), **options)
 
 
 def _alphas(file: Subject) -> Iterator[Finding]:
@@ -116,7 +115,7 @@ def _dtypes(file: Subject) -> Iterator[Finding]:
             "dtype-rare",
             f"factors of dtype {name}, which not every program reads",
             found[name],
-            same_format(file, "fp16", "--dtype fp16"),
+            same_format(file, "fp16", dtype="torch.float16"),
         )
 
 
@@ -170,7 +169,7 @@ def _models(file: Subject) -> Iterator[Finding]:
             "model-unknown",
             "names of no model that lorakit knows: whether programs know them cannot be told",
             unknown,
-            "if you know the model, name it with --architecture",
+            "if you know the model, name it with `architecture=`",
         )
 
 
@@ -182,11 +181,10 @@ def _is_unknown(file: Subject, part: Part) -> bool:
 
 
 def leave_out(file: Subject, modules: Sequence[str]) -> str:
-    """The command that writes the file without some layers."""
+    """The call that writes the file without some layers."""
     if len(modules) > _LISTED:
-        return "leave them out: `lorakit scale` with --where 'NAME=0' for each"
-    options = " ".join(f"--where {shlex.quote(f'{module}=0')}" for module in modules)
-    return command("scale", file.source.name, "without", options)
+        return 'leave them out: `scale()` with `where="NAME=0"` for each'
+    return leaving_out(file.source.name, "without", modules)
 
 
 _LISTED = 3

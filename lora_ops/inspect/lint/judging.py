@@ -1,4 +1,4 @@
-"""What programs make of a file, as findings: with the command that mends it."""
+"""What programs make of a file, as findings: with the call that mends it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 from ...adapters.formats import MAGNITUDES, format_named, format_of
 from ...report import counted
-from .findings import Finding, command, finding
+from .findings import Finding, converting, finding
 from .programs import Program
 from .reading import NAME, Verdict
 from .subject import Subject
 
 _Tell = Callable[[str, str, tuple[str, ...], str], Finding]
 
-# What every format holds.
+# Kinds that every format holds.
 _PLAIN = {"lora", "mixed"}
 
 
@@ -21,9 +21,9 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
     """Yield what is worth saying of a verdict.
 
     Args:
-        file: What was read.
-        program: By which.
-        found: What came of it.
+        file: The file.
+        program: The program that read it.
+        found: The verdict.
         asked: Whether the program was asked for by name: then what it does not load is an error.
     """
 
@@ -44,7 +44,7 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
         code = "nothing-loads" if nothing else "part-loads"
         number = f"{len(names)} of {counted(found.layers, 'layer')}"
         verb = "does" if len(names) == 1 else "do"
-        # What has the program's own names already gains nothing from being written with them.
+        # The cure writes the program's own names: of no use to names that are these already.
         helps = reason != NAME or any(format_of(name).name != program.format for name in names)
         cure = mend if helps else ""
         yield told(code, f"{reason}: {number} {verb} not load", tuple(names), cure)
@@ -58,21 +58,21 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
 
 
 def cure_for(file: Subject, program: Program) -> str:
-    """The command that writes the file so that the program reads it; empty where none would help."""
+    """The call that writes the file so that the program reads it; empty where none would help."""
     architecture = file.architecture
     if architecture is None or not program.routes_of(architecture.name):
         return ""
-    options = f"--format {program.format}"
+    options = {"format": repr(program.format)}
     if architecture not in file.possible:
-        options += f" --architecture {architecture.name}"
+        options["architecture"] = repr(architecture.name)
     plain = {part.kind for part in file.parts} <= _PLAIN
     if not plain and program.format != "comfy":
-        options = f"--to lora {options}"
+        options = {"to": "'lora'", **options}
     places = (part.place for part in file.parts)
     scheme = format_named(program.format)
     if any(place and file.names.is_unadapted(scheme, place.native) for place in places):
-        options += " --allow-partial"
-    return command("convert", file.source.name, program.format, options)
+        options["allow_partial"] = "True"
+    return converting(file.source.name, program.format, **options)
 
 
 def _unread(file: Subject, found: Verdict, told: _Tell, mend: str) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ def _spelled(scheme: Scheme, inner: str, names: ModelNames) -> State:
     table = names.modules
     place = table.find(inner)
     if place is None:
-        # Of a variant of the model, or of none: only where nothing else begins so.
+        # A variant of the model may have it; without a prefix nothing says that this is a name.
         variant = scheme.names == "native" and scheme.prefix and not inner.startswith(("_", UNET))
         return "perhaps" if variant else "left"
     if scheme.names == "native":

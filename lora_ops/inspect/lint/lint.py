@@ -34,8 +34,8 @@ class Lint:
         possible: Titles of models that it may be for, where it is in doubt; programs are judged by
             the first.
         format: kohya, comfy, peft or diffusers.
-        verdicts: Of each program.
-        findings: Of the file, then of each program; errors first within each.
+        verdicts: What each program loads.
+        findings: Those on the file, then those on each program; errors first within each.
     """
 
     name: str

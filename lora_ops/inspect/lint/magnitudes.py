@@ -8,7 +8,7 @@ import torch
 
 from .subject import Part
 
-# Modules that are kernels, though LyCORIS may store their factors as matrices, and those that may be.
+# Convolutions, whose factors LyCORIS may store as matrices; and modules that may be convolutions.
 _KERNELS = re.compile(
     r"\.(in_layers\.2|out_layers\.3|skip_connection|op|conv)$|\.input_blocks\.0\.0$|\.out\.2$"
 )
@@ -37,7 +37,7 @@ def are_applied(part: Part) -> bool:
 
 
 def _kernel(magnitudes: tuple[int, ...], matrix: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape that the weight may have: its input channels and its kernel are not in the file."""
+    """A shape that the weight may have; the file does not tell its channels from its kernel."""
     columns = magnitudes[1] if len(magnitudes) == 4 else matrix[1]
     return (matrix[0], columns, 3, 3)
 

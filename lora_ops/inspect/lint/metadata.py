@@ -10,14 +10,14 @@ from ...errors import LoraOpsError
 from ...files import DATA_HASH as HASH
 from ...files import FileSource, data_sha256
 from ...models.architectures import ARCHITECTURES
-from .findings import Finding, command, finding
+from .findings import Finding, converting, finding
 from .header import same_format
 from .subject import Part, Subject
 
 _PLAIN = ("lora", "full", "set", "mixed")
-# What the module of a trainer makes; LyCORIS makes any kind.
+# Kinds that a trainer's module makes, by its name; LyCORIS, which makes any, is not here.
 _KINDS = {"networks.lora": _PLAIN, "networks.dylora": _PLAIN, "networks.oft": ("oft", "boft")}
-# Stored in bf16, an alpha has three digits.
+# How far two alphas may differ: one that is stored in bf16 has three digits.
 _DIGITS = 0.01
 
 
@@ -54,7 +54,7 @@ def _configuration(file: Subject) -> Iterator[Finding]:
             f"{special(file.source.metadata)}: PEFT takes the initial factors out of the weights at "
             "loading; other programs add the trained ones to the weights as they are",
             began,
-            command("convert", file.source.name, "lora", "--to lora --base CHECKPOINT"),
+            converting(file.source.name, "lora", to="'lora'", base="checkpoint"),
         )
     for note in configuration_notes(file.source.metadata):
         yield finding("base-changed", note)
@@ -143,7 +143,7 @@ def _model(file: Subject) -> Iterator[Finding]:
 
 
 def _number(text: str | None) -> float | None:
-    """A finite number in text; None for none, as `Dynamic`."""
+    """The finite number in a text; None for other text, such as `Dynamic`."""
     try:
         value = float(text or "")
     except ValueError:

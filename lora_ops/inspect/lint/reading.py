@@ -28,7 +28,7 @@ class Read:
     Attributes:
         state: Whether it loads; ``perhaps`` where that depends on the model, which is not here.
         reason: Why not, in words for people; the same words for the same reason.
-        scale: At which it takes effect; 0 where it does not load.
+        scale: The scale at which it takes effect; 0 where it does not load.
         unread: Keys that are passed over.
     """
 
@@ -59,7 +59,7 @@ class Verdict:
     unread: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
-        """How many modules are in that state; none loads of a file that is refused."""
+        """How many modules are in this state; if the file is refused, none of them loads."""
         if self.refused:
             return self.layers if state == "left" else 0
         return sum(read.state == state for read in self.reads.values())
@@ -121,7 +121,7 @@ def _nothing(file: Subject, program: Program, reason: str) -> Verdict:
 
 
 def _any_of(program: Program) -> Route:
-    """All ways at once, for a model that is not known."""
+    """All routes of the program at once, for a model that is not known."""
     routes = [route for routes in program.routes.values() for route in routes]
     return Route(
         schemes=tuple(scheme for route in routes for scheme in route.schemes),
@@ -192,7 +192,7 @@ def _scale(part: Part, file: Subject, route: Route) -> float:
     own = part.alpha is not None and not re.search(route.common_alpha, part.name)
     if common is not None and part.rank and not own:
         return common / part.rank
-    beside = PEFT_CONFIG in file.source.metadata  # which PEFT alone looks at
+    beside = PEFT_CONFIG in file.source.metadata  # only PEFT reads this file
     return part.scale if route.configured and not beside else part.stored_scale
 
 
@@ -208,7 +208,7 @@ def _is_pair(part: Part, route: Route) -> bool:
 
 
 def _is_half(part: Part) -> bool:
-    """Whether it has the key by which programs know the kind, and not all that they then ask for."""
+    """Whether it has the key by which programs know its kind, but lacks others that they need."""
     if part.kind == "lora" and "up" in part.keys:
         ending = part.keys["up"].removeprefix(part.name)
         other = part.keys.get("down", "").removeprefix(part.name)

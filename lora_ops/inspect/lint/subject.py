@@ -34,16 +34,16 @@ class Part:
     """One module of the file.
 
     Attributes:
-        name: As in the file.
+        name: Its name in the file.
         keys: By role.
         kind: lora, loha, ...; mixed.
-        layer: Without data; None where its tensors make none.
-        trouble: Why they make none.
-        place: Where it is in the model; None if that is not known.
-        stranger: Title of another model, whose name it has; empty for a name of this one, or of none.
+        layer: The layer, without data; None if the tensors make no layer.
+        trouble: The error that says why they make none.
+        place: Where it is in the model; None if unknown.
+        stranger: Title of another model, if the name is of that; else empty.
         rank: The number that alpha is divided by; None for a kind that has none.
         alpha: As stored; None where there is none, or it is not one number.
-        scale: What the file means: alpha / rank, or that of the configuration, or 1.
+        scale: The scale that the file means: alpha / rank, or the configuration's, or 1.
         magnitudes: Shape of `dora_scale`; () where there is none.
     """
 
@@ -88,11 +88,11 @@ class Subject:
         source: Its tensors.
         format: kohya, comfy, peft or diffusers: that of most modules.
         possible: Architectures whose names it has, the likeliest first.
-        doubt: Titles of these, where it is in doubt which of them it is for.
-        names: Of the one that it is taken for.
+        doubt: Titles of the possible models, where it is in doubt which it is for.
+        names: Names of the model that it is taken for.
         parts: Its modules, in the order of the file.
         extras: Keys that belong to no layer.
-        spelling: Whose names are in the file, where those here are lorakit's reading of them.
+        spelling: The program whose names the file has, if it was read under others.
     """
 
     source: TensorSource
@@ -142,7 +142,7 @@ def subject(
 
     Args:
         source: The file.
-        spelling: Whose names are in the file, where those of the source are others.
+        spelling: The program whose names the file has, if the source reads it under others.
         architecture: Of the model that it is for; None: told by its names and shapes.
 
     Raises:
@@ -201,7 +201,7 @@ def _rank(layer: Layer) -> int | None:
 
 
 def _stored_rank(source: TensorSource, module: Module) -> int | None:
-    """Of a pair that lorakit does not read as a layer, for it has more than that."""
+    """The rank of an up and a down that stand with keys which lorakit cannot read as one layer."""
     is_factor = "down" in module.keys and len(source.shape(module.keys["down"])) > 1
     return inner_size(source, module) if is_factor else None
 
@@ -219,7 +219,7 @@ def _alpha(source: TensorSource, module: Module) -> float | None:
 def _configured(source: TensorSource, found: Mapping[str, Module]) -> dict[str, float]:
     try:
         return {name: one.scale for name, one in configured(source, found).items()}
-    except LoraOpsError:  # a finding of its own
+    except LoraOpsError:  # another check reports it
         return {}
 
 

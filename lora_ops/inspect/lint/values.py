@@ -13,7 +13,7 @@ from .findings import Finding, finding
 from .header import leave_out
 from .subject import Part, Subject
 
-# By kind: the change is zero if in each group one tensor is.
+# Groups of roles by kind: the change is zero if each group has a tensor of zeros.
 _ZERO: dict[str, tuple[tuple[str, ...], ...]] = {
     "lora": (("up", "down", "mid"),),
     "loha": (("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"),),
@@ -60,7 +60,7 @@ def check_values(file: Subject, progress: Progress | None = None) -> Iterator[Fi
 
 
 def _most(file: Subject, key: str) -> float:
-    """The largest absolute value; NaN where one is, 0 of no number at all."""
+    """The largest absolute value; NaN if there is a NaN, 0 for an empty tensor."""
     tensor = file.source.tensor(key)
     if not tensor.numel():
         return 0.0

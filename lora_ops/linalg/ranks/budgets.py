@@ -38,7 +38,7 @@ class Budget:
     Attributes:
         kind: One of `size mean total_error`.
         value: Bytes of the file; ranks per layer; or a share of the norm.
-        least: Ranks that each layer gets before any gets more, where it has so many.
+        least: Ranks that each layer gets first, as far as it has so many directions.
         most: Never more than this in a layer, even if a `total_error` is then missed; None for no
             limit.
         conv: The rule for kernels larger than 1x1; None: they share in the budget like all others.
@@ -70,7 +70,7 @@ class LayerSpectrum:
 
     Attributes:
         s: (k,) all its singular values, descending, float64, on the CPU.
-        cost: Bytes that each rank takes in the file.
+        cost: Bytes of the file that each rank takes.
         fixed: Bytes that the layer takes besides, once it has any rank: names, alpha.
         weight: Its importance, above 0: the gains of layers are compared after their singular
             values are multiplied by it. Errors are always those of the true, unweighted change.
@@ -162,7 +162,7 @@ def _bounds(budget: Budget, layer: LayerSpectrum) -> tuple[int, int]:
 
 
 def _order(layers: Sequence[LayerSpectrum], bounds: Sequence[tuple[int, int]]) -> list[int]:
-    """Whose turn it is: the layers' numbers, once for each rank to be had, by gain per byte."""
+    """The order of buying: a layer's index for each rank that it can get, by gain per byte."""
     worth = [_worth(*each) for each in zip(layers, bounds, strict=True)]
     owners = torch.arange(len(worth)).repeat_interleave(torch.tensor([len(each) for each in worth]))
     return owners[torch.cat(worth).argsort(descending=True, stable=True)].tolist()
@@ -194,7 +194,7 @@ def _fill(
     spent: int,
     limit: int,
 ) -> list[int]:
-    """Start from the fewest ranks and buy in order; where one is too dear, the next may still fit."""
+    """Start from the fewest ranks and buy in order; if one does not fit, a later one may."""
     ranks = [least for least, _ in bounds]
     claimed = sum(_price(*each) for each in zip(layers, ranks, strict=True))
     single = min(

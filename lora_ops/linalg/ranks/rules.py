@@ -72,7 +72,7 @@ def _knee(s: Tensor, _total: float, _value: float) -> int | None:
 
 
 def _reach(terms: Tensor, goal: float) -> int | None:
-    """Smallest count whose sum reaches the goal, to rounding."""
+    """Smallest count of leading terms whose sum reaches the goal, within rounding."""
     reached = terms.cumsum(0) >= goal * (1 - 1e-12)
     return int(reached.to(torch.uint8).argmax()) + 1 if bool(reached.any()) else None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..parameter import TABLES, Component, Parameter
-from ..parameters import naming, parameters
+from ..parameter import TABLES, Component, Parameter, Piece
+from ..parameters import naming, own_parameters, parameters
 from .architecture import UNET, Architecture, Condition, Kohya, Size
 from .catalogue import ARCHITECTURES, architecture_named, detect
 from .encoders import TE
@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Packing",
     "Parameter",
+    "Piece",
     "Place",
     "Recognition",
     "Renames",
@@ -38,6 +39,7 @@ __all__ = [
     "layout_names",
     "module_renames",
     "naming",
+    "own_parameters",
     "parameters",
     "recognise_layers",
     "unet_names",

@@ -19,7 +19,7 @@ Sizes: TypeAlias = "Mapping[str, tuple[tuple[int | None, int | None], ...]]"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One axis of a parameter has one size; any parameter that fits the pattern will do."""
+    """A parameter that fits the pattern must have this size along an axis; one is enough."""
 
     pattern: str
     axis: int
@@ -40,7 +40,7 @@ class Condition:
     root: str = UNET
 
     def holds(self, parameters: Mapping[str, Parameter]) -> bool:
-        """Whether all of it is true of these parameters, given by canonical name."""
+        """Whether parameters, given by canonical name, meet all of the condition."""
         return (
             all(self._present(name, parameters) for name in self.has_all)
             and (not self.has_any or any(self._present(name, parameters) for name in self.has_any))
@@ -69,8 +69,8 @@ class Kohya:
     """How kohya's scripts name the targets of an architecture.
 
     Attributes:
-        unet: Whose block names stand behind ``lora_unet_``.
-        encoders: Prefix by text encoder.
+        unet: Which names follow ``lora_unet_``: native or diffusers'.
+        encoders: Prefix of each text encoder.
     """
 
     unet: Literal["native", "diffusers"]
@@ -86,17 +86,17 @@ class Architecture:
         title: Name for people.
         recognise: Conditions on a checkpoint; one that holds is enough.
         blocks: Evidence for `recognise_layers`: numbers of blocks that published models have, by
-            the part of a native name before the number; one above all of them is not its.
+            the part of a native name before the number; a higher number rules the model out.
         sizes: Evidence: shapes that published models have.
         also: Evidence: names of its modules beyond ``packings``, natively or in diffusers, which
             no table translates.
-        foreign_only: Evidence: whether diffusers alone has it; its native names are those of kin.
-        mark: Evidence: regular expression of flattened names, of which a file must have one; what
-            has none of them is another's. Empty: no such thing.
+        foreign_only: Evidence: whether only diffusers runs it; native names are a relative's then.
+        mark: Evidence: regular expression that a flattened name of the file must match; without one
+            the file is of another model. Empty: none is needed.
         second_clip: Evidence: whether CLIP is its second text encoder.
-        family: Short name of the first of several that have the same modules, of the same shapes.
-        variant_of: Short name of a far commoner one whose names are these and more: a file is taken
-            to be of that, unless it has a name of this alone or all blocks of this.
+        family: Short name of the first of the models that share all names and shapes.
+        variant_of: Short name of a far commoner model that has these names, and more: a file counts
+            as one of that model, unless it has a name, or all blocks, of this one alone.
         modelspec: ``modelspec.architecture`` without ``/lora``; None where none is established.
         base_model_version: ``ss_base_model_version``; None where none is established.
         network_module: ``ss_network_module`` of the trainer for this family.
@@ -105,7 +105,11 @@ class Architecture:
         diffusers: What stands before diffusers' names of its modules in an adapter; None where
             these are not known.
         packings: Its modules, natively and in diffusers; those of a UNet follow from its layout.
-        layout: Of a UNet as it was published.
+        layout: The blocks of the published UNet; None for other models.
+        parameters: Its other parameters, by whole names: those of no module, and those of modules
+            that no adapter has. Swapped ones are so whatever their shape.
+        fused: Modules that diffusers alone has fused: its name of each, and the native modules that
+            its rows are.
         unadapted: Regular expression of native names of modules that PEFT refuses in diffusers'
             model, for they are of a kind of their own there. Empty: none.
     """
@@ -129,4 +133,6 @@ class Architecture:
     diffusers: str | None = None
     packings: tuple[Packing, ...] = ()
     layout: Layout | None = None
+    parameters: tuple[Packing, ...] = ()
+    fused: tuple[Packing, ...] = ()
     unadapted: str = ""

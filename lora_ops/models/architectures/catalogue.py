@@ -48,8 +48,8 @@ from .stable_diffusion import (
 )
 from .wan import HELIOS, WAN
 
-# Of several that have a file's names, the first is the likeliest; of several whose conditions hold
-# for a checkpoint, the first is what it is.
+# In order: of several models that have a file's names, the first is the likeliest; of several whose
+# conditions a checkpoint meets, the first is taken.
 ARCHITECTURES: tuple[Architecture, ...] = (
     SD1,
     SD2,
@@ -108,7 +108,7 @@ def architecture_named(name: str) -> Architecture:
     """Return the architecture of that short name.
 
     Raises:
-        ArgumentError: There is none.
+        ArgumentError: There is no such architecture.
     """
     for architecture in ARCHITECTURES:
         if architecture.name == name:

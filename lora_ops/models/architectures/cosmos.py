@@ -64,7 +64,7 @@ ANIMA = Architecture(
     ),
 )
 
-# Of the first Cosmos, whose blocks are named as well as numbered.
+# Blocks of the first Cosmos, which have a name behind their number.
 _FIRST = tuple(
     f"blocks.block{number}.blocks.{{}}.{part}"
     for number in range(36)
@@ -80,6 +80,13 @@ COSMOS = Architecture(
     recognise=(
         Condition(has_all=("blocks.0.mlp.layer1.weight",)),
         Condition(has_all=("blocks.block0.blocks.0.block.attn.to_q.0.weight",)),
+        Condition(
+            has_all=(
+                "time_embed.t_embedder.linear_1.weight",
+                "transformer_blocks.0.norm1.linear_1.weight",
+            ),
+            root="transformer.",
+        ),
     ),
     blocks={"blocks": (28, 36)},
     sizes=_SIZES,

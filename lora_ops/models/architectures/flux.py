@@ -40,7 +40,7 @@ MLP = renamed(
     ("txt_mlp.2", "ff_context.net.2"),
 )
 MODULATION = renamed(("img_mod.lin", "norm1.linear"), ("txt_mod.lin", "norm1_context.linear"))
-# LyCORIS and Flux.2.
+# Names of gated MLPs that LyCORIS and Flux.2 use.
 GATED_MLP = renamed(
     ("img_mlp.0", "ff.linear_in"),
     ("img_mlp.2", "ff.linear_out"),
@@ -56,7 +56,7 @@ SINGLE = (
     ),
 )
 SINGLE_MODULATION = Packing("modulation.lin", ("norm.linear",))
-# ComfyUI's own name for the attention of a single block, for whoever trained that alone.
+# ComfyUI's own name for the attention rows of a single block, which some train alone.
 SINGLE_QKV = Packing("linear1", ("linear1_qkv", ""), parts=(3, 4))
 EMBEDDERS = renamed(
     *((f"{native}.{layer}", f"{foreign}.linear_{number}")
@@ -76,7 +76,7 @@ def stream_sizes(*widths: int, gated: bool = False) -> Sizes:
     """Return the shapes of the blocks of models of these widths.
 
     Args:
-        widths: Of the published ones.
+        widths: Widths of the published models.
         gated: Whether half of the MLP's rows are gates for the other half.
     """
     ratio, rows = (3, 6) if gated else (4, 4)

@@ -53,7 +53,7 @@ FLUX2 = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
         SWAPPED_FINAL,
-        # By Flux.1's names; it has no vector of the text.
+        # The embedders under Flux.1's names; Flux.2 has no pooled text vector.
         *(one for one in EMBEDDERS if not one.native.startswith("vector_in")),
     ),
 )

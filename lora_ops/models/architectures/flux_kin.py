@@ -9,6 +9,7 @@ from .flux import (
     GATED_MLP,
     MLP,
     MODULATION,
+    QKV,
     SINGLE,
     SINGLE_MODULATION,
     SINGLE_QKV,
@@ -16,7 +17,7 @@ from .flux import (
     UNSPLIT,
     stream_sizes,
 )
-from .renames import Packing, renamed, same, within
+from .renames import Packing, renamed, same, with_leaves, within
 
 _BLOCKS = (
     *within("double_blocks.{}.", "transformer_blocks.{}.", (*ATTENTION, *MLP, *MODULATION)),
@@ -33,7 +34,7 @@ _TIME = renamed(
     ("time_in.out_layer", "time_embed.timestep_embedder.linear_2"),
 )
 
-# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for all that it has as a Flux.
+# Names of Flux.1, Flux.2 and LyCORIS, which ComfyUI reads for every model that it runs as a Flux.
 _READ = (
     *within("single_blocks.{}.", "single_transformer_blocks.{}.", UNSPLIT),
     *(one for one in EMBEDDERS if one.native.startswith("time_in.")),
@@ -91,7 +92,7 @@ _SIZES: Sizes = {
     ".net.0.proj": ((24576, 3072),),
     ".proj_mlp": ((24576, 3072),),
 }
-# Which half of its gated layers diffusers has first is in no table here.
+_MLPS = (("img_mlp", "ff"), ("txt_mlp", "ff_context"))
 OVIS = Architecture(
     name="ovis",
     title="Ovis-Image",
@@ -131,5 +132,25 @@ OVIS = Architecture(
         *_ENDS,
         *same("txt_norm"),
         *_READ,
+    ),
+    parameters=with_leaves(
+        (
+            Packing(
+                "single_blocks.{}.linear1",
+                tuple(f"single_transformer_blocks.{{}}.{part}" for part in (*QKV, "proj_mlp")),
+            ),
+            *(renamed((f"double_blocks.{{}}.{native}.down_proj", f"transformer_blocks.{{}}.{foreign}.net.2")
+              )[0] for native, foreign in _MLPS),
+            *renamed(("txt_norm", "context_embedder_norm")),
+        ),
+        *("weight", "bias"),
+    ),
+    # What is gated comes first in diffusers.
+    fused=tuple(
+        Packing(
+            f"transformer_blocks.{{}}.{foreign}.net.0.proj",
+            (f"double_blocks.{{}}.{native}.up_proj", f"double_blocks.{{}}.{native}.gate_proj"),
+        )
+        for native, foreign in _MLPS
     ),
 )  # fmt: skip

@@ -37,5 +37,5 @@ HIDREAM = Architecture(
             "caption_projection.{}.linear",
         ),
     ),
-    unadapted=r"\.ff_i\.gate$",  # of the experts: no linear layer there
+    unadapted=r"\.ff_i\.gate$",  # the gate of the experts is no linear layer in diffusers
 )

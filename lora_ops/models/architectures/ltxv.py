@@ -22,7 +22,7 @@ _BLOCK = (
         *((f"{name}.{part}_norm", f"{name}.norm_{part}") for name in _ATTENTIONS for part in "qk")
     ),
 )
-# A module that predicts scale and shift: its embedder of time, and its own linear.
+# The parts of a module that predicts scale and shift: the time embedder, and a linear.
 _SINGLE = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
 _SINGLES = (
     ("adaln_single", "time_embed"),
@@ -39,6 +39,10 @@ LTXV = Architecture(
     recognise=(
         Condition(
             has_all=("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_1.bias")
+        ),
+        Condition(
+            has_all=("proj_in.weight", "time_embed.emb.timestep_embedder.linear_1.bias"),
+            root="transformer.",
         ),
     ),
     blocks={"transformer_blocks": (28, 48)},
@@ -68,5 +72,9 @@ LTXV = Architecture(
               for name in ("caption_projection", "audio_caption_projection") for number in (1, 2)),
             *("proj_out", "audio_proj_out"),
         ),
+    ),
+    parameters=same(
+        *("scale_shift_table", "audio_scale_shift_table", "transformer_blocks.{}.scale_shift_table"),
+        "transformer_blocks.{}.audio_scale_shift_table",
     ),
 )  # fmt: skip

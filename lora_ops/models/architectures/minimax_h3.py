@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition
-from .renames import renamed, same, within
+from .renames import Packing, renamed, same, with_leaves, within
 
 _BLOCK = (
     *renamed(("attn.out_proj", "attn.to_out.0"), ("mlp.fc2", "ff.net.2")),
@@ -11,6 +11,13 @@ _BLOCK = (
     *same("attn.qkv_proj", "mlp.fc1", "adaln_proj.linear"),
 )
 _FOREIGN = ("attn.to_q", "attn.to_k", "attn.to_v", "ff.net.0.proj")
+
+# Of whole models; the rows of the fused attention are as ComfyUI has them, not by heads.
+_REST = (
+    Packing("attn.qkv_proj", _FOREIGN[:3]),
+    *renamed(("attn.q_norm", "attn.norm_q"), ("attn.k_norm", "attn.norm_k")),
+    Packing("mlp.fc1", ("ff.net.0.proj",), swapped=True),
+)
 
 MINIMAX_H3 = Architecture(
     name="minimax_h3",
@@ -47,5 +54,16 @@ MINIMAX_H3 = Architecture(
             ("final_layer.audio_out", "audio_proj_out"),
         ),
         *same("final_layer.adaln_proj.linear", "final_layer.norm", "token_refiner.final_norm"),
+    ),
+    parameters=with_leaves(
+        (
+            *within("blocks.{}.", "transformer_blocks.{}.", _REST),
+            *within("token_refiner.blocks.{}.", "token_refiner.refiner_blocks.{}.", _REST),
+            *renamed(
+                ("final_layer.norm", "norm_out.norm"),
+                ("final_layer.adaln_proj.linear", "norm_out.linear"),
+            ),
+        ),
+        *("weight", "bias"),
     ),
 )  # fmt: skip

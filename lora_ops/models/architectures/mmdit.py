@@ -81,6 +81,7 @@ SD3 = Architecture(
         *same("context_embedder"),
         SWAPPED_FINAL,
     ),
+    parameters=renamed(("pos_embed", "pos_embed.pos_embed")),
 )
 
 AURAFLOW = Architecture(
@@ -104,5 +105,9 @@ AURAFLOW = Architecture(
             ("final_linear", "proj_out"),
         ),
         Packing("modF.1", ("norm_out.linear",), swapped=True),
+    ),
+    parameters=(
+        *renamed(("positional_encoding", "pos_embed.pos_embed")),
+        *same("register_tokens"),
     ),
 )

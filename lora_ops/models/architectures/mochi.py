@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition
-from .renames import Packing, renamed, same, within
+from .renames import Packing, renamed, same, with_leaves, within
 
 _BLOCK = (
     Packing("attn.qkv_x", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
@@ -21,6 +21,22 @@ _BLOCK = (
 _FOREIGN = (
     *(f"attn1.add_{part}_proj" for part in "qkv"),
     *("ff.net.0.proj", "ff_context.net.0.proj", "norm1_context.linear", "norm1_context.linear_1"),
+)
+
+# Of whole models.
+_REST = (
+    Packing("attn.qkv_y", _FOREIGN[:3]),
+    *renamed(
+        ("mod_y", "norm1_context.linear"),
+        ("mod_y", "norm1_context.linear_1"),
+        ("attn.proj_y", "attn1.to_add_out"),
+        ("attn.q_norm_x", "attn1.norm_q"),
+        ("attn.k_norm_x", "attn1.norm_k"),
+        ("attn.q_norm_y", "attn1.norm_added_q"),
+        ("attn.k_norm_y", "attn1.norm_added_k"),
+    ),
+    Packing("mlp_x.w1", ("ff.net.0.proj",), swapped=True),
+    Packing("mlp_y.w1", ("ff_context.net.0.proj",), swapped=True),
 )
 
 MOCHI = Architecture(
@@ -56,5 +72,21 @@ MOCHI = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
         *same(*(f"t5_y_embedder.to_{part}" for part in ("q", "kv", "out")), "final_layer.mod"),
+    ),
+    parameters=(
+        *with_leaves(
+            (
+                *within("blocks.{}.", "transformer_blocks.{}.", _REST),
+                *renamed(
+                    *(
+                        (f"t5_y_embedder.to_{part}", f"time_embed.pooler.to_{part}")
+                        for part in ("q", "kv", "out")
+                    )
+                ),
+                Packing("final_layer.mod", ("norm_out.linear",), swapped=True),
+            ),
+            *("weight", "bias"),
+        ),
+        *same("pos_frequencies"),
     ),
 )

@@ -80,12 +80,23 @@ Z_IMAGE = Architecture(
         *_ENDS,
         *same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1"),
     ),
+    parameters=same("x_pad_token", "cap_pad_token"),
 )
 
 LUMINA2 = Architecture(
     name="lumina2",
     title="Lumina 2",
-    recognise=(Condition(has_all=_REFINER),),
+    recognise=(
+        Condition(has_all=_REFINER),
+        Condition(
+            has_all=(
+                "time_caption_embed.timestep_embedder.linear_1.weight",
+                "noise_refiner.0.attn.norm_q.weight",
+            ),
+            has_none=("ref_image_refiner.*",),  # OmniGen2
+            root="transformer.",
+        ),
+    ),
     blocks={"layers": (26, 36), "noise_refiner": (2,), "context_refiner": (2,)},
     sizes={
         ".attention.qkv": ((3840, 2304),),

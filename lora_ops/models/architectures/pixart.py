@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .architecture import Architecture, Condition
 from .flux import SWAPPED_FINAL
-from .renames import Packing, renamed, same, within
+from .renames import Packing, renamed, same, with_leaves, within
 
 _BLOCK = (
     Packing("attn.qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
@@ -54,9 +54,13 @@ PIXART = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
     ),
+    parameters=renamed(
+        ("blocks.{}.scale_shift_table", "transformer_blocks.{}.scale_shift_table"),
+        ("final_layer.scale_shift_table", "scale_shift_table"),
+    ),
 )  # fmt: skip
 
-# Its second and third norm have each other's names in diffusers: left out, as no adapter has them.
+# HunyuanDiT's norm2 and norm3 are swapped in diffusers: among the parameters, as no adapter has them.
 _HUNYUAN_BLOCK = (
     Packing("attn1.Wqkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
     Packing("attn2.kv_proj", ("attn2.to_k", "attn2.to_v")),
@@ -77,7 +81,10 @@ _HUNYUAN_BLOCK = (
 HUNYUAN_DIT = Architecture(
     name="hunyuan_dit",
     title="HunyuanDiT",
-    recognise=(Condition(has_all=("mlp_t5.0.weight",)),),
+    recognise=(
+        Condition(has_all=("mlp_t5.0.weight",)),
+        Condition(has_all=("time_extra_emb.pooler.q_proj.weight",), root="transformer."),
+    ),
     blocks={"blocks": (40,)},
     sizes={
         ".attn1.Wqkv": ((4224, 1408),),
@@ -101,5 +108,16 @@ HUNYUAN_DIT = Architecture(
             ("final_layer.linear", "proj_out"),
         ),
         SWAPPED_FINAL,
+    ),
+    parameters=(
+        *with_leaves(
+            renamed(("blocks.{}.norm2", "blocks.{}.norm3"), ("blocks.{}.norm3", "blocks.{}.norm2")),
+            *("weight", "bias"),
+        ),
+        *renamed(
+            ("pooler.positional_embedding", "time_extra_emb.pooler.positional_embedding"),
+            ("style_embedder.weight", "time_extra_emb.style_embedder.weight"),
+        ),
+        *same("text_embedding_padding"),
     ),
 )

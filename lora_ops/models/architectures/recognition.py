@@ -23,9 +23,9 @@ from .unet_blocks import Layout, is_in_layout, layout_names
 
 Shape = tuple[int, ...]
 
-# Names of strangers are said, not followed: so many do not change what a file is.
+# So many names of another model are reported, and do not change what a file is taken for.
 _FEW = 1
-# Narrower than any published model: a toy, whose sizes are no evidence.
+# Below this width, which is less than any published model's, sizes are no evidence: a test model.
 _TOY = 256
 _CLIP = re.compile(r"te2:(text_model_)?encoder_layers_\d+_(self_attn|mlp)_")
 _ENCODER = re.compile(r"te\d:")
@@ -41,7 +41,7 @@ class Recognition:
 
     Attributes:
         possible: Architectures that have its names, the likeliest first; () for none that is known.
-        strays: Names, of those given, that the first of them does not have.
+        strays: The names that the first of these architectures does not have.
     """
 
     possible: tuple[Architecture, ...] = ()
@@ -49,7 +49,7 @@ class Recognition:
 
     @property
     def certain(self) -> Architecture | None:
-        """The one that it is for; None where that is in doubt. Of one family the first stands for all."""
+        """The model that it is for; None where in doubt. The first of a family stands for all."""
         families = {one.family or one.name for one in self.possible}
         return self.possible[0] if len(families) == 1 else None
 
@@ -75,7 +75,7 @@ class _Known:
     is_own: bool  # whether it is written, not only read
 
     def numbers(self, tokens: Iterable[str]) -> list[str] | None:
-        """The numbers of a name; None for another name."""
+        """The numbers in a name of this module; None if it is not one."""
         pairs = list(zip(self.tokens, tokens, strict=True))
         if not all(asked in ("{}", given) for asked, given in pairs):
             return None
@@ -111,7 +111,7 @@ class _Known:
 
 @dataclass(slots=True)
 class _Group:
-    """Names that differ in the number of their block alone, of layers of one shape."""
+    """Layers of one shape whose names differ only in the block's number."""
 
     shape: Shape | None
     last: str
@@ -130,7 +130,7 @@ class _Tally:
         impossible: Whether a block or a size speaks against it.
         unpacked: Whether a fused projection is of another packing.
         blocks: Numbers of blocks that the file has, by stack.
-        attentions: Of a UNet, names of its blocks.
+        attentions: For a UNet, the names of its blocks with attention.
     """
 
     known: int = 0
@@ -172,7 +172,7 @@ def recognise_layers(layers: Mapping[str, Shape | None]) -> Recognition:
     possible = [one for one in possible if tallies[one].weak == least]
     whole = {one.name for one in possible if _has_all_blocks(one, tallies[one])}
     names = {one.name for one in possible} - whole
-    # Of a variant, only all blocks tell it from a part of what it is a variant of; nor do these for sure.
+    # A variant is taken if all of its blocks are there: fewer may be a part of the commoner model.
     possible = [one for one in possible if one.variant_of not in names | whole or one.name in whole]
     whole |= {one.variant_of for one in possible}
     possible = [one for one in possible if one.name in whole] or possible
@@ -232,7 +232,7 @@ def _attentions(layout: Layout) -> set[str]:
 
 
 def _ways(name: str) -> dict[Architecture, list[tuple[_Known, list[str]]]]:
-    """What a name is, by architecture, with the numbers in it."""
+    """The modules that a name can be, by architecture, with the numbers in it."""
     tokens = tokens_of(name)
     found: dict[Architecture, list[tuple[_Known, list[str]]]] = {}
     for known in _index().get(pattern_of(tokens), ()):

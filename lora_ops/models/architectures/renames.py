@@ -18,24 +18,31 @@ _NUMBER = "#"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A module of the native model, and what stands for it in the foreign one.
+    """A module of the native model, and the modules of the foreign one that hold its rows.
 
     ``{}`` is a number; both sides have as many, in the same order.
 
     Attributes:
         native: Its name.
-        foreign: The modules that its rows are in there, from the first row to the last; an empty
-            name for rows that this spelling does not reach.
+        foreign: The foreign modules that hold its rows, from the first row to the last; an empty
+            name for rows that none of them holds.
         parts: Their shares of the rows; () for equal ones.
         swapped: The foreign model has the halves of the rows in the other order: shift and scale
             of the last modulation. A layer of the same name that has more than these two is not
             swapped.
+        flat: Of a parameter of no module: the native one has the foreign one's numbers in a row.
     """
 
     native: str
     foreign: tuple[str, ...]
     parts: tuple[int, ...] = ()
     swapped: bool = False
+    flat: bool = False
+
+    def leaf(self, name: str) -> Packing:
+        """The packing of one parameter of the module, such as its `weight`, by whole names."""
+        foreign = tuple(part and f"{part}.{name}" for part in self.foreign)
+        return replace(self, native=f"{self.native}.{name}", foreign=foreign)
 
     @property
     def spans(self) -> tuple[tuple[Fraction, Fraction], ...]:
@@ -89,6 +96,12 @@ class Renames:
             return Place(packing.native.format(*numbers), start, stop, packing.swapped)
         return None
 
+    def packed(self, foreign: str) -> Iterator[Packing]:
+        """Yield the packings that have a foreign name, with its numbers in all of their names."""
+        for packing, _, numbers in _matches(foreign, self.foreign):
+            parts = tuple(name.format(*numbers) for name in packing.foreign)
+            yield replace(packing, native=packing.native.format(*numbers), foreign=parts)
+
     def foreign_parts(self, native: str) -> tuple[tuple[str, Place], ...]:
         """Return what stands for a native module in the foreign model; () if nothing is known."""
         for packing, _, numbers in _matches(native, self.native):
@@ -111,7 +124,7 @@ def renames(packings: Iterable[Packing]) -> Renames:
         tokens = tokens_of(packing.native)
         native.setdefault(pattern_of(tokens), []).append((tokens, packing, 0))
         for index, name in enumerate(packing.foreign):
-            if not name:  # rows that the foreign model has not
+            if not name:  # rows that the foreign model lacks
                 continue
             tokens = tokens_of(name)
             foreign.setdefault(pattern_of(tokens), []).append((tokens, packing, index))
@@ -126,6 +139,11 @@ def renamed(*pairs: tuple[str, str]) -> tuple[Packing, ...]:
 def same(*names: str) -> tuple[Packing, ...]:
     """Modules that have one name in both models; listed, for a kohya name has lost its dots."""
     return renamed(*zip(names, names, strict=True))
+
+
+def with_leaves(packings: Iterable[Packing], *leaves: str) -> tuple[Packing, ...]:
+    """The parameters of modules, by whole names: those that these leaves name."""
+    return tuple(packing.leaf(leaf) for packing in packings for leaf in leaves)
 
 
 def within(native: str, foreign: str, packings: Iterable[Packing]) -> tuple[Packing, ...]:

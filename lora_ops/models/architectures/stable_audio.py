@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import Architecture, Condition
-from .renames import renamed, same, within
+from .renames import Packing, renamed, same, with_leaves, within
 
 _BLOCK = same(
     *("self_attn.to_qkv", "self_attn.to_out"),
@@ -23,6 +23,29 @@ _EMBEDDERS = (
 _OUTSIDE = (
     *("project_in", "project_out"),
     *("global_cond_embedder.0", "global_cond_embedder.2"),
+)
+
+# Of whole models.
+_ATTENTIONS = (
+    Packing("self_attn.to_qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+    Packing("cross_attn.to_kv", ("attn2.to_k", "attn2.to_v")),
+    *renamed(
+        ("self_attn.to_out", "attn1.to_out.0"),
+        ("cross_attn.to_q", "attn2.to_q"),
+        ("cross_attn.to_out", "attn2.to_out.0"),
+        *((f"ff.ff.{layer}", f"ff.net.{layer}") for layer in ("0.proj", "2")),
+    ),
+)
+_NORMS = renamed(
+    *(
+        (f"{native}.{leaf}", f"{foreign}.{other}")
+        for native, foreign in (
+            ("pre_norm", "norm1"),
+            ("cross_attend_norm", "norm2"),
+            ("ff_norm", "norm3"),
+        )
+        for leaf, other in (("gamma", "weight"), ("beta", "bias"))
+    )
 )
 
 STABLE_AUDIO = Architecture(
@@ -56,8 +79,13 @@ STABLE_AUDIO = Architecture(
         ),
         *same("timestep_features", "preprocess_conv", "postprocess_conv"),
         *same(*(f"transformer.global_cond_embedder.{layer}" for layer in (0, 2))),
-        # Behind a prefix that ends in its own one, which is then taken for all of the prefix.
+        # Prefixes that end in `transformer.` are taken off whole: names without it are known, too.
         *within("transformer.layers.{}.", "layers.{}.", _BLOCK),
         *renamed(*((f"transformer.{part}", part) for part in _OUTSIDE)),
+    ),
+    parameters=within(
+        "transformer.layers.{}.",
+        "transformer_blocks.{}.",
+        (*with_leaves(_ATTENTIONS, "weight", "bias"), *_NORMS),
     ),
 )  # fmt: skip

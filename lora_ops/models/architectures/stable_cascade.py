@@ -16,7 +16,7 @@ STABLE_CASCADE = Architecture(
     name="stable_cascade",
     title="Stable Cascade",
     recognise=(Condition(has_all=("clf.1.weight", "clip_txt_mapper.weight")),),
-    # diffusers loads no adapters for it: these names are for those of kohya's scripts.
+    # diffusers loads no adapters for it: the names are here to read what kohya's scripts write.
     packings=same(
         *(f"{side}_blocks.{{}}.{{}}.{layer}" for side in ("down", "up") for layer in _LAYERS),
         *("down_downscalers.{}.1.blocks.{}", "up_upscalers.{}.1.blocks.{}"),

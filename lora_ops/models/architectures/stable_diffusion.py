@@ -24,7 +24,7 @@ def _unet(width: int, channels: int, *more: str) -> Condition:
 
 
 def _sizes(text: int, *channels: int) -> Sizes:
-    """Of attentions over a text of this width, in levels of these channels."""
+    """Sizes of attentions over text of this width, in levels with these channels."""
     squares = tuple((width, width) for width in channels)
     return {
         ".attn2.to_k": ((None, text),),

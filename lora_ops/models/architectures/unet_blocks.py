@@ -22,7 +22,7 @@ class Layout:
     """The blocks of a UNet.
 
     Attributes:
-        residual: Residual blocks by level, of the way down; the way up has one more.
+        residual: Number of residual blocks in each level on the way down; the way up has one more.
         attention: Levels whose residual blocks have an attention each.
     """
 
@@ -122,7 +122,7 @@ def unet_packings(table: UnetNames) -> tuple[Packing, ...]:
     """Return the modules of a UNet of this layout, each by itself, as a kohya name needs them."""
     there = list(table.native.items())
     back = [(native, diffusers) for diffusers, native in table.diffusers.items()]
-    # Where one has two names on the other side, the pair that both tables have comes first.
+    # Where a module has two names on the other side, the pair that both tables have comes first.
     known = set(back)
     mutual = [pair for pair in there if pair in known]
     pairs = dict.fromkeys((*mutual, *there, *back))
@@ -182,7 +182,7 @@ def _levels(residual: Sequence[int], attended: Collection[int]) -> list[tuple[st
 
 def _upsampler(index: int, level: int, *, attended: bool) -> list[tuple[str, str]]:
     """The upsampler stands behind the attention, where its block has one."""
-    # The last pair wins in the table from diffusers; the other way both spellings are distinct.
+    # In the table from diffusers the last of two pairs counts; in the other one both names differ.
     order = (1, 2) if attended else (2, 1)
     diffusers = f"up_blocks.{level}.upsamplers.0.conv"
     return [(f"output_blocks.{index}.{place}.conv", diffusers) for place in order]

@@ -34,6 +34,12 @@ _PACKINGS = (
     ),
     *same("patch_embedding"),
 )  # fmt: skip
+_PARAMETERS = renamed(
+    ("blocks.{}.modulation", "blocks.{}.scale_shift_table"),
+    ("vace_blocks.{}.modulation", "vace_blocks.{}.scale_shift_table"),
+    ("head.modulation", "scale_shift_table"),
+    ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
+)
 _VACE = renamed(("before_proj", "proj_in"), ("after_proj", "proj_out"))
 _VACES = (
     *within("vace_blocks.{}.", "vace_blocks.{}.", (*_BLOCK, *_VACE)),
@@ -63,9 +69,10 @@ WAN = Architecture(
     network_module="networks.lora_wan",
     diffusers="transformer.",
     packings=(*_PACKINGS, *_VACES),
+    parameters=_PARAMETERS,
 )
 
-# diffusers alone has it: Wan's blocks behind patches of three sizes.
+# Only diffusers runs Helios: Wan's blocks behind patches of three sizes.
 HELIOS = Architecture(
     name="helios",
     title="Helios",

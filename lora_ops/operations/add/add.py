@@ -52,25 +52,25 @@ STRENGTH_ZERO = "strength 0"
 CANCELS = "the inputs cancel"
 NOT_IN_LAST = "not in the last input"
 RANK_ZERO = "rank 0 by the rule"
-# Below this share of the inputs' norms, a sum is their rounding.
+# A sum whose norm is below this share of the inputs' norms is rounding.
 _NOTHING = 1e-6
 # Above this share, float32 inner products give the norm of a sum to 1e-4.
 _CLEAR = 0.03
-# Bytes of LoRAs as large as their weights that are made without being asked for.
+# The most bytes that LoRAs as large as their weights may take without a rank being asked for.
 _ROOM = 64_000_000
-# Roles of which a LoKr has one at least.
+# Every LoKr has one of these roles.
 _LOKR = frozenset(("w1", "w1_a"))
 
 
 @dataclass(frozen=True, slots=True)
 class Adding:
-    """What an addition is told.
+    """The request: what an addition is to do.
 
     Attributes:
         rule: How many directions a layer of the sum gets; None: all, exactly.
         method: A name in `methods.METHODS`.
-        parameters: The method's own.
-        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        parameters: The method's own parameters.
+        dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
         has_alpha: Whether the result's format has a place for alpha.
     """
 
@@ -103,8 +103,8 @@ def add(
         terms: The adapters and their strengths.
         rule: How many directions a layer of the sum gets; None: all, exactly.
         method: How coefficients are found; see `methods`. They are in the report.
-        parameters: The method's own.
-        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        parameters: The method's own parameters.
+        dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
         format: How the result is named; None: as the first input is.
         architecture: Of the model that they are for; None: told by the names.
         reference: Canonical targets of a checkpoint, to find dotted names by.
@@ -112,7 +112,7 @@ def add(
         progress: Called after each layer.
 
     Raises:
-        ArgumentError: The method, or a layer without a name in the format.
+        ArgumentError: The method is unknown, or a layer has no name in the format.
         MismatchError: The inputs are for different models, or nothing is left.
         UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in, or out of the range of the dtype.
@@ -157,7 +157,7 @@ def run_add(
 
 
 def add_notes(match: Match) -> Iterator[str]:
-    """What is worth a sentence: layers that not all inputs have."""
+    """Yield a note on layers that not all inputs have."""
     if len(match.terms) < 2:
         return
     members = Counter(group.members[0][0] for group in match.groups if len(group.members) == 1)
@@ -194,7 +194,7 @@ def _check_room(match: Match) -> None:
         f"the exact sum of {counted(len(found), 'weight')} has no form smaller than the weight itself: "
         f"the first, `{target}`, is a LoKr of {sides[0][0]} x {sides[0][1]} in one input; as LoRA of "
         f"all directions they would take {size / 1e9:.3g} GB in 16 bits; say how many directions to "
-        "keep, such as --rank 64 (--rank 65536 keeps all), or bake the inputs into their checkpoint",
+        "keep, such as `rule=64` (`rule=65536` keeps all), or bake the inputs into their checkpoint",
         target=target,
     )
 
@@ -226,7 +226,7 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
     if adding.method != "sum" or not _is_clear(known, [inputs[at].strength for at in live]):
         stack = stack.exact()
         known = stack.gram()
-    # Strength 0 is a change of zero, not one input less: a method may tell these apart.
+    # An input of strength 0 is a change of zero: to a method this differs from no input.
     gram = torch.zeros((len(inputs), len(inputs)), dtype=torch.float64)
     gram[torch.tensor(live).unsqueeze(1), live] = known
     squares = gram.diagonal()
@@ -264,21 +264,21 @@ def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement
 
 
 def _is_clear(gram: Tensor, strengths: Sequence[float]) -> bool:
-    """Whether so much is left of a sum that float32 tells how much. NaN and infinity are not clear."""
+    """Whether a sum is large enough for float32 to give its norm; False if NaN or infinite."""
     factors = torch.tensor(strengths, dtype=torch.float64)
     size = factors.abs() @ gram.diagonal().clamp(min=0).sqrt()
     return bool(factors @ gram @ factors > (_CLEAR * size) ** 2)
 
 
 def _lossless(sum_: Combination, adding: Adding) -> Layer | None:
-    """The sum where no number of it has to be rounded."""
+    """The sum in a form in which no number has to be rounded; None where there is none."""
     if not _has_room(sum_, adding.rule):
         return None
     return side_by_side(sum_, adding.dtype, has_alpha=adding.has_alpha)
 
 
 def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Layer | None:
-    """The one layer there is, as it is stored, if it is of a kind that a LoRA would be larger than."""
+    """The only layer, as it is stored, if its kind takes less room than a LoRA would."""
     if len(sum_.layers) > 1 or adding.rule is not None:
         return None
     (layer,), (coefficient,) = sum_.layers, sum_.coefficients
@@ -290,7 +290,7 @@ def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Laye
 
 
 def _rounded(sum_: Combination, adding: Adding) -> Layer | None:
-    """The sum in the form that is asked for; None for rank 0."""
+    """The sum, rounded, at the rank that is asked for; None for rank 0."""
     whole = summed(sum_, adding.dtype)
     if whole is None and _has_room(sum_, adding.rule):
         whole = concatenated(sum_, adding.dtype, has_alpha=adding.has_alpha)

@@ -1,4 +1,4 @@
-"""Changes of one weight of which one has no thin factors, a LoKr: each in its own form."""
+"""Changes of one weight, each in its own form: for sums with a LoKr, which has no thin factors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Apart:
     """What stands for `combine.Stack` where factors would be as large as the weight.
 
     Attributes:
-        parts: One a change: a Kronecker product in float64, factors in float32, or a full difference.
-        sizes: The rank of each.
+        parts: For each change its Kronecker product in float64, factors in float32, or difference.
+        sizes: The rank of each change.
         shape: Of the weight as a matrix, (out, in * kernel).
     """
 
@@ -28,7 +28,7 @@ class Apart:
     shape: tuple[int, int]
 
     def exact(self) -> Apart:
-        """Itself: its inner products are summed in float64."""
+        """The same object: its inner products are in float64 already."""
         return self
 
     def gram(self) -> Tensor:
@@ -40,7 +40,7 @@ class Apart:
         return found
 
     def sum(self, coefficients: Sequence[float]) -> Operator:
-        """Return their sum, times coefficients, to be multiplied with in float32."""
+        """Return the sum of coefficients times changes, float32, which is only multiplied with."""
         return Operator(tuple(map(_single, self.parts)), tuple(coefficients), (1, *self.shape))
 
     def square(self, coefficients: Sequence[float]) -> Tensor:

@@ -19,7 +19,7 @@ from ...run.devices import Placement, upload
 from .apart import Apart, apart, is_bulky
 
 Factors = tuple[Tensor, Tensor]
-# All directions that there are: more than any weight has.
+# A rank above that of any weight: all directions are kept.
 _ALL = RankRule("rank", 1 << 16)
 
 
@@ -30,10 +30,10 @@ class Stack:
     Attributes:
         up: (out, R), as the layers store it; float32 where they do so in several ways.
         down: (R, in * kernel), of the same dtype.
-        sizes: How many of the R are whose.
-        scales: What the columns of up of each change are multiplied by.
+        sizes: How many of the R columns each change has, in order.
+        scales: Factor on the columns of up of each change.
         left: (R, R), float32 or float64: inner products of the columns of up, without scales.
-        right: (R, R), the same: inner products of the rows of down.
+        right: (R, R), of the same dtype: inner products of the rows of down.
     """
 
     up: Tensor
@@ -44,7 +44,7 @@ class Stack:
     right: Tensor
 
     def columns(self, numbers: Sequence[float]) -> Tensor:
-        """Return a number of each change, times its scale, as one of each of its columns.
+        """Return a number for each change as one for each of its columns, times the change's scale.
 
         (R,), float64, on the CPU.
         """
@@ -102,7 +102,7 @@ class Combination:
         target: The weight, for messages.
         shape: Of the weight, (out, in, *kernel).
         layers: One or more, none of them zero.
-        coefficients: One a layer, not 0.
+        coefficients: One for each layer, none of them 0.
         stack: The factors of the layers.
     """
 
@@ -114,12 +114,12 @@ class Combination:
 
     @property
     def rank(self) -> int:
-        """Of all layers together."""
+        """Rank of all layers together."""
         return sum(self.stack.sizes)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What holds all that the layers hold, of the dtypes that loaders read."""
+        """A dtype that loaders read, and that holds the numbers of all layers."""
         return reduce(torch.promote_types, (loadable(layer.dtype) for layer in self.layers))
 
     def product(self, stack: Stack) -> Factors:
@@ -155,8 +155,8 @@ def side_by_side(
     That is where all layers have one scale and one dtype.
 
     Args:
-        sum_: What to add.
-        dtype: Of the factors; None: what holds all that the layers hold.
+        sum_: The layers, and what each is multiplied by.
+        dtype: Dtype of the factors; None: one that holds the numbers of all layers.
         has_alpha: Whether the file has a place for alpha.
     """
     gains = [c * layer.scale for c, layer in zip(sum_.coefficients, sum_.layers, strict=True)]
@@ -178,14 +178,14 @@ def concatenated(
 ) -> LoraLayer | None:
     """Return the exact sum, its rank that of all layers together; None where that is too much.
 
-    So it is of a full difference, which has no factors worth storing.
+    It is too much for a full difference, which has no factors worth storing.
 
     Strengths are in up; every down keeps its bits. So does the strongest up where the file has an
     alpha to hold its strength: the others shrink, and none grows out of a 16-bit range.
 
     Args:
-        sum_: What to add.
-        dtype: Of the factors; None: what holds all that the layers hold.
+        sum_: The layers, and what each is multiplied by.
+        dtype: Dtype of the factors; None: one that holds the numbers of all layers.
         has_alpha: Whether the file has a place for alpha.
     """
     stack = sum_.stack
@@ -214,9 +214,9 @@ def recompressed(
     From factors it is exact; of layers that stay apart within 1e-3 of the least error.
 
     Args:
-        sum_: What to add.
-        rule: How many directions; None: all that there are.
-        dtype: Of the factors; None: what holds all that the layers hold.
+        sum_: The layers, and what each is multiplied by.
+        rule: How many directions to keep; None: all.
+        dtype: Dtype of the factors; None: one that holds the numbers of all layers.
         has_alpha: Whether the file has a place for alpha, which is then the rank.
     """
     stack = sum_.stack
@@ -265,8 +265,8 @@ def _products(rows: Tensor) -> Tensor:
 def _up(layer: Layer, stacked: Tensor) -> tuple[Tensor, float]:
     """The up of a layer and what it is multiplied by.
 
-    Of a LoRA it is the stored one, not that of the stack: its bits are kept where it is multiplied
-    by 1. Other kinds have none but that.
+    A LoRA gives its stored up, not that of the stack, so that its bits are kept where the factor is
+    1. Other kinds have only the one of the stack.
     """
     return (layer.up.flatten(1), layer.scale) if isinstance(layer, LoraLayer) else (stacked, 1.0)
 
@@ -276,12 +276,12 @@ def _ups(stack: Stack) -> Sequence[Tensor]:
 
 
 def _has_space(sum_: Combination) -> bool:
-    """Whether all columns together are no more than the weight has room for."""
+    """Whether all columns together are no more than the smaller side of the weight."""
     return sum_.rank <= min(sum_.shape[0], math.prod(sum_.shape[1:]))
 
 
 def summed(sum_: Combination, dtype: torch.dtype | None = None) -> FullLayer | None:
-    """Return the sum of full differences; None where a layer is none."""
+    """Return the sum of full differences; None where a layer is of another kind."""
     whole = [layer for layer in sum_.layers if isinstance(layer, FullLayer)]
     if len(whole) < len(sum_.layers):
         return None

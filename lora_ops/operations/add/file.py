@@ -58,7 +58,7 @@ def add_files(
         where: `PATTERN=S` for all of them, in order: each has to fit a layer of one at least.
         method: How coefficients are found; see `methods`.
         options: The method's own parameters.
-        dtype: Of the factors; None: what holds all that a layer's inputs hold.
+        dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
         format: How the result is named; None: as the first input is.
         architecture: Short name of the model's; None: told by the names.
         reference: The checkpoint that they are for, to find dotted names by.
@@ -140,7 +140,7 @@ def _fitted(
 
 
 def _extras(terms: Sequence[Term], taken: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """What belongs to no layer, of all inputs; of two that differ under one key, the first.
+    """Tensors of all inputs that belong to no layer; of two that share a key the first is kept.
 
     Args:
         terms: The inputs.

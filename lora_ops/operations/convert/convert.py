@@ -50,16 +50,16 @@ def convert(
 
     Args:
         adapter: Its layers are read one after another.
-        format: kohya, comfy, diffusers or peft; None: that it has, which goes with `to` alone.
+        format: kohya, comfy, diffusers or peft; None: the one it has, which needs `to`.
         to: `lora`: every kind becomes plain LoRA, see `to_lora`; None: kinds stay.
         architecture: Of the model it is for; None: told by its names and shapes.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back; as a
             mapping, with what the model itself calls the module of each, for PEFT.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
-        rule: How many directions a layer gets; without `to` one that is joined from several. None:
-            all, exactly. With `to` it may be a budget.
+        rule: How many directions a layer gets; without `to` only layers that are joined from
+            several are cut. None: all, exactly. With `to` it may be a budget.
         dtype: Of the factors; None: each layer's own.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        dora: How to read kinds on which programs differ; see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
         allow_partial: Leave out full differences that the format has no place for; the report has
             their share of the change.
@@ -126,10 +126,10 @@ def check_request(format: str | None, to: str | None, base: object) -> None:
     if to not in (None, "lora"):
         raise ArgumentError(f"`{to}` is no kind to convert to; it is `lora`")
     if to is None and format is None:
-        raise ArgumentError("nothing to convert; give --format, or --to lora, or both")
+        raise ArgumentError('nothing to convert; give `format=`, or `to="lora"`, or both')
     if to is None and base is not None:
         raise ArgumentError(
-            "names alone do not need the base weights; leave it out, or add --to lora"
+            'names alone do not need the base weights; leave it out, or add `to="lora"`'
         )
 
 
@@ -137,6 +137,6 @@ def join_rule(rule: str | int | RankRule | Budget | None) -> RankRule | None:
     """Return the rule for layers that are joined from several.
 
     Raises:
-        ArgumentError: It is none, or a budget, which needs to know all layers.
+        ArgumentError: It is no rule, or a budget, which needs to know all layers.
     """
     return None if rule is None else parse_rank(str(rule) if isinstance(rule, Budget) else rule)

@@ -22,7 +22,7 @@ from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.architectures import Architecture, architecture_named, detect, parameters
+from ...models.architectures import Architecture, architecture_named, detect, own_parameters
 from ...report import Report
 from ...run.devices import Placement
 from ...run.inputs import paths_of
@@ -65,10 +65,10 @@ def convert_file(
         architecture: Short name of the model's; None: that of the reference, or told by the names.
         reference: The checkpoint that it is for, to find dotted names by.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
-        rule: How many directions a layer gets; without `to` one that is joined from several. None:
-            all, exactly.
+        rule: How many directions a layer gets; without `to` only layers that are joined from
+            several are cut. None: all, exactly.
         dtype: Of the factors; None: each layer's own.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        dora: How to read kinds on which programs differ; see docs/kinds.md.
         exact: Cut what is multiplied out exactly, not within 1e-3 of the least error.
         allow_partial: Leave out full differences that the format has no place for; the report has
             their share of the change.
@@ -158,13 +158,13 @@ class _Run(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What is to be written, however it is made.
+    """The layers to write, whichever of the two conversions makes them.
 
     Attributes:
         keys: Keys by role, by name in the result.
         architecture: Of the model, where it is known.
         run: Makes the layers.
-        notes: What is worth a sentence.
+        notes: Gives the notes of the report.
     """
 
     keys: Mapping[str, Mapping[str, str]]
@@ -174,7 +174,7 @@ class _Work:
 
 
 def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> _Work:
-    """Names that change, under which kinds stay; some layers are left out."""
+    """The conversion that changes names and keeps kinds, without the layers in `left`."""
     names = converting.names
     kept = without(adapter, left)
     pieces = planned(kept, converting.format, names)
@@ -190,7 +190,7 @@ def _renaming(adapter: Adapter, left: Sequence[str], converting: Converting) -> 
     notes = tuple(convert_notes(kept, pieces, converting.rule))
     if converting.format == PEFT and names.architecture is None and not names.own:
         notes += (
-            "PEFT looks for modules of exactly these names; give the model's folder as --reference "
+            "PEFT looks for modules of exactly these names; give the model's folder as `reference=` "
             "to have them compared with its own",
         )
     return _Work(keys, names.architecture, run, lambda _: notes)
@@ -200,6 +200,6 @@ def _referred(reference: TensorSource | None) -> tuple[dict[str, str], Architect
     """The targets of a checkpoint, each with the model's own name of it, and the architecture."""
     if reference is None:
         return {}, None
-    found = parameters(reference)
+    found = own_parameters(reference)
     own = {one.target: reference.own_key(one.key) for one in found.values()}
     return {target: key.removesuffix(".weight") for target, key in own.items()}, detect(found)

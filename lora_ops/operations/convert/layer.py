@@ -41,15 +41,15 @@ _WORKERS = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Converting:
-    """What a conversion is told.
+    """The request: what a conversion is to do.
 
     Attributes:
-        format: That of the result.
-        names: Of the model that the adapter is for.
+        format: The format of the result.
+        names: Names of the model that the adapter is for.
         rule: How many directions a joined layer gets; None: all, exactly.
         dtype: Of the factors; None: each layer's own.
-        measures: Whether layers are looked at whose numbers are only moved, to be weighed.
-        configured: Whether a configuration beside the file has scales, for which it has no place.
+        measures: Whether to read, and measure, also layers whose numbers are only moved.
+        configured: Whether scales are in a configuration beside the file, as the file has no place.
     """
 
     format: Format
@@ -70,7 +70,7 @@ def run_convert(
 ) -> Iterator[Edited]:
     """Yield each layer of the result, in the order of the pieces.
 
-    A layer whose numbers are only moved is not looked at, unless it is to be weighed: its report has
+    A layer whose numbers are only moved is not measured, unless that is asked for: its report has
     norm 0 and residual 0.
 
     Args:
@@ -179,7 +179,7 @@ def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> D
     if layer.axis == 1 or not isinstance(inner, LoraLayer):
         raise UnsupportedLayerError(
             f"format `{format.name}` has no place for layer `{target}`, {layer.title} with a "
-            "magnitude for each input; convert it `--to lora` first",
+            'magnitude for each input; convert it `to="lora"` first',
             target=target,
         )
     form = (1, -1, *(1 for _ in layer.shape[2:])) if axes > 2 else (-1,)
@@ -190,7 +190,7 @@ def _lowered(layer: LoraLayer, rule: RankRule, target: str, where: Placement) ->
     """The best approximation of a joined layer at the rank of the rule.
 
     Raises:
-        ArgumentError: The rule leaves nothing of it.
+        ArgumentError: The rule gives it rank 0.
     """
     own = rule.for_kernel(layer.shape[2:])
     if own.kind == "rank" and own.value >= layer.rank:
@@ -213,14 +213,14 @@ def _has_numbers_of(layer: Layer, result: Layer) -> bool:
 
 
 def _factors_in(layer: Layer) -> Layer:
-    """What is computed with: of DoRA the inner layer, as magnitudes are only moved."""
+    """The layer that is computed with: DoRA's inner one, as magnitudes are only moved."""
     return layer.inner if isinstance(layer, DoraLayer) else layer
 
 
 def _norm(layer: Layer) -> Tensor:
     """Frobenius norm of a change, float64; of DoRA, that of the inner change.
 
-    Of what is made from the base weight, that of the stored numbers: its change is not known.
+    For a kind that needs the base weight it is the norm of the stored numbers: no change is known.
     """
     inside = _factors_in(layer)
     if isinstance(inside, LoraLayer):

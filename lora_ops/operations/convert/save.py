@@ -59,7 +59,7 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
 
     Args:
         adapter: Of any layers; those without keys of their own get those of its format.
-        name: Of the file.
+        name: Name of the file.
         version: Of lorakit, for the record.
 
     Raises:

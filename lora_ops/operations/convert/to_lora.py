@@ -25,7 +25,7 @@ from ...source import TensorSource
 from ..resize.resize import Resizing, resize_notes, run_resize
 from .layer import left_out, without
 
-# All directions that there are: more than any weight has.
+# A rank above that of any weight: all directions are kept.
 _ALL = RankRule("rank", 1 << 16)
 
 
@@ -36,9 +36,9 @@ class Lowering:
     Attributes:
         adapter: What is converted.
         changes: Its changes under the names of the result; from `as_changes`.
-        pieces: How names change; none where they stay.
-        rule: What was asked for.
-        resizing: What is to be done.
+        pieces: How names change; empty where they stay.
+        rule: The rank rule that was asked for.
+        resizing: How the changes are cut to their ranks.
         architecture: Of the model, where it is known.
         left: Full differences of the adapter that the format has no place for.
     """
@@ -70,7 +70,7 @@ class Lowering:
         yield from left_out(self.adapter, self.left)
 
     def notes(self, report: Report) -> Iterator[str]:
-        """What is worth a sentence."""
+        """Yield the notes of the report."""
         if self.pieces:
             yield from convert_notes(without(self.adapter, self.left), self.pieces, self.rule)
         if self.rule is None:
@@ -99,7 +99,7 @@ def plan_to_lora(
 
     Args:
         adapter: Its layers are read one after another, when the plan is run.
-        layers: The same; their data is not looked at.
+        layers: The adapter's layers, of which only shapes are read.
         rule: How many directions every layer gets; None: all that its change has, exactly.
         format: How the result is named; None: as the adapter is.
         architecture: Of the model it is for; None: that of the base, or told by names and shapes.
@@ -107,10 +107,10 @@ def plan_to_lora(
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
         name: What messages call the adapter.
         dtype: Of the factors; None: each layer's own.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        dora: How to read kinds on which programs differ; see docs/kinds.md.
         exact: See `Resizing`.
         allow_partial: Leave out full differences that the format has no place for.
-        configured: Whether a configuration beside the file has scales, for which it has no place.
+        configured: Whether scales are in a configuration beside the file, as the file has no place.
 
     Raises:
         LoraOpsError: As `convert`, but for what the numbers themselves may cause.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,9 @@ from ...models.differences import (
 from ...models.pairing import Pair
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement, place, upload
-from ...run.workers import Progress, ordered_map
+from ...run.job import Job, Outcome, Work
+from ...run.stream import stream
+from ...run.workers import Progress
 from ...source import TensorSource
 from .plan import Plan, PlanOptions, plan_extraction
 
@@ -39,25 +42,10 @@ if TYPE_CHECKING:
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
-NO_FACTORS = "no low-rank form (--full-differences keeps it)"
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 RANK_ZERO = "rank 0 by the rule"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What became of one parameter.
-
-    Attributes:
-        pair: Which one.
-        layer: What is to be written; None for a skip.
-        report: Its numbers, or the reason of the skip.
-    """
-
-    pair: Pair
-    layer: Layer | None
-    report: LayerReport | Skip
 
 
 def extract(
@@ -79,7 +67,7 @@ def extract(
         rule: How many directions a layer gets; see `ranks`.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        seed: Of the random start.
+        seed: Seed of the random start.
         progress: Called after each parameter.
         **options: See `PlanOptions`.
 
@@ -89,61 +77,68 @@ def extract(
     """
     started = time.perf_counter()
     plan = plan_extraction(base, tuned, rule, **options)
-    outcomes = list(run(plan, exact=exact, placement=place(device), seed=seed, progress=progress))
-    layers = {outcome.pair.target: outcome.layer for outcome in outcomes if outcome.layer}
+    work = extraction_work(plan, exact=exact, seed=seed)
+    outcomes = list(stream(work, place(device), progress=progress))
+    layers = {outcome.name: outcome.value for outcome in outcomes if outcome.value}
     report = summarise(plan, (outcome.report for outcome in outcomes))
     return Adapter(layers, {}, {}, "comfy"), replace(report, seconds=time.perf_counter() - started)
 
 
-def run(
-    plan: Plan,
-    *,
-    exact: bool = False,
-    placement: Placement | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Iterator[Outcome]:
-    """Yield what becomes of each parameter, in the order of the tuned file; one batch in memory.
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One parameter, and what is to become of it.
+
+    Attributes:
+        pair: Which one.
+        has_factors: Whether it gets a low rank; else it is kept whole.
+        reason: Why it is left out; None where it is not.
+    """
+
+    pair: Pair
+    has_factors: bool = False
+    reason: str | None = None
+
+
+def extraction_work(
+    plan: Plan, *, exact: bool = False, seed: int = 0
+) -> Work[Task, Outcome[Layer]]:
+    """Return the jobs of an extraction, and how they are done.
 
     Args:
         plan: From `plan_extraction`.
         exact: Compute the exact truncation.
-        placement: Where to compute and with how much memory; None: the CPU.
-        seed: Of the random start. A layer's result depends on the seed and the layer only.
-        progress: Called after each parameter.
+        seed: Seed of the random start. A layer's result depends on the seed and the layer only.
     """
-    placement = placement or place("cpu")
     pairing = plan.pairing
-
-    def factors(batch: Sequence[Pair]) -> list[Outcome]:
-        with placement.scope():
-            return _factor_batch(plan, batch, placement, exact, seed)
-
-    def whole(batch: Sequence[Pair]) -> list[Outcome]:
-        return [_keep_whole(plan, both) for both in batch]
-
-    def nothing(reason: str) -> Callable[[Sequence[Pair]], list[Outcome]]:
-        return lambda batch: [_leave_out(plan, both, reason) for both in batch]
-
-    wanted = [both for both in pairing.candidates if not plan.is_left_out(both)]
-    unranked = [both for both in pairing.candidates if plan.is_left_out(both)]
-    others = whole if plan.full_differences else nothing(NO_FACTORS)
-    # Kernels may have a rank rule of their own: alike are layers of one whole shape.
-    batches = placement.batches(wanted, alike=lambda both: both.shape, need=plan.working_set)
-    jobs = [
-        *((factors, batch) for batch in batches),
-        *((others, [both]) for both in pairing.rest),
-        *((nothing(RANK_ZERO), [both]) for both in unranked),
-        *((nothing(EXCLUDED), [both]) for both in pairing.excluded),
+    left_out = NO_FACTORS if not plan.full_differences else None
+    tasks = [
+        *(Task(both, True) for both in pairing.candidates if not plan.is_left_out(both)),
+        *(Task(both, reason=left_out) for both in pairing.rest),
+        *(Task(both, reason=RANK_ZERO) for both in pairing.candidates if plan.is_left_out(both)),
+        *(Task(both, reason=EXCLUDED) for both in pairing.excluded),
     ]
-    total = sum(math.prod(both.shape) for _, batch in jobs for both in batch)
-    done = 0
-    for outcomes in ordered_map(lambda job: job[0](job[1]), jobs, placement.workers):
-        for outcome in outcomes:
-            done += math.prod(outcome.pair.shape)
-            if progress is not None:
-                progress(done, total, outcome.pair.target)
-            yield outcome
+    return Work([_job(plan, task) for task in tasks], partial(_compute, plan, exact, seed))
+
+
+def _job(plan: Plan, task: Task) -> Job[Task]:
+    both = task.pair
+    if not task.has_factors:
+        return Job(both.target, task, math.prod(both.shape), alike=both.target)
+    # Batches are of layers of one shape, kernel included, as kernels may have a rule of their own.
+    return Job(both.target, task, math.prod(both.shape), plan.working_set(both), both.shape)
+
+
+def _compute(
+    plan: Plan, exact: bool, seed: int, tasks: Sequence[Task], placement: Placement
+) -> list[Outcome[Layer]]:
+    if all(task.has_factors for task in tasks):
+        return _factor_batch(plan, [task.pair for task in tasks], placement, exact, seed)
+    return [
+        _keep_whole(plan, task.pair)
+        if task.reason is None
+        else _leave_out(plan, task.pair, task.reason)
+        for task in tasks
+    ]
 
 
 def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
@@ -196,9 +191,9 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
 
 def _factor_batch(
     plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
-) -> list[Outcome]:
+) -> list[Outcome[Layer]]:
     """Extract layers of one shape together."""
-    outcomes: list[Outcome] = []
+    outcomes: dict[str, Outcome[Layer]] = {}
     changed: list[Pair] = []
     deltas: list[Tensor] = []
     measured: list[Tensor] = []
@@ -210,25 +205,23 @@ def _factor_batch(
         if not math.isfinite(norm):
             check_finite(plan.sides, both, base, tuned)
         if norm == 0 or is_rounding(base, tuned, plan.sides.grids(both)):
-            outcomes.append(_skip(both, ROUNDING if norm else UNCHANGED, norm))
+            outcomes[both.target] = _skip(both, ROUNDING if norm else UNCHANGED, norm)
             continue
         changed.append(both)
         deltas.append(delta)
         measured.append(norm_of_delta)
-    if not changed:
-        return outcomes
-    stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
-    deltas.clear()
-    norms = torch.stack(measured)
-    rule = plan.rule_for(changed[0])
-    svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
-    for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
-        layer = _lora_layer(both, svd, plan.dtype)
-        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-        residual = residual_(stack[index], upload(up, placement), upload(down, placement))
-        report = _report(both, layer.rank, float(norms[index]), float(residual))
-        outcomes.append(Outcome(both, layer, report))
-    return outcomes
+    if changed:
+        stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
+        deltas.clear()
+        norms = torch.stack(measured)
+        rule = plan.rule_for(changed[0])
+        svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
+        for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
+            layer = _lora_layer(both, svd, plan.dtype)
+            up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+            residual = residual_(stack[index], upload(up, placement), upload(down, placement))
+            outcomes[both.target] = _written(both, layer, float(norms[index]), float(residual))
+    return [outcomes[both.target] for both in pairs]
 
 
 def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
@@ -237,7 +230,7 @@ def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
     return low_rank(up, down, both.shape, alpha=float(down.shape[0]))
 
 
-def _keep_whole(plan: Plan, both: Pair) -> Outcome:
+def _keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
     """A parameter without factors, as a full difference."""
     if not are_floats(plan.sides, both):
         return _leave_out(plan, both, NO_FACTORS)
@@ -246,10 +239,10 @@ def _keep_whole(plan: Plan, both: Pair) -> Outcome:
         return _skip(both, UNCHANGED, norm)
     layer = FullLayer(rounded(delta, plan.dtype, both.target))
     residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
-    return Outcome(both, layer, _report(both, layer.rank, norm, residual))
+    return _written(both, layer, norm, residual)
 
 
-def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
+def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome[Layer]:
     """A parameter that is not in the result, with the size of what is lost."""
     if not are_floats(plan.sides, both):
         same = torch.equal(*plan.sides.read(both))
@@ -259,13 +252,17 @@ def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome:
     except NonFiniteError:
         if reason != EXCLUDED:
             raise
-        return _skip(both, reason, 0.0)  # damaged, and left out for that
+        return _skip(both, reason, 0.0)  # excluded because it is damaged: it has no norm
     return _skip(both, reason if norm else UNCHANGED, norm)
 
 
-def _skip(both: Pair, reason: str, norm: float) -> Outcome:
-    return Outcome(both, None, Skip(both.target, both.component, both.kind, reason, norm))
+def _skip(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
+    skip = Skip(both.target, both.component, both.kind, reason, norm)
+    return Outcome(both.target, None, (skip,))
 
 
-def _report(both: Pair, rank: int, norm: float, residual: float) -> LayerReport:
-    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)
+def _written(both: Pair, layer: Layer, norm: float, residual: float) -> Outcome[Layer]:
+    report = LayerReport(
+        both.target, both.component, both.kind, both.shape, layer.rank, norm, residual
+    )
+    return Outcome(both.target, layer, (report,))

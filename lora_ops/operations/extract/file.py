@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
-from ...adapters.metadata import HASH_KEYS, extraction_metadata, metadata_room
+from ...adapters.layers import Layer
+from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...linalg.ranks.rules import RankRule
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
-from ...run.inputs import hashed
+from ...run.job import Outcome
+from ...run.output import Sink, Writer, write
+from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..output import finished
-from .extract import Outcome, run, summarise
+from .extract import extraction_work, summarise
 from .plan import Plan, PlanOptions, plan_extraction
 
 if TYPE_CHECKING:
@@ -106,36 +109,90 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
-    scheme, namer = _naming(plan, format)
-    reports: list[LayerReport | Skip] = []
-    with (
-        hashed((base, tuned)) as inputs,
-        writer_of(output, header_room=_header_room(plan, scheme), replace=force) as writer,
-    ):
-        outcomes = run(plan, exact=exact, placement=placement, seed=seed, progress=progress)
-        for outcome in outcomes:
-            tensors = _named(outcome, scheme, namer)
-            for key, tensor in tensors.items():
-                writer.write(key, tensor)
-            reports.append(outcome.report if tensors else _unnamed(outcome))
-        report = summarise(plan, reports)
-        base_input, tuned_input = inputs()
-        metadata = extraction_metadata(
+    sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
+    work = extraction_work(plan, exact=exact, seed=seed)
+    return write(sink, stream(work, placement, progress=progress), started=started)
+
+
+class ExtractedFile(Sink[Layer]):
+    """The LoRA file of an extraction.
+
+    Args:
+        plan: From `plan_file`.
+        base: The checkpoint that was started from.
+        tuned: The checkpoint that came of it.
+        output: Where to.
+        format: comfy or kohya.
+        force: Whether the output may replace a file.
+        exact: How the work was done, for the record.
+        seed: The same.
+        version: Of lorakit, for the record.
+
+    Raises:
+        ArgumentError: The format is not offered for this architecture, or cannot hold full
+            differences.
+    """
+
+    hash_keys = HASH_KEYS
+
+    def __init__(
+        self,
+        plan: Plan,
+        base: TensorSource,
+        tuned: TensorSource,
+        output: Output,
+        format: str,
+        force: bool,
+        exact: bool,
+        seed: int,
+        version: str,
+    ) -> None:
+        self.sources = (base, tuned)
+        self._plan, self._output, self._force = plan, output, force
+        self._scheme, self._namer = _naming(plan, format)
+        self._exact, self._seed, self._version = exact, seed, version
+        self._reports: list[LayerReport | Skip] = []
+
+    def writer(self) -> AbstractContextManager[Writer]:
+        """The file."""
+        room = _header_room(self._plan, self._scheme)
+        return writer_of(self._output, header_room=room, replace=self._force)
+
+    def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
+        """The tensors of a layer; none for a skip, or where the format has no name for it."""
+        tensors = self._named(outcome)
+        self._reports.append(outcome.report if tensors else _unnamed(outcome.report))
+        return tensors
+
+    def report(self) -> Report:
+        """The report."""
+        return summarise(self._plan, self._reports)
+
+    def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
+        """The record of the extraction, beside what programs ask for."""
+        base, tuned = inputs
+        return extraction_metadata(
             report,
-            title=output.stem,
-            rule=str(plan.rule),
-            exact=exact,
-            seed=seed,
-            dtype=plan.dtype,
-            format=scheme,
-            architecture=plan.pairing.architecture,
-            base=base_input,
-            tuned=tuned_input,
-            tuned_metadata=tuned.metadata,
-            version=version,
+            title=self._output.stem,
+            rule=str(self._plan.rule),
+            exact=self._exact,
+            seed=self._seed,
+            dtype=self._plan.dtype,
+            format=self._scheme,
+            architecture=self._plan.pairing.architecture,
+            base=base,
+            tuned=tuned,
+            tuned_metadata=self.sources[1].metadata,
+            version=self._version,
         )
-        written = writer.finish(metadata, hash_keys=HASH_KEYS)
-    return finished(report, (base_input, tuned_input), started, written.size)
+
+    def _named(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
+        if outcome.value is None:
+            return {}
+        try:
+            return encode_layer(self._scheme, self._namer, outcome.name, outcome.value)
+        except (ArgumentError, UnsupportedLayerError):
+            return {}
 
 
 def _paths(source: TensorSource) -> tuple[Path, ...]:
@@ -156,23 +213,12 @@ def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:
     if plan.full_differences and not scheme.holds_full:
         raise ArgumentError(
             f"format `{format}` has no place for full differences; use format `comfy`, or leave "
-            "--full-differences out"
+            "`full_differences=True` out"
         )
     return scheme, module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
 
 
-def _named(outcome: Outcome, scheme: Format, namer: Namer) -> dict[str, Tensor]:
-    """The tensors of an outcome under their keys; none for a skip, or where there is no name."""
-    if outcome.layer is None:
-        return {}
-    try:
-        return encode_layer(scheme, namer, outcome.pair.target, outcome.layer)
-    except (ArgumentError, UnsupportedLayerError):
-        return {}
-
-
-def _unnamed(outcome: Outcome) -> Skip:
-    report = outcome.report
+def _unnamed(report: LayerReport | Skip) -> Skip:
     if isinstance(report, Skip):
         return report
     return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class PlanOptions(TypedDict, total=False):
-    """What an extraction can be told beside its rank rule.
+    """Options of an extraction, besides its rank rule.
 
     Attributes:
-        dtype: Of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, where
-            it is one of these; float32 for float64, float16 for float8.
+        dtype: Dtype of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, if
+            it is one of these; else float32 for float64, float16 for float8.
         components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
-        include: Shell patterns: only such targets.
-        exclude: Shell patterns: no such targets.
+        include: Shell patterns; only targets that fit one are extracted.
+        exclude: Shell patterns; targets that fit one are not extracted.
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
     """
@@ -98,7 +98,7 @@ def plan_extraction(
         **options: See `PlanOptions`.
 
     Raises:
-        ArgumentError: The rule, a pattern or a component is none.
+        ArgumentError: The rule is wrong, or a pattern or a component does not exist.
         MismatchError: The checkpoints do not belong together.
     """
     for source in (base, tuned):

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,12 +19,17 @@ from ...adapters.formats import component
 from ...adapters.layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
 from ...adapters.strengths.ingredient import Ingredient
 from ...linalg import frobenius, inner
-from ...report import Report, Skip, counted
-from ...run.workers import Progress, ordered_map
+from ...report import LayerReport, Report, Skip, counted
+from ...run.devices import Placement
+from ...run.job import Job, Work
+from ...run.stream import stream
+from ...run.workers import Progress
 from ...source import TensorSource
+from .change import BakedLayer
 from .plan import BakePlan, plan_bake
-from .tensor import Baked, BakedLayer, bake_tensor, matrix
-from .terms import Share
+from .shares import Share
+from .tensor import Baked, bake_tensor
+from .terms import matrix
 
 NO_PARAMETER = "not in the checkpoint"
 NO_STRENGTH = "strength 0"
@@ -67,32 +73,38 @@ def bake(
 
 
 def run_bake(
-    plan: BakePlan, *, workers: int = 2, fresh: bool = False, progress: Progress | None = None
+    plan: BakePlan, *, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[Baked]:
     """Yield every tensor of the result, in the checkpoint's order; a few of them in memory.
 
     Args:
         plan: From `plan_bake`.
         workers: Tensors side by side.
-        fresh: Whether each tensor that the checkpoint hands out is new memory: it is then written
-            into, which saves a copy.
         progress: Called after each tensor.
 
     Raises:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
-    sizes = {key: math.prod(plan.checkpoint.shape(key)) for key in plan.dtypes}
-    total, done = sum(sizes.values()), 0
-    for baked in ordered_map(
-        lambda key: bake_tensor(plan, key, fresh=fresh), plan.dtypes, workers, spare=3
-    ):
-        done += sizes[baked.key]
-        if progress is not None:
-            progress(done, total, baked.key)
-        yield baked
+    placement = Placement(torch.device("cpu"), workers)
+    return stream(
+        Work(bake_jobs(plan), partial(_compute, plan)), placement, ahead=3, progress=progress
+    )
 
 
-def summarise_bake(plan: BakePlan, reports: Iterable[BakedLayer | Skip]) -> Report:
+def bake_jobs(plan: BakePlan) -> list[Job[str]]:
+    """Return the jobs of a bake: a tensor each, in the checkpoint's order.
+
+    Args:
+        plan: From `plan_bake`.
+    """
+    return [Job(key, key, math.prod(plan.checkpoint.shape(key))) for key in plan.dtypes]
+
+
+def _compute(plan: BakePlan, keys: Sequence[str], _: Placement) -> list[Baked]:
+    return [bake_tensor(plan, key) for key in keys]
+
+
+def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Report:
     """Return the report: what was changed, what was not and why, and a note where rounding ate it.
 
     Args:
@@ -116,7 +128,7 @@ def _notes(layers: Sequence[BakedLayer]) -> Iterator[str]:
         yield (
             f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
             f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; use a wider "
-            "--dtype, or apply the LoRA at run time"
+            "`dtype=`, or apply the LoRA at run time"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Source, baked_metadata
@@ -17,26 +18,24 @@ from ...errors import ArgumentError
 from ...files import (
     INDEX,
     FileSource,
-    SafetensorsWriter,
-    ShardsWriter,
+    PlacedShardsWriter,
+    PlacedWriter,
     check_output,
-    dtype_name,
     partition,
     shard_paths,
 )
-from ...files.header import render_header
-from ...report import Report, Skip
-from ...run.devices import place
+from ...report import LayerReport, Report, Skip
+from ...run.devices import Placement, place
 from ...run.inputs import hashed, paths_of, unhashed
+from ...run.job import Outcome, Work
+from ...run.output import Sink, write
+from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..output import finished
-from .bake import run_bake, summarise_bake
+from .bake import bake_jobs, summarise_bake
+from .output import SHARD_SIZE, is_index, write_tensor, writer_for
 from .plan import BakePlan, plan_bake
-from .tensor import BakedLayer
-
-#: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
-SHARD_SIZE = 5 * 10**9
+from .tensor import planned_tensor
 
 
 def plan_bake_file(
@@ -81,7 +80,7 @@ def plan_bake_file(
         )
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
     if output is not None:
-        suffix = INDEX if _is_index(output) else ".safetensors"
+        suffix = INDEX if is_index(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
     plan = plan_bake(
         checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
@@ -91,7 +90,7 @@ def plan_bake_file(
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    if output is not None and _is_index(output):
+    if output is not None and is_index(output):
         shards = partition(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):
             check_output(path, inputs, force=force)
@@ -127,50 +126,74 @@ def bake_file(
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
-    reports: list[BakedLayer | Skip] = []
-    with (
-        hashed(_sources(plan)) as inputs,
-        _writer(plan, checkpoint, output, shard_size, version, force) as writer,
-    ):
-        workers = place("cpu").workers
-        for baked in run_bake(plan, workers=workers, fresh=True, progress=progress):
-            writer.write(baked.key, baked.tensor)
-            reports.extend(baked.reports)
-        report = summarise_bake(plan, reports)
-        read = inputs()
-        written = writer.finish(_metadata(plan, read, _measured(report), version))
-    if plan.sign > 0:
-        notes = check_bakes(plan.checkpoint.metadata, _records(plan.ingredients, read[1:]), 1)
-        report = replace(report, notes=(*report.notes, *notes))
-    return finished(report, read, started, written.size)
+    sink = BakedFile(plan, checkpoint, output, shard_size, version, force)
+    results = stream(Work(bake_jobs(plan), sink.compute), place("cpu"), progress=progress)
+    return write(sink, results, started=started)
 
 
-def _is_index(output: Path) -> bool:
-    return output.name.lower().endswith(INDEX)
+class BakedFile(Sink[Tensor]):
+    """The checkpoint that a bake writes.
 
+    Args:
+        plan: From `plan_bake_file`.
+        checkpoint: What is changed.
+        output: Where to.
+        shard_size: See `bake_file`.
+        version: Of lorakit, for the record.
+        force: Whether the output may replace files.
+    """
 
-def _writer(
-    plan: BakePlan,
-    checkpoint: FileSource,
-    output: Path,
-    shard_size: int,
-    version: str,
-    force: bool,
-) -> SafetensorsWriter | ShardsWriter:
-    """The writer for this output, with room for the header of what is planned."""
-    blank = [replace(one, sha256="0" * 64) for one in map(unhashed, _sources(plan))]
-    widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
-    metadata = _metadata(plan, blank, widest, version)
-    rows = [
-        # No offset has more digits than these will.
-        (key, dtype_name(dtype), checkpoint.shape(key), 10**13)
-        for key, dtype in plan.dtypes.items()
-    ]
-    room = len(render_header(rows, metadata))
-    if not _is_index(output):
-        return SafetensorsWriter(output, header_room=room, hashed=False, replace=force)
-    shards = partition(checkpoint, plan.dtypes, shard_size)
-    return ShardsWriter(output, shards, header_room=room, hashed=False, replace=force)
+    def __init__(
+        self,
+        plan: BakePlan,
+        checkpoint: FileSource,
+        output: Path,
+        shard_size: int,
+        version: str,
+        force: bool,
+    ) -> None:
+        self.sources = _sources(plan)
+        self._plan, self._checkpoint, self._output = plan, checkpoint, output
+        self._shard_size, self._version, self._force = shard_size, version, force
+        self._reports: list[LayerReport | Skip] = []
+
+    def writer(self) -> PlacedWriter | PlacedShardsWriter:
+        """The file, or the files."""
+        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
+        widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
+        self._file = writer_for(
+            self._output,
+            self._checkpoint,
+            self._plan.dtypes,
+            _metadata(self._plan, blank, widest, self._version),
+            shard_size=self._shard_size,
+            replace=self._force,
+        )
+        return self._file
+
+    def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
+        """Compute tensors, each into its place in the file."""
+        return [write_tensor(planned_tensor(self._plan, key), self._file) for key in keys]
+
+    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
+        """Nothing: each has been written when it is computed."""
+        self._reports.extend(outcome.reports)
+        return {}
+
+    def report(self) -> Report:
+        """The report."""
+        return summarise_bake(self._plan, self._reports)
+
+    def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
+        """The record of the bake, beside what the checkpoint says of itself."""
+        return _metadata(self._plan, inputs, _measured(report), self._version)
+
+    def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
+        """Whether the checkpoint has some of it already, by its record."""
+        if self._plan.sign < 0:
+            return ()
+        records = _records(self._plan.ingredients, inputs[1:])
+        return check_bakes(self._plan.checkpoint.metadata, records, 1)
 
 
 def _records(ingredients: Sequence[Ingredient], files: Sequence[Input]) -> list[Source]:

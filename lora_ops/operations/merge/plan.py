@@ -32,7 +32,8 @@ from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
-from .terms import Change, Share, check_kind
+from .change import Change
+from .shares import Share, check_kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +102,7 @@ def plan_bake(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    check_checkpoint(checkpoint, "give the checkpoint first, or use `lorakit add` to join adapters")
+    check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
     known = parameters(checkpoint)
     found: dict[Parameter, list[Share]] = {}
     lost: list[Share] = []
@@ -111,7 +112,9 @@ def plan_bake(
             if share.seat is None:
                 lost.append(share)
             elif share.strength:
-                found.setdefault(share.seat.parameter, []).append(share)
+                for seat in share.seat.pieces or (share.seat,):
+                    own = seat.parameter if seat.piece is None else seat.piece.parameter
+                    found.setdefault(own, []).append(replace(share, seat=seat))
             else:
                 idle.append(share)
     if not found:
@@ -119,9 +122,9 @@ def plan_bake(
         raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
     changes: dict[str, tuple[Change, ...]] = {}
     for parameter, shares in found.items():
-        change = Change(parameter, tuple(shares))
+        change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
-    belongs = {one.key for one in known.values() if one.component != "other"}
+    belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
     dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
         dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}

@@ -1,76 +1,191 @@
-"""What is baked: adapters with strengths, and their layers, each found to fit its parameter."""
+"""Terms: what yields rows of a weight, or of a change of one, a tile at a time.
+
+All are matrices as the output stores the weight: rows are axis 0 there, the kernel lies on the other.
+A term belongs to one job: it remembers its last tile, so that whoever asks again has it for nothing.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ...adapters.edited import described
-from ...adapters.formats import Configured, Module, read_configured
-from ...adapters.layers import Layer
-from ...adapters.matching.seats import Seat
-from ...adapters.outline import Outline
-from ...errors import UnsupportedLayerError
-from ...models.architectures import Parameter
+import torch
+from torch import Tensor
+
+from ...adapters.layers import Convention, LoraLayer
+from ...files import FileSource
+from ...run.scratch import SCRATCH
 from ...source import TensorSource
+from .shares import Share
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Share:
-    """One layer of one adapter, times its strength.
+class Rows(Protocol):
+    """Anything that yields rows of a matrix."""
 
-    Attributes:
-        source: The adapter.
-        name: The module's name in it.
-        module: The module's keys.
-        strength: The factor; negative to take the layer out.
-        told: What the file's configuration says of it.
-        needs_base: Whether its change is made from the weight.
-        seat: Where it lies in the checkpoint; None where that has no place for it.
-    """
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the whole matrix."""
+        ...
 
-    source: TensorSource
-    name: str
-    module: Module
-    strength: float
-    told: Configured | None = None
-    needs_base: bool = False
-    seat: Seat | None = None
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """Compute some rows.
 
-    def read(self) -> Layer:
-        """Read the layer."""
-        return read_configured(self.source, self.name, self.module, self.told)
+        Args:
+            part: Which.
+            out: (rows, columns), memory for them in the dtype of the computation.
+
+        Returns:
+            The rows: in `out`, or in memory of the term's own, which is not to be written into.
+        """
+        ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Change:
-    """Everything that is added to one parameter.
-
-    Attributes:
-        parameter: Which, and where it lies.
-        shares: The layers, at least one, in the order of the adapters.
-    """
-
-    parameter: Parameter
-    shares: tuple[Share, ...]
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Shape of a weight as `matrix` gives it."""
+    return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
-def check_kind(share: Share, sign: int = 1) -> Layer:
-    """Return a layer that can be baked, without its data; only headers are read.
+def matrix(tensor: Tensor) -> Tensor:
+    """A weight as (out, in), the kernel on the input side; a vector as a column."""
+    return tensor.reshape(matrix_shape(tensor.shape))
+
+
+def wide(*dtypes: torch.dtype) -> torch.dtype:
+    """What to compute in: float32, or float64 where that is stored."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+class Stored:
+    """Rows of a tensor that a source holds.
 
     Args:
-        share: The layer.
-        sign: 1 to bake, -1 to unbake.
-
-    Raises:
-        UnsupportedLayerError: It is of a kind that is not read, or that cannot be taken out.
-        LayerShapeError: Its factors do not fit together.
+        source: Which.
+        key: Of the tensor.
+        dtype: To compute in.
+        rows: Half-open range of the tensor's rows; None for all of them.
+        turned: Whether the output stores it the other way round.
     """
-    layer = read_configured(Outline(share.source), share.name, share.module, share.told)
-    if sign < 0 and layer.needs_base:
-        raise UnsupportedLayerError(
-            f"layer `{share.name}` {described(layer)}: what it changed was made from the weight as "
-            "it was before, so it cannot be taken out again; go back to the checkpoint it was baked into",
-            target=share.name,
-            path=share.source.name,
-        )
-    return layer
+
+    def __init__(
+        self,
+        source: TensorSource,
+        key: str,
+        dtype: torch.dtype,
+        rows: tuple[int, int] | None = None,
+        *,
+        turned: bool = False,
+    ) -> None:
+        self.source, self.key = source, key
+        self._dtype, self._stored = dtype, source.dtype(key)
+        count, columns = matrix_shape(source.shape(key))
+        first, last = rows or (0, count)
+        self._first, self.shape = first, (last - first, columns)
+        self._file = source if isinstance(source, FileSource) and source.has_ranges(key) else None
+        self._tensor: Tensor | None = None
+        if turned or self._file is None:
+            whole = matrix(source.tensor(key))[first:last]
+            self._tensor = whole.mT if turned else whole
+            self.shape = (self._tensor.shape[0], self._tensor.shape[1])
+        self._buffer: Tensor | None = None
+        self._memory: Tensor | None = None
+        self._last: tuple[slice, Tensor] | None = None
+
+    def stored(self, part: slice) -> Tensor:
+        """Read some rows in the dtype that they are stored in; not to be written into."""
+        if self._file is None or self._tensor is not None:
+            return self.whole()[part]
+        count, columns = part.stop - part.start, self.shape[1]
+        if self._buffer is None or len(self._buffer) < count:
+            self._buffer = SCRATCH.take((count, columns), self._stored)
+        memory = self._buffer[:count]
+        self._file.read_into(self.key, (self._first + part.start) * columns, memory)
+        return memory
+
+    def whole(self) -> Tensor:
+        """Read all rows, as `stored` does."""
+        if self._tensor is not None:
+            return self._tensor
+        if self._file is None:
+            raise ValueError(f"`{self.key}` of {self.source.name} is in no file, nor in memory")
+        self._tensor = torch.empty(self.shape, dtype=self._stored)
+        self._file.read_into(self.key, self._first * self.shape[1], self._tensor)
+        return self._tensor
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`."""
+        if self._last is None or self._last[0] != part:
+            if self._memory is None or len(self._memory) < len(out):
+                self._memory = SCRATCH.take(out.shape, self._dtype)
+            self._last = part, self._memory[: len(out)].copy_(self.stored(part))
+        return self._last[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delta:
+    """What layers of adapters add, together: up @ down, and dense parts beside it.
+
+    Attributes:
+        up: (out, r), strengths and scales included.
+        down: (r, in).
+        whole: (out, in), or None.
+        rank: Of all layers together.
+    """
+
+    up: Tensor
+    down: Tensor
+    whole: Tensor | None
+    rank: int
+
+    @staticmethod
+    def of(
+        shares: Sequence[Share], base: Tensor | None, dtype: torch.dtype, convention: Convention
+    ) -> Delta:
+        """Read layers and join them; the products of a LoRA's factors are not formed.
+
+        Args:
+            shares: The layers.
+            base: What layers that are made from the weight are made from: as the model has it.
+            dtype: What to compute in.
+            convention: Whose.
+        """
+        ups: list[Tensor] = []
+        downs: list[Tensor] = []
+        whole: Tensor | None = None
+        rank = 0
+        for share, seat in ((one, one.seat) for one in shares if one.seat is not None):
+            layer = share.read()
+            rank += layer.rank
+            if isinstance(layer, LoraLayer) and dtype == torch.float32:
+                up, down = layer.factors(share.strength)
+                ups.append(seat.spread(up))
+                downs.append(down)
+                continue
+            if layer.needs_base and base is not None:
+                own = seat.taken(base)
+                change = matrix(layer.change(own, share.strength, dtype, convention))
+            else:
+                change = matrix(layer.delta(dtype)) * share.strength
+            change = seat.spread(change)
+            whole = change if whole is None else whole.add_(change)
+        if whole is not None:  # the product may have no columns, but must have a shape
+            ups.append(whole.new_empty(len(whole), 0))
+            downs.append(whole.new_empty(0, whole.shape[1]))
+        return Delta(torch.cat(ups, 1), torch.cat(downs), whole, rank)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the change."""
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
+    def transposed(self) -> Delta:
+        """The same for a weight that is stored (in, out)."""
+        whole = None if self.whole is None else self.whole.mT
+        return Delta(self.down.mT, self.up.mT, whole, self.rank)
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`."""
+        torch.mm(self.up[part], self.down, out=out)
+        return out if self.whole is None else out.add_(self.whole[part])

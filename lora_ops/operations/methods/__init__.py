@@ -1,4 +1,6 @@
-"""Methods of adding LoRAs: one coefficient for each input, found from inner products alone.
+"""Methods of adding LoRAs and of merging checkpoints.
+
+For LoRAs (`table.py`): one coefficient for each input, found from inner products alone.
 
 Every result here lies in the span of the inputs' deltas, so the T x T Gram matrix of a layer says
 all that is needed, and the sum with these coefficients is exact on the factors.
@@ -12,10 +14,40 @@ The strength s of an input is taken in one of two ways:
 
 Whatever the method, a single input is that input times its strength. An input of strength 0 has a
 zero scaled delta, or no weight: it is never mistaken for one whose strength was not given.
+
+For checkpoints (`catalogue.py`): these, coefficients that are known from the weights alone
+(`linear.py`), and functions of the elements (`elements/work.py` says how an engine runs them).
 """
 
 from __future__ import annotations
 
+from .catalogue import ALIASES, MERGE_METHODS
+from .choosing import Chosen, choose_method
+from .elements.work import Task, Value, Work
+from .kinds import Element, Linear, MergeMethod, Span
+from .linear import Coefficients, weighed
+from .parameters import Choice, PerTerm
 from .table import METHODS, Method, Parameter, check_method, coefficients
 
-__all__ = ["METHODS", "Method", "Parameter", "check_method", "coefficients"]
+__all__ = [
+    "ALIASES",
+    "MERGE_METHODS",
+    "METHODS",
+    "Choice",
+    "Chosen",
+    "Coefficients",
+    "Element",
+    "Linear",
+    "MergeMethod",
+    "Method",
+    "Parameter",
+    "PerTerm",
+    "Span",
+    "Task",
+    "Value",
+    "Work",
+    "check_method",
+    "choose_method",
+    "coefficients",
+    "weighed",
+]

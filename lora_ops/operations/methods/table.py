@@ -116,7 +116,7 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
         ArgumentError: Unknown method or parameter, a value out of range, or too many inputs.
     """
     if method not in METHODS:
-        raise ArgumentError(f"unknown method `{method}`{_nearest(method, METHODS)}")
+        raise ArgumentError(f"unknown method `{method}`{nearest(method, METHODS)}")
     known = METHODS[method]
     if known.most is not None and inputs > known.most:
         raise ArgumentError(
@@ -126,7 +126,7 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
     for name, value in parameters.items():
         if name not in known.parameters:
             raise ArgumentError(
-                f"method `{method}` has no parameter `{name}`{_nearest(name, known.parameters)}"
+                f"method `{method}` has no parameter `{name}`{nearest(name, known.parameters)}"
             )
         span = known.parameters[name]
         if not span.low <= value <= span.high or (span.whole and value != int(value)):
@@ -137,7 +137,8 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
     return {name: span.default for name, span in known.parameters.items()} | parameters
 
 
-def _nearest(name: str, known: Mapping[str, object]) -> str:
+def nearest(name: str, known: Mapping[str, object]) -> str:
+    """The end of a message about an unknown name: the nearest one, or all there are."""
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"; did you mean `{near[0]}`?"

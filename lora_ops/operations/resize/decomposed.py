@@ -71,10 +71,18 @@ Known: TypeAlias = Decomposed | Dense | Whole
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A layer's name and, where layers are stacked, the shapes of what is."""
+    """A layer's name, and the shapes of its factors if these are stacked with others."""
 
     target: str
     form: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.target
+
+    @property
+    def alike(self) -> tuple[tuple[int, ...], ...]:
+        return self.form
 
     @property
     def need(self) -> int:
@@ -111,7 +119,7 @@ def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
     if placement.memory is None:
         return [[_Item(target)] for target in adapter.layers]
     items = [_Item(target, _form(layer)) for target, layer in adapter.layers.items()]
-    return placement.batches(items, alike=lambda item: item.form, need=lambda item: item.need)
+    return placement.batches(items)
 
 
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
@@ -157,7 +165,7 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
 
 
 def _kron(plain: Layer) -> LokrLayer | None:
-    """A LoKr, also on its way to a LoRA, whose two matrices can be decomposed apart."""
+    """The layer as a LoKr whose two matrices can be decomposed apart; None for others."""
     if isinstance(plain, MadeLayer) and plain.is_kron:
         made = plain.make()
         return made if isinstance(made, LokrLayer) else None
@@ -169,6 +177,6 @@ def _check_own(target: str, layer: Layer) -> None:
         raise UnsupportedLayerError(
             f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "
             "it has no singular values of its own to choose from; give the checkpoint that it was "
-            "trained on as --base, or bake it into its checkpoint",
+            "trained on as `base=`, or bake it into its checkpoint",
             target=target,
         )

@@ -57,7 +57,7 @@ def resize_file(
         relative_to: The checkpoint whose weights a budget compares the changes with.
         norm: Of those weights: spectral or frobenius.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
-        dora: Whose convention of those, where programs differ; see docs/kinds.md.
+        dora: How to read such kinds where programs differ; see docs/kinds.md.
         exact: Cut those exactly, not within 1e-3 of the least error.
         placement: Where to compute; None: the CPU.
         force: Whether the output may replace a file.
@@ -110,7 +110,7 @@ def resize_file(
 
 
 def _resized(report: Report) -> str:
-    """For the training comment: resized from 128 to 32."""
+    """What the training comment says: resized from 128 to 32."""
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
     before = {one.was[0] for one in layers}
     after = {one.rank for one in layers}

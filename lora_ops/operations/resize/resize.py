@@ -65,7 +65,7 @@ def resize(
         dtype: Of the factors; None: each layer's own, see `Resizing`.
         weights: Importance of layers under a budget, by target.
         base: The checkpoint that it was trained on, for layers that are made from the weight.
-        dora: Whose convention of those, where programs differ; see docs/kinds.md.
+        dora: How to read such kinds where programs differ; see docs/kinds.md.
         exact: Cut those exactly, see `Resizing`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
@@ -124,7 +124,7 @@ def run_resize(
 
 
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
-    """What is worth a sentence: layers of another kind now, a rank asked to grow, an average."""
+    """Yield notes: layers that changed their kind, a rank that cannot grow, the average rank."""
     yield from converted(report)
     rule = resizing.rule
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
@@ -146,7 +146,7 @@ def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
 
 
 def _asked(rule: RankRule, kernel: tuple[int, ...]) -> float:
-    """The rank that a rule names; 0 where it looks at the layer."""
+    """The rank that a rule names; 0 for a rule that depends on the layer."""
     own = rule.for_kernel(kernel)
     return min(own.value, own.most or math.inf) if own.kind == "rank" else 0
 

@@ -122,7 +122,7 @@ def _check_proportional(target: str, layer: Layer) -> None:
     raise UnsupportedLayerError(
         f"layer `{target}` {described(layer)}: its change is not proportional to its factors, "
         "so no strength can be written into them; set the strength where the file is used, or "
-        "make it a plain LoRA first: `lorakit convert LORA --to lora --base CHECKPOINT`",
+        'make it a plain LoRA first: `convert(lora, to="lora", base=checkpoint)`',
         target=target,
     )
 

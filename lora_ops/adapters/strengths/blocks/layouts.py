@@ -14,7 +14,7 @@ class Section:
         pattern: Regular expression at the start of a flattened name (`formats.flattened`, blocks of
             a UNet in their original names); group 1 is the block's number.
         count: How many blocks the model has; None: as many as the file shows.
-        rest: The number of what fits the pattern without one.
+        rest: The block's number for a name that fits the pattern without a number.
         numbered: False where the whole section is one block without a number.
     """
 
@@ -32,8 +32,8 @@ class Layout:
     Attributes:
         title: Name for people.
         sections: The first whose pattern fits a name has it.
-        known_by: Name of the architecture that the names must show, with no more blocks than
-            ``sections`` count; None: any.
+        known_by: The architecture that the names must be of, with no more blocks than ``sections``
+            have; None: any.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Layout:
 
 
 def _unet(title: str, count: int, known_by: str | None = None) -> Layout:
-    # What stands before and after all blocks goes with the first and the last, as in MBW.
+    # Layers before and behind all blocks count to the first and to the last block, as in MBW.
     return Layout(
         title,
         (
@@ -59,7 +59,7 @@ _FIRST = r"double_(?:stream_)?blocks|double_layers|joint_blocks|(?:joint_)?trans
 _SECOND = r"single_(?:(?:stream_|transformer_)?blocks|layers)"
 _BEFORE = r"(?:img|txt|time|vector|guidance)_in|(?:x|context)_embedder|time_text_embed"
 
-# The first that finds a numbered block in a file is the file's.
+# The first layout that finds a numbered block in a file is taken.
 LAYOUTS = (
     _unet("Stable Diffusion XL", 9, "sdxl"),
     _unet("Stable Diffusion 1 and 2", 12),
@@ -77,5 +77,5 @@ LAYOUTS = (
     ),
 )
 
-# Of a model that no layout knows, one stack of blocks is found by this; group 1 is its name.
+# Finds the stack of blocks of a model that no layout knows; group 1 is its name.
 ANY_STACK = r"((?:\D*_)?(?:blocks?|layers?|h))_\d+(?:_|$)"

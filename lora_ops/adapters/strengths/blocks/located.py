@@ -21,9 +21,9 @@ class Block:
     """A part of a model that has a strength of its own.
 
     Attributes:
-        order: Which of the layout's sections it is in.
-        index: Its number in there.
-        section: That section.
+        order: Index of its section in the layout.
+        index: Its number within the section.
+        section: The section itself.
     """
 
     order: int

@@ -32,7 +32,7 @@ def _labels(label: str, *numbers: int) -> tuple[str, ...]:
 
 _FULL = ("BASE", *_labels("IN", *range(12)), "M00", *_labels("OUT", *range(12)))
 
-#: By count of numbers.
+#: Schemes by how many numbers a list has.
 SCHEMES = {
     12: Scheme(
         "Stable Diffusion XL, attention only",
@@ -100,7 +100,7 @@ _STEEPER = {f"SMOOTHSTEP*{times}": _folded_after(times) for times in (2, 3, 4)} 
     f"SMOOTHSTEP/{times}": _folded_before(times) for times in (2, 3, 4)
 }
 
-# Over x from 0 at IN00 to 1 at OUT11.
+# Curves of the strength over x, from 0 at IN00 to 1 at OUT11.
 _CURVES: dict[str, _Curve] = {
     "GRAD_A": _tent,
     "GRAD_V": _reversed(_tent),
@@ -150,7 +150,7 @@ _STEPS: dict[str, tuple[tuple[int, float], ...]] = {
     "RING10_5": ((6, 0), (5, 1), (5, 0), (5, 1), (5, 0)),
 }
 
-#: By name: the strengths of `ALL_BLOCKS`.
+#: Presets by name: the strengths of `ALL_BLOCKS`, in order.
 PRESETS: dict[str, tuple[float, ...]] = {
     name: tuple(float(value) for count, value in steps for _ in range(count))
     for name, steps in _STEPS.items()

@@ -6,18 +6,18 @@ from .program import CLIP, CLIP_FLAT, PAIRS, Program, Route, Scheme
 
 UNETS = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 FLUXES = ("flux", "flux_schnell", "flux2", "chroma")
-# It has these as a Flux, too, without the encoders.
+# Models that ComfyUI also runs as a Flux, but for the text encoders.
 _KIN = (*FLUXES, "ovis", "longcat")
 _T5 = r"(encoder_block_\d+_layer_\d+_.+|encoder_final_layer_norm|shared)"
 _QKV = r"^single_blocks\.\d+\.linear1_qkv$"
-# Modules for which its table of diffusers' names has none.
+# Modules that are missing in ComfyUI's table of diffusers' names.
 _UNLISTED = (
     r"^(double|single)_blocks|_stream_modulation|^time_guidance_embed|distilled_guidance_layer"
     r"|^time_embed[._]|^timestep_embedder|^txt_norm"
 )
-# What the replacements of diffusion-pipe's spelling change, under `transformer.`.
+# Parts of names that ComfyUI replaces under `transformer.`, for files of diffusion-pipe.
 _REPLACED = r"(_mod\.lin|_attn\.(qkv|proj)|mlp\.[02]|\.modulation\.lin)$"
-# Of Lumina 2 it knows the names that Z-Image has in diffusers.
+# For Lumina 2, ComfyUI knows the names that Z-Image has in diffusers.
 _LUMINA = (
     r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])"
     r"|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)|all_x_embedder\.2-1"

@@ -1,7 +1,7 @@
 """diffusers 0.42: `loaders/lora_pipeline.py` and `loaders/lora_conversion_utils.py`.
 
-It looks at the keys, and takes the first conversion that they ask for; a file with a key that this
-does not know is refused as a whole.
+diffusers chooses the first conversion that a file's keys ask for; a file with a key that this
+conversion does not know is refused as a whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .program import CLIP_FLAT, Blocks, Program, Route, Scheme
 
 _SD_KOHYA = Route(
     schemes=(
-        # Of the model's own names it renames the blocks for SDXL alone.
+        # diffusers renames blocks from the model's own names for SDXL alone.
         Scheme("lora_unet_", "foreign", flat=True, but="^add_embedding"),
         replace(FLAT, only="time_embed_[02]"),
         *FLAT_CLIP,
@@ -41,7 +41,7 @@ _SD_KOHYA = Route(
     ignores=DORA,
     strict="keys",
     every=r"^lora_(unet|te1?|te2)_",
-    common_alpha=r"_attn[12]_to_(q|k|v|out_0)$",  # their alphas get a name that nothing has
+    common_alpha=r"_attn[12]_to_(q|k|v|out_0)$",  # their alphas get a name that no layer has
 )
 _SD = (_SD_KOHYA, own("unet.", Scheme("unet.", "processor")))
 _QWEN = replace(
@@ -83,7 +83,7 @@ _Z_LOKR = (
     replace(LOKR, schemes=_Z_FOREIGN, besides=r"\.alpha$|^diffusion_model\.", strict="keys"),
     LOKR_OWN,
 )
-# Of HiDream's experts the gate is a module of its own kind, which no adapter can be on.
+# The gate of HiDream's experts is no linear layer in diffusers: no adapter can be on it.
 _GATES = r"\.ff_i\.gate\."
 # Differences of biases are read as biases of up, a whole one of the head as a pair of its rank.
 _WAN_BIASES = (
@@ -95,7 +95,7 @@ _WAN_DOTTED = replace(
     converting(DOTTED, NATIVE, pairs=(*AB, *UP)),
     alpha="read",
     ignores=(),
-    drops=r"\.diff",  # left over, and passed over
+    drops=r"\.diff",  # the conversion leaves these keys over, and the loader ignores them
     refuses=r"^diffusion_model\.(?!blocks\.).*\.alpha$",
     asks={"layer of a block": r"^diffusion_model\.blocks\.\d", "pair": r"\.lora_(A|B|up|down)\."},
     blocks=(

@@ -17,7 +17,7 @@ CONVERTED = r"\.alpha$|^lora_unet_|^diffusion_model\.|default\."
 
 
 def own(prefix: str, *schemes: Scheme) -> Route:
-    """Its own names: what stands under no known prefix is left out; all must have `lora` in them."""
+    """The route of diffusers' own names: other prefixes are left out; all need `lora` in them."""
     return Route(
         schemes=(Scheme(prefix, "foreign"), *ENCODERS, *schemes),
         pairs=(*AB, *OLD),

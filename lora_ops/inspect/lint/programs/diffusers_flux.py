@@ -20,7 +20,7 @@ from .diffusers_common import (
 )
 from .program import CLIP, CLIP_FLAT, Blocks, Route, Scheme
 
-# What a conversion passes over in silence: it gives these names that it does not look at again.
+# Modules that a conversion drops in silence: it renames them and never looks at them again.
 _FLUX_OUTSIDE = r"(guidance_in|img_in|txt_in|time_in|vector_in|final_layer)[._]"
 _FLUX_KOHYA = Route(
     schemes=(
@@ -34,7 +34,7 @@ _FLUX_KOHYA = Route(
     when=r"\.lora_down\.weight$",
     drops=rf"^lora_te[23]_|^text_encoders\.t5xxl\.|\.diff_b$|norm.*\.diff$|text_projection|position_embedding|^(lora_unet_|diffusion_model\.){_FLUX_OUTSIDE}",
 )
-# OneTrainer's names: of a block the projections of its attention alone.
+# OneTrainer's names; of a block only the projections of its attention are read.
 _FLUX_ONETRAINER = replace(
     _FLUX_KOHYA,
     schemes=(
@@ -107,7 +107,7 @@ _FLUX2_BLOCKS = tuple(
     for prefix in _FLUX2_PREFIXES
 )
 _FLUX2_DOTTED = (
-    # What has diffusers' names of blocks is not looked at, so that it may end in any way.
+    # Keys with diffusers' names of blocks are not converted, and may have any suffix.
     converting(
         r"^(diffusion_model|base_model\.model)\.(single_)?transformer_blocks\..*\.lora\.",
         *_FLUX2_BLOCKS,
@@ -132,7 +132,7 @@ _FLUX2_LOKR = (
         ),
         besides="^lycoris_",
     ),
-    # Fused projections stay so: the model's own are fused for it.
+    # Fused projections stay fused: diffusers fuses the model's own to load them.
     replace(
         LOKR,
         schemes=tuple(Scheme(prefix, "native") for prefix in _FLUX2_PREFIXES),

@@ -8,7 +8,7 @@ _CLIP_L = Scheme("lora_te1_", "any", only=CLIP_FLAT)
 _CLIP_G = Scheme("lora_te2_", "any", only=CLIP_FLAT)
 _T5 = Scheme("lora_te3_", "any", only=r"encoder_block_\d+_layer_\d+_.+")
 _LLM = Scheme("lora_te_", "any", only=r"layers_\d+_.+")
-# Its networks take the layers of blocks; what stands before and behind them is in none.
+# kohya's networks have the layers of blocks only, none before or behind them.
 _UNET = r"(down_blocks|mid_block|up_blocks)_.+"
 _SGM = r"(input_blocks_[1-9]\d*|middle_block|output_blocks_\d+)_.+"
 _STREAMS = r"(double|single)_blocks_\d+_.+"

@@ -28,7 +28,7 @@ class Scheme:
     """Names of modules that a program knows.
 
     Attributes:
-        prefix: What they begin with.
+        prefix: What the names begin with.
         names: What follows: the model's own name (native), that of diffusers (foreign), that of
             diffusers with `processor` (processor), a text encoder's own name (encoder), or whatever
             ``only`` allows (any).
@@ -50,7 +50,7 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Numbered blocks that a program takes whole: one missing layer ends loading with an error.
+    """Numbered blocks that a program needs complete: a missing layer ends loading with an error.
 
     Attributes:
         prefix: What the names in a block begin with, `{}` for its number.
@@ -74,26 +74,26 @@ class Route:
         pairs: Suffixes of up that it knows; see `PAIRS`.
         kinds: Kinds of layer that it knows.
         ignores: Roles that it leaves out without a word: mid, magnitude, dora_scale, ….
-        alpha: Whether it reads them, stops where one is missing, or where one is left over, or
+        alpha: What it does with alphas: reads them, stops where one is missing or left over, or
             passes over them.
         strict: What ends loading with an error: nothing, a key that makes no pair (keys), or also a
             pair of a name that it does not know (all).
         needs_lora: Whether it refuses a file in which a key does not have `lora` in it.
-        when: Regular expression that some key must fit for this way; the first that fits is gone.
-        besides: Another, that some key must fit as well.
+        when: Regular expression that some key must fit: the first route that fits is taken.
+        besides: A second one, that some key must fit as well.
         every: Regular expression that every key must fit.
         drops: Regular expression of keys that are left out without harm to the rest.
         refuses: Regular expression of keys that end loading with an error.
-        asks: By what it is, a regular expression that some key must fit, or loading ends with an error.
+        asks: Regular expressions that some key must fit, by what they look for; else loading fails.
         common_alpha: Regular expression of modules that get the commonest alpha of the file instead
-            of their own; so do those without one. Empty: nothing of the kind.
+            of their own; so do those without one. Empty: there are no such modules.
         bounded: Kinds that it fails on where they have no alpha.
         up_bias: Whether it reads the bias of up, which PEFT can train.
         biases: Regular expression of keys of whole differences that it reads all the same.
         float_alphas: Whether it stops at an alpha stored as an integer.
         configured: Whether it reads scales from the PEFT configuration in the metadata.
-        blocks: What must be there whole.
-        spelling: Whose names the file must have, where it is a way for these alone.
+        blocks: Blocks that must be complete.
+        spelling: The old spelling that a file must have for this route; None for any file.
     """
 
     schemes: tuple[Scheme, ...]
@@ -124,9 +124,9 @@ class Program:
     """One program.
 
     Attributes:
-        name: As the user calls it.
-        title: For sentences, with the version that was looked at.
-        format: That `lorakit convert` writes for it.
+        name: What the user calls it.
+        title: Its name in sentences, with the version that the tables are of.
+        format: The one to write for it.
         routes: By short name of an architecture, the ways through its loader; "" for all others.
         stops: Whether a layer without its second factor ends loading with an error.
         quirks: By kind, what it does to the strength; `dora` for magnitudes over a kind.

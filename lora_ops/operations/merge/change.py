@@ -1,0 +1,86 @@
+"""The step of a bake: layers of adapters are added to a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import Convention
+from ...errors import NonFiniteError
+from ...models.architectures import Parameter
+from ...models.differences import read_parameter
+from ...models.pairing import parameter_kind
+from ...report import LayerReport, Skip
+from .shares import Share
+from .step import Measured, not_numbers
+from .terms import Delta, Rows, Stored
+
+NO_CHANGE = "the layer is zero"
+
+
+@dataclass(frozen=True, slots=True)
+class BakedLayer(LayerReport):
+    """One parameter that was changed: `norm` is of the change as meant, `residual` of what is lost.
+
+    Attributes:
+        cosine: Of the change as stored (baked - base) with the change as meant; 1 where it survived
+            the rounding, 0 where nothing is left of it.
+    """
+
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """Everything that is added to one parameter.
+
+    Attributes:
+        parameter: Which, and where it lies.
+        shares: The layers, at least one, in the order of the adapters.
+        dora: Whose convention, of kinds that programs read differently.
+    """
+
+    parameter: Parameter
+    shares: tuple[Share, ...]
+    dora: Convention = "paper"
+
+    def change(self, weight: Stored, dtype: torch.dtype) -> Delta:
+        """See `Step`."""
+        base = None
+        if any(share.needs_base for share in self.shares):
+            seat = self.shares[0].seat
+            if seat is not None and seat.piece is not None:  # of a weight with other pieces
+                base = read_parameter(weight.source, seat.parameter)
+            else:
+                base = weight.whole()
+                base = (base.mT if self.parameter.transposed else base).reshape(
+                    self.parameter.shape
+                )
+        delta = Delta.of(self.shares, base, dtype, self.dora)
+        return delta.transposed if self.parameter.transposed else delta
+
+    def report(self, change: Rows, measured: Measured) -> BakedLayer | Skip:
+        """See `Step`."""
+        one, kind = self.parameter, parameter_kind(self.parameter)
+        if measured.norm == 0:
+            return Skip(one.target, one.component, kind, NO_CHANGE, 0.0)
+        return BakedLayer(
+            target=one.target,
+            component=one.component,
+            kind=kind,
+            shape=one.shape,
+            rank=change.rank if isinstance(change, Delta) else 0,
+            norm=measured.norm,
+            residual=measured.lost,
+            cosine=measured.cosine,
+        )
+
+    def not_finite(self, weight: Tensor, change: Tensor) -> NonFiniteError | None:
+        """See `Step`."""
+        one, way_out = self.parameter, "use another file, or strength 0 for that layer"
+        names = " and ".join(dict.fromkeys(share.source.name for share in self.shares))
+        return not_numbers(
+            weight, f"`{one.key}` of the checkpoint", way_out, one.target
+        ) or not_numbers(change, f"the change of `{one.target}` by {names}", way_out, one.target)
