@@ -33,7 +33,8 @@ _arguments = together(
         *("-o", "--output"),
         type=PATH,
         required=True,
-        help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
+        help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards; a new folder where "
+        "CHECKPOINT is a folder of diffusers.",
     ),
     where_option,
     dora_option,

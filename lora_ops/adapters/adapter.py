@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,27 +29,3 @@ class Adapter:
     metadata: Mapping[str, str]
     format: str
     keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LazyLayers(Mapping[str, Layer]):
-    """Layers that are read, or made, each time they are asked for.
-
-    Attributes:
-        targets: What there is, in order.
-        read: Gives the layer of a target.
-    """
-
-    targets: Collection[str]
-    read: Callable[[str], Layer]
-
-    def __getitem__(self, target: str) -> Layer:
-        if target not in self.targets:
-            raise KeyError(target)
-        return self.read(target)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.targets)
-
-    def __len__(self) -> int:
-        return len(self.targets)

@@ -8,7 +8,7 @@ checkpoint's, one weight at a time, when the layer is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ArgumentError, UnsupportedLayerError
 from ..linalg import frobenius
 from ..report import counted
-from .adapter import Adapter, LazyLayers
+from .adapter import Adapter
 from .base import BaseWeights
 from .edited import described, finite
 from .formats import Format, ModelNames, format_named, module_keys
@@ -37,6 +37,7 @@ from .layers import (
     innermost,
     low_rank,
 )
+from .outline import outline, outlined
 from .repacking.assemble import assembled, blocks_of
 from .repacking.plan import Piece
 
@@ -76,22 +77,9 @@ def as_changes(
     if not cut:
         _check_thin(plans)
 
-    def read(target: str) -> Layer:
-        plan = plans.get(target)
-        if plan is None:
-            return _with_weight(target, adapter.layers[target], base, convention)
-        if len(plan.shape) < 2:
-            return make(target)
-        made = _made(plan, lambda: make(target))
-        return made if plan.reshape_weight is None else ReshapedLayer(made, plan.reshape_weight)
-
-    def make(target: str) -> LoraLayer | FullLayer | LokrLayer:
-        layer, plan = adapter.layers[target], plans[target]
-        weight = base.weight(target) if base is not None and layer.needs_base else None
-        return _change(target, layer, plan, weight, convention)
-
     keys = {target: _lora_keys(adapter, target, plan.shape) for target, plan in plans.items()}
-    return replace(adapter, layers=LazyLayers(adapter.layers, read), keys={**adapter.keys, **keys})
+    changes = _Changes(adapter.layers, plans, base, convention)
+    return replace(adapter, layers=changes, keys={**adapter.keys, **keys})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +94,63 @@ class _Plan:
     is_kron: bool = False
     is_large: bool = False
     reshape_weight: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Changes(Mapping[str, Layer]):
+    """The changes of layers in place of those, made each time they are asked for.
+
+    Attributes:
+        layers: What they are made of.
+        plans: Of those that change.
+        base: The weights they are made from.
+        convention: Whose.
+        is_outline: Whether what is made has no data.
+    """
+
+    layers: Mapping[str, Layer]
+    plans: Mapping[str, _Plan]
+    base: BaseWeights | None
+    convention: Convention
+    is_outline: bool = False
+
+    def __getitem__(self, target: str) -> Layer:
+        plan = self.plans.get(target)
+        if plan is None:
+            return _with_weight(target, self.layers[target], self.base, self.convention)
+        if len(plan.shape) < 2:
+            return self._make(target)
+        made = _made(plan, lambda: self._make(target))
+        return made if plan.reshape_weight is None else ReshapedLayer(made, plan.reshape_weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, layers=outline(self.layers), is_outline=True)
+
+    def _make(self, target: str) -> LoraLayer | FullLayer | LokrLayer:
+        layer, plan, base = self.layers[target], self.plans[target], self.base
+        if self.is_outline:
+            return _unmade(layer, plan)
+        weight = base.weight(target) if base is not None and layer.needs_base else None
+        return _change(target, layer, plan, weight, self.convention)
+
+
+def _unmade(layer: Layer, plan: _Plan) -> LoraLayer | FullLayer | LokrLayer:
+    """A change without its data."""
+    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    if plan.is_kron and isinstance(plain, LokrLayer):
+        return plain
+    if plan.is_dense:
+        return FullLayer(torch.empty(plan.shape, device="meta"))
+    out, into = _sides(plan.shape)
+    up, down = (torch.empty(size, device="meta") for size in ((out, plan.rank), (plan.rank, into)))
+    return low_rank(up, down, plan.shape)
 
 
 def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
@@ -180,10 +225,32 @@ def renamed(
     by_module = {piece.module: piece for piece in pieces}
     return replace(
         adapter,
-        layers=LazyLayers(by_module, lambda module: _piece(adapter, by_module[module], names)),
+        layers=_Renamed(adapter, by_module, names),
         format=format.name,
         keys={module: piece.keys for module, piece in by_module.items()},
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Renamed(Mapping[str, Layer]):
+    """Changes under other names, each made when it is asked for."""
+
+    adapter: Adapter
+    pieces: Mapping[str, Piece]
+    names: ModelNames
+
+    def __getitem__(self, module: str) -> Layer:
+        return _piece(self.adapter, self.pieces[module], self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, adapter=outlined(self.adapter))
 
 
 def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import MismatchError, NonFiniteError, UnknownFormatError, UnsupportedLayerError
 from ..report import LayerReport, Report, Skip, counted
+from ..run.job import Outcome
 from .adapter import Adapter
 from .formats import component, format_named, module_keys
 from .layers import DoraLayer, FullLayer, Layer, LoraLayer, PissaLayer, ReshapedLayer, innermost
@@ -40,21 +41,6 @@ class EditReport(LayerReport):
         return self.kind in (_BIAS, _FULL)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Edited:
-    """What became of one layer.
-
-    Attributes:
-        target: Its name.
-        layer: What is to be written; None for a skip.
-        report: Its numbers, or the reason of the skip.
-    """
-
-    target: str
-    layer: Layer | None
-    report: EditReport | Skip
-
-
 def kind_of(target: str, layer: Layer) -> str:
     """Say what a layer changes, from its shape: linear, conv 3x3, bias, ...; else its kind: LoHa, ..."""
     shape, plain = layer.shape, innermost(layer)
@@ -66,10 +52,10 @@ def kind_of(target: str, layer: Layer) -> str:
     return f"conv{'3d' if len(shape) == 5 else ''} {'x'.join(map(str, shape[2:]))}"
 
 
-def skipped(target: str, layer: Layer, reason: str, norm: float) -> Edited:
+def skipped(target: str, layer: Layer, reason: str, norm: float) -> Outcome[Layer]:
     """A layer that is left out."""
     report = Skip(target, component(target), kind_of(target, layer), reason, norm)
-    return Edited(target, None, report)
+    return Outcome(target, None, (report,))
 
 
 def edited(
@@ -81,9 +67,15 @@ def edited(
     was: tuple[int, ...],
     coefficients: tuple[float, ...] = (1.0,),
     made_of: Iterable[Layer] = (),
-) -> Edited:
-    """A layer that is written, with the norm of what it should be and of what it misses."""
-    titles = dict.fromkeys(one.title for one in made_of)
+    from_kind: str | None = None,
+) -> Outcome[Layer]:
+    """A layer that is written, with the norm of what it should be and of what it misses.
+
+    The kind that it was is that of what it is made of, unless it is given.
+    """
+    if from_kind is None:
+        titles = dict.fromkeys(one.title for one in made_of)
+        from_kind = ", ".join(titles) if titles.keys() - {layer.title} else ""
     report = EditReport(
         target=target,
         component=component(target),
@@ -94,9 +86,9 @@ def edited(
         residual=residual,
         was=was,
         coefficients=coefficients,
-        from_kind=", ".join(titles) if titles.keys() - {layer.title} else "",
+        from_kind=from_kind,
     )
-    return Edited(target, layer, report)
+    return Outcome(target, layer, (report,))
 
 
 def described(layer: Layer) -> str:
@@ -173,7 +165,9 @@ def check_not_empty(adapter: Adapter, name: str = "the adapter") -> None:
         raise UnknownFormatError(f"{name} holds no layers; see what it is with `describe()`")
 
 
-def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[Adapter, Report]:
+def collect(
+    like: Adapter, results: Iterable[Outcome[Layer]], **changes: Any
+) -> tuple[Adapter, Report]:
     """Return the edited adapter, all in memory, and its report.
 
     Args:
@@ -182,7 +176,7 @@ def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[A
         **changes: New values of the adapter's other fields.
     """
     known = list(results)
-    layers = {one.target: one.layer for one in known if one.layer is not None}
+    layers = {one.name: one.value for one in known if one.value is not None}
     keys = {
         target: {role: key for role, key in roles.items() if role in own}
         for target, roles in changes.pop("keys", like.keys).items()
@@ -192,14 +186,14 @@ def collect(like: Adapter, results: Iterable[Edited], **changes: Any) -> tuple[A
     return adapter, summarise(one.report for one in known)
 
 
-def summarise(reports: Iterable[EditReport | Skip]) -> Report:
+def summarise(reports: Iterable[LayerReport | Skip]) -> Report:
     """Sort what became of the layers into a report.
 
     Raises:
         MismatchError: No layer is left.
     """
     known = list(reports)
-    layers = tuple(one for one in known if isinstance(one, EditReport))
+    layers = tuple(one for one in known if isinstance(one, LayerReport))
     skips = tuple(one for one in known if isinstance(one, Skip))
     if not layers:
         reasons = Counter(skip.reason for skip in skips)

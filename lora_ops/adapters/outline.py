@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..source import TensorSource
+from .adapter import Adapter
+from .layers import Layer
 
+_ALPHA = ".alpha"
 # Endings of tensors with one or a few numbers that say what a layer is: they are read.
-_TOLD = (".alpha", ".on_input", ".reshape_weight")
+_TOLD = (".on_input", ".reshape_weight")
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """Layers that are read, or made, when they are asked for."""
+
+    def outline(self) -> Mapping[str, Layer]:
+        """Return the same layers with shapes and dtypes, but without data, from headers alone."""
+        ...
+
+
+def outline(layers: Mapping[str, Layer]) -> Mapping[str, Layer]:
+    """Return layers without their data, where they are read from a file; those in memory as they are.
+
+    Where a factor of several layers may be one and the same, which no header says, it counts several
+    times.
+    """
+    return layers.outline() if isinstance(layers, Lazy) else layers
+
+
+def outlined(adapter: Adapter) -> Adapter:
+    """Return an adapter whose layers have no data, where they are read from a file."""
+    return replace(adapter, layers=outline(adapter.layers))
 
 
 class Outline(TensorSource):
-    """A source whose tensors have shapes but no data, so that layers can be checked unread."""
+    """A source whose tensors have shapes but no data, so that layers can be checked unread.
 
-    def __init__(self, source: TensorSource) -> None:
+    Args:
+        source: Whose.
+        reads_alpha: Whether alphas are read; else every one is 1.
+    """
+
+    def __init__(self, source: TensorSource, *, reads_alpha: bool = True) -> None:
+        self._reads_alpha = reads_alpha
         self.name = source.name
         self.metadata = source.metadata
         self._source = source
@@ -35,6 +69,8 @@ class Outline(TensorSource):
 
     def tensor(self, key: str) -> Tensor:
         """A tensor without data; one whose numbers say what a layer is, is read."""
-        if key.endswith(_TOLD):
+        if key.endswith(_TOLD) or (key.endswith(_ALPHA) and self._reads_alpha):
             return self._source.tensor(key)
+        if key.endswith(_ALPHA):
+            return torch.ones(self.shape(key), dtype=self.dtype(key))
         return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")

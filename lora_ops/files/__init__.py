@@ -15,6 +15,7 @@ from .reading.routed import RoutedSource
 from .reading.safetensors_file import SafetensorsFile
 from .reading.sharded import open_sharded
 from .writing.base import Written
+from .writing.folder import FolderWriter, beside_weights, check_folder
 from .writing.memory import MemoryFile, Output, writer_of
 from .writing.outputs import check_output
 from .writing.placed import PlacedWriter
@@ -26,6 +27,7 @@ __all__ = [
     "DATA_HASH",
     "INDEX",
     "FileSource",
+    "FolderWriter",
     "JoinedSource",
     "MemoryFile",
     "Output",
@@ -39,7 +41,9 @@ __all__ = [
     "ShardsWriter",
     "Stamp",
     "Written",
+    "beside_weights",
     "changed",
+    "check_folder",
     "check_name",
     "check_output",
     "data_sha256",

@@ -23,6 +23,7 @@ from .dtypes import DTYPE_BITS
 MAX_HEADER = 100_000_000
 
 METADATA_KEY = "__metadata__"
+_ANY_SIZE = 10**11
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_DIMS = 64  # more than torch's and numpy's operations take
 _MAX_DIGITS = 20  # of a number; more are no size
@@ -143,6 +144,24 @@ def render_header(
     for (key, dtype, shape, size), end in zip(rows, ends, strict=True):
         document[key] = {"dtype": dtype, "shape": shape, "data_offsets": (end - size, end)}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def header_room(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    spare: int = 0,
+) -> int:
+    """Bytes to keep free for the header of a file that is not written yet.
+
+    Args:
+        tensors: (key, dtype name, shape) of each, none shorter than it can become.
+        metadata: As long as it can become.
+        spare: Bytes of metadata that are not known yet, at most.
+    """
+    # No offset has more digits than these will.
+    rows = [(key, dtype, shape, _ANY_SIZE) for key, dtype, shape in tensors]
+    return len(render_header(rows, metadata or {})) + spare
 
 
 def _written(text: str) -> str:

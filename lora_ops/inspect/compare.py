@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ..adapters.adapter import Adapter
@@ -15,9 +16,11 @@ from ..adapters.matching.align import matched
 from ..adapters.matching.group import Group, Term, common_shape
 from ..operations.add.apart import apart
 from ..operations.add.combine import stacked
-from ..run.workers import Progress, counted_off, ordered_map
+from ..run.devices import Placement
+from ..run.job import Job, Work
+from ..run.stream import stream
+from ..run.workers import Progress
 
-_WORKERS = 2
 # A squared distance below this share of the squared norms is their rounding.
 _SEEN = 1e-15
 
@@ -122,8 +125,13 @@ def compare(
     for term in terms:
         check_not_empty(term.adapter, term.name)
     match = matched(terms)
-    results = ordered_map(lambda group: _compared(match.terms, group), match.groups, _WORKERS)
-    return Comparison(tuple(counted_off(results, len(match.groups), progress)))
+    jobs = [Job(group.target, group, alike=group.target) for group in match.groups]
+    work = Work(jobs, partial(_compute, match.terms))
+    return Comparison(tuple(stream(work, progress=progress)))
+
+
+def _compute(terms: Sequence[Term], groups: Sequence[Group], _: Placement) -> list[LayerComparison]:
+    return [_compared(terms, group) for group in groups]
 
 
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:

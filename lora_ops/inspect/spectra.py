@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,10 +13,14 @@ from torch import Tensor
 from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite
 from ..adapters.layers import Layer, Scaled, innermost
+from ..adapters.outline import outline
+from ..adapters.some import without
 from ..linalg import frobenius, spectrum
-from ..operations.resize.decomposed import Dense, Known, Whole, map_decomposed
-from ..run.devices import Placement, place
-from ..run.workers import Progress, counted_off
+from ..operations.resize.decomposed import Dense, Known, Whole, decomposed_work
+from ..run.devices import Placement
+from ..run.job import Job, Work
+from ..run.stream import stream
+from ..run.workers import Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +74,7 @@ def spectra(
         UnknownFormatError: It has no layers.
         NonFiniteError: NaN or infinity in a factor.
     """
-    check_not_empty(adapter)
-    return tuple(counted_off(_measured(adapter, placement), len(adapter.layers), progress))
+    return tuple(stream(spectra_work(adapter), placement, progress=progress))
 
 
 def kept(found: Sequence[Spectrum]) -> Kept:
@@ -90,32 +94,32 @@ def kept(found: Sequence[Spectrum]) -> Kept:
     return Kept(tuple(counts), *(tuple(row.tolist()) for row in (whole, *shares)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Some(Mapping[str, Layer]):
-    """Some of an adapter's layers, read when they are asked for."""
+def spectra_work(adapter: Adapter) -> Work[str, Spectrum]:
+    """Return the jobs of `spectra`, and how they are done: first what the base weight makes.
 
-    layers: Mapping[str, Layer]
-    names: Sequence[str]
-
-    def __getitem__(self, target: str) -> Layer:
-        return self.layers[target]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+    Args:
+        adapter: Read layer by layer.
+    """
+    check_not_empty(adapter)
+    layers = outline(adapter.layers)
+    bound = [target for target, layer in layers.items() if layer.needs_base]
+    work = decomposed_work(without(adapter, bound), _spectrum)
+    jobs = [Job(target, target, alike=("from the base", target)) for target in bound]
+    compute = partial(_compute, adapter.layers, frozenset(bound), work.compute)
+    return Work([*jobs, *work.jobs], compute)
 
 
-def _measured(adapter: Adapter, placement: Placement | None) -> Iterator[Spectrum]:
-    own: list[str] = []
-    for target, layer in adapter.layers.items():
-        if layer.needs_base:
-            yield Spectrum(target, layer.title, _rank(layer), None, _NOTHING)
-        else:
-            own.append(target)
-    some = replace(adapter, layers=_Some(adapter.layers, own))
-    yield from map_decomposed(some, _spectrum, placement or place("cpu"))
+def _compute(
+    layers: Mapping[str, Layer],
+    bound: Collection[str],
+    compute: Callable[[Sequence[str], Placement], Sequence[Spectrum]],
+    targets: Sequence[str],
+    placement: Placement,
+) -> Sequence[Spectrum]:
+    if targets[0] not in bound:
+        return compute(targets, placement)
+    known = [(target, layers[target]) for target in targets]
+    return [Spectrum(target, layer.title, _rank(layer), None, _NOTHING) for target, layer in known]
 
 
 def _spectrum(known: Known) -> Spectrum:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from ..adapters.adapter import Adapter, LazyLayers
+import torch
+
+from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import check_checkpoint
-from ..adapters.formats import BIAS, decode, read_kind, saved_parameters
+from ..adapters.formats import BIAS, Module, decode, read_kind, saved_parameters
 from ..adapters.layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
 from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
 from ..adapters.metadata.provenance import originals
@@ -22,7 +25,10 @@ from ..models.differences import Sides, change_norm, measured_difference, read_p
 from ..models.pairing import Pair, is_candidate, nearest, pair
 from ..operations.extract.extract import NO_FACTORS, UNCHANGED
 from ..report import LayerReport, Report, Skip
-from ..run.workers import Progress, ordered_map
+from ..run.devices import Placement
+from ..run.job import Job, Work
+from ..run.stream import stream
+from ..run.workers import Progress
 from ..source import TensorSource
 
 MISSING = "not in the LoRA"
@@ -118,29 +124,12 @@ def _measured(
     _check_targets(
         adapter, places, {both.target for both in pairs}, lora.name, base.name, tuned.name
     )
-    sides = Sides(base, tuned)
-    total, done = sum(math.prod(both.shape) for both in pairs), 0
-    layers: list[LayerReport] = []
-    skips: list[Skip] = []
-
-    def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
-        changed = [(held.layers[one], at) for one, at in members.get(both.target, ())]
-        beside = [(_bias(held.layers[one]), at) for one, at in of_bias.get(both.target, ())]
-        changed += [(bias, at) for bias, at in beside if bias is not None]
-        if changed:
-            return both, _measure(sides, changed, both, strength, convention)
-        norm = change_norm(sides, both)
-        lost = MISSING if is_candidate(both.base) else NO_FACTORS
-        return both, Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
-
-    for both, found in ordered_map(measure, pairs, workers):
-        done += math.prod(both.shape)
-        if progress is not None:
-            progress(done, total, both.target)
-        if isinstance(found, LayerReport):
-            layers.append(found)
-        else:
-            skips.append(found)
+    measuring = _Measuring(Sides(base, tuned), held.layers, members, of_bias, strength, convention)
+    jobs = [Job(both.target, both, math.prod(both.shape), alike=both.target) for both in pairs]
+    placement = Placement(torch.device("cpu"), workers)
+    found = list(stream(Work(jobs, partial(_compute, measuring)), placement, progress=progress))
+    layers = [one for one in found if isinstance(one, LayerReport)]
+    skips = [one for one in found if isinstance(one, Skip)]
     if not any(one.norm for one in (*layers, *skips)):
         raise MismatchError(
             f"no layer differs between {base.name} and {tuned.name}: there is no change to compare "
@@ -162,13 +151,66 @@ def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
         if name.endswith(BIAS) and name not in adapter.layers
     }
 
-    def layer(target: str) -> Layer:
-        if target in saved:
-            return read_kind(lora, target, saved[target])
-        return adapter.layers[target]
+    layers = _WithSaved(adapter.layers, lora, saved)
+    return replace(adapter, layers=layers) if saved else adapter
 
-    targets = dict.fromkeys([*adapter.layers, *saved])
-    return replace(adapter, layers=LazyLayers(targets, layer)) if saved else adapter
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _WithSaved(Mapping[str, Layer]):
+    """Layers, and parameters that PEFT saved whole beside them, read when they are asked for."""
+
+    layers: Mapping[str, Layer]
+    lora: TensorSource
+    saved: Mapping[str, Module]
+
+    def __getitem__(self, target: str) -> Layer:
+        if target in self.saved:
+            return read_kind(self.lora, target, self.saved[target])
+        return self.layers[target]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.layers, *self.saved]))
+
+    def __len__(self) -> int:
+        return len(self.layers) + len(self.saved)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measuring:
+    """What is measured, and against what.
+
+    Attributes:
+        sides: The checkpoints.
+        layers: Of the adapter, by module.
+        members: By target, the modules that change it and where.
+        of_bias: The same of biases that a layer of the weight changes.
+        strength: The user's factor.
+        convention: Whose.
+    """
+
+    sides: Sides
+    layers: Mapping[str, Layer]
+    members: Mapping[str, Sequence[tuple[str, Seat]]]
+    of_bias: Mapping[str, Sequence[tuple[str, Seat]]]
+    strength: float
+    convention: Convention
+
+
+def _compute(
+    measuring: _Measuring, pairs: Sequence[Pair], _: Placement
+) -> list[LayerReport | Skip]:
+    return [_found(measuring, both) for both in pairs]
+
+
+def _found(known: _Measuring, both: Pair) -> LayerReport | Skip:
+    changed = [(known.layers[one], at) for one, at in known.members.get(both.target, ())]
+    beside = [(_bias(known.layers[one]), at) for one, at in known.of_bias.get(both.target, ())]
+    changed += [(bias, at) for bias, at in beside if bias is not None]
+    if changed:
+        return _measure(known.sides, changed, both, known.strength, known.convention)
+    norm = change_norm(known.sides, both)
+    lost = MISSING if is_candidate(both.base) else NO_FACTORS
+    return Skip(both.target, both.component, both.kind, lost if norm else UNCHANGED, norm)
 
 
 def _measure(

@@ -31,6 +31,8 @@ def rounded(tensor: Tensor, dtype: torch.dtype, target: str) -> Tensor:
     Raises:
         NonFiniteError: A value is beyond the range of that dtype.
     """
+    if tensor.is_meta:  # there are no numbers, only a shape
+        return tensor.to(dtype)
     result = tensor.to(dtype).cpu().contiguous()
     # NaN and infinity survive `max`, which is fifteen times as fast as asking every number.
     if result.numel() and not math.isfinite(float(result.abs().max())):

@@ -54,6 +54,10 @@ def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
     for piece in parameter.pieces:
         part = read_parameter(source, piece.parameter)
         parts.append(torch.cat(part.chunk(2)[::-1]) if piece.swapped else part)
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) > 1:  # eight bits are not promoted; float32 holds all that are narrower
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        parts = [part.to(wide) for part in parts]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from ..adapters.edited import Edited
+from torch import Tensor
+
 from ..adapters.formats import (
     PEFT,
     PEFT_METADATA,
@@ -28,12 +30,14 @@ from ..adapters.layers import (
     LoraLayer,
     PissaLayer,
 )
-from ..adapters.metadata import Input, Result
+from ..adapters.metadata import Input
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
-from ..files import Output, check_output, move_all
+from ..files import Output, check_output, move_all, writer_of
 from ..report import Report
+from ..run.job import Outcome
+from ..run.output import Writer
 from ..source import TensorSource
-from .output import Describe, Draft, write_adapter
+from .output import AdapterFile, Describe, Draft, Notes
 
 # The names that PEFT gives and asks for.
 WEIGHTS = "adapter_model.safetensors"
@@ -105,45 +109,51 @@ def keeps_alpha(
     return not any(_is_up_bias(roles) for roles in (keys or {}).values())
 
 
-def write_result(
-    draft: Draft,
-    results: Iterable[Edited],
-    describe: Describe,
-    *,
-    started: float,
-    notes: Callable[[Report], Iterable[str]] = lambda _: (),
-) -> Report:
-    """Do `write_adapter`, into a folder where the output is one; scales are then beside the weights.
+def sink_of(draft: Draft, describe: Describe, notes: Notes) -> AdapterFile:
+    """Return what an edited adapter is written as: a file, or a folder where the output is one."""
+    output = draft.output
+    if isinstance(output, Path) and is_for_folder(output, draft.format):
+        return PeftFolder(draft, describe, notes)
+    return AdapterFile(draft, describe, notes)
+
+
+class PeftFolder(AdapterFile):
+    """The folder of an edited adapter: scales are in the configuration, beside the weights.
 
     Raises:
         UnsupportedLayerError: PEFT has no configuration for such layers together.
-        LoraOpsError: As `write_adapter`.
     """
-    output = draft.output
-    if not isinstance(output, Path) or not is_for_folder(output, draft.format):
-        return write_adapter(draft, results, describe, started=started, notes=notes)
-    found: dict[str, Written] = {}
 
-    def without_alphas() -> Iterator[Edited]:
-        for one in results:
-            layer = one.layer
-            if layer is not None and not isinstance(layer, FullLayer):
-                found[one.target] = _told(one.target, layer)
-                layer = _without_alpha(layer)
-            yield replace(one, layer=layer)
+    def __init__(self, draft: Draft, describe: Describe, notes: Notes) -> None:
+        super().__init__(draft, describe, notes)
+        self._told: dict[str, Written] = {}
+        self._has_up_bias = False
 
-    def described(inputs: Sequence[Input], result: Result) -> Mapping[str, str]:
-        told = describe(inputs, replace(result, title=output.stem))
+    @contextmanager
+    def writer(self) -> Generator[Writer, None, None]:
+        """The weights in the folder; once they are complete, the configuration beside them."""
+        draft = self.draft
+        with _folder(cast("Path", draft.output), force=draft.force) as made:
+            with writer_of(made / WEIGHTS, header_room=draft.room, replace=draft.force) as writer:
+                yield writer
+            originals = [source.metadata for source in draft.sources]
+            text = adapter_config(self._told, originals, lora_bias=self._has_up_bias)
+            (made / CONFIG).write_text(text, "utf-8")
+
+    def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
+        """The tensors of a layer without its alpha; none for a skip."""
+        target, layer = outcome.name, outcome.value
+        if layer is not None:
+            self._has_up_bias |= _is_up_bias(self.draft.keys[target])
+        if layer is not None and not isinstance(layer, FullLayer):
+            self._told[target] = _told(target, layer)
+            outcome = replace(outcome, value=_without_alpha(layer))
+        return super().tensors(outcome)
+
+    def metadata(self, inputs: Sequence[Input], report: Report) -> Mapping[str, str]:
+        """The record of the operation, without what the configuration says."""
+        told = super().metadata(inputs, report)
         return {key: text for key, text in told.items() if key != PEFT_METADATA}
-
-    with _folder(output, force=draft.force) as made:
-        inside = replace(draft, output=made / WEIGHTS)
-        report = write_adapter(inside, without_alphas(), described, started=started, notes=notes)
-        originals = [source.metadata for source in draft.sources]
-        lora_bias = any(_is_up_bias(draft.keys[one.target]) for one in report.layers)
-        text = adapter_config(found, originals, lora_bias=lora_bias)
-        (made / CONFIG).write_text(text, "utf-8")
-    return report
 
 
 def _told(target: str, layer: Layer) -> Written:

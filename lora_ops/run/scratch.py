@@ -29,6 +29,10 @@ class Scratch(threading.local):
         self._taken += 1
         return block[:size].view(dtype).view(*shape)
 
+    def give_back(self) -> None:
+        """Take back what was taken last."""
+        self._taken -= 1
+
     @contextmanager
     def frame(self) -> Generator[None, None, None]:
         """Take back, at the end, what was taken within."""

@@ -1,8 +1,16 @@
 """The one loop: every operation's jobs go through here, in order, few of them in memory.
 
-Where more is to come, it comes in here, and no operation knows of it: a part of the work is some of
-its jobs; a journal hands out results that it has, and notes those that are made; another engine
-makes them elsewhere, from the jobs and `compute`, pickled.
+Where more is to come, it comes in here, and no operation knows of it, for none goes through its own
+jobs; `Work` is all there is to it:
+
+- A part of the work (`--part I/N`) is a `Work` with some of the jobs, by their cost.
+- A journal stands between a job and its result: `stream` hands out what it has under the job's name,
+  and notes what is made.
+- Another engine takes the place of `ordered_map`: it makes results elsewhere, from batches of items
+  and `compute`, both pickled, and gives them back in order.
+
+What has to be known of all jobs before the first result can be made, such as the spectra of a
+budget, is a `Work` of its own, which goes through here too.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
@@ -147,19 +147,3 @@ def in_background(call: Callable[[], Result]) -> tuple[Callable[[], Result], Cal
 
     start_new_thread(work, ())
     return task.result, ended.get
-
-
-class _Named(Protocol):
-    @property
-    def target(self) -> str: ...
-
-
-Named = TypeVar("Named", bound=_Named)
-
-
-def counted_off(results: Iterable[Named], total: int, progress: Progress | None) -> Iterator[Named]:
-    """Yield each result, and say before it how many there were."""
-    for done, result in enumerate(results, start=1):
-        if progress is not None:
-            progress(done, total, result.target)
-        yield result

@@ -103,3 +103,29 @@ def test_modulations_of_more_than_shift_and_scale_are_not_turned():
         one = parameters(source)[f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.weight"]
         expected = torch.cat(weight.chunk(2)[::-1]) if swapped else weight
         assert torch.equal(read_parameter(source, one), expected)
+
+
+def test_a_vae():
+    """Levels of the way up are numbered from the other end; attention is linear in diffusers."""
+    names = {
+        "decoder.conv_in.weight": "decoder.conv_in.weight",
+        "decoder.mid_block.attentions.0.group_norm.weight": "decoder.mid.attn_1.norm.weight",
+        "decoder.mid_block.attentions.0.to_q.weight": "decoder.mid.attn_1.q.weight",
+        "decoder.mid_block.attentions.0.to_out.0.bias": "decoder.mid.attn_1.proj_out.bias",
+        "decoder.mid_block.resnets.1.conv2.weight": "decoder.mid.block_2.conv2.weight",
+        "decoder.up_blocks.0.resnets.2.norm1.weight": "decoder.up.2.block.2.norm1.weight",
+        "decoder.up_blocks.1.upsamplers.0.conv.bias": "decoder.up.1.upsample.conv.bias",
+        "decoder.up_blocks.2.resnets.0.conv_shortcut.weight": "decoder.up.0.block.0.nin_shortcut.weight",
+        "encoder.down_blocks.1.downsamplers.0.conv.weight": "encoder.down.1.downsample.conv.weight",
+        "encoder.conv_norm_out.weight": "encoder.norm_out.weight",
+    }
+    tensors = {f"vae.{name}": torch.rand(4) for name in names}
+    linear = "vae.decoder.mid_block.attentions.0.to_q.weight"
+    tensors[linear] = torch.rand(4, 4)
+    source = DictSource(tensors)
+    found = parameters(source)
+    assert {one.key: name for name, one in found.items()} == {
+        f"vae.{name}": f"vae.{native}" for name, native in names.items()
+    }
+    query = read_parameter(source, found["vae.decoder.mid.attn_1.q.weight"])
+    assert torch.equal(query, tensors[linear][..., None, None])

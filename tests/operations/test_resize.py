@@ -479,18 +479,18 @@ def test_batches_give_what_layers_alone_give(rule, memory):
             progress=lambda *told: seen.append(told),
         )
     )
-    alone = {one.target: one for one in run_resize(before, resizing, placement=place("cpu"))}
-    assert {one.target for one in batched} == set(before.layers) == set(alone)
+    alone = {one.name: one for one in run_resize(before, resizing, placement=place("cpu"))}
+    assert {one.name for one in batched} == set(before.layers) == set(alone)
     assert [told[:2] for told in seen] == [(n, len(alone)) for n in range(1, len(alone) + 1)]
     for one in batched:
-        other = alone[one.target]
-        assert (one.layer is None) == (other.layer is None)
-        if one.layer is None or other.layer is None:
+        other = alone[one.name]
+        assert (one.value is None) == (other.value is None)
+        if one.value is None or other.value is None:
             assert one.report == other.report
             continue
-        assert one.layer.rank == other.layer.rank
-        close = error_of(delta(one.layer), delta(other.layer))
-        assert close <= 1e-5 * float(delta(other.layer).norm())
+        assert one.value.rank == other.value.rank
+        close = error_of(delta(one.value), delta(other.value))
+        assert close <= 1e-5 * float(delta(other.value).norm())
         assert one.report.residual == pytest.approx(other.report.residual, rel=1e-4, abs=1e-5)
 
 

@@ -177,3 +177,35 @@ def test_a_folder_pairs_with_a_file(tmp_path, tuned):
             found, _ = extract(base, other, "2")
         for target, layer in expected.layers.items():
             assert torch.equal(found.layers[target].up, layer.up)
+
+
+def test_a_table_that_one_has_in_a_row():
+    """Krea 2's modulations are a vector natively, and rows in diffusers."""
+    native, foreign = both(architecture_named("krea2"))
+    name = f"{UNET}blocks.0.mod.lin"
+    lora = {f"{name}.diff": torch.arange(float(len(native[name])))}
+    expected, _ = bake(DictSource(native), [adapter(lora)])
+    baked, _ = bake(DictSource(foreign), [adapter(lora)])
+    assert_same(natively(baked), expected)
+
+
+def test_eight_bits_are_joined_as_they_are():
+    native, foreign = both(FLUX, dtype=torch.float8_e4m3fn)
+    found = natively(foreign)
+    assert set(found) == set(native)
+    assert all(one.dtype == torch.float8_e4m3fn for one in found.values())
+    assert all(torch.equal(one.float(), native[name].float()) for name, one in found.items())
+
+
+def test_parts_of_several_dtypes():
+    native, foreign = both(FLUX)
+    key = f"{PARTS[1]}.weight"
+    foreign = {k: one.to(torch.bfloat16) for k, one in foreign.items()}
+    foreign[key] = foreign[key].to(torch.float8_e4m3fn)
+    found = natively(foreign)[f"{QKV}.weight"]
+    assert torch.equal(found, torch.cat([foreign[f"{part}.weight"].float() for part in PARTS]))
+    lora = layers(native)
+    baked, _ = bake(DictSource(foreign), [adapter(lora)])
+    assert {k: one.dtype for k, one in baked.items()} == {
+        k: one.dtype for k, one in foreign.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from ..naming.joining import format_of
 from ..naming.names import resolve
 from ..naming.suffixes import BIAS, Module, Modules, adapter_names, modules
 from ..naming.table import FORMATS, format_named
+from ..outline import Outline
 from ..peft.config import Configured, configured
 from .headers import Told, told
 from .kinds import read_alpha, read_configured
@@ -156,6 +157,10 @@ class _Layers(Mapping[str, Layer]):
     def told(self, target: str) -> Told:
         """What the header says of one layer."""
         return told(self.source, *self.modules[target])
+
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, source=Outline(self.source, reads_alpha=False))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

@@ -12,6 +12,7 @@ from ..adapter import Adapter
 from ..formats import Format, ModelNames, format_named, format_of, join_key, model_names
 from ..layers import Layer, multiplied
 from ..model import names_of_any
+from ..outline import outline, outlined
 from ..repacking.assemble import assembled, blocks_of
 from ..repacking.plan import Piece, planned
 from .group import Group, Term, common_models, grouped
@@ -35,6 +36,11 @@ class Match:
     def keys(self) -> dict[str, Mapping[str, str]]:
         """The keys of each target of the result, by role."""
         return {group.target: group.keys for group in self.groups}
+
+    def outline(self) -> Match:
+        """The same with layers without data, where they are read from files."""
+        terms = [replace(term, adapter=outlined(term.adapter)) for term in self.terms]
+        return replace(self, terms=terms)
 
 
 def matched(
@@ -143,6 +149,10 @@ class _Pieces(Mapping[str, Layer]):
     def __len__(self) -> int:
         return len(self.pieces)
 
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, adapter=outlined(self.adapter))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Strengthened(Mapping[str, Layer]):
@@ -162,3 +172,7 @@ class _Strengthened(Mapping[str, Layer]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, layers=outline(self.layers))

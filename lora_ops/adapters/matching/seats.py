@@ -69,7 +69,9 @@ class Seat:
         if self.piece is None:
             return result
         result = result[slice(*self.piece.rows)]
-        return torch.cat(result.chunk(2)[::-1]) if self.piece.swapped else result
+        result = torch.cat(result.chunk(2)[::-1]) if self.piece.swapped else result
+        high = self.piece.parameter.shape[0]  # a table whose numbers the model has in a row
+        return result if len(result) == high else result.reshape(high, -1)
 
     @property
     def pieces(self) -> tuple[Seat, ...]:

@@ -138,7 +138,10 @@ def _distinct(downs: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
         alike = (
             at
             for at, one in enumerate(found)
-            if one.shape == down.shape and one.dtype == down.dtype and torch.equal(one, down)
+            if not down.is_meta
+            and one.shape == down.shape
+            and one.dtype == down.dtype
+            and torch.equal(one, down)
         )
         place = next(alike, len(found))
         if place == len(found):

@@ -47,6 +47,13 @@ class JoinedSource(RoutedSource):
             parts[source].append(key)
         return list(parts.values())
 
+    def members(self) -> list[tuple[FileSource, dict[str, str]]]:
+        """Each source, with the names here of its tensors, by their names there."""
+        found: dict[FileSource, dict[str, str]] = {source: {} for source in self._sources}
+        for key, (source, inner) in self._routes.items():
+            found[source][inner] = key
+        return list(found.items())
+
     def route(self, key: str) -> tuple[FileSource, str]:
         """The source behind a key, and its own key for it."""
         return self._routes[key]

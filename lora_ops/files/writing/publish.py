@@ -9,6 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ...errors import ArgumentError, WriteError
@@ -96,7 +97,7 @@ class Place:
                     "was written; choose another name",
                     path=self.path,
                 ) from None
-        _sync_folder(self._file.parent)
+        sync_folder(self._file.parent)
 
     def withdraw(self) -> None:
         """Take a published file away again, where it replaced none and was not replaced since."""
@@ -114,16 +115,19 @@ class Place:
             with contextlib.suppress(OSError):  # the last one has its name by now if all went well
                 temporary.unlink()
 
-    @contextlib.contextmanager
-    def explained(self) -> Generator[None, None, None]:
+    def explained(self) -> AbstractContextManager[None]:
         """Errors of the system become a `WriteError` with the output's name and a way out."""
-        try:
-            yield
-        except OSError as error:
-            way_out = _WAY_OUT.get(error.errno or 0, "choose another place")
-            raise WriteError(
-                f"could not be written: {error.strerror}; {way_out}", path=self.path
-            ) from error
+        return explained(self.path)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Generator[None, None, None]:
+    """Errors of the system become a `WriteError` with an output's name and a way out."""
+    try:
+        yield
+    except OSError as error:
+        way_out = _WAY_OUT.get(error.errno or 0, "choose another place")
+        raise WriteError(f"could not be written: {error.strerror}; {way_out}", path=path) from error
 
 
 def publish_all(places: Sequence[Place]) -> None:
@@ -255,7 +259,7 @@ def _inherit(handle: int, path: Path) -> None:
         os.fchmod(handle, mode)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name last through a power cut, where folders can be synced (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

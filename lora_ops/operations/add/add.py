@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from ...adapters.adapter import Adapter
 from ...adapters.edited import (
     ZERO,
-    Edited,
     check_not_empty,
     collect,
     converted,
@@ -42,7 +42,9 @@ from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.architectures import Architecture
 from ...report import Report, counted
 from ...run.devices import Placement, place
-from ...run.workers import Progress, counted_off, ordered_map
+from ...run.job import Job, Outcome, Work
+from ...run.stream import stream
+from ...run.workers import Progress
 from ..methods import METHODS, check_method, coefficients
 from ..resize.layer import in_dtype
 from .apart import is_bulky
@@ -60,6 +62,8 @@ _CLEAR = 0.03
 _ROOM = 64_000_000
 # Every LoKr has one of these roles.
 _LOKR = frozenset(("w1", "w1_a"))
+#: Results that may wait: the writer works as long on one as a job takes, and sizes differ.
+AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,39 +125,36 @@ def add(
     chosen = None if rule is None else parse_rank(rule)
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
     match = matched(terms, scheme.name, reference, architecture)
-    results = run_add(match, adding, placement=place(device), progress=progress)
+    work = add_work(match, adding)
+    results = stream(work, place(device), ahead=AHEAD, progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
     return adapter, replace(report, notes=(*add_notes(match), *converted(report)))
 
 
-def run_add(
-    match: Match,
-    adding: Adding,
-    *,
-    placement: Placement | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Edited]:
-    """Yield what becomes of each weight, in the order of the groups.
+def add_work(match: Match, adding: Adding) -> Work[Group, Outcome[Layer]]:
+    """Return the jobs of a sum, in the order of the groups, and how they are done.
 
     Args:
         match: The adapters, their strengths and their groups.
         adding: What is to be done.
-        placement: Where to compute; None: the CPU.
-        progress: Called after each layer.
+
+    Raises:
+        UnknownFormatError: An adapter has no layers.
+        ArgumentError: The method does not go with the inputs, or the exact sum would be too large.
     """
-    where = placement or place("cpu")
     for term in match.terms:
         check_not_empty(term.adapter, term.name)
     check_method(adding.method, len(match.terms), **adding.parameters)
     if adding.rule is None:
-        _check_room(match)
+        _check_room(match.outline())
+    jobs = [Job(group.target, group, alike=group.target) for group in match.groups]
+    return Work(jobs, partial(_compute, match.terms, adding))
 
-    def job(group: Group) -> Edited:
-        with where.scope():
-            return _added(match.terms, group, adding, where)
 
-    results = ordered_map(job, match.groups, where.workers, spare=4)
-    yield from counted_off(results, len(match.groups), progress)
+def _compute(
+    terms: Sequence[Term], adding: Adding, groups: Sequence[Group], where: Placement
+) -> list[Outcome[Layer]]:
+    return [_added(terms, group, adding, where) for group in groups]
 
 
 def add_notes(match: Match) -> Iterator[str]:
@@ -170,7 +171,7 @@ def add_notes(match: Match) -> Iterator[str]:
 
 
 def _check_room(match: Match) -> None:
-    """Refuse exact sums that would be larger than the weights, before any work.
+    """Refuse exact sums that would be larger than the weights, before any work, from headers alone.
 
     Raises:
         ArgumentError: Says how large, and what to do instead.
@@ -209,7 +210,7 @@ class _Input:
     strength: float
 
 
-def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement) -> Edited:
+def _added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement) -> Outcome[Layer]:
     inputs = [
         _Input(index, target, terms[index].layer(target), terms[index].strength(target))
         for index, target in group.members

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from itertools import chain
 
 import torch
 
@@ -18,15 +17,17 @@ from ...adapters.formats import PEFT_CONFIG, PEFT_METADATA, format_named, with_u
 from ...adapters.layers import Convention
 from ...adapters.model import names_for
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
+from ...adapters.some import without
 from ...errors import ArgumentError
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.architectures import Architecture
 from ...report import Report
 from ...run.devices import place
+from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .layer import Converting, left_out, run_convert, without
+from .layer import Converting, convert_work, with_left_out
 from .to_lora import plan_to_lora
 
 
@@ -91,7 +92,7 @@ def convert(
             exact=exact,
             allow_partial=allow_partial,
         )
-        results = lowering.run(placement=where, progress=progress)
+        results = stream(lowering.work(where), where, progress=progress)
         result, report = collect(lowering.changes, results, keys=all_keys(lowering.changes))
         notes = lowering.notes(report)
     else:
@@ -101,8 +102,8 @@ def convert(
         kept = without(adapter, left)
         converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
         pieces = planned(kept, scheme, names)
-        run = run_convert(kept, pieces, converting, placement=where, progress=progress)
-        results = chain(run, left_out(adapter, left))
+        work = with_left_out(convert_work(kept, pieces, converting), adapter, left)
+        results = stream(work, where, progress=progress)
         keys = {piece.module: piece.keys for piece in pieces}
         result, report = collect(adapter, results, format=scheme.name, keys=keys)
         notes = convert_notes(kept, pieces, converting.rule)

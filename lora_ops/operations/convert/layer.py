@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ...adapters.adapter import Adapter, LazyLayers
-from ...adapters.edited import Edited, base_bound, check_not_empty, edited, finite, skipped
+from ...adapters.adapter import Adapter
+from ...adapters.edited import base_bound, check_not_empty, edited, finite, skipped
 from ...adapters.formats import Format, ModelNames
 from ...adapters.layers import (
     DoraLayer,
@@ -32,11 +33,11 @@ from ...errors import ArgumentError, UnsupportedLayerError
 from ...linalg import distance, factored_svd, inner, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable, rounded
-from ...run.devices import Placement, place, upload
-from ...run.workers import Progress, counted_off, ordered_map
+from ...run.devices import Placement, upload
+from ...run.job import Job, Outcome, Work
 
 NO_PLACE = "no place in the format"
-_WORKERS = 2
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,15 +61,10 @@ class Converting:
     configured: bool = False
 
 
-def run_convert(
-    adapter: Adapter,
-    pieces: Sequence[Piece],
-    converting: Converting,
-    *,
-    placement: Placement | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Edited]:
-    """Yield each layer of the result, in the order of the pieces.
+def convert_work(
+    adapter: Adapter, pieces: Sequence[Piece], converting: Converting
+) -> Work[Piece, Outcome[Layer]]:
+    """Return the jobs of a conversion, a layer of the result each, and how they are done.
 
     A layer whose numbers are only moved is not measured, unless that is asked for: its report has
     norm 0 and residual 0.
@@ -77,47 +73,66 @@ def run_convert(
         adapter: Read layer by layer.
         pieces: From `planned`, of this adapter.
         converting: What is to be done.
-        placement: Where to compute; None: the CPU.
-        progress: Called after each layer.
     """
     check_not_empty(adapter)
-    where = placement or place("cpu")
-
-    def job(piece: Piece) -> Edited:
-        with where.scope():
-            return _converted(adapter, piece, converting, where)
-
-    yield from counted_off(ordered_map(job, pieces, _WORKERS), len(pieces), progress)
+    jobs = [Job(piece.module, piece, alike=piece.module) for piece in pieces]
+    return Work(jobs, partial(_compute, adapter, converting))
 
 
-def left_out(adapter: Adapter, targets: Iterable[str]) -> Iterator[Edited]:
-    """Yield layers that the format has no place for, with the size of what is lost.
+def _compute(
+    adapter: Adapter, converting: Converting, pieces: Sequence[Piece], where: Placement
+) -> list[Outcome[Layer]]:
+    return [_converted(adapter, piece, converting, where) for piece in pieces]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A layer that the format has no place for."""
+
+    target: str
+
+
+def with_left_out(
+    work: Work[Item, Outcome[Layer]], adapter: Adapter, targets: Sequence[str]
+) -> Work[Item | LeftOut, Outcome[Layer]]:
+    """Return work with layers behind it that are left out, of which it says how much is lost.
 
     Args:
+        work: Of the others.
         adapter: Read layer by layer.
         targets: From `unplaced`, of this adapter.
 
-    Raises:
+    Raises, when it is done:
         NonFiniteError: A layer holds NaN or infinity.
     """
-    for target in targets:
-        layer = adapter.layers[target]
-        norm = finite(torch.linalg.vector_norm(layer.delta(torch.float64)), target, layer)
-        yield skipped(target, layer, NO_PLACE, norm)
+    jobs: list[Job[Item | LeftOut]] = [replace(job, item=job.item) for job in work.jobs]
+    jobs += [Job(target, LeftOut(target), alike=("left out", target)) for target in targets]
+    return Work(jobs, partial(_compute_or_leave_out, work.compute, adapter.layers))
 
 
-def without(adapter: Adapter, targets: Collection[str]) -> Adapter:
-    """Return an adapter without some of its layers."""
-    if not targets:
-        return adapter
-    kept = [target for target in adapter.layers if target not in targets]
-    return replace(adapter, layers=LazyLayers(kept, adapter.layers.__getitem__))
+def _compute_or_leave_out(
+    compute: Callable[[Sequence[Item], Placement], Sequence[Outcome[Layer]]],
+    layers: Mapping[str, Layer],
+    items: Sequence[Item | LeftOut],
+    where: Placement,
+) -> Sequence[Outcome[Layer]]:
+    left = [one.target for one in items if isinstance(one, LeftOut)]
+    if left:  # alone, for they are alike to nothing else
+        return [_left_out(target, layers[target]) for target in left]
+    return compute(cast("Sequence[Item]", items), where)
 
 
-def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Placement) -> Edited:
+def _left_out(target: str, layer: Layer) -> Outcome[Layer]:
+    norm = finite(torch.linalg.vector_norm(layer.delta(torch.float64)), target, layer)
+    return skipped(target, layer, NO_PLACE, norm)
+
+
+def _converted(
+    adapter: Adapter, piece: Piece, converting: Converting, where: Placement
+) -> Outcome[Layer]:
     blocks = blocks_of(adapter, piece, converting.names)
     whole = assembled(blocks, piece)
-    result = _written(whole, piece, converting, where)
+    result = written_as(whole, piece, converting, where)
     was = max(block.layer.rank for block in blocks)
     moved = all((b.layer.scale, b.layer.dtype) == (whole.scale, whole.dtype) for b in blocks)
     if moved and _has_numbers_of(whole, result) and not converting.measures:
@@ -127,7 +142,7 @@ def _converted(adapter: Adapter, piece: Piece, converting: Converting, where: Pl
     return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
 
 
-def _written(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+def written_as(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it, in the dtype that is asked for."""
     formed = _formed(layer, piece, converting, where)
     dtype = converting.dtype

@@ -10,20 +10,21 @@ import torch
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
 from ...adapters.changes import as_changes, renamed
-from ...adapters.edited import Edited, converted
+from ...adapters.edited import converted
 from ...adapters.formats import format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.model import names_for
 from ...adapters.repacking.plan import Piece, convert_notes, planned, unplaced
+from ...adapters.some import without
 from ...linalg.ranks.budgets import Budget, parse_rule
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Architecture, detect, parameters
 from ...report import Report
 from ...run.devices import Placement
-from ...run.workers import Progress
+from ...run.job import Outcome, Work
 from ...source import TensorSource
-from ..resize.resize import Resizing, resize_notes, run_resize
-from .layer import left_out, without
+from ..resize.resize import Resizing, resize_notes, resize_work
+from .layer import LeftOut, with_left_out
 
 # A rank above that of any weight: all directions are kept.
 _ALL = RankRule("rank", 1 << 16)
@@ -51,23 +52,18 @@ class Lowering:
     architecture: Architecture | None
     left: Sequence[str] = ()
 
-    def run(
-        self,
-        *,
-        overhead: int = 0,
-        placement: Placement | None = None,
-        progress: Progress | None = None,
-    ) -> Iterator[Edited]:
-        """Yield each layer of the result; see `run_resize`.
+    def work(
+        self, placement: Placement, *, overhead: int = 0
+    ) -> Work[str | LeftOut, Outcome[Layer]]:
+        """Return the jobs of the result's layers, and how they are done; see `resize_work`.
 
         Args:
+            placement: Where spectra are computed.
             overhead: Bytes of the file that are no layer's, for a budget of its size.
-            placement: Where to compute; None: the CPU.
-            progress: Called after each layer.
         """
         resizing = replace(self.resizing, overhead=overhead)
-        yield from run_resize(self.changes, resizing, placement=placement, progress=progress)
-        yield from left_out(self.adapter, self.left)
+        work = resize_work(self.changes, resizing, placement)
+        return with_left_out(work, self.adapter, self.left)
 
     def notes(self, report: Report) -> Iterator[str]:
         """Yield the notes of the report."""

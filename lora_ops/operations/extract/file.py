@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from ...adapters.layers import Layer
 from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
+from ...files.header import header_room
 from ...linalg.ranks.rules import RankRule
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
@@ -225,14 +225,16 @@ def _unnamed(report: LayerReport | Skip) -> Skip:
 
 
 def _header_room(plan: Plan, scheme: Format) -> int:
-    """An upper bound of the header's size, from the largest shapes that the rule allows."""
+    """Bytes for the header at most: of every pair up, down and alpha, under names of any format."""
     pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
     longest = max(len(both.target.encode()) for both in pairs)
-    names = 0
-    for both in pairs:
-        entry = {"dtype": "BF16", "shape": [*both.shape, 10**6], "data_offsets": [10**13, 10**13]}
-        names += 3 * (len(json.dumps(entry)) + longest + len(scheme.down) + 24)
-    return names + metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
+    rows = [
+        (f"{both.target}{scheme.down}{'_' * 24}{role}", "BF16", (*both.shape, 10**6))
+        for both in pairs
+        for role in ("up", "down", "alpha")
+    ]
+    told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
+    return header_room(rows, spare=told)
 
 
 def largest_size(plan: Plan) -> int:

@@ -14,12 +14,8 @@ from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Source, baked_metadata
 from ...adapters.metadata.provenance import check_bakes
 from ...adapters.strengths.ingredient import Ingredient
-from ...errors import ArgumentError
 from ...files import (
-    INDEX,
     FileSource,
-    PlacedShardsWriter,
-    PlacedWriter,
     check_output,
     partition,
     shard_paths,
@@ -33,7 +29,16 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from .bake import bake_jobs, summarise_bake
-from .output import SHARD_SIZE, is_index, write_tensor, writer_for
+from .output import (
+    SHARD_SIZE,
+    AnyWriter,
+    check_place,
+    folder_notes,
+    is_folder,
+    is_index,
+    write_tensor,
+    writer_for,
+)
 from .plan import BakePlan, plan_bake
 from .tensor import planned_tensor
 
@@ -54,10 +59,10 @@ def plan_bake_file(
     """Check everything that can be checked before the work begins, and plan it.
 
     Args:
-        checkpoint: What is to be changed: a file, or an index of shards.
+        checkpoint: What is to be changed: a file, an index of shards, or a folder as diffusers writes.
         ingredients: The adapters, each with its strength.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; None:
-            nowhere yet.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
+            new folder where the checkpoint is one; None: nowhere yet.
         force: Whether the output may replace files.
         dtype: Of the result; None: each tensor as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
@@ -67,21 +72,15 @@ def plan_bake_file(
         shard_size: See `bake_file`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written, or the checkpoint is a folder.
+        ArgumentError: The output cannot or must not be written.
         QuantisedError: The checkpoint's numbers are stored with scales.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
         LoraOpsError: See `plan_bake`.
     """
-    if Path(checkpoint.name).is_dir():
-        raise ArgumentError(
-            "is a folder, whose parts keep to their own files; give the file of the weights in it",
-            path=checkpoint.name,
-        )
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
     if output is not None:
-        suffix = INDEX if is_index(output) else ".safetensors"
-        check_output(output, inputs, force=force, suffix=suffix)
+        check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(
         checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
     )
@@ -90,7 +89,8 @@ def plan_bake_file(
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    if output is not None and is_index(output):
+    plan = replace(plan, notes=(*plan.notes, *folder_notes(checkpoint)))
+    if output is not None and is_index(output) and not is_folder(checkpoint):
         shards = partition(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):
             check_output(path, inputs, force=force)
@@ -113,7 +113,7 @@ def bake_file(
         plan: From `plan_bake_file`, of this checkpoint.
         checkpoint: What is changed.
         output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
-            stem for a name and hold what those of the checkpoint held.
+            stem for a name and hold what those of the checkpoint held; or a new folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
@@ -157,7 +157,7 @@ class BakedFile(Sink[Tensor]):
         self._shard_size, self._version, self._force = shard_size, version, force
         self._reports: list[LayerReport | Skip] = []
 
-    def writer(self) -> PlacedWriter | PlacedShardsWriter:
+    def writer(self) -> AnyWriter:
         """The file, or the files."""
         blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
         widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)

@@ -108,7 +108,7 @@ def plan_bake(
     lost: list[Share] = []
     idle: list[Share] = []
     for ingredient in ingredients:
-        for share in _shares(ingredient, sign, known, checkpoint, allow_partial):
+        for share in adapter_shares(ingredient, sign, known, checkpoint, allow_partial):
             if share.seat is None:
                 lost.append(share)
             elif share.strength:
@@ -194,7 +194,7 @@ def _overlap(one: Share, other: Share) -> bool:
     return len(rows) < 2 or (rows[0][0] < rows[1][1] and rows[1][0] < rows[0][1])
 
 
-def _shares(
+def adapter_shares(
     ingredient: Ingredient,
     sign: int,
     known: Mapping[str, Parameter],

@@ -23,11 +23,13 @@ class Measured:
         norm: Of the change as meant.
         moved: Of the change as stored: written - base.
         lost: Of the difference of the two.
+        base: Of the weight that is changed.
     """
 
     norm: float
     moved: float
     lost: float
+    base: float
 
     @property
     def cosine(self) -> float:
@@ -43,9 +45,11 @@ class Measured:
         return self.cosine * self.moved / self.norm if self.norm else 0.0
 
     @staticmethod
-    def joined(tiles: list[tuple[float, float, float]]) -> Measured:
+    def joined(tiles: list[tuple[float, float, float, float]]) -> Measured:
         """Of a whole weight, from those of its tiles."""
-        return Measured(*(math.hypot(*one) for one in zip((0.0, 0.0, 0.0), *tiles, strict=True)))
+        return Measured(
+            *(math.hypot(*one) for one in zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True))
+        )
 
 
 class Step(Protocol):

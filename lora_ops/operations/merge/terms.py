@@ -7,7 +7,7 @@ A term belongs to one job: it remembers its last tile, so that whoever asks agai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ...adapters.layers import Convention, LoraLayer
-from ...files import FileSource
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .shares import Share
@@ -42,9 +41,41 @@ class Rows(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Replacement:
+    """A weight that takes the place of another: a change that is given as what comes of it."""
+
+    weight: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return self.weight.shape
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`: those of the weight."""
+        return self.weight.rows(part, out)
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Shape of a weight as `matrix` gives it."""
     return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+# Elements: larger tiles leave the cache, smaller ones wait for each other between operations.
+TILE = 1 << 19
+
+
+def tile_height(shape: tuple[int, int]) -> int:
+    """Rows of a tile of such a matrix."""
+    return min(shape[0], max(1, TILE // max(1, shape[1])))
+
+
+def tiles_of(shape: tuple[int, int]) -> Iterator[slice]:
+    """Which rows each tile has, in order."""
+    height = tile_height(shape)
+    for start in range(0, shape[0], max(1, height)):
+        yield slice(start, min(start + height, shape[0]))
 
 
 def matrix(tensor: Tensor) -> Tensor:
@@ -78,46 +109,39 @@ class Stored:
         turned: bool = False,
     ) -> None:
         self.source, self.key = source, key
-        self._dtype, self._stored = dtype, source.dtype(key)
+        self._stored = source.dtype(key)
         count, columns = matrix_shape(source.shape(key))
         first, last = rows or (0, count)
         self._first, self.shape = first, (last - first, columns)
-        self._file = source if isinstance(source, FileSource) and source.has_ranges(key) else None
         self._tensor: Tensor | None = None
-        if turned or self._file is None:
+        if turned or not source.has_ranges(key):
             whole = matrix(source.tensor(key))[first:last]
             self._tensor = whole.mT if turned else whole
             self.shape = (self._tensor.shape[0], self._tensor.shape[1])
-        self._buffer: Tensor | None = None
-        self._memory: Tensor | None = None
+        size = (tile_height(self.shape), self.shape[1])
+        # All that it ever takes, at once: others take and give back between its tiles.
+        self._memory = SCRATCH.take(size, dtype)
+        self._buffer = SCRATCH.take(size if self._tensor is None else (0, 0), self._stored)
         self._last: tuple[slice, Tensor] | None = None
 
     def stored(self, part: slice) -> Tensor:
         """Read some rows in the dtype that they are stored in; not to be written into."""
-        if self._file is None or self._tensor is not None:
-            return self.whole()[part]
-        count, columns = part.stop - part.start, self.shape[1]
-        if self._buffer is None or len(self._buffer) < count:
-            self._buffer = SCRATCH.take((count, columns), self._stored)
-        memory = self._buffer[:count]
-        self._file.read_into(self.key, (self._first + part.start) * columns, memory)
+        if self._tensor is not None:
+            return self._tensor[part]
+        memory = self._buffer[: part.stop - part.start]
+        self.source.read_into(self.key, (self._first + part.start) * self.shape[1], memory)
         return memory
 
     def whole(self) -> Tensor:
         """Read all rows, as `stored` does."""
-        if self._tensor is not None:
-            return self._tensor
-        if self._file is None:
-            raise ValueError(f"`{self.key}` of {self.source.name} is in no file, nor in memory")
-        self._tensor = torch.empty(self.shape, dtype=self._stored)
-        self._file.read_into(self.key, self._first * self.shape[1], self._tensor)
+        if self._tensor is None:
+            self._tensor = torch.empty(self.shape, dtype=self._stored)
+            self.source.read_into(self.key, self._first * self.shape[1], self._tensor)
         return self._tensor
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
         """See `Rows`."""
         if self._last is None or self._last[0] != part:
-            if self._memory is None or len(self._memory) < len(out):
-                self._memory = SCRATCH.take(out.shape, self._dtype)
             self._last = part, self._memory[: len(out)].copy_(self.stored(part))
         return self._last[1]
 

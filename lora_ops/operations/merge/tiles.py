@@ -16,10 +16,7 @@ from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .step import Measured, Step
-from .terms import Stored, wide
-
-# Elements: larger tiles leave the cache, smaller ones wait for each other between operations.
-TILE = 1 << 19
+from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 #: Takes a piece of the result: its first element, and the numbers, which may change afterwards.
 Put: TypeAlias = Callable[[int, Tensor], None]
@@ -116,13 +113,12 @@ class _Tiles:
         self.dtype = wide(stored, planned.dtype)
         self.weight = Stored(planned.source, planned.own, self.dtype, rows)
         self.count, self.columns = self.weight.shape
-        self.height = min(self.count, max(1, TILE // max(1, self.columns)))
+        self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
 
     def __iter__(self) -> Iterator[slice]:
-        for start in range(0, self.count, max(1, self.height)):
-            yield slice(start, min(start + self.height, self.count))
+        return tiles_of(self.weight.shape)
 
     def memory(self) -> Tensor:
         """Memory for a tile in the dtype of the computation."""
@@ -161,16 +157,22 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
     tiles = _Tiles(planned, rows, put)
     change = step.change(tiles.weight, tiles.dtype)
     memory = [tiles.memory() for _ in range(3)]
-    measured: list[tuple[float, float, float]] = []
+    measured: list[tuple[float, float, float, float]] = []
     for part in tiles:
         d, w, x = (one[: part.stop - part.start] for one in memory)
-        d = change.rows(part, d)
+        w = tiles.weight.rows(part, w)
+        result: Tensor | None = None
+        if isinstance(change, Replacement):
+            result = change.rows(part, x)
+            torch.sub(result, w, out=d)
+        else:
+            d = change.rows(part, d)
         norm = _norm(d)
         if norm == 0:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
+            measured.append((0.0, 0.0, 0.0, _norm(w)))
             continue
-        w = tiles.weight.rows(part, w)
-        rounded = tiles.round(torch.add(w, d, out=x))
+        rounded = tiles.round(torch.add(w, d, out=x) if result is None else result)
         moved = _norm(x.copy_(rounded).sub_(w))
         lost = _norm(x.sub_(d))
         if not math.isfinite(lost):
@@ -178,7 +180,7 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
             what = f"layer `{step.parameter.target}`"
             raise fault or _overflow(what, w + d, planned.dtype)
         tiles.put(part, rounded)
-        measured.append((norm, moved, lost))
+        measured.append((norm, moved, lost, _norm(w)))
     return step.report(change, Measured.joined(measured))
 
 

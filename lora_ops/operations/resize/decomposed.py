@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from ...adapters.adapter import Adapter
 from ...adapters.edited import described, finite
 from ...adapters.layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, innermost
+from ...adapters.outline import outline
 from ...errors import UnsupportedLayerError
 from ...linalg import FactoredSvd, KronSvd, factored_svd, frobenius, thinned
 from ...run.devices import Placement, upload
-from ...run.workers import ordered_map
+from ...run.job import Job, Work
 
 Result = TypeVar("Result")
 
@@ -69,57 +71,35 @@ class Dense:
 Known: TypeAlias = Decomposed | Dense | Whole
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A layer's name, and the shapes of its factors if these are stacked with others."""
+def decomposed_work(adapter: Adapter, function: Callable[[Known], Result]) -> Work[str, Result]:
+    """Return the jobs of a function of each layer with its decomposition, and how they are done.
 
-    target: str
-    form: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.target
-
-    @property
-    def alike(self) -> tuple[tuple[int, ...], ...]:
-        return self.form
-
-    @property
-    def need(self) -> int:
-        """Bytes on the device: the factors in float32 and float64, and the new ones."""
-        return 32 * sum(math.prod(shape) for shape in self.form) or 1
-
-
-def map_decomposed(
-    adapter: Adapter, function: Callable[[Known], Result], placement: Placement
-) -> Iterator[Result]:
-    """Yield `function` of each layer with its decomposition.
+    Layers of one form are alike: stacked, they are decomposed together.
 
     Args:
-        adapter: Read layer by layer; twice where layers are stacked.
-        function: Called in a job of its own, several at a time.
-        placement: Where to compute. With memory of its own, layers of one form are stacked, and
-            come in the order of the first of each stack.
+        adapter: Read layer by layer.
+        function: Given a layer with its decomposition. It can be pickled.
 
-    Raises:
+    Raises, when it is done:
         UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
-        ArgumentError: The memory does not hold a layer.
     """
-
-    def job(batch: Sequence[_Item]) -> list[Result]:
-        with placement.scope():
-            return [function(known) for known in _decompose(adapter, batch, placement)]
-
-    for results in ordered_map(job, _batches(adapter, placement), placement.workers):
-        yield from results
+    jobs = [_job(target, _form(layer)) for target, layer in outline(adapter.layers).items()]
+    return Work(jobs, partial(_compute, adapter.layers, function))
 
 
-def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
-    if placement.memory is None:
-        return [[_Item(target)] for target in adapter.layers]
-    items = [_Item(target, _form(layer)) for target, layer in adapter.layers.items()]
-    return placement.batches(items)
+def _job(target: str, form: tuple[tuple[int, ...], ...]) -> Job[str]:
+    """With its bytes on the device: the factors in float32 and float64, and the new ones."""
+    return Job(target, target, need=32 * sum(map(math.prod, form)) or 1, alike=form)
+
+
+def _compute(
+    layers: Mapping[str, Layer],
+    function: Callable[[Known], Result],
+    targets: Sequence[str],
+    placement: Placement,
+) -> list[Result]:
+    return [function(known) for known in _decompose(layers, targets, placement)]
 
 
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
@@ -133,16 +113,28 @@ def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
     return (layer.shape[0], rank), (rank, math.prod(layer.shape[1:]))
 
 
-def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -> Iterator[Known]:
+def all_directions(layer: Layer) -> int:
+    """How many directions the change of a layer can have; its data is not looked at.
+
+    Args:
+        layer: With factors, or multiplied out.
+    """
+    form = _form(layer)
+    return form[0][1] if len(form) > 1 else min(layer.shape[0], math.prod(layer.shape[1:]))
+
+
+def _decompose(
+    layers: Mapping[str, Layer], targets: Sequence[str], placement: Placement
+) -> Iterator[Known]:
     thin: dict[str, Layer] = {}
     ups: list[Tensor] = []
     downs: list[Tensor] = []
-    for target in (item.target for item in batch):
-        layer = adapter.layers[target]
+    for target in targets:
+        layer = layers[target]
         if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
             yield Whole(target, layer)
             continue
-        _check_own(target, layer)
+        check_own(target, layer)
         plain = innermost(layer)
         lokr = _kron(plain)
         if lokr is not None:
@@ -158,10 +150,16 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
         thin[target] = layer
         ups.append(upload(up, placement))
         downs.append(upload(down, placement))
-    if thin:
-        stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
-        for index, (target, layer) in enumerate(thin.items()):
-            yield Decomposed(target, layer, stack[index])
+    if not thin:
+        return
+    # A header does not tell the rank of what is joined: then those that are alike may not be.
+    if len({up.shape + down.shape for up, down in zip(ups, downs, strict=True)}) > 1:
+        for (target, layer), up, down in zip(thin.items(), ups, downs, strict=True):
+            yield Decomposed(target, layer, factored_svd(*thinned(up[None], down[None]))[0])
+        return
+    stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
+    for index, (target, layer) in enumerate(thin.items()):
+        yield Decomposed(target, layer, stack[index])
 
 
 def _kron(plain: Layer) -> LokrLayer | None:
@@ -172,7 +170,12 @@ def _kron(plain: Layer) -> LokrLayer | None:
     return plain if isinstance(plain, LokrLayer) and plain.is_small else None
 
 
-def _check_own(target: str, layer: Layer) -> None:
+def check_own(target: str, layer: Layer) -> None:
+    """Refuse a layer that has no change of its own; its data is not looked at.
+
+    Raises:
+        UnsupportedLayerError: It is made from the base weight.
+    """
     if layer.needs_base:
         raise UnsupportedLayerError(
             f"layer `{target}` {described(layer)}: what it changes depends on the base weight, so "

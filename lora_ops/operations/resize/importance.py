@@ -6,7 +6,8 @@ a large one, so a budget should compare shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -15,13 +16,14 @@ from ...adapters.formats import model_names
 from ...adapters.matching.seats import seats
 from ...errors import ArgumentError, NonFiniteError, TargetMismatchError
 from ...linalg import frobenius, spectral_norm
-from ...models.architectures import detect, parameters
+from ...models.architectures import Parameter, detect, parameters
 from ...models.differences import read_parameter
 from ...models.pairing import nearest
-from ...run.workers import ordered_map
+from ...run.devices import Placement
+from ...run.job import Job, Work
+from ...run.stream import stream
 from ...source import TensorSource
 
-_WORKERS = 2
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {"spectral": spectral_norm, "frobenius": frobenius}
 
 
@@ -45,6 +47,27 @@ def importance(
         QuantisedError: Its numbers are stored with scales.
         NonFiniteError: A weight holds NaN or infinity.
     """
+    return weighed(importance_work(modules, checkpoint, norm))
+
+
+def weighed(work: Work[str, float]) -> dict[str, float]:
+    """Do the jobs of `importance_work`, and return the results by module."""
+    return dict(zip((job.name for job in work.jobs), stream(work), strict=True))
+
+
+def importance_work(
+    modules: Collection[str], checkpoint: TensorSource, norm: str = "spectral"
+) -> Work[str, float]:
+    """Return the jobs of `importance`, and how they are done, once it is sure that they can be.
+
+    Args:
+        modules: See `importance`.
+        checkpoint: The same.
+        norm: The same.
+
+    Raises:
+        LoraOpsError: As `importance`, but for what the weights themselves may cause.
+    """
     if norm not in NORMS:
         raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
     check_checkpoint(checkpoint)
@@ -58,19 +81,30 @@ def importance(
             f"first `{lost[0]}`, nearest: {nearest(lost[0], known)}; give the model that the LoRA "
             "is for"
         )
+    jobs = [Job(module, module, alike=module) for module in modules]
+    own = {module: seat.own for module, seat in found.items()}
+    return Work(jobs, partial(_compute, checkpoint, own, norm))
 
-    def weigh(module: str) -> float:
-        parameter = found[module].own
-        if len(parameter.shape) < 2:
-            return 1.0
-        weight = read_parameter(checkpoint, parameter).float().flatten(1)
-        if not bool(weight.isfinite().all()):
-            raise NonFiniteError(
-                f"`{parameter.key}` holds NaN or infinite values; the file is damaged: use another",
-                target=module,
-                path=checkpoint.name,
-            )
-        size = float(NORMS[norm](weight))
-        return 1 / size if size else 1.0
 
-    return dict(zip(modules, ordered_map(weigh, modules, _WORKERS), strict=True))
+def _compute(
+    checkpoint: TensorSource,
+    own: Mapping[str, Parameter],
+    norm: str,
+    modules: Sequence[str],
+    _: Placement,
+) -> list[float]:
+    return [_weigh(checkpoint, module, own[module], norm) for module in modules]
+
+
+def _weigh(checkpoint: TensorSource, module: str, parameter: Parameter, norm: str) -> float:
+    if len(parameter.shape) < 2:
+        return 1.0
+    weight = read_parameter(checkpoint, parameter).float().flatten(1)
+    if not bool(weight.isfinite().all()):
+        raise NonFiniteError(
+            f"`{parameter.key}` holds NaN or infinite values; the file is damaged: use another",
+            target=module,
+            path=checkpoint.name,
+        )
+    size = float(NORMS[norm](weight))
+    return 1 / size if size else 1.0

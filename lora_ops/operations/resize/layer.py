@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ...adapters.edited import ZERO, Edited, edited, finite, has_numbers_of, skipped
+from ...adapters.edited import ZERO, edited, finite, has_numbers_of, skipped
 from ...adapters.layers import (
     BasedDoraLayer,
     Layer,
@@ -28,6 +28,7 @@ from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
 from ...report import Skip
+from ...run.job import Outcome
 from .decomposed import Decomposed, Dense, Whole
 
 RANK_ZERO = "rank 0 by the rule"
@@ -74,7 +75,7 @@ class Resizing:
             )
 
 
-def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Edited:
+def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
     """Return one layer at its rank; `rank` is a budget's, None where the rule is to choose."""
     target, layer, svd = known.target, known.layer, known.svd
     total = svd.s.square().sum()
@@ -104,7 +105,7 @@ def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
     return rule.choose(s, total, len(s))
 
 
-def cut(known: Dense, resizing: Resizing, rank: int | None) -> Edited:
+def cut(known: Dense, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
     """Return one layer that is multiplied out at its rank, chosen as for `resized`."""
     target, layer = known.target, known.layer
     norm = finite(known.total.sqrt(), target, layer)
@@ -123,7 +124,7 @@ def cut(known: Dense, resizing: Resizing, rank: int | None) -> Edited:
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
 
 
-def remeasured(found: Edited, layer: Layer) -> Edited:
+def remeasured(found: Outcome[Layer], layer: Layer) -> Outcome[Layer]:
     """Return a DoRA, whose inner change was cut, with the error of its whole change.
 
     One whose inner change is zero is kept: its magnitudes may change the weight.
@@ -134,17 +135,18 @@ def remeasured(found: Edited, layer: Layer) -> Edited:
     """
     if not isinstance(layer, BasedDoraLayer):
         return found
-    report, inner = found.report, found.layer
+    report, inner = found.report, found.value
     if isinstance(report, Skip) and report.reason == ZERO:
         inner = layer.inner
     if inner is None:
         norm, _ = layer.measured(layer)
-        return skipped(found.target, layer, RANK_ZERO, norm)
+        return skipped(found.name, layer, RANK_ZERO, norm)
     result = layer.over(inner)
     norm, residual = layer.measured(result)
     kind = layer.inner.title if inner.title != layer.inner.title else ""
-    written = edited(found.target, result, norm=norm, residual=residual, was=(layer.rank,))
-    return replace(written, report=replace(written.report, from_kind=kind))  # of the inner layer
+    return edited(
+        *(found.name, result), norm=norm, residual=residual, was=(layer.rank,), from_kind=kind
+    )
 
 
 def _written(
@@ -203,7 +205,7 @@ def _missed(known: Decomposed, result: Layer, total: Tensor) -> float:
     return known.svd.missed(*after.factors(), total)
 
 
-def whole(known: Whole, resizing: Resizing) -> Edited:
+def whole(known: Whole, resizing: Resizing) -> Outcome[Layer]:
     """Return a layer that has no rank to lower."""
     target, layer = known.target, known.layer
     exact = layer.delta(torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -13,7 +14,6 @@ from ...adapters.base import base_weights
 from ...adapters.changes import as_changes
 from ...adapters.edited import (
     ZERO,
-    Edited,
     EditReport,
     all_keys,
     check_not_empty,
@@ -28,13 +28,15 @@ from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable
 from ...report import Report, counted
 from ...run.devices import Placement, place
-from ...run.workers import Progress, counted_off
+from ...run.job import Outcome, Work
+from ...run.stream import stream
+from ...run.workers import Progress
 from ...source import TensorSource
-from .decomposed import Dense, Known, Whole, map_decomposed
+from .decomposed import Dense, Known, Whole, decomposed_work
 from .layer import RANK_ZERO, Resizing, cut, remeasured, resized, whole
 
 # What a layer takes in a file beside its factors and its name: alpha.
-_FIXED = 4
+FIXED = 4
 
 
 def resize(
@@ -92,35 +94,47 @@ def resize(
     return smaller, replace(report, notes=tuple(resize_notes(resizing, report)))
 
 
+def resize_work(
+    adapter: Adapter, resizing: Resizing, placement: Placement
+) -> Work[str, Outcome[Layer]]:
+    """Return the jobs of a resize, and how they are done; where a budget decides, once it has.
+
+    Args:
+        adapter: Read layer by layer; twice where a budget wants all spectra first.
+        resizing: What is to be done.
+        placement: Where spectra are computed.
+    """
+    check_not_empty(adapter)
+    ranks = _spent(adapter, resizing, placement)
+    return decomposed_work(adapter, partial(_resized, resizing, ranks))
+
+
 def run_resize(
     adapter: Adapter,
     resizing: Resizing,
     *,
     placement: Placement | None = None,
     progress: Progress | None = None,
-) -> Iterator[Edited]:
-    """Yield what becomes of each layer.
+) -> Iterator[Outcome[Layer]]:
+    """Yield what becomes of each layer; layers that are stacked, stack by stack.
 
     Args:
-        adapter: Read layer by layer; twice where a budget wants all spectra first.
+        adapter: See `resize_work`.
         resizing: What is to be done.
         placement: Where to compute; None: the CPU.
         progress: Called after each layer.
     """
-    placement = placement or place("cpu")
-    check_not_empty(adapter)
-    ranks = _spent(adapter, resizing, placement)
+    where = placement or place("cpu")
+    yield from stream(resize_work(adapter, resizing, where), where, progress=progress)
 
-    def job(known: Known) -> Edited:
-        if isinstance(known, Whole):
-            return whole(known, resizing)
-        if isinstance(known, Dense):
-            return cut(known, resizing, ranks.get(known.target))
-        found = resized(known, resizing, ranks.get(known.target))
-        return remeasured(found, known.layer)
 
-    results = map_decomposed(adapter, job, placement)
-    yield from counted_off(results, len(adapter.layers), progress)
+def _resized(resizing: Resizing, ranks: Mapping[str, int], known: Known) -> Outcome[Layer]:
+    if isinstance(known, Whole):
+        return whole(known, resizing)
+    if isinstance(known, Dense):
+        return cut(known, resizing, ranks.get(known.target))
+    found = resized(known, resizing, ranks.get(known.target))
+    return remeasured(found, known.layer)
 
 
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
@@ -156,30 +170,33 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
     if isinstance(resizing.rule, RankRule):
         return {}
 
-    def measured(known: Known) -> tuple[str, LayerSpectrum | int]:
-        if isinstance(known, Whole):
-            return known.target, sum(
-                numbers.numel() * (resizing.dtype or numbers.dtype).itemsize
-                for numbers in known.layer.tensors().values()
-            )
-        magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
-        found = LayerSpectrum(
-            s=(spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu(),
-            cost=_cost(known.layer, resizing.dtype),
-            fixed=_FIXED + magnitudes,
-            weight=resizing.weights.get(known.target, 1.0),
-            kernel=known.layer.shape[2:],
-        )
-        return known.target, found
-
-    found = dict(map_decomposed(adapter, measured, placement))
+    work = decomposed_work(adapter, partial(_measured, resizing))
+    found = dict(stream(work, placement))
     spectra = {name: one for name, one in found.items() if isinstance(one, LayerSpectrum)}
     overhead = resizing.overhead + sum(one for one in found.values() if isinstance(one, int))
     ranks = spend(resizing.rule, list(spectra.values()), overhead=overhead)
     return dict(zip(spectra, ranks, strict=True))
 
 
-def _cost(layer: Layer, dtype: torch.dtype | None) -> int:
+def _measured(resizing: Resizing, known: Known) -> tuple[str, LayerSpectrum | int]:
+    """What a budget has to know of a layer: its spectrum; of one without, its bytes."""
+    if isinstance(known, Whole):
+        return known.target, sum(
+            numbers.numel() * (resizing.dtype or numbers.dtype).itemsize
+            for numbers in known.layer.tensors().values()
+        )
+    magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
+    found = LayerSpectrum(
+        s=(spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu(),
+        cost=rank_size(known.layer, resizing.dtype),
+        fixed=FIXED + magnitudes,
+        weight=resizing.weights.get(known.target, 1.0),
+        kernel=known.layer.shape[2:],
+    )
+    return known.target, found
+
+
+def rank_size(layer: Layer, dtype: torch.dtype | None) -> int:
     """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
     numbers = layer.shape[0] + math.prod(layer.shape[1:])
     if dtype is not None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import (
-    Edited,
     check_not_empty,
     collect,
     described,
@@ -35,10 +35,12 @@ from ...adapters.strengths.rules import strengths
 from ...errors import UnsupportedLayerError
 from ...linalg import inner
 from ...report import Report
-from ...run.workers import Progress, counted_off, ordered_map
+from ...run.devices import Placement
+from ...run.job import Job, Outcome, Work
+from ...run.stream import stream
+from ...run.workers import Progress
 
 STRENGTH_ZERO = "strength 0"
-_WORKERS = 2
 
 
 def scale(
@@ -71,36 +73,37 @@ def scale(
         MismatchError: No layer is left.
     """
     factors = strengths(adapter.layers, strength=strength, blocks=blocks, where=where)
-    return collect(adapter, run_scale(adapter, factors, progress=progress))
+    return collect(adapter, stream(scale_work(adapter, factors), progress=progress))
 
 
-def run_scale(
-    adapter: Adapter,
-    factors: Mapping[str, float],
-    *,
-    has_alpha: bool | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Edited]:
-    """Yield what becomes of each layer, in the order of the file.
+def scale_work(
+    adapter: Adapter, factors: Mapping[str, float], *, has_alpha: bool | None = None
+) -> Work[str, Outcome[Layer]]:
+    """Return the jobs of a scaling, in the order of the file, and how they are done.
 
     Args:
         adapter: Read layer by layer.
         factors: The strength of each target.
         has_alpha: Whether the result has a place for alphas; None: if the adapter's format has.
-        progress: Called after each layer.
     """
     check_not_empty(adapter)
     keeps = format_named(adapter.format).keeps_alpha if has_alpha is None else has_alpha
-
-    def job(target: str) -> Edited:
-        return _scaled(target, adapter.layers[target], factors[target], keeps)
-
-    results = ordered_map(job, adapter.layers, _WORKERS)
-    yield from counted_off(results, len(adapter.layers), progress)
+    jobs = [Job(target, target, alike=target) for target in adapter.layers]
+    return Work(jobs, partial(_compute, adapter.layers, factors, keeps))
 
 
-def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edited:
-    _check_proportional(target, layer)
+def _compute(
+    layers: Mapping[str, Layer],
+    factors: Mapping[str, float],
+    has_alpha: bool,
+    targets: Sequence[str],
+    _: Placement,
+) -> list[Outcome[Layer]]:
+    return [_scaled(target, layers[target], factors[target], has_alpha) for target in targets]
+
+
+def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Outcome[Layer]:
+    check_proportional(target, layer)
     norm = abs(strength) * finite(_norm(layer), target, layer)
     if strength == 0:
         return skipped(target, layer, STRENGTH_ZERO, norm)
@@ -115,7 +118,12 @@ def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Edit
     )
 
 
-def _check_proportional(target: str, layer: Layer) -> None:
+def check_proportional(target: str, layer: Layer) -> None:
+    """Refuse a layer that no strength can be written into; its data is not looked at.
+
+    Raises:
+        UnsupportedLayerError: Says what to do instead.
+    """
     plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
     if not plain.needs_base or isinstance(plain, GloraLayer | Ia3Layer):
         return

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ....errors import ArgumentError
 from ....models.pairing import nearest
 from ....text import either, parse_size, plain
 from .arithmetic import parse_amount
-from .recipe import KINDS, LEGACY, PARTS, SPARSIFIERS, File, Recipe, Step, Term, Value, is_amount
+from .recipe import (
+    KINDS,
+    LEGACY,
+    PARTS,
+    SPARSIFIERS,
+    STEP_KEYS,
+    TERM_KEYS,
+    File,
+    Recipe,
+    Step,
+    Term,
+    Value,
+    is_amount,
+)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 255  # characters of a name
@@ -146,8 +159,7 @@ def _check_step(where: str, step: Step, methods: Mapping[str, Taking] | None) ->
         raise ArgumentError(f"{where} has neither terms nor a base")
     if step.seed is not None and not 0 <= step.seed < 2**64:
         raise ArgumentError(f"{where}: seed {step.seed} is not from 0 to 2^64 - 1")
-    for name, value in step.parameters.items():
-        check_value(f"{where}: {name}", value)
+    _check_parameters(where, step.parameters, STEP_KEYS)
     for number, term in enumerate(step.terms, 1):
         _check_term(f"{where}, term {number}", step, term)
     if methods is None:
@@ -170,13 +182,23 @@ def _check_step(where: str, step: Step, methods: Mapping[str, Taking] | None) ->
 
 
 def _check_term(where: str, step: Step, term: Term) -> None:
-    for name, value in (("weight", term.weight), *term.parameters.items()):
-        check_value(f"{where}: {name}", value)
+    check_value(f"{where}: weight", term.weight)
+    _check_parameters(where, term.parameters, TERM_KEYS)
     if term.elemental and not step.legacy:
         raise ArgumentError(
             f"{where}: `elemental` has a meaning in other programs alone; "
             "set `legacy` of the step, or write `where`"
         )
+
+
+def _check_parameters(where: str, parameters: Mapping[str, Value], taken: Sequence[str]) -> None:
+    for name, value in parameters.items():
+        _check_name(name, "parameter")
+        if name in taken:
+            raise ArgumentError(
+                f"{where}: `{name}` is a key of its own and no parameter of a method"
+            )
+        check_value(f"{where}: {name}", value)
 
 
 def check_value(where: str, value: Value) -> None:

@@ -14,13 +14,11 @@ from ....errors import ArgumentError, LoraOpsError
 from ....text import plain
 from .checks import Taking, check
 from .places import line_of
-from .recipe import FORMAT, File, Output, Recipe, Step, Term, Value
+from .recipe import FORMAT, STEP_KEYS, TERM_KEYS, File, Output, Recipe, Step, Term, Value
 from .table import Table, shown
 from .toml_text import toml_text
 
 _MOST = 4_000_000  # characters of a document
-_STEP_KEYS = ("name", "method", "base", "terms", "sparsify", "legacy", "seed", "measured")
-_TERM_KEYS = ("of", "minus", "weight", "blocks", "where", "elemental")
 #: A name that is nowhere explained is a file if it ends like one.
 _SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
@@ -85,7 +83,7 @@ def from_tree(tree: object, methods: Mapping[str, Taking] | None = None) -> Reci
 
 def as_toml(recipe: Recipe) -> str:
     """The recipe as TOML: in one order, defaults left out; `parse_document` reads it back as the same."""
-    return toml_text(as_tree(recipe))
+    return toml_text(as_tree(recipe), spread=("files",))
 
 
 def as_json(recipe: Recipe) -> str:
@@ -223,7 +221,7 @@ def _step(table: Table, number: int) -> Step:
         seed=table.whole("seed"),
         measured={key: value for key, value in numbers.items() if isinstance(value, float)},
     )
-    return replace(step, parameters=table.rest(_STEP_KEYS))
+    return replace(step, parameters=table.rest(STEP_KEYS))
 
 
 def _term(table: Table) -> Term:
@@ -237,7 +235,7 @@ def _term(table: Table) -> Term:
         blocks=table.text("blocks"),
         where=table.texts("where"),
         elemental=table.text("elemental"),
-        parameters=table.rest(_TERM_KEYS),
+        parameters=table.rest(TERM_KEYS),
     )
 
 

@@ -27,6 +27,9 @@ SPARSIFIERS = ("none", "magnitude", "dare", "della", "breadcrumbs")
 LEGACY = ("supermerger", "chattiori", "model_mixer", "mergekit", "mecha")
 PARTS = ("unet", "te", "te1", "te2", "te3", "vae")
 KINDS = ("checkpoint", "lora")
+#: What a step and a term have of their own: no parameter of a method has such a name.
+STEP_KEYS = ("name", "method", "base", "terms", "sparsify", "legacy", "seed", "measured")
+TERM_KEYS = ("of", "minus", "weight", "blocks", "where", "elemental")
 
 
 @dataclass(frozen=True, slots=True)

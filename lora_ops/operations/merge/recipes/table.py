@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
@@ -98,11 +99,8 @@ class Table:
         for key, value in self._data.items():
             if key in self._read:
                 continue
-            near = nearest(
-                key.lower(), [one for one in known if len(one) > 3 or key.lower() == one]
-            )
-            if near != "none" and abs(len(near) - 2 - len(key)) < 2:
-                raise self._unknown(key, near)
+            if near := difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.8):
+                raise self._unknown(key, f"`{near[0]}`")
             found[key] = self._value(key, value)
         return found
 

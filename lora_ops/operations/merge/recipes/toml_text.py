@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _WIDEST = 100  # characters of a list in one line
 
 
-def toml_text(tree: Mapping[str, Any]) -> str:
+def toml_text(tree: Mapping[str, Any], spread: Collection[str] = ()) -> str:
     """Write a tree of dicts, lists, texts, booleans and numbers as TOML.
 
     Plain values come first, then a header for each table and each row of a list of tables at the top;
     what lies deeper is written in braces.
+
+    Args:
+        tree: With texts for keys.
+        spread: The tables at the top whose own tables have a header each.
     """
     plain = {key: value for key, value in tree.items() if not _is_table(value)}
     blocks = ["\n".join(f"{_key(key)} = {_value(value)}" for key, value in plain.items())]
@@ -25,7 +29,7 @@ def toml_text(tree: Mapping[str, Any]) -> str:
         if isinstance(value, list):
             rows = cast("list[dict[str, Any]]", value)
             blocks += [_block(f"[[{_key(key)}]]", row) for row in rows]
-        elif value and all(isinstance(one, dict) for one in value.values()):
+        elif key in spread:
             blocks += [_block(f"[{_key(key)}.{_key(name)}]", one) for name, one in value.items()]
         else:
             blocks.append(_block(f"[{_key(key)}]", value))

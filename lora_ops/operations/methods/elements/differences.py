@@ -51,8 +51,10 @@ def multiply_difference(base: Tensor, tiles: Tensor, weights: tuple[float, ...])
     """C + |A - C|^(1 - alpha) |B - C|^alpha with the sign of (1 - beta) A + beta B - C: meh's."""
     (alpha, beta), (b, c) = weights, tiles
     sign = torch.lerp(base, b, beta).sub_(c)
-    size = torch.sub(base, c).abs_().pow_(1 - alpha)
-    return size.mul_(b.sub_(c).abs_().pow_(alpha)).copysign_(sign).add_(c)
+    # In float64: in float32 torch's power differs by where an element stands in a tile.
+    size = torch.sub(base, c).abs_().double().pow_(1 - alpha)
+    size.mul_(b.sub_(c).abs_().double().pow_(alpha))
+    return b.copy_(size).copysign_(sign).add_(c)
 
 
 def similarity(base: Tensor, tiles: Tensor, weights: tuple[float, ...]) -> Tensor:

@@ -100,9 +100,12 @@ class SceWork(Work):
 
 
 def _variance(tiles: Tensor) -> Tensor:
-    """Over the terms, of all of them."""
-    mean = tiles.mean(0)
-    result, apart = torch.zeros_like(mean), torch.empty_like(mean)
+    """Over the terms, of all of them; exactly 0 where they are equal."""
+    mean, apart = torch.zeros_like(tiles[0]), torch.empty_like(tiles[0])
+    for tile in tiles[1:]:
+        mean.add_(torch.sub(tile, tiles[0], out=apart))
+    mean.div_(len(tiles)).add_(tiles[0])
+    result = torch.zeros_like(mean)
     for tile in tiles:
         result.add_(torch.sub(tile, mean, out=apart).square_())
     return result.div_(len(tiles))
@@ -157,10 +160,11 @@ class FusionWork(Work):
         return torch.where(matters, torch.lerp(a, b, self.task.weights[0]), a)
 
     def _importance(self, b: Tensor, a: Tensor) -> Tensor:
+        # In float64: in float32 torch's exponential differs by where an element stands in a tile.
         shape = (1, -1) if len(self.task.shape) < 2 else a.shape
-        p, q = (torch.softmax(x.view(shape), -1).add_(1e-8) for x in (b, a))
-        moved = torch.log(p / q).mul_(p).sum(-1, keepdim=True).clamp_(min=0)
-        return (b - a).abs_().view(shape).mul_(moved).view_as(a)
+        p, q = (torch.softmax(x.view(shape), -1, dtype=torch.float64).add_(1e-8) for x in (b, a))
+        moved = q.reciprocal_().mul_(p).log_().mul_(p).sum(-1, keepdim=True).clamp_(min=0)
+        return (b - a).abs_().view(shape).mul_(moved.float()).view_as(a)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

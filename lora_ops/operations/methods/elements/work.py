@@ -11,6 +11,9 @@ The engine goes through it like this, for each weight:
 `observe` and `combine` change nothing in the work, so that threads may share it; what `observe`
 returns adds up, in any order and over any parts. A tile is whole rows of the weight as a matrix
 (out, in * kernel); a tensor of one dimension is a column and always one tile. All are float32.
+
+The result is the same for any tiles and threads: counts are whole numbers, and sums are float64, of
+which the last digit, which depends on the order, is below what a float32 coefficient has.
 """
 
 from __future__ import annotations
@@ -54,11 +57,6 @@ class Task:
     def rows(self) -> int:
         """Rows of the weight as a matrix."""
         return self.shape[0] if self.shape else 1
-
-    @property
-    def columns(self) -> int:
-        """Columns of the weight as a matrix."""
-        return self.size // max(1, self.rows)
 
     @property
     def size(self) -> int:

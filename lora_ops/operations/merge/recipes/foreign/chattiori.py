@@ -75,7 +75,7 @@ def read(recipe: Mapping[str, object], models: Mapping[str, str]) -> Foreign:
     if vae:
         draft.parts["vae"] = draft.file(f"{vae}.safetensors")
     calculation = text(recipe.get("calculation"))
-    for word in re.findall(r"fine\[[^\]]*\]|use_dif_\d\d", calculation):
+    for word in re.findall(r"fine\[.*\]|use_dif_\d\d", calculation):
         draft.lose(f"`{word}`, which changes a model before it is merged")
     if recipe.get("pruned") is True:
         draft.lose("what belongs to no component was pruned; it is kept here if the base has it")

@@ -48,7 +48,7 @@ def read(content: str) -> Foreign:
             continue
         if line.startswith("+"):
             name, _, rest = line[1:].partition(",")
-            urls[name.strip()] = (rest.split("%")[0].strip(), "lora" if "%LR" in rest else "")
+            urls[name.strip()] = (rest.split("%")[0].strip(" ,"), "lora" if "%LR" in rest else "")
             continue
         last = _step(draft, line, row, made, urls)
     if not draft.steps:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from .....errors import FormatError
 from ..recipe import Term
 from ..toml_text import number_text
-from .found import Draft, Foreign, block_list, listing, number, numbers, text
+from .found import Draft, Foreign, bare, block_list, listing, number, numbers, text
 
 PROGRAM = "model-mixer"
 TYPE = "sd-webui-model-mixer"
@@ -45,8 +45,10 @@ def read(recipe: Mapping[str, object], models: Mapping[str, str]) -> Foreign:
 
     def file(key: str) -> str:
         name = text(recipe.get(key))
-        found = hashes.get(name, "")
-        return draft.file(name if "." in name or not name else f"{name}.safetensors", found)
+        plain_name = bare(name)
+        found = hashes.get(name, hashes.get(plain_name, ""))
+        complete = "." in plain_name or not plain_name
+        return draft.file(plain_name if complete else f"{plain_name}.safetensors", found)
 
     modes = [text(one) for one in listing(recipe.get("mode"))][:_MOST]
     if not modes:

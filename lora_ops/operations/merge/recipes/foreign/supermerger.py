@@ -82,7 +82,7 @@ def read(recipe: Mapping[str, object], models: Mapping[str, str]) -> Foreign:
         number(recipe.get("base_alpha"), "base_alpha", PROGRAM),
         number(recipe.get("base_beta") or 0, "base_beta", PROGRAM),
         weights("alpha"),
-        weights("beta") if recipe.get("weights_beta") else [],
+        weights("beta") if isinstance(recipe.get("weights_beta"), list) else [],
         ",".join(one for one in elements if one.strip()),
         choice,
         [text(one) for one in listing(recipe.get(choice)) if one],

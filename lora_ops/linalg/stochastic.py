@@ -1,0 +1,43 @@
+"""Rounding up or down by chance, so that the mean is the number itself.
+
+Where a change is smaller than the spacing of what is written, rounding to the nearest loses it; rounding
+by chance keeps the sum over many weights, for noise of up to one spacing in each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .random_bits import random_bits
+
+_EXPONENT = 0x7F800000
+
+
+def stochastic(tensor: Tensor, dtype: torch.dtype, key: int, first: int = 0) -> Tensor:
+    """Round each number to one of its two neighbours, the nearer the likelier.
+
+    A number that is one of `dtype` stays as it is, and so do NaN and infinity. Beyond the largest
+    finite number it is that one: never infinity, never NaN. The chance is right to 1 / 65536.
+
+    Args:
+        tensor: float32, contiguous.
+        dtype: float16, bfloat16, float8_e4m3fn or float8_e5m2; float32 is only passed through.
+        key: Of the random stream, from `random_key`.
+        first: Position of the first element in the whole tensor, so that parts are what the whole is.
+    """
+    if dtype == torch.float32:
+        return tensor
+    limits = torch.finfo(dtype)
+    bits = random_bits(key, first, tensor.numel()).view(tensor.shape).to(tensor.device)
+    chance = bits.float().add_((1 << 15) + 0.5).mul_(1 / (1 << 16))
+    # The power of two at or below each number, without subnormal ones of `dtype`, gives the spacing.
+    steps = tensor.abs().clamp_(max=limits.max)
+    power = steps.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)
+    spacing = power.clamp_(min=limits.smallest_normal).mul_(limits.eps)
+    # Divisions and products by powers of two, and the remainder, are exact.
+    steps.div_(spacing)
+    whole = torch.floor(steps)
+    whole.add_(steps.sub_(whole).gt_(chance))
+    result = whole.mul_(spacing).clamp_(max=limits.max).copysign_(tensor)
+    return torch.where(tensor.isfinite(), result, tensor).to(dtype)

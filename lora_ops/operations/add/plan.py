@@ -1,0 +1,247 @@
+"""The plan of a sum: what will be done to which weight, known from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from ...adapters.adapter import Adapter
+from ...adapters.edited import converted
+from ...adapters.formats import decode, format_named
+from ...adapters.layers import FullLayer, Layer, innermost
+from ...adapters.matching.align import Match, matched
+from ...adapters.matching.group import Term, common_shape
+from ...adapters.metadata import Input, Operation, Result, joined_metadata
+from ...adapters.strengths.ingredient import Ingredient
+from ...adapters.strengths.rules import parse_rules
+from ...errors import ArgumentError
+from ...files import FileSource, Output, check_output
+from ...linalg.ranks.rules import RankRule, parse_rank
+from ...linalg.storage import loadable
+from ...models.architectures import architecture_named, parameters
+from ...report import Report, Skip
+from ...run.inputs import paths_of
+from ..edit import EditPlan, Foreseen, planned_work
+from ..methods import METHODS, check_method
+from ..output import Draft
+from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
+from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
+from .add import AHEAD, NOT_IN_LAST, RANK_ZERO, STRENGTH_ZERO, Adding, add_notes, add_work
+from .extras import Extras, extras_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class AddOptions(TypedDict, total=False):
+    """What an addition from files to a file can be told beside its rule.
+
+    Attributes:
+        where: `PATTERN=S` for all of them, in order: each has to fit a layer of one at least.
+        method: How coefficients are found: `sum`, which is the default, and others; see `methods`.
+        options: The method's own parameters.
+        dtype: Of the factors; None: one that holds the numbers of all of a layer's inputs.
+        format: How the result is named; None: as the first input is.
+        architecture: Short name of the model's; None: told by the names.
+        reference: The checkpoint that they are for, to find dotted names by.
+        force: Whether the output may replace a file.
+    """
+
+    where: Sequence[str]
+    method: str
+    options: Mapping[str, float] | None
+    dtype: torch.dtype | None
+    format: str | None
+    architecture: str | None
+    reference: FileSource | None
+    force: bool
+
+
+def plan_add_files(
+    ingredients: Sequence[Ingredient],
+    output: Output,
+    rule: str | int | RankRule | None = None,
+    **options: Unpack[AddOptions],
+) -> EditPlan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        ingredients: The adapter files and their strengths.
+        output: Where to.
+        rule: How many directions a layer of the sum gets; None: all, exactly.
+        **options: See `AddOptions`.
+
+    Raises:
+        LoraOpsError: As `add`, as far as headers tell; or the output cannot, or must not, be
+            written.
+    """
+    if not ingredients:
+        raise ArgumentError("there is nothing to add; give one adapter or more")
+    sources = [one.source for one in ingredients]
+    format, reference = options.get("format"), options.get("reference")
+    force, method = options.get("force", False), options.get("method", "sum")
+    if is_for_folder(output, format) and isinstance(output, Path):
+        check_folder(output, paths_of(*sources, reference), force=force)
+    elif format is None:
+        check_written(output, paths_of(*sources, reference), sources[0], force=force)
+    else:
+        check_output(output, paths_of(*sources, reference), force=force)
+    chosen = None if rule is None else parse_rank(rule)
+    told = check_method(method, len(ingredients), **(options.get("options") or {}))
+    adapters = [decode(source) for source in sources]
+    ingredients = _fitted(ingredients, adapters, options.get("where", ()))
+    terms = [
+        Term(adapter, one.strengths(adapter.layers), one.source.name)
+        for adapter, one in zip(adapters, ingredients, strict=True)
+    ]
+    scheme = format_named(format or terms[0].adapter.format)
+    known = [one.target for one in parameters(reference).values()] if reference else []
+    architecture = options.get("architecture")
+    model = None if architecture is None else architecture_named(architecture)
+    match = matched(terms, scheme.name, known, model)
+    has_alpha = keeps_alpha(output, scheme, match.keys)
+    adding = Adding(chosen, method, told, options.get("dtype"), has_alpha)
+    taken = {key for roles in match.keys.values() for key in roles.values()}
+    extras = extras_of(match.terms, taken)
+    settings = {"method": method} | {name: f"{value:g}" for name, value in told.items()}
+    settings |= {} if chosen is None else {"rank": str(chosen)}
+    return EditPlan(
+        Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force),
+        partial(planned_work, add_work(match, adding)),
+        partial(_describe, ingredients, method, settings),
+        partial(foresee_add, match, adding),
+        f"{method}, {'exact' if chosen is None else f'rank rule {chosen}'}",
+        settings,
+        [f"{Path(one.source.name).name} ({one.strength:g})" for one in ingredients],
+        partial(_notes, extras, match),
+        AHEAD,
+    )
+
+
+def _fitted(
+    ingredients: Sequence[Ingredient], adapters: Sequence[Adapter], where: Sequence[str]
+) -> list[Ingredient]:
+    """The ingredients, each with those patterns that fit its adapter.
+
+    Raises:
+        ArgumentError: A pattern fits none of them.
+    """
+    fitting: list[list[str]] = [[*one.where] for one in ingredients]
+    for entry in where:
+        failures: list[ArgumentError] = []
+        for own, adapter in zip(fitting, adapters, strict=True):
+            try:
+                parse_rules(adapter.layers, where=[entry])
+                own.append(entry)
+            except ArgumentError as error:
+                failures.append(error)
+        if len(failures) == len(adapters):
+            raise failures[0]
+    return [replace(one, where=own) for one, own in zip(ingredients, fitting, strict=True)]
+
+
+def _describe(
+    ingredients: Sequence[Ingredient],
+    method: str,
+    settings: Mapping[str, str],
+    version: str,
+    inputs: Sequence[Input],
+    result: Result,
+) -> dict[str, str]:
+    record = [one.record(file) for one, file in zip(ingredients, inputs, strict=True)]
+    names = " + ".join(f"{Path(one.file.name).stem} ({one.strength:g})" for one in record)
+    operation = Operation("add", version, f"{method} of {names}", settings)
+    return joined_metadata(record, operation, result)
+
+
+def _notes(extras: Extras, match: Match, report: Report) -> Iterator[str]:
+    yield from extras.notes()
+    yield from add_notes(match)
+    yield from converted(report)
+
+
+def foresee_add(match: Match, adding: Adding) -> Foreseen:
+    """Say what will become of the weights, from headers alone.
+
+    Args:
+        match: The adapters, their strengths and their groups.
+        adding: What is to be done.
+
+    Raises:
+        UnsupportedLayerError: A layer is made from the base weight.
+        WeightShapeError: Two inputs change weights of different shapes under one name.
+    """
+    notes = tuple(add_notes(match))
+    match = match.outline()
+    planned: list[PlannedLayer] = []
+    skips: list[Skip] = []
+    size = 0
+    for group in match.groups:
+        members = [(match.terms[index], target) for index, target in group.members]
+        layers = [term.layer(target) for term, target in members]
+        shape = common_shape(layers, group.members, match.terms)
+        live = [
+            layer
+            for layer, (term, target) in zip(layers, members, strict=True)
+            if term.strength(target) != 0
+        ]
+        last = group.members[-1][0] == len(match.terms) - 1
+        rank, reason = 0, ""
+        if not live:
+            reason = STRENGTH_ZERO
+        elif METHODS[adding.method].of_last and not last:
+            reason = NOT_IN_LAST
+        else:
+            rank = _most(live, shape, adding.rule)
+            reason = "" if rank else RANK_ZERO
+        if reason:
+            skips.append(planned_skip(group.target, layers[0], reason))
+            continue
+        done = f"sum of {len(live)}" if len(live) > 1 else "carried"
+        planned.append(planned_layer(group.target, max(live, key=_axes), done, rank))
+        size += _size(live, shape, rank, adding.dtype)
+    return Foreseen(planned, size, skips, notes)
+
+
+def _axes(layer: Layer) -> int:
+    return len(layer.shape)
+
+
+def _most(layers: Sequence[Layer], shape: Sequence[int], rule: RankRule | None) -> int:
+    """The largest rank that a weight of the sum can get."""
+    full = min(sum(layer.rank for layer in layers), _full(shape))
+    if rule is None or all(isinstance(innermost(layer), FullLayer) for layer in layers):
+        return full
+    own = rule.for_kernel(tuple(shape[2:]))
+    if own.leaves_out:
+        return 0
+    return own.first_guess(full) if own.kind == "rank" else min(full, own.most or full)
+
+
+def _size(
+    layers: Sequence[Layer], shape: Sequence[int], rank: int, dtype: torch.dtype | None
+) -> int:
+    """Bytes of a weight of the sum, at most."""
+    wide = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    if all(isinstance(innermost(layer), FullLayer) for layer in layers):
+        return math.prod(shape) * wide.itemsize
+    around = [one for one in map(_larger_weight, layers) if one]
+    factors = rank * (shape[0] + math.prod(shape[1:])) * wide.itemsize + 4 + max(around, default=0)
+    return max(factors, stored_size(layers[0], dtype)) if len(layers) == 1 else factors
+
+
+def _larger_weight(layer: Layer) -> int:
+    """Bytes of the shape that a layer says its weight grows to."""
+    role = layer.tensors().get("reshape_weight")
+    return 0 if role is None else role.nbytes
+
+
+def _full(shape: Sequence[int]) -> int:
+    """All directions that a weight has."""
+    return min(shape[0], math.prod(shape[1:])) if len(shape) > 1 else 1

@@ -1,0 +1,77 @@
+"""What a conversion will do to the layers, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...adapters.adapter import Adapter
+from ...adapters.edited import check_not_empty
+from ...adapters.outline import outline, outlined
+from ...adapters.repacking.assemble import assembled, blocks_of
+from ...adapters.repacking.plan import Piece
+from ...report import Skip
+from ...run.devices import place
+from ..edit import Foreseen
+from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
+from ..resize.plan import foresee_resize
+from .layer import NO_PLACE, Converting, written_as
+from .to_lora import Lowering
+
+
+def foresee_renaming(
+    adapter: Adapter,
+    pieces: Sequence[Piece],
+    left: Sequence[str],
+    converting: Converting,
+    notes: Sequence[str],
+) -> Foreseen:
+    """Say what will become of the layers whose names change.
+
+    Args:
+        adapter: Whose.
+        pieces: See `convert_work`.
+        left: Layers that the format has no place for.
+        converting: See `convert_work`.
+        notes: What is worth saying.
+
+    Raises:
+        UnsupportedLayerError: As `convert`.
+        WeightShapeError: The same.
+    """
+    check_not_empty(adapter)
+    known = outlined(adapter)
+    whole = replace(converting, rule=None)  # which looks at numbers
+    planned: list[PlannedLayer] = []
+    size = 0
+    for piece in pieces:
+        layer = assembled(blocks_of(known, piece, converting.names), piece)
+        layer = written_as(layer, piece, whole, place("cpu"))
+        rank = layer.rank
+        if piece.is_joined and converting.rule is not None:
+            own = converting.rule.for_kernel(layer.shape[2:])
+            rank = min(rank, own.most or rank)
+            rank = own.first_guess(rank) if own.kind == "rank" else rank
+        done = "joined" if piece.is_joined else "cut" if piece.is_cut else "renamed"
+        planned.append(planned_layer(piece.module, layer, done, rank))
+        size += stored_size(layer)
+    return Foreseen(planned, size, _skips(adapter, left), notes)
+
+
+def foresee_lowering(lowering: Lowering, *, overhead: int) -> Foreseen:
+    """Say what will become of the layers of which all become LoRA.
+
+    Args:
+        lowering: From `plan_to_lora`.
+        overhead: See `Lowering.work`.
+
+    Raises:
+        LoraOpsError: As `convert`.
+    """
+    found = foresee_resize(lowering.changes, replace(lowering.resizing, overhead=overhead))
+    return replace(found, skips=(*found.skips, *_skips(lowering.adapter, lowering.left)))
+
+
+def _skips(adapter: Adapter, left: Sequence[str]) -> list[Skip]:
+    layers = outline(adapter.layers)
+    return [planned_skip(target, layers[target], NO_PLACE) for target in left]

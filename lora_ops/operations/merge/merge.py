@@ -1,0 +1,241 @@
+"""Merge: checkpoints and adapters by any method, in float32, rounded once, whatever the recipe.
+
+A merge is also a checkpoint: `MergedSource` computes each tensor when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import Convention
+from ...adapters.strengths.blocks import locate
+from ...errors import NonFiniteError
+from ...models.pairing import parameter_kind
+from ...report import LayerReport, Report, Skip, counted
+from ...run.devices import Placement, place
+from ...run.job import Job, Outcome, Work
+from ...run.stream import stream
+from ...run.workers import Progress
+from ...source import TensorSource
+from .bake import SURVIVES
+from .combine import MergedLayer
+from .merge_plan import MergePlan, plan_merge
+from .recipes.recipe import Recipe
+from .tiles import Planned, Put, compute, computed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+NOT_FINITE = "not finite in some model: the base's is kept"
+
+
+class MergeOptions(TypedDict, total=False):
+    """What a merge can be told beside its recipe; see `plan_merge`."""
+
+    components: Sequence[str]
+    strict: bool
+    allow_nonfinite: bool
+    allow_partial: bool
+    dora: Convention
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport(Report):
+    """What a merge did.
+
+    Attributes:
+        merged: How many parameters were computed.
+        copied: How many tensors stayed the base's.
+        only_base: Parameters that only the base has.
+        only_others: Parameters that only others have, by their file.
+        sizes: Norm of the change as a share of the base's, by component.
+        blocks: The same by block, for models whose blocks are known.
+    """
+
+    merged: int = 0
+    copied: int = 0
+    only_base: tuple[str, ...] = ()
+    only_others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    sizes: Mapping[str, float] = field(default_factory=dict[str, float])
+    blocks: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: as any report, and what is in it of the models."""
+        return {
+            **Report.to_dict(self),
+            "merged": self.merged,
+            "copied": self.copied,
+            "only_base": list(self.only_base),
+            "only_others": {name: list(names) for name, names in self.only_others.items()},
+            "sizes": dict(self.sizes),
+            "blocks": dict(self.blocks),
+        }
+
+
+def merge(
+    recipe: Recipe,
+    sources: Mapping[str, TensorSource],
+    *,
+    progress: Progress | None = None,
+    **options: Unpack[MergeOptions],
+) -> tuple[dict[str, Tensor], MergeReport]:
+    """Return the checkpoint that a recipe gives, all in memory, and the report.
+
+    Args:
+        recipe: Which files, in which steps; `parse_line("A + 0.3*(B - C)")` reads one.
+        sources: The files by the recipe's names; a dict of tensors as `DictSource(tensors)`.
+        progress: Called after each tensor.
+        **options: See `plan_merge`.
+
+    Raises:
+        LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
+    """
+    started = time.perf_counter()
+    plan = plan_merge(recipe, sources, **options)
+    work = Work(merge_jobs(plan), partial(_compute, plan))
+    outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))
+    report = summarise_merge(plan, (one for outcome in outcomes for one in outcome.reports))
+    report = replace(report, seconds=time.perf_counter() - started)
+    return {one.name: one.value for one in outcomes if one.value is not None}, report
+
+
+def merge_jobs(plan: MergePlan) -> list[Job[str]]:
+    """Return the jobs of a merge: a tensor each, in the base's order."""
+    return [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
+
+
+def _compute(plan: MergePlan, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
+    return [Outcome(key, *merged_tensor(plan, key)) for key in keys]
+
+
+def merged_tensor(plan: MergePlan, key: str) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
+    """Compute one tensor of the result, and what is to be said of it.
+
+    Raises:
+        NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
+    """
+    planned = plan.tensors[key]
+    try:
+        return computed(planned)
+    except NonFiniteError:
+        if not plan.allow_nonfinite:
+            raise
+        tensor, _ = computed(without_steps(planned))
+        return tensor, tuple(_kept(planned))
+
+
+def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
+    """Compute one tensor of the result piece by piece; see `merged_tensor`."""
+    try:
+        return compute(planned, put)
+    except NonFiniteError:
+        if not plan.allow_nonfinite:
+            raise
+        compute(without_steps(planned), put)
+        return tuple(_kept(planned))
+
+
+def without_steps(planned: Planned) -> Planned:
+    """The tensor as the base has it."""
+    return replace(planned, steps=())
+
+
+def _kept(planned: Planned) -> Iterator[Skip]:
+    for step in planned.steps:
+        one = step.parameter
+        yield Skip(one.target, one.component, parameter_kind(one), NOT_FINITE, 0.0)
+
+
+def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> MergeReport:
+    """Return the report: sizes of the change, and notes where rounding ate it or nothing changed.
+
+    Args:
+        plan: From `plan_merge`.
+        reports: Those of all tensors.
+    """
+    known = list(reports)
+    layers = tuple(one for one in known if isinstance(one, MergedLayer))
+    skips = tuple(one for one in known if isinstance(one, Skip))
+    located = locate([layer.target for layer in layers]) if layers else None
+    blocks: dict[str, float] = {}
+    if located is not None:
+        for block, names in located.modules.items():
+            blocks[block.label] = _size([layer for layer in layers if layer.target in names])
+    components = dict.fromkeys(layer.component for layer in layers)
+    return MergeReport(
+        layers,
+        skips,
+        (*plan.notes, *_notes(plan, layers, skips)),
+        merged=len(plan.merged),
+        copied=len(plan.copied),
+        only_base=plan.only_base,
+        only_others=plan.only_others,
+        sizes={
+            one: _size([layer for layer in layers if layer.component == one]) for one in components
+        },
+        blocks=blocks,
+    )
+
+
+def _size(layers: Sequence[MergedLayer]) -> float:
+    """Norm of the change over that of the base's weights, of several together."""
+    change = math.hypot(*(layer.norm for layer in layers))
+    base = math.hypot(*(layer.norm / layer.size for layer in layers if layer.size))
+    return change / base if base else 0.0
+
+
+def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]) -> Iterator[str]:
+    is_taken = any(not one.steps and one.source is not plan.base for one in plan.tensors.values())
+    if not is_taken and not any(layer.cosine for layer in layers):
+        yield (
+            f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
+            f"{plan.base.name}; are two of the files one, or all weights 0?"
+        )
+    eaten = [layer for layer in layers if layer.norm > 0 and layer.cosine < SURVIVES]
+    if eaten:
+        worst = min(eaten, key=lambda layer: layer.cosine)
+        yield (
+            f"rounding ate {counted(len(eaten), 'parameter')} of {len(layers)}: of the change of "
+            f"`{worst.target}` a share of {worst.gain:.2f} is left, at a cosine of {worst.cosine:.2f}; "
+            "write a wider dtype, merge all steps in one recipe, or keep the change as a LoRA"
+        )
+    kept = [skip for skip in skips if skip.reason == NOT_FINITE]
+    if kept:
+        yield f"{counted(len(kept), 'parameter')} {NOT_FINITE}, the first `{kept[0].target}`"
+
+
+class MergedSource(TensorSource):
+    """A merge as a checkpoint: a tensor is computed when it is asked for, each time anew.
+
+    Args:
+        plan: From `plan_merge`.
+    """
+
+    def __init__(self, plan: MergePlan) -> None:
+        self.plan = plan
+        self.name = plan.recipe.title or f"merge on {plan.base.name}"
+        self.metadata = plan.base.metadata
+
+    def keys(self) -> Sequence[str]:
+        """Those of the result, in the base's order."""
+        return list(self.plan.tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.plan.tensors[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype that one tensor is rounded to."""
+        return self.plan.tensors[key].dtype
+
+    def tensor(self, key: str) -> Tensor:
+        """Compute one tensor."""
+        return merged_tensor(self.plan, key)[0]

@@ -1,0 +1,233 @@
+"""The plan of a merge: what becomes of each tensor of the base, from headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...adapters.checkpoint import check_checkpoint
+from ...adapters.layers import Convention
+from ...errors import MismatchError
+from ...linalg.storage import DTYPES
+from ...models.architectures import Parameter
+from ...report import counted
+from ...source import DictSource, TensorSource
+from .combine import Leaf, Merged, Sum
+from .matched import EMA
+from .recipes.recipe import Recipe
+from .resolved import Resolver
+from .tiles import Planned
+
+_FLAGS = ("v_pred", "ztsnr")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergePlan:
+    """What a merge will do, known from headers alone.
+
+    Attributes:
+        recipe: What was asked for, with numbers for all names.
+        base: The checkpoint whose names, order, metadata and other tensors the result has.
+        sources: All that is read, by the recipe's names.
+        tensors: What becomes of each tensor, by key, in the base's order.
+        merged: Names of the parameters that are computed.
+        copied: Keys of the base that stay as they are.
+        only_base: Names of parameters of the merged components that no other model has.
+        only_others: By the recipe's name of a file, the parameters that the base does not have.
+        dropped: Keys of the base that are left out: averages of the weights.
+        notes: What is worth a sentence.
+        allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
+    """
+
+    recipe: Recipe
+    base: TensorSource
+    sources: Mapping[str, TensorSource]
+    tensors: Mapping[str, Planned]
+    merged: tuple[str, ...]
+    copied: tuple[str, ...]
+    only_base: tuple[str, ...]
+    only_others: Mapping[str, tuple[str, ...]]
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+    allow_nonfinite: bool = False
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of every tensor of the result."""
+        return {key: one.dtype for key, one in self.tensors.items()}
+
+
+def plan_merge(
+    recipe: Recipe,
+    sources: Mapping[str, TensorSource],
+    *,
+    components: Sequence[str] = ("unet", "te"),
+    strict: bool = False,
+    allow_nonfinite: bool = False,
+    allow_partial: bool = False,
+    dora: Convention = "paper",
+) -> MergePlan:
+    """Match the checkpoints and settle what becomes of each tensor, from headers alone.
+
+    The base of the last step gives names, order, metadata, and everything that is not merged: whole
+    numbers, what belongs to no model (noise schedules, flags of v-prediction), and the VAE.
+
+    Args:
+        recipe: With numbers for all names; see `Recipe.bind`.
+        sources: The files by the recipe's names: checkpoints and adapters.
+        components: Which are merged; `vae` among them merges it too.
+        strict: Whether a parameter that not all have is an error.
+        allow_nonfinite: Keep the base's weight where some model's is not finite.
+        allow_partial: Leave out layers of adapters that the base has no parameter for.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+
+    Raises:
+        ArgumentError: The recipe means nothing, or names a file or method that is not there.
+        MismatchError: A checkpoint is none, or the models have nothing in common.
+        WeightShapeError: A parameter has two shapes.
+    """
+    resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    base = resolver.base
+    check_checkpoint(base.source)
+    steps: dict[str, list[Merged]] = {}
+    taken: dict[str, Leaf] = {}
+    merged: list[str] = []
+    only_base: list[str] = []
+    for name, parameter in base.parameters.items():
+        if not resolver.is_merged(parameter):
+            continue
+        node = resolver.node(parameter)
+        if node is None:
+            if not resolver.is_elsewhere(name):
+                only_base.append(name)
+            continue
+        merged.append(name)
+        lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+        if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+            taken[parameter.key] = lone
+        else:
+            steps.setdefault(parameter.key, []).append(Merged(parameter, base.source, node))
+    if not merged:
+        raise MismatchError(
+            f"nothing to merge: no weight of {base.source.name} is in another model with a weight "
+            "other than 0; see what the files are with `info`"
+        )
+    only_others = resolver.only_others()
+    if strict and (only_base or any(only_others.values())):
+        first = (only_base or [name for names in only_others.values() for name in names])[0]
+        raise MismatchError(
+            f"not all models have all parameters: {len(only_base)} only in {base.source.name}, "
+            f"{sum(map(len, only_others.values()))} only in others, the first `{first}`"
+        )
+    dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
+    dtypes = _dtypes(recipe, base.parameters)
+    tensors: dict[str, Planned] = {}
+    for key in base.source.keys():  # noqa: SIM118
+        if key in dropped:
+            continue
+        stored = base.source.dtype(key)
+        dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
+        at = taken.get(key)
+        source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
+        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())))
+    notes = [*_notes(resolver, only_base, only_others, dropped)]
+    notes += _repaired(tensors)
+    notes += _flags(recipe, tensors, sources)
+    return MergePlan(
+        recipe=recipe,
+        base=base.source,
+        sources=dict(sources),
+        tensors=tensors,
+        merged=tuple(merged),
+        copied=tuple(key for key, one in tensors.items() if not one.steps and key not in taken),
+        only_base=tuple(only_base),
+        only_others=only_others,
+        dropped=dropped,
+        notes=tuple(notes),
+        allow_nonfinite=allow_nonfinite,
+    )
+
+
+def _same_place(one: Parameter, other: Parameter) -> bool:
+    whole = one.rows is None and other.rows is None
+    return whole and one.transposed == other.transposed and one.shape == other.shape
+
+
+def _dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
+    """What is asked for, by key; what belongs to no model stays as it is stored."""
+    asked = {part: DTYPES[name] for part, name in recipe.output.dtype.items()}
+    found: dict[str, torch.dtype] = {}
+    for parameter in parameters.values():
+        dtype = asked.get(parameter.component, asked.get("all"))
+        if dtype is not None and parameter.component != "other":
+            found[parameter.key] = dtype
+    return found
+
+
+def _notes(
+    resolver: Resolver,
+    only_base: Sequence[str],
+    only_others: Mapping[str, Sequence[str]],
+    dropped: Sequence[str],
+) -> Iterator[str]:
+    base = resolver.base.source.name
+    for name, count in Counter(one.name for one in resolver.used).items():
+        if count > 1:
+            yield f"{name} stands under {count} names of the recipe"
+    if only_base:
+        yield f"{counted(len(only_base), 'parameter')} only in {base}, the first `{only_base[0]}`: kept"
+    for name, names in only_others.items():
+        if names:
+            what = counted(len(names), "parameter")
+            yield f"{what} only in `{name}`, the first `{names[0]}`: left out"
+    if dropped:
+        yield (
+            f"{counted(len(dropped), 'tensor')} of running averages (EMA) left out, the first "
+            f"`{dropped[0]}`"
+        )
+
+
+def _repaired(tensors: dict[str, Planned]) -> Iterator[str]:
+    """Set positions right that a program stored rounded: they count from 0."""
+    for key, one in tensors.items():
+        if not key.endswith("position_ids"):
+            continue
+        stored = one.source.tensor(one.own)
+        right = torch.arange(stored.numel()).reshape(stored.shape)
+        if not torch.equal(stored.to(torch.int64), right) or stored.is_floating_point():
+            dtype = torch.int64 if stored.is_floating_point() else stored.dtype
+            tensors[key] = Planned(key, DictSource({key: right.to(dtype)}), key, dtype)
+            yield f"`{key}` did not count from 0 in whole numbers, and was repaired"
+
+
+def _flags(
+    recipe: Recipe, tensors: dict[str, Planned], sources: Mapping[str, TensorSource]
+) -> Iterator[str]:
+    """The flags of v-prediction: the base's, unless the recipe says otherwise."""
+    for flag in _FLAGS:
+        had = flag in tensors
+        if recipe.output.keep == "on" and not had:
+            empty = DictSource({flag: torch.empty(0)})
+            tensors[flag] = Planned(flag, empty, flag, torch.float32)
+        elif recipe.output.keep == "off" and had:
+            del tensors[flag]
+        elif recipe.output.keep == "auto":
+            others = [name for name, one in sources.items() if (flag in set(one.keys())) != had]
+            others = [name for name in others if _is_model(sources[name])]
+            if others:
+                does = "lacks" if had else "has"
+                yield (
+                    f"`{others[0]}` {does} the flag `{flag}`, the base does not agree: the base decides; "
+                    'set `keep = "on"` or `"off"` in the recipe'
+                )
+
+
+def _is_model(source: TensorSource) -> bool:
+    try:
+        check_checkpoint(source)
+    except MismatchError:
+        return False
+    return True

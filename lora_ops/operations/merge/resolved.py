@@ -1,0 +1,305 @@
+"""What a recipe means for each parameter: steps upon steps, down to the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...adapters.formats import modules
+from ...adapters.layers import Convention
+from ...adapters.strengths.ingredient import Ingredient
+from ...adapters.strengths.rules import parse_rules, strengths
+from ...errors import ArgumentError
+from ...models.architectures import Parameter
+from ...models.pairing import nearest
+from ...source import TensorSource
+from ..methods.choosing import Chosen, choose_method
+from ..methods.elements.work import Value
+from .combine import Adapted, Difference, Leaf, Node, Sum
+from .combined import Combination
+from .matched import EMA, Model
+from .plan import adapter_shares
+from .recipes.recipe import Recipe, Step, Term
+from .shares import Share
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Term:
+    """A term of a step, for all parameters.
+
+    Attributes:
+        of: A file or a step.
+        minus: Likewise, or empty.
+        weights: By the parameter's target.
+        shares: Of an adapter, by the parameter.
+    """
+
+    of: str
+    minus: str
+    weights: Mapping[str, float]
+    shares: Mapping[Parameter, tuple[Share, ...]] = field(default_factory=dict)
+
+
+class Resolver:
+    """Nodes for the parameters of the base, by a recipe.
+
+    Args:
+        recipe: With numbers for all names.
+        sources: The files by the recipe's names.
+        components: Which are merged.
+        allow_partial: See `plan_merge`.
+        dora: Likewise.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Mapping[str, TensorSource],
+        components: Sequence[str],
+        *,
+        allow_partial: bool,
+        dora: Convention,
+    ) -> None:
+        if recipe.values:
+            raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
+        self._recipe, self._sources, self._dora = recipe, sources, dora
+        self._steps = {step.name: step for step in recipe.steps}
+        self._models: dict[str, Model] = {}
+        self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
+        self._allow_partial = allow_partial
+        base = self._base_file(recipe.steps[-1].name)
+        self.base = self._model(base)
+        self._components = {*components, *_whole_parts(recipe)}
+        names = [p.target for p in self.base.parameters.values() if self.is_merged(p)]
+        if not names:
+            raise ArgumentError(
+                f"{self.base.source.name} has none of the components {', '.join(components)}"
+            )
+        self._names = names
+        self._parts = self._of_parts()
+        self._terms = {name: self._opened(step) for name, step in self._steps.items()}
+        self._chosen = {name: self._method(step) for name, step in self._steps.items()}
+        self.used = [self._source(name) for name in self._files()]
+
+    def is_merged(self, parameter: Parameter) -> bool:
+        """Whether a parameter of the base is to be looked for in the others at all."""
+        floats = self.base.source.dtype(parameter.key).is_floating_point
+        return floats and parameter.component in self._components
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether another model has a parameter of this name."""
+        return any(name in model.parameters for model in self._others())
+
+    def only_others(self) -> dict[str, tuple[str, ...]]:
+        """Parameters that other models have and the base lacks, by the name of the file."""
+        return {
+            key: tuple(
+                name
+                for name, one in model.parameters.items()
+                if name not in self.base.parameters
+                and one.component in self._components
+                and not name.startswith(EMA)
+            )
+            for key, model in self._models.items()
+            if model.source is not self.base.source
+        }
+
+    def node(self, parameter: Parameter) -> Node | None:
+        """Return what becomes of a parameter: a weight, or a change; None where it stays."""
+        root = self._parts.get(parameter.target, self._recipe.steps[-1].name)
+        whole, changes = self._value(root, parameter)
+        if whole is None and not changes:
+            return None
+        return Sum((*([whole] if whole is not None else []), *changes))
+
+    def _value(self, name: str, one: Parameter) -> tuple[Node | None, tuple[Node, ...]]:
+        """What a file or step is, against the base: a weight in its place, and changes of that."""
+        if name in self._sources:
+            other = self._model(name).matching(one, self.base.source)
+            same = other is None or self._sources[name] is self.base.source
+            if same or not self._sources[name].dtype(other.key).is_floating_point:
+                return None, ()
+            return Leaf(self._sources[name], other), ()
+        step = self._steps[name]
+        start = step.base or self._first(step)
+        whole, changes = self._value(start, one) if start else (None, ())
+        base = self._whole((whole, changes), one)
+        terms: list[Node] = []
+        weights: list[float] = []
+        for term in self._terms[name]:
+            node = self._node(term, one, base)
+            if node is None and not step.base and not step.terms:
+                continue
+            weights.append(term.weights.get(one.target, 0.0))
+            terms.append(node if node is not None else base)
+        if not terms or all(term == base or not w for term, w in zip(terms, weights, strict=True)):
+            return whole, changes
+        found = Combination(
+            base,
+            tuple(terms),
+            tuple(weights),
+            self._chosen[name],
+            bool(step.base),
+            one.name,
+            step.seed or 0,
+        )
+        if found.lone is not None:
+            return (None, ()) if found.lone == Leaf(self.base.source, one) else (found.lone, ())
+        return (found, ()) if found.is_whole else (whole, (*changes, found))
+
+    def _whole(self, value: tuple[Node | None, tuple[Node, ...]], one: Parameter) -> Node:
+        whole, changes = value
+        start = whole if whole is not None else Leaf(self.base.source, one)
+        return Sum((start, *changes)) if changes else start
+
+    def _node(self, term: _Term, one: Parameter, base: Node) -> Node | None:
+        """A term at a parameter; None where it has nothing to say."""
+        if term.of in self._adapters:
+            shares = term.shares.get(one, ())
+            return Adapted(shares, self._dora) if shares else None
+        if term.minus:
+            if not (self._has(term.of, one) and self._has(term.minus, one)):
+                return None
+            sides = [self._whole(self._value(name, one), one) for name in (term.of, term.minus)]
+            return None if sides[0] == sides[1] else Difference(*sides)
+        if term.of in self._steps and self._is_change(term.of):
+            _, changes = self._value(term.of, one)
+            return Sum(changes) if changes else None
+        if not self._has(term.of, one):
+            return None
+        return self._whole(self._value(term.of, one), one)
+
+    def _has(self, name: str, one: Parameter) -> bool:
+        return name in self._steps or one.name in self._model(name).parameters
+
+    def _is_change(self, name: str) -> bool:
+        """Whether a file or step is a change, not a model."""
+        if name in self._sources:
+            return name in self._adapters
+        step = self._steps[name]
+        if step.base:
+            return self._is_change(step.base)
+        return all(term.minus or self._is_change(term.of) for term in step.terms)
+
+    def _first(self, step: Step) -> str:
+        """The first whole model among the terms; empty for none."""
+        return next((t.of for t in step.terms if not t.minus and not self._is_change(t.of)), "")
+
+    def _base_file(self, name: str) -> str:
+        while name in self._steps:
+            step = self._steps[name]
+            name = step.base or self._first(step)
+        if not name:
+            raise ArgumentError(
+                "the last step gives a change, not a model; give it a `base`, a checkpoint"
+            )
+        if self._is_change(name):
+            raise ArgumentError(f"base `{name}` is an adapter; give a checkpoint as base")
+        return name
+
+    def _source(self, name: str) -> TensorSource:
+        if name not in self._sources:
+            raise ArgumentError(
+                f"no file is given for `{name}`; nearest: {nearest(name, self._sources)}"
+            )
+        return self._sources[name]
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = Model.of(self._source(name))
+        return self._models[name]
+
+    def _others(self) -> Iterator[Model]:
+        return (one for one in self._models.values() if one.source is not self.base.source)
+
+    def _files(self) -> list[str]:
+        names: dict[str, None] = {}
+        for step in self._recipe.steps:
+            for one in (step.base, *(n for term in step.terms for n in (term.of, term.minus))):
+                if one and one not in self._steps:
+                    names[one] = None
+        for name in self._recipe.parts.values():
+            if name not in self._steps:
+                names[name] = None
+        for name in names:
+            if self._source(name) and name not in self._adapters:
+                self._model(name)
+        return list(names)
+
+    def _of_parts(self) -> dict[str, str]:
+        """The file or step that gives a target, where it is not the last step."""
+        found: dict[str, str] = {}
+        for part, name in self._recipe.parts.items():
+            if part == "vae":
+                targets = {
+                    one.target for one in self.base.parameters.values() if one.component == "vae"
+                }
+            else:
+                (rule,) = parse_rules(self._names, where=[f"{part}=1"])
+                targets = rule.names
+            if not targets:
+                raise ArgumentError(f"parts: {self.base.source.name} has no `{part}`")
+            found |= dict.fromkeys(targets, name)
+        return found
+
+    def _opened(self, step: Step) -> list[_Term]:
+        return [self._term(step, term) for term in step.terms]
+
+    def _term(self, step: Step, term: Term) -> _Term:
+        if term.elemental:
+            raise ArgumentError(
+                f"step `{step.name}`: `elemental` is not understood; write `where` in its place"
+            )
+        weight, blocks = term.weight, term.blocks or None
+        if isinstance(weight, tuple):
+            if blocks:
+                raise ArgumentError(
+                    f"step `{step.name}`: `{term.of}` has a gradient and `blocks`; give one of them"
+                )
+            weight, blocks = 1.0, "depth=" + ",".join(map(str, weight))
+        number = float(weight)
+        if term.of in self._adapters:
+            one = Ingredient(self._sources[term.of], number, blocks, term.where)
+            shares: dict[Parameter, tuple[Share, ...]] = {}
+            for share in adapter_shares(
+                one, 1, self.base.parameters, self.base.source, self._allow_partial
+            ):
+                if share.seat is not None and share.strength:
+                    at = share.seat.parameter
+                    shares[at] = (*shares.get(at, ()), share)
+            return _Term(term.of, "", dict.fromkeys(self._names, 1.0), shares)
+        weights = strengths(self._names, strength=number, blocks=blocks, where=term.where)
+        return _Term(term.of, term.minus, weights)
+
+    def _method(self, step: Step) -> Chosen:
+        name, given = step.method, dict[str, Value]()
+        for key, value in step.parameters.items():
+            given[key] = tuple(map(float, value)) if isinstance(value, tuple) else value
+        for key in {key for term in step.terms for key in term.parameters}:
+            own = [term.parameters.get(key, step.parameters.get(key)) for term in step.terms]
+            if any(one is None or isinstance(one, tuple) for one in own):
+                raise ArgumentError(
+                    f"step `{step.name}`: give `{key}` for each term, or for the step"
+                )
+            given[key] = tuple(float(one) for one in own)  # type: ignore[arg-type]
+        if step.sparsify != "none":
+            given["sparsify"] = step.sparsify
+            name = "sparse" if name in ("sum", "average") else name
+        if step.legacy:
+            given["legacy"] = step.legacy
+        if name == "average" and any(term.of in self._adapters for term in step.terms):
+            raise ArgumentError(
+                f"step `{step.name}`: an adapter has no share in an average; use `sum`"
+            )
+        chosen = choose_method(name, len(step.terms), bool(step.base), given)
+        if chosen.survey is not None:
+            raise ArgumentError(
+                f"step `{step.name}`: method `{step.method}` looks at the whole model first, which is "
+                'not done here; use `legacy = "mecha"`, which does not'
+            )
+        return chosen
+
+
+def _whole_parts(recipe: Recipe) -> set[str]:
+    """Components that `parts` asks for."""
+    return {"te" if part.startswith("te") else part for part in recipe.parts}
