@@ -13,6 +13,7 @@ from ..linalg import frobenius
 from ..linalg.rounding import Grid
 from ..source import TensorSource
 from .architectures import Parameter
+from .grids import parameter_grid
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
@@ -58,46 +59,6 @@ def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
         wide = torch.float64 if torch.float64 in dtypes else torch.float32
         parts = [part.to(wide) for part in parts]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
-
-
-def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
-    """Return `TensorSource.grid` of a parameter, whose places are those of `read_parameter`."""
-    if parameter.pieces:
-        return _joined_grid(source, parameter)
-    key, shape = parameter.key, source.shape(parameter.key)
-    first, last = parameter.rows or (0, shape[0] if shape else 1)
-    before = first * math.prod(shape[1:])
-    if not parameter.transposed:
-        return lambda values, start: source.grid(key, values, before + start)
-
-    def turned(values: Tensor, start: int) -> Tensor:
-        run = slice(start, start + values.numel())
-        whole = values.new_zeros(shape[1] * (last - first))
-        whole[run] = values.reshape(-1)
-        stored = whole.reshape(shape[1], last - first).mT.contiguous()
-        return source.grid(key, stored, before).mT.reshape(-1)[run].reshape(values.shape)
-
-    return turned
-
-
-def _joined_grid(source: TensorSource, parameter: Parameter) -> Grid:
-    """The grids of all pieces, behind each other as `_joined` has them."""
-    runs: list[tuple[Grid, int, int]] = []  # with the first place there, and how many there are
-    for piece in parameter.pieces:
-        grid, size = parameter_grid(source, piece.parameter), math.prod(piece.parameter.shape)
-        halves = ((size // 2, size // 2), (0, size // 2))
-        runs += ((grid, *run) for run in (halves if piece.swapped else ((0, size),)))
-
-    def joined(values: Tensor, start: int) -> Tensor:
-        flat, parts = values.reshape(-1), list[Tensor]()
-        for grid, first, size in runs:
-            part = flat[max(0, -start) : max(0, size - start)]
-            if part.numel():
-                parts.append(grid(part, first + max(0, start)))
-            start -= size
-        return torch.cat(parts).reshape(values.shape)
-
-    return joined
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor:

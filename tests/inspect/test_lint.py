@@ -394,6 +394,15 @@ def test_json(tmp_path):
     assert (one["severity"], one["count"], one["where"]) == ("error", 1, [UP])
 
 
+@pytest.mark.parametrize("told", ["", " ", "0x", "0" * 64])
+def test_a_hash_that_says_nothing_is_missing_not_false(told, tmp_path):
+    path = write(tmp_path / "odd.safetensors", Odd(layers(), TOLD | {"sshs_model_hash": told}))
+    codes = {one.code for one in linted(path).findings} & {"hash-false", "hash-missing"}
+    assert codes == ({"hash-false"} if told.strip("0x ") or len(told) > 2 else {"hash-missing"})
+    with open_source(path) as source:
+        assert (false_hash(source) is not None) == (codes == {"hash-false"})
+
+
 def test_the_page_has_every_code_with_its_severity():
     page = (ROOT / "docs" / "lint.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \|", page, re.MULTILINE)

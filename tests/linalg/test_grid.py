@@ -13,7 +13,9 @@ from torch import Tensor
 from lorakit.lora_ops import DictSource, extract
 from lorakit.lora_ops.errors import MismatchError
 from lorakit.lora_ops.models.architectures import Parameter
-from lorakit.lora_ops.models.differences import parameter_grid, read_parameter
+from lorakit.lora_ops.models.differences import read_parameter
+from lorakit.lora_ops.models.grids import parameter_grid
+from lorakit.lora_ops.models.parameter import Piece
 from lorakit.lora_ops.source import TensorSource
 from lorakit.lora_ops.spacing import spacing
 
@@ -73,6 +75,16 @@ class Places(TensorSource):
         return torch.arange(start, start + values.numel()).double().reshape(values.shape)
 
 
+def part(first: int, last: int, swapped: bool = False) -> Piece:
+    """Some rows of the tensor, of 4 columns or 5."""
+    columns = 5 if last - first == 3 and not swapped else 4
+    inner = Parameter("n", "a", (last - first, columns), rows=(first, last))
+    return Piece(inner, (0, last - first), swapped)
+
+
+TURNED = Parameter("n", "a", (9, 4), transposed=True)
+
+
 @pytest.mark.parametrize(
     ("stored", "parameter"),
     [
@@ -82,6 +94,11 @@ class Places(TensorSource):
         ((9, 5), Parameter("n", "a", (5, 3), rows=(3, 6), transposed=True)),
         ((7,), Parameter("n", "a", (3,), rows=(4, 7))),
         ((), Parameter("n", "a", ())),
+        ((9, 5), Parameter("n", "a", (9, 5), pieces=(part(3, 6), part(0, 3), part(6, 9)))),
+        ((9, 4), Parameter("n", "a", (7, 4), pieces=(part(5, 9, True), part(0, 3, True)))),
+        ((9, 4), Parameter("n", "a", (9, 2, 2), pieces=(part(4, 9), part(0, 4)))),
+        ((4, 9), Parameter("n", "a", (9, 4), pieces=(Piece(TURNED, (0, 9), True),))),
+        ((9, 4), Parameter("n", "a", (3, 4), rows=(2, 5), pieces=(part(4, 9), part(0, 4)))),
     ],
 )
 def test_a_parameter_has_the_grid_of_its_place_in_the_tensor(
@@ -90,6 +107,7 @@ def test_a_parameter_has_the_grid_of_its_place_in_the_tensor(
     source = Places(*stored)
     expected = read_parameter(source, parameter).reshape(-1)
     grid = parameter_grid(source, parameter)
+    assert math.prod(parameter.shape) == len(expected)
     for start in range(len(expected)):
         for end in range(start + 1, len(expected) + 1):
             found = grid(torch.zeros(end - start, dtype=torch.float64), start)
