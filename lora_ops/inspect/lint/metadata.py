@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...adapters.formats import configuration_notes, configured, special
 from ...errors import LoraOpsError
 from ...files import DATA_HASH as HASH
-from ...files import FileSource, false_hash
+from ...files import FileSource, false_hash, recorded_hash
 from ...models.architectures import ARCHITECTURES
 from .findings import Finding, converting, finding
 from .header import same_format
@@ -30,7 +30,7 @@ def check_metadata(file: Subject) -> Iterator[Finding]:
             "no ss_* entries: programs cannot tell the model, and some hide the file",
             cure=same_format(file),
         )
-    if not told.get(HASH, "").strip() and file.format == "kohya":
+    if not recorded_hash(file.source) and file.format == "kohya":
         yield finding(
             "hash-missing", f"no `{HASH}`; A1111 and Forge take it anew", cure=same_format(file)
         )
@@ -65,11 +65,10 @@ def check_hash(file: Subject) -> Iterator[Finding]:
     source = file.source
     false = false_hash(source) if isinstance(source, FileSource) else None
     if false is not None:
+        told, true = false
         yield finding(
             "hash-false",
-            "`{0}` is {1:.12}…, the data's {2:.12}…: programs take the file for another one".format(
-                HASH, *false
-            ),
+            f"`{HASH}` is {told:.12}…, the data's {true:.12}…: programs take the file for another one",
             cure=same_format(file),
         )
 
