@@ -50,7 +50,13 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         'together: `"size=50MB"`, `"mean=16"`, `"total_error=0.1"`.',
         (
             *("resize", "resize_file", "scale", "scale_file", "add", "add_files", "convert"),
-            *("plan_resize_file", "ResizeOptions", "plan_scale_file", "plan_add_files", "AddOptions"),
+            *(
+                "plan_resize_file",
+                "ResizeOptions",
+                "plan_scale_file",
+                "plan_add_files",
+                "AddOptions",
+            ),
             *("plan_convert_file", "ConvertOptions", "EditPlan"),
             *("convert_file", "Term", "Ingredient", "Budget", "parse_rule", "Convention"),
             *("Architecture", "architecture_named"),

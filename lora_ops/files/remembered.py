@@ -26,15 +26,15 @@ def cache_folder() -> Path | None:
 
     None where that is `off`: nothing is remembered, nor looked up.
     """
-    own = os.environ.get("LORAKIT_CACHE")
+    own = os.getenv("LORAKIT_CACHE")
     if own:
         return None if own.lower() == "off" else Path(own) / "sha256"
-    if told := os.environ.get("XDG_CACHE_HOME"):
+    if told := os.getenv("XDG_CACHE_HOME"):
         root = Path(told)
     elif sys.platform == "darwin":
         root = Path.home() / "Library" / "Caches"
     elif os.name == "nt":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        root = Path(os.getenv("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         root = Path.home() / ".cache"
     return root / "lorakit" / "sha256"
