@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -11,8 +11,7 @@ import torch
 from .adapter import Adapter
 from .formats import Format, ModelNames
 from .layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, low_rank
-from .outline import outlined
-from .repacking.assemble import assembled, blocks_of
+from .repacking.assemble import RepackedLayers, assembled, blocks_of
 from .repacking.plan import Piece
 
 
@@ -37,25 +36,11 @@ def renamed(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Renamed(Mapping[str, Layer]):
+class _Renamed(RepackedLayers):
     """Changes under other names, each made when it is asked for."""
-
-    adapter: Adapter
-    pieces: Mapping[str, Piece]
-    names: ModelNames
 
     def __getitem__(self, module: str) -> Layer:
         return _piece(self.adapter, self.pieces[module], self.names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def outline(self) -> Mapping[str, Layer]:
-        """The same without data."""
-        return replace(self, adapter=outlined(self.adapter))
 
 
 def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:

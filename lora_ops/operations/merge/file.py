@@ -19,25 +19,24 @@ from ...files import (
     check_output,
     shard_paths,
 )
-from ...report import LayerReport, Report, Skip
+from ...report import Report
 from ...run.devices import Placement, place
-from ...run.inputs import hashed, paths_of, unhashed
+from ...run.inputs import hashed, paths_of
 from ...run.job import Outcome, Work
-from ...run.output import Sink, write
+from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from .bake import bake_jobs, summarise_bake
 from .output import (
     SHARD_SIZE,
-    PlacedWriter,
+    CheckpointFile,
     check_place,
     folder_notes,
     is_folder,
     is_index,
     shards_of,
     write_tensor,
-    writer_for,
 )
 from .plan import BakePlan, plan_bake
 from .tensor import planned_tensor
@@ -131,7 +130,7 @@ def bake_file(
     return write(sink, results, started=started)
 
 
-class BakedFile(Sink[Tensor]):
+class BakedFile(CheckpointFile):
     """The checkpoint that a bake writes.
 
     Args:
@@ -153,36 +152,22 @@ class BakedFile(Sink[Tensor]):
         force: bool,
     ) -> None:
         self.sources = _sources(plan)
-        self._plan, self._checkpoint, self._output = plan, checkpoint, output
-        self._shard_size, self._version, self._force = shard_size, version, force
-        self._reports: list[LayerReport | Skip] = []
+        self._plan, self._version = plan, version
+        rows = [(key, dtype, checkpoint.shape(key)) for key, dtype in plan.dtypes.items()]
+        super().__init__(output, checkpoint, rows, shard_size=shard_size, force=force)
 
-    def writer(self) -> PlacedWriter:
-        """The file, or the files."""
-        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
+    def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
+        """The record, with the longest numbers."""
         widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
-        self._file = writer_for(
-            self._output,
-            self._checkpoint,
-            [(key, dtype, self._checkpoint.shape(key)) for key, dtype in self._plan.dtypes.items()],
-            _metadata(self._plan, blank, widest, self._version),
-            shard_size=self._shard_size,
-            replace=self._force,
-        )
-        return self._file
+        return _metadata(self._plan, inputs, widest, self._version)
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
-        return [write_tensor(planned_tensor(self._plan, key), self._file) for key in keys]
-
-    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
-        """Nothing: each has been written when it is computed."""
-        self._reports.extend(outcome.reports)
-        return {}
+        return [write_tensor(planned_tensor(self._plan, key), self.file) for key in keys]
 
     def report(self) -> Report:
         """The report."""
-        return summarise_bake(self._plan, self._reports)
+        return summarise_bake(self._plan, self.reports)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record of the bake, beside what the checkpoint says of itself."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...files import FileSource, check_output, shard_paths
-from ...report import LayerReport, Report, Skip
+from ...report import Report
 from ...run.devices import Placement, place
-from ...run.inputs import Input, paths_of, unhashed
+from ...run.inputs import Input, paths_of
 from ...run.job import Outcome, Work
-from ...run.output import Sink, write
+from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
@@ -25,14 +25,13 @@ from .merge import MergeOptions, MergeReport, merge_into, merge_jobs, summarise_
 from .merge_plan import MergePlan, plan_merge
 from .output import (
     SHARD_SIZE,
-    PlacedWriter,
+    CheckpointFile,
     check_place,
     folder_notes,
     is_folder,
     is_index,
     shards_of,
     write_tensor,
-    writer_for,
 )
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
@@ -113,7 +112,7 @@ def merge_file(
     return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
 
 
-class MergedFile(Sink[Tensor]):
+class MergedFile(CheckpointFile):
     """The checkpoint that a merge writes.
 
     Args:
@@ -129,38 +128,24 @@ class MergedFile(Sink[Tensor]):
     ) -> None:
         self._names = [name for name in plan.recipe.files if name in plan.sources]
         self.sources = [plan.sources[name] for name in self._names]
-        self._plan, self._output = plan, output
-        self._shard_size, self._version, self._force = shard_size, version, force
-        self._reports: list[LayerReport | Skip] = []
+        self._plan, self._version = plan, version
+        rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
+        super().__init__(output, _base(plan), rows, shard_size=shard_size, force=force)
 
-    def writer(self) -> PlacedWriter:
-        """The file, or the files."""
-        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
-        self._file = writer_for(
-            self._output,
-            _base(self._plan),
-            [(key, one.dtype, one.shape) for key, one in self._plan.tensors.items()],
-            self._record(blank, {"error": -1.23456e-300, "changed": 123456789}),
-            shard_size=self._shard_size,
-            replace=self._force,
-        )
-        return self._file
+    def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
+        """The record, with numbers that no merge gives."""
+        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
         return [
-            write_tensor(self._plan.tensors[key], self._file, partial(merge_into, self._plan))
+            write_tensor(self._plan.tensors[key], self.file, partial(merge_into, self._plan))
             for key in keys
         ]
 
-    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
-        """Nothing: each has been written when it is computed."""
-        self._reports.extend(outcome.reports)
-        return {}
-
     def report(self) -> MergeReport:
         """The report."""
-        return summarise_merge(self._plan, self._reports)
+        return summarise_merge(self._plan, self.reports)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -25,7 +27,9 @@ from ...files import (
 )
 from ...files.header import header_room
 from ...report import LayerReport, Skip, counted
+from ...run.inputs import Input, unhashed
 from ...run.job import Outcome
+from ...run.output import Sink
 from ...source import TensorSource
 from .tiles import Planned, Put, compute
 
@@ -142,3 +146,60 @@ def write_tensor(
         file.copy(planned.key, planned.source, planned.own)
         return Outcome(planned.key, None)
     return Outcome(planned.key, None, calculate(planned, partial(file.write_at, planned.key)))
+
+
+class CheckpointFile(Sink[Tensor]):
+    """A checkpoint whose tensors are written to their places by the jobs that compute them.
+
+    Args:
+        output: Where to.
+        checkpoint: What it is made like; it may have shards.
+        rows: Key, dtype and shape of what is written.
+        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        force: Whether the output may replace files.
+
+    Attributes:
+        file: Once it is entered.
+        reports: What was said of all tensors so far.
+    """
+
+    file: PlacedWriter
+
+    def __init__(
+        self,
+        output: Path,
+        checkpoint: FileSource,
+        rows: Sequence[tuple[str, torch.dtype, Sequence[int]]],
+        *,
+        shard_size: int,
+        force: bool,
+    ) -> None:
+        self._output, self._checkpoint, self._rows = output, checkpoint, rows
+        self._shard_size, self._force = shard_size, force
+        self.reports: list[LayerReport | Skip] = []
+
+    @abstractmethod
+    def longest(self, inputs: Sequence[Input]) -> Mapping[str, str]:
+        """Return the string map at the greatest length that it can become.
+
+        Args:
+            inputs: The record of `sources`, with hashes of zeros.
+        """
+
+    def writer(self) -> PlacedWriter:
+        """The file, or the files."""
+        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
+        self.file = writer_for(
+            self._output,
+            self._checkpoint,
+            self._rows,
+            self.longest(blank),
+            shard_size=self._shard_size,
+            replace=self._force,
+        )
+        return self.file
+
+    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
+        """Nothing: each has been written when it is computed."""
+        self.reports.extend(outcome.reports)
+        return {}
