@@ -51,7 +51,7 @@ MERGE = (
         START
         + """
 from lorakit.lora_ops import open_source
-from lorakit.lora_ops.operations.merge.merge_file import merge_file, plan_merge_file
+from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 recipe = parse_line("LINE")
 opened = {{name: open_source(dict(A=a, B=b, C=c)[name]) for name in recipe.files}}

@@ -39,6 +39,10 @@ from .models.pairing import Pair, Pairing
 from .operations.add.add import add
 from .operations.add.file import add_files
 from .operations.add.plan import AddOptions, plan_add_files
+from .operations.bake.bake import bake
+from .operations.bake.file import bake_file, plan_bake_file
+from .operations.bake.plan import BakePlan, plan_bake
+from .operations.bake.preview import preview_bake
 from .operations.convert.convert import convert
 from .operations.convert.file import convert_file
 from .operations.convert.plan import ConvertOptions, plan_convert_file
@@ -47,11 +51,6 @@ from .operations.edit import EditPlan
 from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file, preview_extraction
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
-from .operations.merge.bake import bake
-from .operations.merge.change import BakedLayer
-from .operations.merge.file import bake_file, plan_bake_file
-from .operations.merge.plan import BakePlan, plan_bake
-from .operations.merge.preview import preview_bake
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -59,6 +58,7 @@ from .operations.resize.resize import resize
 from .operations.scale.file import scale_file
 from .operations.scale.plan import plan_scale_file
 from .operations.scale.scale import scale
+from .operations.weights.change import BakedLayer
 from .report import LayerReport, Report, Skip
 from .run.devices import Placement, place
 from .run.workers import Progress

@@ -12,12 +12,12 @@ from checkpoints import SD1, grid
 
 from lorakit.lora_ops import DictSource, Ingredient, bake, extract
 from lorakit.lora_ops.errors import ArgumentError, MismatchError, NonFiniteError, WeightShapeError
-from lorakit.lora_ops.operations.merge import terms
 from lorakit.lora_ops.operations.merge.merge import MergedSource, merge
-from lorakit.lora_ops.operations.merge.merge_plan import plan_merge
+from lorakit.lora_ops.operations.merge.plan import plan_merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
 from lorakit.lora_ops.operations.methods import coefficients
+from lorakit.lora_ops.operations.weights import terms
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"

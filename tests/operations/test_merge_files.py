@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, open_source
 from lorakit.lora_ops.errors import NonFiniteError
+from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.merge import merge
-from lorakit.lora_ops.operations.merge.merge_file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
@@ -101,7 +101,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lorakit.lora_ops import open_source
-from lorakit.lora_ops.operations.merge.merge_file import merge_file, plan_merge_file
+from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 folder = Path(sys.argv[1])
 opened = {key: open_source(folder / f"{key}.safetensors") for key in "AB"}

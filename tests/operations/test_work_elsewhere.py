@@ -164,7 +164,7 @@ def test_bake(tmp_path: Path, there: Elsewhere, monkeypatch: pytest.MonkeyPatch)
     save_adapter(adapter, tmp_path / "lora.safetensors")
     terms = [Ingredient(ByPath(tmp_path / "lora.safetensors"), 0.7)]
     here, report = bake(base, terms)
-    monkeypatch.setattr("lorakit.lora_ops.operations.merge.bake.stream", there.stream)
+    monkeypatch.setattr("lorakit.lora_ops.operations.bake.bake.stream", there.stream)
     found, other = bake(base, terms)
     assert there.done
     check_equal(found, here)

@@ -21,10 +21,10 @@ from ...models.parameter import Piece
 from ...report import Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
-from .change import BakedLayer, Change
-from .shares import Share
-from .step import Measured, not_numbers
-from .terms import Replacement, Rows, Stored, matrix, matrix_shape
+from ..weights.change import BakedLayer, Change
+from ..weights.shares import Share
+from ..weights.step import Measured, not_numbers
+from ..weights.terms import Replacement, Rows, Stored, matrix, matrix_shape
 
 UNCHANGED = "no number differs"
 

@@ -15,8 +15,8 @@ from ..methods.choosing import Chosen
 from ..methods.elements.work import Task, Work
 from ..methods.kinds import Element, Linear, Span
 from ..methods.linear import Coefficients, weighed
+from ..weights.terms import Rows, tile_height, tiles_of
 from .combine import Difference, Leaf, Node, Opening, Sum, Weighted
-from .terms import Rows, tile_height, tiles_of
 
 # A sum of coefficients that misses 1 by no more is 1.
 _ROUNDING = 1e-12

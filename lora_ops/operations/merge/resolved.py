@@ -14,14 +14,14 @@ from ...models.architectures import Parameter
 from ...models.pairing import nearest
 from ...models.parameter import Piece
 from ...source import TensorSource
+from ..bake.plan import adapter_shares
 from ..methods.choosing import Chosen, choose_method
 from ..methods.elements.work import Value
+from ..weights.shares import Share
 from .combine import Adapted, Difference, Leaf, Node, Sum
 from .combined import Combination
 from .matched import EMA, Model
-from .plan import adapter_shares
 from .recipes.recipe import Recipe, Step, Term
-from .shares import Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,10 +14,10 @@ from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import Skip
 from ..preview import PlannedLayer, Preview
+from ..weights.output import is_index
+from ..weights.shares import Share
 from .bake import NO_PARAMETER, NO_STRENGTH
-from .output import is_index
 from .plan import BakePlan
-from .shares import Share
 
 # Bytes of the record of a bake, beside what the checkpoint says of itself; of each input.
 _RECORD = 4096
