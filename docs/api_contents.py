@@ -68,6 +68,15 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("bake", "plan_bake_file", "bake_file", "plan_bake", "BakePlan", "preview_bake"),
     ),
     (
+        "Merge checkpoints",
+        "By a recipe: a line, a document, or what a merged file says of itself; [merging.md](merging.md), [recipes.md](recipes.md).",
+        (
+            *("merge", "plan_merge_file", "merge_file", "plan_merge", "MergeOptions", "MergePlan"),
+            *("MergeReport", "MergedSource", "Recipe", "parse_line", "read_recipe"),
+            *("parse_document", "as_toml", "open_recipe", "Ancestor", "find_files", "Found"),
+        ),
+    ),
+    (
         "Look into files",
         "",
         (
@@ -113,6 +122,7 @@ ELSEWHERE = {
     "Resizing": "#resize_file",
     "run_bake": "#bake_file",
     "to_lora": "kinds.md",
+    "foreign.read_foreign": "recipes.md",
     "RenamedSource": "#class-filesource",
 }
 #: What is public for the package's own sake.

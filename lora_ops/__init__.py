@@ -51,6 +51,15 @@ from .operations.edit import EditPlan
 from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file, preview_extraction
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
+from .operations.merge.file import merge_file, plan_merge_file
+from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
+from .operations.merge.plan import MergePlan, plan_merge
+from .operations.merge.recipes.ancestry import Ancestor
+from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
+from .operations.merge.recipes.expression import parse_line
+from .operations.merge.recipes.find import Found, find_files
+from .operations.merge.recipes.opening import open_recipe
+from .operations.merge.recipes.recipe import Recipe
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -78,6 +87,7 @@ from .training import (
 __all__ = [
     "Adapter",
     "AddOptions",
+    "Ancestor",
     "Architecture",
     "ArgumentError",
     "BakePlan",
@@ -92,6 +102,7 @@ __all__ = [
     "FileSource",
     "Finding",
     "FormatError",
+    "Found",
     "FullLayer",
     "Info",
     "Ingredient",
@@ -103,6 +114,10 @@ __all__ = [
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MergeOptions",
+    "MergePlan",
+    "MergeReport",
+    "MergedSource",
     "MismatchError",
     "NonFiniteError",
     "Output",
@@ -118,6 +133,7 @@ __all__ = [
     "QuantisedError",
     "RankRule",
     "Read",
+    "Recipe",
     "Report",
     "ResizeOptions",
     "Skip",
@@ -134,6 +150,7 @@ __all__ = [
     "add",
     "add_files",
     "architecture_named",
+    "as_toml",
     "bake",
     "bake_file",
     "collect",
@@ -147,10 +164,16 @@ __all__ = [
     "enable",
     "extract",
     "extract_file",
+    "find_files",
     "inject",
     "lint",
+    "merge",
+    "merge_file",
     "merge_into",
+    "open_recipe",
     "open_source",
+    "parse_document",
+    "parse_line",
     "parse_rank",
     "parse_rule",
     "place",
@@ -160,10 +183,13 @@ __all__ = [
     "plan_convert_file",
     "plan_extraction",
     "plan_file",
+    "plan_merge",
+    "plan_merge_file",
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "read_recipe",
     "resize",
     "resize_file",
     "save_adapter",
