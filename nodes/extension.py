@@ -19,6 +19,8 @@ from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
+from .merge.block_weights import BlockWeights
+from .merge.merge_models import MergeModels
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadLora,
@@ -37,6 +39,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     CompareLoras,
     StackToLora,
     LoraToStack,
+    MergeModels,
+    BlockWeights,
 )
 
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .adapters import comparison_picture, inspection_picture
+from .weights import block_weights_picture
 
-__all__ = ["comparison_picture", "inspection_picture"]
+__all__ = ["block_weights_picture", "comparison_picture", "inspection_picture"]
