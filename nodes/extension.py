@@ -21,6 +21,7 @@ from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
 from .merge.block_weights import BlockWeights
 from .merge.merge_models import MergeModels
+from .merge.swap_parts import SwapParts
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadLora,
@@ -41,6 +42,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     LoraToStack,
     MergeModels,
     BlockWeights,
+    SwapParts,
 )
 
 

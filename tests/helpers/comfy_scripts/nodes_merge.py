@@ -48,9 +48,12 @@ def execute(models, clips=(), *, node="merge_models.MergeModels", **inputs):
 
     file, name = node.split(".")
     kind = getattr(importlib.import_module(f"lorakit.nodes.merge.{file}"), name)
-    given = {"share_of_B": 0.5, "method": "weighted_sum"} if file == "merge_models" else {}
-    given |= {"models": sockets("model", models), "clips": sockets("clip", clips), **inputs}
-    return kind.execute(**given).args
+    held = sockets("model", models), sockets("clip", clips)
+    if file == "swap_parts":
+        vaes = {f"vae_{letter}": f"VAE {letter}" for letter in "AB"}
+        return kind.execute(**held[0], **held[1], **{**vaes, **inputs}).args
+    given = {"share_of_B": 0.5, "method": "weighted_sum"}
+    return kind.execute(**{**given, "models": held[0], "clips": held[1], **inputs}).args
 
 
 def core(models, share):
@@ -128,7 +131,7 @@ def made(question):
     counting = nodes_weights.Counting(host.effective_weight)
     host.effective_weight = counting
     try:
-        model, clip, *_, report = execute(models, clips, **question.get("inputs", {}))
+        model, clip, *rest, report = execute(models, clips, **question.get("inputs", {}))
     finally:
         host.effective_weight = counting.function
     same = before == [nodes_weights.state_of(one) for one in patchers]
@@ -151,6 +154,8 @@ def made(question):
     records = [len(one) for one in model.patches.values()] if model is not None else []
     told = {
         "report": report,
+        "handed on": [model in models, clip in clips],
+        "rest": rest,
         "read": counting.calls,
         "same": same,
         "records": max(records, default=0),
