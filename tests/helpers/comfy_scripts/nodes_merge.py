@@ -86,6 +86,7 @@ def weights(patcher, prefix=""):
         if key in patcher.patches:
             own = host.effective_weight(without_patches(patcher), key)
             patch = LowVramPatch(key, patcher.patches)
+            assert patch.memory_required() > 0
             patch.prepare(torch.empty(patch.memory_required(), dtype=torch.uint8), None)
             found[f"used {key}"] = patch(own.to(torch.bfloat16))
     return found
