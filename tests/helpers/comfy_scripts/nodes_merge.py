@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nodes_extract
 import nodes_models
 import nodes_weights
 import torch
@@ -22,6 +23,8 @@ def model_of(question):
         import comfy.model_base
 
         model.model.model_type = comfy.model_base.ModelType[question["predicts"]]
+    if question.get("bypass"):
+        model = nodes_extract.bypassed(model)
     return model
 
 
