@@ -25,6 +25,9 @@ NEEDS = {
     "LorakitCompareLoras": {"first": "one", "second": "two"},
     "LorakitStackToLora": {"lora_stack": "stack"},
     "LorakitLoraToStack": {"lora": "one"},
+    "LorakitMergeModels": {"models.model_A": "model", "models.model_B": "tuned"},
+    "LorakitBlockWeights": {},
+    "LorakitSwapParts": {"parts": "D00", "model_A": "model", "model_B": "tuned"},
 }
 
 
