@@ -165,6 +165,51 @@ def test_text_encoders(comfy):
     assert distance(latent, core.latent(theirs, "sd1")) < SAME
 
 
+def test_text_encoders_alone(comfy):
+    graph = Graph(comfy)
+    sides = [
+        graph.add("TestLoadCheckpoint", ckpt_name=f"{name}.safetensors")
+        for name in ("sd1", "sd1-tuned")
+    ]
+    made = merged(graph, [], sides)
+    told = graph.text(made)
+    assert told.startswith("done · weighted_sum of 2 models, in ")
+    given = graph.add("CLIPTextEncode", clip=made[1], text="a house")
+    core = Graph(comfy)
+    one, other = (
+        core.add("TestLoadCheckpoint", ckpt_name=f"{name}.safetensors")
+        for name in ("sd1", "sd1-tuned")
+    )
+    theirs = core.add("CLIPMergeSimple", clip1=one[1], clip2=other[1], ratio=1 - SHARE)
+    wanted = core.add("CLIPTextEncode", clip=theirs, text="a house")
+    found, exact = graph.tensor(given, "conditioning"), core.tensor(wanted, "conditioning")
+    assert distance(found, exact) < SAME
+
+
+def test_swapped_parts(comfy):
+    """A whole part is B itself; blocks are what ComfyUI's own node gives at its ends."""
+
+    def latent(parts):
+        graph = Graph(comfy)
+        sides = {"model_A": graph.checkpoint("flux"), "model_B": graph.checkpoint("flux-tuned")}
+        return graph.latent(graph.add("LorakitSwapParts", parts=parts, **sides))
+
+    plain = Graph(comfy)
+    tuned = plain.latent(plain.checkpoint("flux-tuned"))
+    assert torch.equal(latent("unet"), tuned)
+    core = Graph(comfy)
+    models = {"model1": core.checkpoint("flux"), "model2": core.checkpoint("flux-tuned")}
+    names = comfy.get("/object_info/ModelMergeFlux1")["ModelMergeFlux1"]["input"]["required"]
+    values = {
+        name: 0.0 if name == "double_blocks.0." else 1.0
+        for name in names
+        if not name.startswith("model")
+    }
+    theirs = core.latent(core.add("ModelMergeFlux1", **models, **values))
+    assert distance(latent("D00"), theirs) < SAME
+    assert distance(latent("D00"), tuned) > 0.01
+
+
 def test_the_host_saves_it(comfy):
     graph = Graph(comfy)
     model = merged(graph, [graph.checkpoint("flux"), graph.checkpoint("flux-tuned")])
