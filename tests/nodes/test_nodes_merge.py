@@ -168,6 +168,10 @@ def test_a_lora_after_it(merge, model, files):
         assert distance(found["exact"], exact) < 1e-6, state
         if state == [["whole"]]:  # what the model computes with
             assert distance(found["held"], exact) < 1e-6
+            calls, most = found["loaded"]
+            assert (calls, most) == (2 * len(exact), 2), (
+                "one weight at a time is in memory, of both"
+            )
 
 
 def test_a_merge_of_merges_is_rounded_once(merge, model, files):

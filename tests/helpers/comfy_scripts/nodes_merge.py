@@ -139,6 +139,7 @@ def made(question):
     finally:
         host.effective_weight = counting.function
     same = before == [nodes_weights.state_of(one) for one in patchers]
+    loading = host.effective_weight = nodes_weights.Counting(counting.function)
     for step, *arguments in question.get("after", ()):
         if step == "lora":
             model = nodes_weights.with_lora(model, *arguments)
@@ -146,6 +147,7 @@ def made(question):
             model = nodes_weights.loaded_whole(model)
         else:
             model = nodes_weights.loaded_in_part(model)
+    host.effective_weight = counting.function
     kept = {}
     if model is not None:
         kept |= weights(model, "diffusion_model.")
@@ -162,6 +164,7 @@ def made(question):
         "rest": rest,
         "read": counting.calls,
         "same": same,
+        "loaded": [loading.calls, loading.most],
         "records": max(records, default=0),
         "patches": len(records),
     }
