@@ -10,7 +10,7 @@ from typing import Any
 from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite, kind_of
 from ..adapters.formats import component
-from ..adapters.layers import LokrLayer, innermost
+from ..adapters.layers import innermost
 from ..adapters.matching.align import matched
 from ..adapters.matching.group import Group, Term, common_shape
 from ..operations.add.apart import apart
@@ -129,7 +129,7 @@ def compare(
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
-    is_lokr = any(isinstance(innermost(layer), LokrLayer) for layer in found)
+    is_lokr = any(innermost(layer).kronecker() is not None for layer in found)
     gram = apart(found).gram() if is_lokr else stacked(found).exact().gram()
     ranks, norms = [0, 0], [0.0, 0.0]
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):

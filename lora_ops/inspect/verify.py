@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..adapters.adapter import Adapter, LazyLayers
 from ..adapters.checkpoint import check_checkpoint
 from ..adapters.formats import BIAS, decode, read_kind, saved_parameters
-from ..adapters.layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
+from ..adapters.layers import Convention, Layer, LoraLayer, fits
 from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
 from ..adapters.metadata.provenance import originals
 from ..adapters.model import names_for
@@ -105,7 +105,7 @@ def _measured(
     for module, seat in places.items():
         members.setdefault(seat.parameter.target, []).append((module, seat))
         own = outline.layers.get(module)
-        bias = bias_seat(seat, targets) if own is not None and _bias(own) else None
+        bias = bias_seat(seat, targets) if own is not None and own.bias else None
         if bias is not None:
             of_bias.setdefault(bias.parameter.target, []).append((module, bias))
     for name, old, new in pairing.reshaped:
@@ -125,7 +125,7 @@ def _measured(
 
     def measure(both: Pair) -> tuple[Pair, LayerReport | Skip]:
         changed = [(held.layers[one], at) for one, at in members.get(both.target, ())]
-        beside = [(_bias(held.layers[one]), at) for one, at in of_bias.get(both.target, ())]
+        beside = [(held.layers[one].bias, at) for one, at in of_bias.get(both.target, ())]
         changed += [(bias, at) for bias, at in beside if bias is not None]
         if changed:
             return both, _measure(sides, changed, both, strength, convention)
@@ -147,11 +147,6 @@ def _measured(
             f"{lora.name} with; give the tuned checkpoint second"
         )
     return Report(tuple(layers), tuple(skips), pairing.absent)
-
-
-def _bias(layer: Layer) -> Layer | None:
-    """What a layer does to the bias beside its weight, if anything."""
-    return layer.bias if isinstance(layer, PeftIa3Layer) else None
 
 
 def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
@@ -180,7 +175,7 @@ def _measure(
 ) -> LayerReport:
     delta, norm = measured_difference(sides, both)
     (layer, seat), *others = changed
-    if isinstance(layer, LoraLayer) and layer.mid is None and not others and seat.is_all:
+    if isinstance(layer, LoraLayer) and layer.is_pair and not others and seat.is_all:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))

@@ -21,12 +21,10 @@ from ..adapters.formats import (
 )
 from ..adapters.layers import (
     DoraLayer,
-    FullLayer,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
-    PissaLayer,
 )
 from ..adapters.metadata import Input, Result
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
@@ -127,7 +125,7 @@ def write_result(
     def without_alphas() -> Iterator[Edited]:
         for one in results:
             layer = one.layer
-            if layer is not None and not isinstance(layer, FullLayer):
+            if layer is not None and not layer.is_full:
                 found[one.target] = _told(one.target, layer)
                 layer = _without_alpha(layer)
             yield replace(one, layer=layer)
@@ -154,7 +152,7 @@ def _told(target: str, layer: Layer) -> Written:
     """
     plain = layer.inner if isinstance(layer, DoraLayer) else layer
     method = _METHODS.get(type(plain))
-    if method is None or isinstance(plain, PissaLayer):
+    if method is None or plain.is_peft_only:
         raise UnsupportedLayerError(
             f"layer `{target}` is of kind {layer.title}, which lorakit has no configuration of PEFT "
             "for; give the name of a file that ends in `.safetensors`",

@@ -10,7 +10,7 @@ from itertools import combinations
 from ...models.architectures import Architecture
 from ..adapter import Adapter
 from ..formats import Format, ModelNames, format_named, format_of, join_key, model_names
-from ..layers import Layer, multiplied
+from ..layers import Layer
 from ..model import names_of_any
 from ..repacking.assemble import assembled, blocks_of
 from ..repacking.plan import Piece, planned
@@ -155,7 +155,7 @@ class _Strengthened(Mapping[str, Layer]):
         layer, factor = self.layers[module], self.factors.get(module, 1.0)
         if factor == 1 or layer.needs_base:  # the latter cannot be joined either, which says so
             return layer
-        return multiplied(module, layer, factor, has_alpha=True)
+        return layer.times(module, factor, has_alpha=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)

@@ -26,15 +26,7 @@ from ...adapters.edited import (
     skipped,
 )
 from ...adapters.formats import format_named
-from ...adapters.layers import (
-    Layer,
-    LohaLayer,
-    LokrLayer,
-    ReshapedLayer,
-    innermost,
-    multiplied,
-    rewrapped,
-)
+from ...adapters.layers import Layer, ReshapedLayer, innermost, rewrapped
 from ...adapters.matching.align import Match, matched
 from ...adapters.matching.group import Group, Term, common_shape
 from ...errors import ArgumentError
@@ -283,9 +275,9 @@ def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Laye
         return None
     (layer,), (coefficient,) = sum_.layers, sum_.coefficients
     plain = innermost(layer)
-    if not isinstance(plain, LohaLayer | LokrLayer) or layer.tensors().keys() - keys:
+    if not plain.is_compact or layer.tensors().keys() - keys:
         return None
-    carried = multiplied(sum_.target, plain, coefficient, has_alpha=True)
+    carried = plain.times(sum_.target, coefficient, has_alpha=True)
     return rewrapped(in_dtype(sum_.target, carried, adding.dtype), layer)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import described, finite
-from ...adapters.layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, innermost
+from ...adapters.layers import KroneckerProduct, Layer, MadeLayer, innermost
 from ...errors import UnsupportedLayerError
 from ...linalg import FactoredSvd, KronSvd, factored_svd, frobenius, thinned
 from ...run.devices import Placement, upload
@@ -117,11 +117,11 @@ def _batches(adapter: Adapter, placement: Placement) -> list[list[_Item]]:
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
     """The shapes of the factors that are stacked; none for a layer that is not."""
     plain = innermost(layer)
-    if isinstance(plain, FullLayer) or layer.needs_base or _kron(plain) is not None:
+    if plain.is_full or layer.needs_base or _kron(plain) is not None:
         return ()
     if isinstance(plain, MadeLayer) and plain.is_dense:
         return ((layer.shape[0], math.prod(layer.shape[1:])),)
-    rank = plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+    rank = plain.inner_rank
     return (layer.shape[0], rank), (rank, math.prod(layer.shape[1:]))
 
 
@@ -131,15 +131,15 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
     downs: list[Tensor] = []
     for target in (item.target for item in batch):
         layer = adapter.layers[target]
-        if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
+        if innermost(layer).is_full and not layer.needs_base:
             yield Whole(target, layer)
             continue
         _check_own(target, layer)
         plain = innermost(layer)
-        lokr = _kron(plain)
-        if lokr is not None:
-            finite(lokr.kron().norm(), target, lokr)
-            yield Decomposed(target, layer, lokr.svd())
+        product = _kron(plain)
+        if product is not None:
+            finite(product.kron().norm(), target, product)
+            yield Decomposed(target, layer, product.svd())
             continue
         if isinstance(plain, MadeLayer) and plain.is_dense:
             matrix = upload(plain.delta().flatten(1), placement)
@@ -156,12 +156,10 @@ def _decompose(adapter: Adapter, batch: Sequence[_Item], placement: Placement) -
             yield Decomposed(target, layer, stack[index])
 
 
-def _kron(plain: Layer) -> LokrLayer | None:
+def _kron(plain: Layer) -> KroneckerProduct | None:
     """A LoKr, also on its way to a LoRA, whose two matrices can be decomposed apart."""
-    if isinstance(plain, MadeLayer) and plain.is_kron:
-        made = plain.make()
-        return made if isinstance(made, LokrLayer) else None
-    return plain if isinstance(plain, LokrLayer) and plain.is_small else None
+    product = plain.kronecker()
+    return product if product is not None and product.is_small else None
 
 
 def _check_own(target: str, layer: Layer) -> None:
