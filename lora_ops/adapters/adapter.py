@@ -30,6 +30,11 @@ class Adapter:
     format: str
     keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
 
+    def module(self, target: str) -> str:
+        """Return what a layer's keys begin with in the file; the target where it came from no file."""
+        keys = self.keys.get(target)
+        return target if keys is None else keys["alpha"].removesuffix(".alpha")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LazyLayers(Mapping[str, Layer]):

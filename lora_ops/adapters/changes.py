@@ -282,8 +282,7 @@ def _sides(shape: Sequence[int]) -> tuple[int, int]:
 def _lora_keys(adapter: Adapter, target: str, shape: Sequence[int]) -> dict[str, str]:
     """The keys of a layer as LoRA, or of a vector as a full difference."""
     known = adapter.keys.get(target, {"alpha": f"{target}.alpha"})
-    module = known["alpha"].removesuffix(".alpha")
-    keys = module_keys(format_named(adapter.format), module)
+    keys = module_keys(format_named(adapter.format), adapter.module(target))
     wanted = ("up", "down", "alpha") if len(shape) > 1 else ("diff", "alpha")
     found = {"alpha": known["alpha"]} | {role: keys[role] for role in wanted if role in keys}
     return found | {role: key for role, key in known.items() if role == "reshape_weight"}

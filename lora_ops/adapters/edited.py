@@ -151,7 +151,7 @@ def all_keys(adapter: Adapter) -> dict[str, Mapping[str, str]]:
     """Return the keys of an adapter with those that its layers would have as LoRA, by target."""
     format = format_named(adapter.format)
     return {
-        target: {**module_keys(format, keys["alpha"].removesuffix(".alpha")), **keys}
+        target: {**module_keys(format, adapter.module(target)), **keys}
         for target, keys in adapter.keys.items()
     }
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import Adapter, LazyLayers
 from ..adapters.edited import check_not_empty, finite
 from ..adapters.layers import Layer, Scaled, innermost
 from ..linalg import frobenius, spectrum
@@ -90,23 +90,6 @@ def kept(found: Sequence[Spectrum]) -> Kept:
     return Kept(tuple(counts), *(tuple(row.tolist()) for row in (whole, *shares)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Some(Mapping[str, Layer]):
-    """Some of an adapter's layers, read when they are asked for."""
-
-    layers: Mapping[str, Layer]
-    names: Sequence[str]
-
-    def __getitem__(self, target: str) -> Layer:
-        return self.layers[target]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def _measured(adapter: Adapter, placement: Placement | None) -> Iterator[Spectrum]:
     own: list[str] = []
     for target, layer in adapter.layers.items():
@@ -114,7 +97,7 @@ def _measured(adapter: Adapter, placement: Placement | None) -> Iterator[Spectru
             yield Spectrum(target, layer.title, _rank(layer), None, _NOTHING)
         else:
             own.append(target)
-    some = replace(adapter, layers=_Some(adapter.layers, own))
+    some = replace(adapter, layers=LazyLayers(own, adapter.layers.__getitem__))
     yield from map_decomposed(some, _spectrum, placement or place("cpu"))
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 
 from ...models.architectures import Architecture
-from ..adapter import Adapter
+from ..adapter import LazyLayers
 from ..formats import Format, ModelNames, format_named, format_of, join_key, model_names
 from ..layers import Layer
 from ..model import names_of_any
 from ..repacking.assemble import assembled, blocks_of
-from ..repacking.plan import Piece, planned
+from ..repacking.plan import planned
 from .group import Group, Term, common_models, grouped
 
 
@@ -115,50 +115,24 @@ def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
             strengths[piece.module] = next(iter(own.values()))
         else:
             folded |= own
-    source = replace(term.adapter, layers=_Strengthened(term.adapter.layers, folded))
+    layers = term.adapter.layers
+
+    def strengthened(module: str) -> Layer:
+        """A layer with a factor in its alpha, where parts of one layer have different ones."""
+        layer, factor = layers[module], folded.get(module, 1.0)
+        # What is made from the weight cannot be joined either, which says so.
+        plain = factor == 1 or layer.needs_base
+        return layer if plain else layer.times(module, factor, has_alpha=True)
+
+    def read(module: str) -> Layer:
+        piece = pieces[module]
+        return assembled(blocks_of(source, piece, names), piece)
+
+    source = replace(term.adapter, layers=LazyLayers(layers, strengthened))
     adapter = replace(
         term.adapter,
-        layers=_Pieces(source, pieces, names),
+        layers=LazyLayers(pieces, read),
         format=scheme.name,
         keys={piece.module: piece.keys for piece in pieces.values()},
     )
     return replace(term, adapter=adapter, strengths=strengths)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pieces(Mapping[str, Layer]):
-    """Layers under other names, made when they are asked for."""
-
-    adapter: Adapter
-    pieces: Mapping[str, Piece]
-    names: ModelNames
-
-    def __getitem__(self, module: str) -> Layer:
-        piece = self.pieces[module]
-        return assembled(blocks_of(self.adapter, piece, self.names), piece)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Strengthened(Mapping[str, Layer]):
-    """Layers with a factor in their alpha, where parts of one layer have different ones."""
-
-    layers: Mapping[str, Layer]
-    factors: Mapping[str, float]
-
-    def __getitem__(self, module: str) -> Layer:
-        layer, factor = self.layers[module], self.factors.get(module, 1.0)
-        if factor == 1 or layer.needs_base:  # the latter cannot be joined either, which says so
-            return layer
-        return layer.times(module, factor, has_alpha=True)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)

@@ -176,7 +176,7 @@ def _group(
         keys = terms[index].adapter.keys.get(target)
         if terms[index].adapter.format == scheme.name and keys:
             # With those of roles that the sum may have and this layer has not.
-            every = module_keys(scheme, keys["alpha"].removesuffix(".alpha"))
+            every = module_keys(scheme, terms[index].adapter.module(target))
             return Group(target, {**every, **keys}, tuple(members))
     index, target = members[0]
     bias = BIAS if target.endswith(BIAS) else ""
