@@ -11,7 +11,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite, kind_of
 from ..adapters.formats import component
 from ..adapters.layers import innermost
-from ..adapters.matching.align import matched
+from ..adapters.matching.align import match_adapters
 from ..adapters.matching.group import Group, Term, common_shape
 from ..operations.add.apart import apart
 from ..operations.add.combine import stacked
@@ -121,7 +121,7 @@ def compare(
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
     for term in terms:
         check_not_empty(term.adapter, term.name)
-    match = matched(terms)
+    match = match_adapters(terms)
     results = ordered_map(lambda group: _compared(match.terms, group), match.groups, _WORKERS)
     return Comparison(tuple(counted_off(results, len(match.groups), progress)))
 

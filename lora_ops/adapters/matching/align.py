@@ -9,12 +9,12 @@ from itertools import combinations
 
 from ...models.architectures import Architecture
 from ..adapter import LazyLayers
-from ..formats import Format, ModelNames, format_named, format_of, join_key, model_names
+from ..formats import Format, ModelNames, format_named, format_of, model_names, spelling_key
 from ..layers import Layer
 from ..model import names_of_any
 from ..repacking.assemble import assembled, blocks_of
 from ..repacking.plan import planned
-from .group import Group, Term, common_models, grouped
+from .group import Group, Term, common_models, group_by_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +37,7 @@ class Match:
         return {group.target: group.keys for group in self.groups}
 
 
-def matched(
+def match_adapters(
     terms: Sequence[Term],
     format: str | None = None,
     reference: Sequence[str] = (),
@@ -63,7 +63,7 @@ def matched(
     possible = [architecture] if architecture is not None else common_models(terms)
     names = _names(terms, possible, format, reference)
     same = _aligned(terms, names, format)
-    groups = grouped(same, names.architecture, format, reference)
+    groups = group_by_weight(same, names.architecture, format, reference)
     return Match(same, groups, names.architecture or next(iter(possible), None))
 
 
@@ -87,7 +87,7 @@ def _aligned(terms: Sequence[Term], names: ModelNames, format: str | None) -> li
     for module in {module for term in terms for module in term.adapter.layers}:
         place = names.place(module)
         if place is not None:
-            part = _Part(place.start, place.stop, join_key(module))
+            part = _Part(place.start, place.stop, spelling_key(module))
             known.setdefault(place.native, set()).add(part)
     pairs = (pair for parts in known.values() for pair in combinations(parts, 2))
     if not any(one.start < other.stop and other.start < one.stop for one, other in pairs):

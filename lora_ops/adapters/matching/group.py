@@ -23,11 +23,11 @@ from ..formats import (
     Respell,
     format_named,
     format_of,
-    join_key,
-    join_keys,
     model_names,
     module_keys,
     respeller,
+    spelling_key,
+    spelling_keys,
 )
 from ..layers import Layer, fits
 from ..model import models_of
@@ -83,7 +83,7 @@ class Group:
     members: tuple[tuple[int, str], ...]
 
 
-def grouped(
+def group_by_weight(
     terms: Sequence[Term],
     model: Architecture | None,
     format: str | None = None,
@@ -107,11 +107,11 @@ def grouped(
     scheme = format_named(format or terms[0].adapter.format)
     members: dict[str, list[tuple[int, str]]] = {}
     for index, term in enumerate(terms):
-        for target, key in join_keys(term.adapter.layers).items():
+        for target, key in spelling_keys(term.adapter.layers).items():
             members.setdefault(key, []).append((index, target))
     names = dict.fromkeys([*reference, *(t for term in terms for t in term.adapter.layers)])
     dotted = [name for name in names if format_of(name).name != "kohya"]
-    known = {join_key(name): name for name in reversed(dotted)}
+    known = {spelling_key(name): name for name in reversed(dotted)}
     known |= _by_table(names, model_names(model, reference))  # join keys have one layout of a UNet
     respell = respeller(scheme, known, model)
     groups = [_group(terms, scheme, found, respell) for found in members.values()]
@@ -123,7 +123,7 @@ def _by_table(names: Iterable[str], table: ModelNames) -> dict[str, str]:
     """Dotted names of those that have lost their dots, as the model's table has them."""
     flat = (name for name in names if format_of(name).name == "kohya")
     places = {name: table.place(name) for name in flat}
-    return {join_key(name): at.native for name, at in places.items() if at and at.is_whole}
+    return {spelling_key(name): at.native for name, at in places.items() if at and at.is_whole}
 
 
 def common_models(terms: Sequence[Term]) -> list[Architecture]:

@@ -27,7 +27,7 @@ from ...adapters.edited import (
 )
 from ...adapters.formats import format_named
 from ...adapters.layers import Layer, ReshapedLayer, innermost, rewrapped
-from ...adapters.matching.align import Match, matched
+from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Group, Term, common_shape
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
@@ -112,7 +112,7 @@ def add(
     scheme = format_named(format or terms[0].adapter.format)
     chosen = None if rule is None else parse_rank(rule)
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
-    match = matched(terms, scheme.name, reference, architecture)
+    match = match_adapters(terms, scheme.name, reference, architecture)
     results = run_add(match, adding, placement=place(device), progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
     return adapter, replace(report, notes=(*add_notes(match), *converted(report)))

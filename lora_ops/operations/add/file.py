@@ -13,7 +13,7 @@ from torch import Tensor
 from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
 from ...adapters.formats import decode, format_named
-from ...adapters.matching.align import matched
+from ...adapters.matching.align import match_adapters
 from ...adapters.matching.group import Term
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
@@ -91,7 +91,7 @@ def add_files(
     scheme = format_named(format or terms[0].adapter.format)
     known = [one.target for one in parameters(reference).values()] if reference else []
     model = None if architecture is None else architecture_named(architecture)
-    match = matched(terms, scheme.name, known, model)
+    match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
     adding = Adding(chosen, method, told, dtype, has_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}
