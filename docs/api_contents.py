@@ -106,8 +106,16 @@ ELSEWHERE = {
     "to_lora": "kinds.md",
     "RenamedSource": "#class-filesource",
 }
+#: What layers say of themselves to the operations.
+_OF_LAYERS = {
+    *("has_factors", "is_full", "is_proportional", "is_made_whole", "is_compact", "is_peft_only"),
+    *("is_pair", "inner_rank", "stored_alpha", "bias", "stored_numbers", "in_dtype"),
+    *("times", "with_alpha", "at_scale", "with_rows", "stored_change", "norm", "missed"),
+    *("kronecker", "factors_of"),
+}
 #: What is public for the package's own sake.
 INNER = {
+    **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},

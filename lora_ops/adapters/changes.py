@@ -27,15 +27,13 @@ from .layers import (
     Convention,
     DoraLayer,
     FullLayer,
-    GloraLayer,
     Layer,
-    LokrLayer,
     LoraLayer,
     MadeLayer,
-    PissaLayer,
     ReshapedLayer,
     innermost,
     low_rank,
+    unpadded,
 )
 from .outline import outline, outlined
 from .repacking.assemble import assembled, blocks_of
@@ -133,7 +131,7 @@ class _Changes(Mapping[str, Layer]):
         """The same without data."""
         return replace(self, layers=outline(self.layers), is_outline=True)
 
-    def _make(self, target: str) -> LoraLayer | FullLayer | LokrLayer:
+    def _make(self, target: str) -> Layer:
         layer, plan, base = self.layers[target], self.plans[target], self.base
         if self.is_outline:
             return _unmade(layer, plan)
@@ -141,11 +139,10 @@ class _Changes(Mapping[str, Layer]):
         return _change(target, layer, plan, weight, self.convention)
 
 
-def _unmade(layer: Layer, plan: _Plan) -> LoraLayer | FullLayer | LokrLayer:
+def _unmade(layer: Layer, plan: _Plan) -> Layer:
     """A change without its data."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    if plan.is_kron and isinstance(plain, LokrLayer):
-        return plain
+    if plan.is_kron:
+        return unpadded(layer)
     if plan.is_dense:
         return FullLayer(torch.empty(plan.shape, device="meta"))
     out, into = _sides(plan.shape)
@@ -157,13 +154,13 @@ def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
     shape = _shape(target, layer, base)
     size = layer.reshape_weight if isinstance(layer, ReshapedLayer) else None
     large = _is_large(layer, shape)
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    kron = isinstance(plain, LokrLayer) and plain.is_small
-    dense = large and not kron
-    return _Plan(layer.title, shape, _rank(layer), layer.dtype, dense, kron, large, size)
+    product = unpadded(layer).kronecker()
+    kron = product is not None and product.is_small
+    rank, dense = unpadded(layer).inner_rank, large and not kron
+    return _Plan(layer.title, shape, rank, layer.dtype, dense, kron, large, size)
 
 
-def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer | LokrLayer]) -> MadeLayer:
+def _made(plan: _Plan, make: Callable[[], Layer]) -> MadeLayer:
     kind, shape, rank, dtype = plan.kind, plan.shape, plan.rank, plan.dtype
     return MadeLayer(kind, shape, rank, dtype, plan.is_dense, make, plan.is_kron)
 
@@ -185,7 +182,7 @@ def _with_weight(
 
 def _change(
     target: str, layer: Layer, plan: _Plan, weight: Tensor | None, convention: Convention
-) -> LoraLayer | FullLayer | LokrLayer:
+) -> Layer:
     """The change of a layer, float32: multiplied out, or as the LoRA or LoKr that it is exactly.
 
     Raises:
@@ -194,13 +191,10 @@ def _change(
     if isinstance(layer, ReshapedLayer):
         weight = None if weight is None else layer.padded(weight)
         layer = layer.inner
-    if plan.is_kron and isinstance(layer, LokrLayer):
+    if plan.is_kron:
         return layer
     if not plan.is_dense:
-        if isinstance(layer, GloraLayer | PissaLayer) and weight is not None:
-            up, down = layer.factors_of(weight)
-        else:
-            up, down = layer.factors()
+        up, down = layer.factors() if weight is None else layer.factors_of(weight)
         finite(up.norm() * down.norm(), target, layer)
         return low_rank(up, down, plan.shape)
     if weight is None:
@@ -269,7 +263,7 @@ def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
     if not made or not isinstance(whole, LoraLayer | FullLayer):
         return whole
     dtype = reduce(torch.promote_types, (one.dtype for one in layers.values()))
-    dense = isinstance(whole, FullLayer)
+    dense = whole.is_full
     rank = max(one.rank for one in layers.values()) if dense else whole.rank
     return _made(_Plan(made[0].title, whole.shape, rank, dtype, dense), lambda: whole)
 
@@ -280,19 +274,19 @@ def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
         name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
         for name, layer in layers.items()
     }
-    if not any(isinstance(layer, FullLayer) for layer in found.values()):
+    if not any(layer.is_full for layer in found.values()):
         return found
     return {name: FullLayer(layer.delta()) for name, layer in found.items()}
 
 
 def _multiplied(made: MadeLayer) -> Layer:
     """The change of a layer in factors, or whole where these would be larger."""
-    layer = made.make()
-    if not isinstance(layer, LokrLayer):
-        return layer
-    if not layer.is_thin:
-        return FullLayer(made.delta())
-    return low_rank(*layer.factors(), made.size)
+    product = made.kronecker()
+    if product is None:
+        return made.make()
+    if not product.is_thin:
+        return FullLayer(product.delta().reshape(made.size))
+    return low_rank(*product.factors(), made.size)
 
 
 def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:
@@ -324,8 +318,8 @@ def _is_plain(layer: Layer) -> bool:
     if layer.needs_base:
         return False
     if isinstance(plain, LoraLayer):
-        return plain.mid is None
-    return isinstance(plain, FullLayer) and min(_sides(plain.shape)) == 1
+        return plain.is_pair
+    return plain.is_full and min(_sides(plain.shape)) == 1
 
 
 def _has_own_inner(layer: Layer) -> bool:
@@ -341,16 +335,9 @@ def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ..
 
 def _is_large(layer: Layer, shape: Sequence[int]) -> bool:
     """Whether factors of the change would be larger than the change; a vector has none."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    plain = unpadded(layer)
     out, into = _sides(shape)
-    made_whole = plain.needs_base and not isinstance(plain, GloraLayer | PissaLayer)
-    return made_whole or len(shape) < 2 or _rank(layer) * (out + into) > out * into
-
-
-def _rank(layer: Layer) -> int:
-    """The inner size of a layer's factors; of a Tucker core, the side that meets up."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    return plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+    return plain.is_made_whole or len(shape) < 2 or plain.inner_rank * (out + into) > out * into
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
@@ -361,8 +348,7 @@ def _sides(shape: Sequence[int]) -> tuple[int, int]:
 def _lora_keys(adapter: Adapter, target: str, shape: Sequence[int]) -> dict[str, str]:
     """The keys of a layer as LoRA, or of a vector as a full difference."""
     known = adapter.keys.get(target, {"alpha": f"{target}.alpha"})
-    module = known["alpha"].removesuffix(".alpha")
-    keys = module_keys(format_named(adapter.format), module)
+    keys = module_keys(format_named(adapter.format), adapter.module(target))
     wanted = ("up", "down", "alpha") if len(shape) > 1 else ("diff", "alpha")
     found = {"alpha": known["alpha"]} | {role: keys[role] for role in wanted if role in keys}
     return found | {role: key for role, key in known.items() if role == "reshape_weight"}

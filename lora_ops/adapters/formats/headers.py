@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from ...errors import LoraOpsError
 from ...source import TensorSource
-from ..layers import FullLayer, Layer, ReplacementLayer
+from ..layers import Layer
 from ..naming.suffixes import Module
 from ..outline import Outline
 from .kinds import read_kind
@@ -44,7 +44,4 @@ def told_of(layers: Mapping[str, Layer]) -> dict[str, Told]:
     """Return what `told` does for layers that are in memory, or read when asked for."""
     if isinstance(layers, Headed):
         return {target: layers.told(target) for target in layers}
-    return {
-        target: (not isinstance(layer, FullLayer | ReplacementLayer), layer.shape)
-        for target, layer in layers.items()
-    }
+    return {target: (layer.has_factors, layer.shape) for target, layer in layers.items()}

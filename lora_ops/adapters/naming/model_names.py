@@ -23,7 +23,7 @@ from ...models.architectures import (
     module_renames,
     naming,
 )
-from .joining import PROCESSORS, diffusers_encoder, encoder_target, join_key, kohya_encoder
+from .joining import PROCESSORS, diffusers_encoder, encoder_target, kohya_encoder, spelling_key
 from .names import FLAT_PREFIXES, LEFT_OUT, NATIVE_PREFIXES, OF_TRANSFORMER, underscored, within
 from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
@@ -48,7 +48,7 @@ class ModelNames:
     Attributes:
         architecture: The model's; None: unknown.
         modules: Names of the diffusion model's modules, native and foreign.
-        known: Canonical target by `join_key`, of a checkpoint.
+        known: Canonical target by `spelling_key`, of a checkpoint.
         own: What the model itself calls the module, by canonical target; empty where it is not
             known. PEFT finds layers by these names alone.
     """
@@ -86,7 +86,7 @@ class ModelNames:
         found = self._inside(inner)
         if found is not None:
             return found
-        known = self.known.get(join_key(module))
+        known = self.known.get(spelling_key(module))
         if known is not None:
             return self._inside(known.removeprefix(_prefix(known))) or Place(known)
         foreign = inner.startswith(_FOREIGN) or naming([f"{inner}."]) == "diffusers"
@@ -219,7 +219,7 @@ def model_names(architecture: Architecture | None, reference: Collection[str] = 
     """
     own = reference if isinstance(reference, Mapping) else {}
     inside = [name.removeprefix(UNET) for name in reference if name.startswith(UNET)]
-    known = {join_key(name): name for name in reference}
+    known = {spelling_key(name): name for name in reference}
     return ModelNames(architecture, module_renames(architecture, inside), known, own)
 
 

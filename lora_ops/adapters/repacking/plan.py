@@ -252,7 +252,7 @@ def _keys(adapter: Adapter, target: str) -> dict[str, str]:
     keys = adapter.keys.get(target)
     if keys is None:
         return {role: f".{role}" for role in adapter.layers[target].tensors()}
-    module = keys["alpha"].removesuffix(".alpha")
+    module = adapter.module(target)
     return {role: key.removeprefix(module) for role, key in keys.items()}
 
 

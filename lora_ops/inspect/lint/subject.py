@@ -21,7 +21,7 @@ from ...adapters.formats import (
     read_kind,
 )
 from ...adapters.formats import detect as detect_format
-from ...adapters.layers import DoraLayer, Layer, ReshapedLayer
+from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
 from ...adapters.outline import Outline
 from ...errors import LayerShapeError, LoraOpsError
@@ -162,7 +162,7 @@ def subject(
     for name, module in grouped.modules.items():
         layer, trouble = built[name]
         alpha = _alpha(source, module)
-        rank = _rank(layer) if layer is not None else _stored_rank(source, module)
+        rank = innermost(layer).factor_rank if layer is not None else _stored_rank(source, module)
         stored = None if alpha is None or not rank else alpha / rank
         parts.append(
             Part(
@@ -192,12 +192,6 @@ def _built(
         return read_kind(outline, name, Module(module.kind, keys)), None
     except LoraOpsError as error:
         return None, error
-
-
-def _rank(layer: Layer) -> int | None:
-    if isinstance(layer, DoraLayer | ReshapedLayer):
-        return _rank(layer.inner)
-    return getattr(layer, "factor_rank", None)
 
 
 def _stored_rank(source: TensorSource, module: Module) -> int | None:

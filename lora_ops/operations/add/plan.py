@@ -15,7 +15,7 @@ from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
 from ...adapters.formats import decode, format_named
 from ...adapters.layers import FullLayer, Layer, innermost
-from ...adapters.matching.align import Match, matched
+from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
@@ -104,7 +104,7 @@ def plan_add_files(
     known = [one.target for one in parameters(reference).values()] if reference else []
     architecture = options.get("architecture")
     model = None if architecture is None else architecture_named(architecture)
-    match = matched(terms, scheme.name, known, model)
+    match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
     adding = Adding(chosen, method, told, options.get("dtype"), has_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}
