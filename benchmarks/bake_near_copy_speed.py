@@ -34,9 +34,7 @@ T = TypeVar("T")
 BAKE = """
 import sys
 from pathlib import Path
-from lorakit.lora_ops import open_source
-from lorakit.lora_ops.bake_file import bake_file, plan_bake_file
-from lorakit.lora_ops.ingredients import Ingredient
+from lorakit.lora_ops import Ingredient, bake_file, open_source, plan_bake_file
 
 checkpoint, lora, output = sys.argv[1:]
 with open_source(checkpoint) as source, open_source(lora) as adapter:

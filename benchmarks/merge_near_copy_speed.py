@@ -3,8 +3,9 @@
 Writes fp16 checkpoints with the shapes of SDXL's UNet, its transformers cut in depth until the size
 asked for is reached, to a temporary folder. Runs each job in a process of its own, in turns, with
 the files in the system's cache: prints CPU seconds (user and system, with the start of Python and
-torch), wall seconds, and the peak of resident memory over that of `import torch`. Beside lorakit: `cp`;
-the loop that loads both files and saves the result; sd-mecha and mergekit, where they can be imported.
+torch), wall seconds, and the peak of resident memory. Beside lorakit: `cp`;
+the loop that loads both files and saves the result; sd-mecha, where it can be imported. Hashes of the inputs are
+remembered from the first round on, which is not counted.
 
     python benchmarks/merge_near_copy_speed.py [--gb 0.6] [--rounds 3] [--only NAME]...
 """
@@ -45,6 +46,28 @@ with open_source(a) as model, open_source(lora) as adapter:
     bake_file(plan, model, out, force=True)
 """
 )
+MERGE = (
+    (
+        START
+        + """
+from lorakit.lora_ops import open_source
+from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
+from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+recipe = parse_line("LINE")
+opened = {{name: open_source(dict(A=a, B=b, C=c)[name]) for name in recipe.files}}
+plan = plan_merge_file(recipe, opened, output=out, force=True)
+merge_file(plan, out, force=True)
+"""
+    )
+    .replace("{{", "{")
+    .replace("}}", "}")
+)
+# Of the process itself: what it inherits from the one that starts it would count in `ru_maxrss`.
+PEAK = """
+import pathlib
+status = pathlib.Path("/proc/self/status")
+print(status.read_text().split("VmHWM:")[1].split()[0] if status.exists() else 0)
+"""
 LOAD_ALL = (
     START
     + """
@@ -108,8 +131,12 @@ def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[Path]:
     with SafetensorsWriter(lora) as writer:
         for name in LAYERS:
             shape = shapes[f"{name}.weight"]
-            writer.write(f"diffusion_model.{name}.lora_A.weight", noise[: 16 * shape[1]].view(16, -1))
-            writer.write(f"diffusion_model.{name}.lora_B.weight", noise[: 16 * shape[0]].view(-1, 16))
+            writer.write(
+                f"diffusion_model.{name}.lora_A.weight", noise[: 16 * shape[1]].view(16, -1)
+            )
+            writer.write(
+                f"diffusion_model.{name}.lora_B.weight", noise[: 16 * shape[0]].view(-1, 16)
+            )
         writer.finish()
     return [*files, lora]
 
@@ -117,15 +144,20 @@ def write_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[Path]:
 def took(command: list[str], output: Path) -> Took | None:
     """Run a program; None where it fails."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    error = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
+    if command[0] == sys.executable:
+        command = [*command[:2], command[2] + PEAK, *command[3:]]
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=told, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        told.seek(0)
+        errors.seek(0)
+        peak, error = told.read().split()[-1:], errors.read()
     output.unlink(missing_ok=True)
     if status:
         print(f"    {error.strip().splitlines()[-1] if error.strip() else status}", file=sys.stderr)
         return None
-    return Took(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024 / 1e6)
+    return Took(usage.ru_utime + usage.ru_stime, wall, int(peak[0]) * 1024 / 1e6 if peak else 0.0)
 
 
 def main() -> None:
@@ -145,6 +177,13 @@ def main() -> None:
             "cp": ["cp", places[0], places[-1]],
             "import torch": [sys.executable, "-c", IMPORT, *places],
             "bake, two layers": [sys.executable, "-c", BAKE, *places],
+            **{
+                name: [sys.executable, "-c", MERGE.replace("LINE", line), *places]
+                for name, line in {
+                    "weighted sum": "A + 0.3*(B - A)",
+                    "add difference": "A + 0.35*(B - C)",
+                }.items()
+            },
             "load everything": [sys.executable, "-c", LOAD_ALL, *places],
             "sd-mecha": [sys.executable, "-c", MECHA, *places],
         }

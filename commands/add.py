@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,7 @@ from .options import (
     RULES_HELP,
     clear_errors,
     dtype_option,
+    foretell,
     output_option,
     parse_dtype,
     parse_placement,
@@ -21,6 +23,9 @@ from .options import (
     tell,
     where_option,
 )
+
+if TYPE_CHECKING:
+    from ..lora_ops import AddOptions
 
 
 @click.command()
@@ -69,6 +74,7 @@ def add(
     device: str,
     vram: str | None,
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
@@ -79,7 +85,7 @@ def add(
     folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, add_files, open_source
+        from ..lora_ops import Ingredient, add_files, open_source, plan_add_files
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
@@ -92,24 +98,32 @@ def add(
         model = stack.enter_context(open_source(reference)) if reference is not None else None
         read = [*opened, *([model] if model else [])]
         check_json(json_to, [path for source in read for path in source.paths], output)
+        ingredients = [
+            Ingredient(source, term.strength, term.blocks)
+            for source, term in zip(opened, terms, strict=True)
+        ]
+        options: AddOptions = {
+            "where": where,
+            "method": name,
+            "options": parameters,
+            "dtype": parse_dtype(dtype),
+            "format": format_,
+            "architecture": architecture,
+            "reference": model,
+            "force": force,
+        }
+        if dry_run:
+            plan = plan_add_files(ingredients, output, rule, **options)
+            foretell(plan.preview(), json_to=json_to)
+            return
         with progress_bar("adding", unit="layers") as progress:
             report = add_files(
-                [
-                    Ingredient(source, term.strength, term.blocks)
-                    for source, term in zip(opened, terms, strict=True)
-                ],
+                ingredients,
                 output,
                 rule,
-                where=where,
-                method=name,
-                options=parameters,
-                dtype=parse_dtype(dtype),
-                format=format_,
-                architecture=architecture,
-                reference=model,
                 placement=placement,
-                force=force,
                 version=__version__,
                 progress=progress,
+                **options,
             )
         tell(report, show_sum, json_to=json_to, verbose=verbose, output=output)

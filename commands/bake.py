@@ -14,6 +14,7 @@ from .options import (
     clear_errors,
     dora_option,
     dtype_option,
+    foretell,
     parse_dtype,
     result_options,
     tell,
@@ -86,12 +87,13 @@ def _bake(
     dora: Convention,
     allow_partial: bool,
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
     allow_other: bool = False,
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, bake_file, open_source, plan_bake_file
+        from ..lora_ops import Ingredient, bake_file, open_source, plan_bake_file, preview_bake
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
@@ -115,6 +117,9 @@ def _bake(
             allow_other=allow_other,
             dora=dora,
         )
+        if dry_run:
+            foretell(preview_bake(plan, output), json_to=json_to)
+            return
         with progress_bar("baking" if sign > 0 else "unbaking") as progress:
             report = bake_file(
                 plan, model, output, force=force, version=__version__, progress=progress

@@ -17,9 +17,11 @@ from .options import (
     clear_errors,
     device_option,
     dora_option,
+    dry_run_option,
     dtype_option,
     exact_option,
     force_option,
+    foretell,
     json_option,
     parse_dtype,
     parse_placement,
@@ -28,7 +30,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention
+    from ..lora_ops import Convention, ConvertOptions
 
 
 @click.command()
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 @device_option
 @vram_option
 @force_option
+@dry_run_option
 @verbose_option
 @json_option
 def convert(
@@ -99,6 +102,7 @@ def convert(
     device: str,
     vram: str | None,
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
@@ -109,7 +113,7 @@ def convert(
     exactly where the rank is small, else at the rank that is given, with its error.
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import convert_file, open_source
+        from ..lora_ops import convert_file, open_source, plan_convert_file
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -123,24 +127,31 @@ def convert(
             for path in (reference, base)
         )
         check_json(json_to, paths_of(source, model, weights), output)
+        options: ConvertOptions = {
+            "to": to,
+            "architecture": architecture,
+            "reference": model,
+            "base": weights,
+            "rule": rule,
+            "dtype": parse_dtype(dtype),
+            "dora": dora,
+            "exact": exact,
+            "allow_partial": allow_partial,
+            "force": force,
+        }
+        if dry_run:
+            plan = plan_convert_file(source, output, format_, **options)
+            foretell(plan.preview(), json_to=json_to)
+            return
         with progress_bar("converting", unit="layers") as progress:
             report = convert_file(
                 source,
                 output,
                 format_,
-                to=to,
-                architecture=architecture,
-                reference=model,
-                base=weights,
-                rule=rule,
-                dtype=parse_dtype(dtype),
-                dora=dora,
-                exact=exact,
-                allow_partial=allow_partial,
                 placement=placement,
-                force=force,
                 version=__version__,
                 progress=progress,
+                **options,
             )
         if not write_json(report.to_dict(), json_to):
             show = show_converted if to is None else show_edit

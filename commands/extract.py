@@ -12,8 +12,10 @@ from .options import (
     RULES_HELP,
     clear_errors,
     device_option,
+    dry_run_option,
     dtype_option,
     force_option,
+    foretell,
     json_option,
     output_option,
     parse_dtype,
@@ -72,7 +74,7 @@ from .options import (
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Starts the random numbers."
 )
 @force_option
-@click.option("--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing.")
+@dry_run_option
 @verbose_option
 @json_option
 def extract(
@@ -103,12 +105,11 @@ def extract(
     written.
     """
     with clear_errors():
-        from ..lora_ops import extract_file, open_source, plan_file
-        from ..lora_ops.operations.extract.file import largest_size
+        from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
         from ..lora_ops.text import plain
-        from ..terminal.as_json import check_json, plan_dict, write_json
+        from ..terminal.as_json import check_json, write_json
         from ..terminal.progress import progress_bar
-        from ..terminal.tables import show_plan, show_report
+        from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
         with open_source(base) as base_source, open_source(tuned) as tuned_source:
@@ -128,9 +129,7 @@ def extract(
                 allow_partial=allow_partial,
             )
             if dry_run:
-                size = largest_size(plan)
-                if not write_json(plan_dict(plan, output, size), json_to):
-                    show_plan(plan, output, size)
+                foretell(preview_extraction(plan, output), json_to=json_to)
                 return
             with progress_bar("extracting") as progress:
                 report = extract_file(

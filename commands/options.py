@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from ..lora_ops import Placement
+    from ..lora_ops import Placement, Preview
 
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -58,8 +58,11 @@ picture_option = click.option(
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show every layer.")
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing."
+)
 #: For a command that writes a result and reports it.
-result_options = together(force_option, verbose_option, json_option)
+result_options = together(force_option, dry_run_option, verbose_option, json_option)
 output_option = click.option(
     "-o", "--output", type=PATH, required=True, help="LoRA file to write (.safetensors)."
 )
@@ -189,6 +192,20 @@ def tell(
         show(report, verbose=verbose)
         if output is not None:
             click.echo(f"wrote {plain(output)}")
+
+
+def foretell(plan: Preview, *, json_to: str | None) -> None:
+    """End a dry run: print what would be done, unless stdout is asked to hold its JSON alone.
+
+    Args:
+        plan: What would be done.
+        json_to: As --json has it.
+    """
+    from ..terminal.as_json import write_json
+    from ..terminal.tables import show_plan
+
+    if not write_json(plan.to_dict(), json_to):
+        show_plan(plan)
 
 
 @contextlib.contextmanager

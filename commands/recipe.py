@@ -24,7 +24,9 @@ from .options import PATH, clear_errors, force_option
     type=click.IntRange(1),
     help="Which merge of supermerger's mergehistory.csv, from 1.  [default: the last]",
 )
-@click.option("-o", "--output", type=PATH, help="Write the recipe there (.toml), not to stdout.")
+@click.option(
+    "-o", "--output", type=PATH, help="Write the recipe there (.toml).  [default: stdout]"
+)
 @force_option
 def recipe(
     file: Path,

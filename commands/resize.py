@@ -17,9 +17,11 @@ from .options import (
     clear_errors,
     device_option,
     dora_option,
+    dry_run_option,
     dtype_option,
     exact_option,
     force_option,
+    foretell,
     json_option,
     parse_dtype,
     parse_placement,
@@ -28,8 +30,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention, FileSource, Report
-    from ..lora_ops.operations.folder import Edit
+    from collections.abc import Iterable
+
+    from ..lora_ops import Convention, FileSource, LoraOpsError, Preview, Report, ResizeOptions
 
 
 @click.command()
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
 @device_option
 @vram_option
 @force_option
+@dry_run_option
 @verbose_option
 @json_option
 def resize(
@@ -86,6 +90,7 @@ def resize(
     device: str,
     vram: str | None,
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
@@ -97,8 +102,9 @@ def resize(
     cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
-        from ..lora_ops import open_source, resize_file
+        from ..lora_ops import open_source, plan_resize_file, resize_file
         from ..lora_ops.files import is_peft_folder
+        from ..lora_ops.operations.folder import edit_folder, preview_folder
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -113,45 +119,61 @@ def resize(
             )
             check_json(json_to, [lora, *paths_of(measure, weights)], output)
 
+            options: ResizeOptions = {
+                "alpha": alpha,
+                "dtype": parse_dtype(dtype),
+                "relative_to": measure,
+                "norm": norm,
+                "base": weights,
+                "dora": dora,
+                "exact": exact,
+                "force": force,
+            }
+
+            def preview(source: FileSource, to: Path) -> Preview:
+                return plan_resize_file(source, to, rule, **options).preview()
+
             def edit(source: FileSource, to: Path) -> Report:
                 with progress_bar("resizing", unit="layers") as progress:
                     return resize_file(
                         source,
                         to,
                         rule,
-                        alpha=alpha,
-                        dtype=parse_dtype(dtype),
-                        relative_to=measure,
-                        norm=norm,
-                        base=weights,
-                        dora=dora,
-                        exact=exact,
                         placement=placement,
-                        force=force,
                         version=__version__,
                         progress=progress,
+                        **options,
                     )
 
             if lora.is_dir() and not is_peft_folder(lora):
-                _resize_folder(lora, output, edit, json_to)
+                found = (
+                    preview_folder(lora, output, preview)
+                    if dry_run
+                    else edit_folder(lora, output, edit)
+                )
+                _tell_folder(found, json_to)
                 return
             source = stack.enter_context(open_source(lora))
+            if dry_run:
+                foretell(preview(source, output), json_to=json_to)
+                return
             report = edit(source, output)
         if not write_json(report.to_dict(), json_to):
             show_edit(report, verbose=verbose)
             click.echo(f"wrote {plain(output)}")
 
 
-def _resize_folder(folder: Path, output: Path, edit: Edit, json_to: str | None) -> None:
+def _tell_folder(
+    results: Iterable[tuple[Path, Report | Preview | LoraOpsError]], json_to: str | None
+) -> None:
     """A line for each file, and status 1 if one could not be resized."""
     from ..lora_ops import LoraOpsError
-    from ..lora_ops.operations.folder import edit_folder
     from ..terminal.as_json import STDOUT, write_json
     from ..terminal.edits import file_line
 
     found: dict[str, object] = {}
     failed = 0
-    for name, result in edit_folder(folder, output, edit):
+    for name, result in results:
         failed += isinstance(result, LoraOpsError)
         if json_to != STDOUT:
             click.echo(file_line(name, result), err=isinstance(result, LoraOpsError))

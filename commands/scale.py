@@ -11,6 +11,7 @@ from .options import (
     PATH,
     blocks_option,
     clear_errors,
+    foretell,
     output_option,
     result_options,
     tell,
@@ -38,6 +39,7 @@ def scale(
     blocks: str | None,
     where: tuple[str, ...],
     force: bool,
+    dry_run: bool,
     verbose: bool,
     json_to: str | None,
 ) -> None:
@@ -47,16 +49,21 @@ def scale(
     left out. A LORA in PEFT's format becomes a folder of PEFT where the output is no .safetensors.
     """
     with clear_errors():
-        from ..lora_ops import Ingredient, open_source, scale_file
+        from ..lora_ops import Ingredient, open_source, plan_scale_file, scale_file
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_strengths
         from ..terminal.progress import progress_bar
 
         with open_source(lora) as source:
             check_json(json_to, source.paths, output)
+            ingredient = Ingredient(source, strength, blocks, where)
+            if dry_run:
+                plan = plan_scale_file(ingredient, output, force=force)
+                foretell(plan.preview(), json_to=json_to)
+                return
             with progress_bar("scaling", unit="layers") as progress:
                 report = scale_file(
-                    Ingredient(source, strength, blocks, where),
+                    ingredient,
                     output,
                     force=force,
                     version=__version__,

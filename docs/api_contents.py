@@ -41,7 +41,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         '`"energy=0.9,max=64,conv=8"`: [all of them](../README.md#ranks).',
         (
             *("extract", "plan_file", "extract_file", "verify", "plan_extraction", "PlanOptions"),
-            *("Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
+            *("preview_extraction", "Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
         ),
     ),
     (
@@ -50,6 +50,14 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         'together: `"size=50MB"`, `"mean=16"`, `"total_error=0.1"`.',
         (
             *("resize", "resize_file", "scale", "scale_file", "add", "add_files", "convert"),
+            *(
+                "plan_resize_file",
+                "ResizeOptions",
+                "plan_scale_file",
+                "plan_add_files",
+                "AddOptions",
+            ),
+            *("plan_convert_file", "ConvertOptions", "EditPlan"),
             *("convert_file", "Term", "Ingredient", "Budget", "parse_rule", "Convention"),
             *("Architecture", "architecture_named"),
         ),
@@ -57,7 +65,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Checkpoints with adapters",
         "Baked in at a strength, or taken out again with `sign=-1`.",
-        ("bake", "plan_bake_file", "bake_file", "plan_bake", "BakePlan"),
+        ("bake", "plan_bake_file", "bake_file", "plan_bake", "BakePlan", "preview_bake"),
     ),
     (
         "Look into files",
@@ -80,6 +88,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "",
         (
             *("Report", "LayerReport", "EditReport", "BakedLayer", "Skip", "Progress"),
+            *("Preview", "PlannedLayer"),
             *("place", "Placement"),
         ),
     ),
@@ -118,6 +127,7 @@ INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
+    "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
     "MemoryFile": {"copy_into"},

@@ -38,20 +38,27 @@ from .models.architectures import Architecture, architecture_named
 from .models.pairing import Pair, Pairing
 from .operations.add.add import add
 from .operations.add.file import add_files
+from .operations.add.plan import AddOptions, plan_add_files
+from .operations.bake.bake import bake
+from .operations.bake.file import bake_file, plan_bake_file
+from .operations.bake.plan import BakePlan, plan_bake
+from .operations.bake.preview import preview_bake
 from .operations.convert.convert import convert
 from .operations.convert.file import convert_file
+from .operations.convert.plan import ConvertOptions, plan_convert_file
 from .operations.convert.save import save_adapter
+from .operations.edit import EditPlan
 from .operations.extract.extract import extract
-from .operations.extract.file import extract_file, plan_file
+from .operations.extract.file import extract_file, plan_file, preview_extraction
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
-from .operations.merge.bake import bake
-from .operations.merge.change import BakedLayer
-from .operations.merge.file import bake_file, plan_bake_file
-from .operations.merge.plan import BakePlan, plan_bake
+from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
+from .operations.resize.plan import ResizeOptions, plan_resize_file
 from .operations.resize.resize import resize
 from .operations.scale.file import scale_file
+from .operations.scale.plan import plan_scale_file
 from .operations.scale.scale import scale
+from .operations.weights.change import BakedLayer
 from .report import LayerReport, Report, Skip
 from .run.devices import Placement, place
 from .run.workers import Progress
@@ -70,6 +77,7 @@ from .training import (
 
 __all__ = [
     "Adapter",
+    "AddOptions",
     "Architecture",
     "ArgumentError",
     "BakePlan",
@@ -77,7 +85,9 @@ __all__ = [
     "Budget",
     "Comparison",
     "Convention",
+    "ConvertOptions",
     "DictSource",
+    "EditPlan",
     "EditReport",
     "FileSource",
     "Finding",
@@ -102,11 +112,14 @@ __all__ = [
     "Placement",
     "Plan",
     "PlanOptions",
+    "PlannedLayer",
+    "Preview",
     "Progress",
     "QuantisedError",
     "RankRule",
     "Read",
     "Report",
+    "ResizeOptions",
     "Skip",
     "Spectrum",
     "TargetMismatchError",
@@ -141,10 +154,16 @@ __all__ = [
     "parse_rank",
     "parse_rule",
     "place",
+    "plan_add_files",
     "plan_bake",
     "plan_bake_file",
+    "plan_convert_file",
     "plan_extraction",
     "plan_file",
+    "plan_resize_file",
+    "plan_scale_file",
+    "preview_bake",
+    "preview_extraction",
     "resize",
     "resize_file",
     "save_adapter",

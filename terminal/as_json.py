@@ -7,16 +7,12 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ..lora_ops import ArgumentError
 from ..lora_ops.files import check_name, write_whole
 from ..lora_ops.files.reading.folder import ADAPTER_CONFIG
-from ..lora_ops.linalg.storage import spelled
 from .wording import worded
-
-if TYPE_CHECKING:
-    from ..lora_ops import Plan
 
 STDOUT = "-"
 # Fields of skips and findings that are sentences.
@@ -71,28 +67,6 @@ def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
         return True
     write_whole(Path(json_to), text.encode("utf-8", "backslashreplace"), replace=True)
     return False
-
-
-def plan_dict(plan: Plan, output: Path, size: int) -> dict[str, object]:
-    """An extraction's plan as plain data; `size` in bytes, at most."""
-    architecture = plan.pairing.architecture
-    return {
-        "output": str(output),
-        "size_at_most": size,
-        "architecture": architecture.title if architecture else None,
-        "rank": str(plan.rule),
-        "dtype": spelled(plan.dtype),
-        "layers": [
-            {
-                "target": both.target,
-                "component": both.component,
-                "kind": both.kind,
-                "shape": list(both.shape),
-                "rank_at_most": plan.most_ranks(both),
-            }
-            for both in plan.pairing.candidates
-        ],
-    }
 
 
 def _worded(content: Mapping[str, object]) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..lora_ops import EditReport, LoraOpsError
+from ..lora_ops import EditReport, LoraOpsError, Preview
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
 from .layout import fill, new_table, open_console, print_rest, shape_text, tail
@@ -154,10 +154,14 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
     )
 
 
-def file_line(name: Path, result: Report | LoraOpsError) -> str:
-    """One line for one file of a folder."""
+def file_line(name: Path, result: Report | Preview | LoraOpsError) -> str:
+    """One line for one file of a folder: what became of it, or would."""
     if isinstance(result, LoraOpsError):
         return f"{plain(name)}: {plain(str(result))}"
+    if isinstance(result, Preview):
+        ranks = sorted({one.rank_at_most or 0 for one in result.layers})
+        size = human_size(result.size_at_most)
+        return f"{plain(name)}: rank at most {ranks[-1]}, at most {size}; nothing was written"
     before = sorted({layer.was[0] for layer in _layers(result)})
     after = sorted({layer.rank for layer in _layers(result)})
     return (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -11,10 +12,11 @@ from rich.table import Table
 from ..lora_ops.report import counted
 from ..lora_ops.text import either, human_error, human_size
 from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..examples.digits.demo import DemoRow
-    from ..lora_ops import Info, LayerReport, Part, Plan, Report
+    from ..lora_ops import Info, LayerReport, Part, PlannedLayer, Preview, Report
 
 
 def show_report(report: Report, *, verbose: bool = False) -> None:
@@ -38,33 +40,52 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
     print_rest(console, report, outside="outside the LoRA")
 
 
-def show_plan(plan: Plan, output: Path, size: int) -> None:
-    """Print what an extraction would do."""
+def show_plan(plan: Preview) -> None:
+    """Print what an operation would do."""
     console = open_console()
-    pairing = plan.pairing
-    table = new_table("kind", "layers", "weights", "rank at most")
-    groups: dict[str, list[tuple[int, int]]] = {}
-    for both in pairing.candidates:
-        out, width = both.matrix
-        groups.setdefault(both.kind, []).append((out * width, plan.most_ranks(both)))
-    for kind, members in groups.items():
-        ranks = sorted({rank for _, rank in members})
+    has_ranks = any(one.rank_at_most is not None for one in plan.layers)
+    groups: dict[tuple[str, str], list[PlannedLayer]] = {}
+    for one in plan.layers:
+        name = one.component if plan.by_component else one.kind
+        groups.setdefault((name, one.done), []).append(one)
+    has_words = any(done for _, done in groups)
+    table = new_table(
+        "component" if plan.by_component else "kind",
+        *(["what"] if has_words else []),
+        *("layers", "weights"),
+        *(["rank at most"] if has_ranks else []),
+    )
+    for (name, done), members in groups.items():
+        weights = sum(math.prod(one.shape) for one in members)
         table.add_row(
-            kind,
-            str(len(members)),
-            f"{sum(weights for weights, _ in members) / 1e6:.1f} M",
-            f"{ranks[0]} - {ranks[-1]}" if len(ranks) > 1 else str(ranks[0]),
+            safe(name),
+            *([safe(done)] if has_words else []),
+            *(str(len(members)), f"{weights / 1e6:.1f} M"),
+            *([_ranks(members)] if has_ranks else []),
         )
     console.print(table)
-    architecture = pairing.architecture.title if pairing.architecture else "unknown architecture"
-    dtype = str(plan.dtype).removeprefix("torch.")
-    console.print(f"{architecture}, rank rule {plan.rule}, {dtype}", highlight=False)
-    name = safe(str(output))
+    for reason, number in Counter(one.reason for one in plan.skips).items():
+        text = f"left out: {counted(number, 'layer')}, {worded(reason)}"
+        console.print(safe(text), highlight=False, soft_wrap=True)
+    for note in plan.notes:
+        console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
+    architecture = plan.architecture or "unknown architecture"
+    told = f"{architecture}, {plan.told}" if plan.told else architecture
+    console.print(safe(told), highlight=False)
+    if plan.inputs:
+        console.print(safe(f"from {', '.join(plan.inputs)}"), highlight=False, soft_wrap=True)
     console.print(
-        f"{name} would take at most {human_size(size)}; nothing was written",
+        f"{safe(plan.output)} would take at most {human_size(plan.size_at_most)}; nothing was written",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _ranks(layers: Sequence[PlannedLayer]) -> str:
+    ranks = sorted({one.rank_at_most for one in layers if one.rank_at_most is not None})
+    if not ranks:
+        return ""
+    return f"{ranks[0]} - {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
 
 
 def show_info(info: Info) -> None:

@@ -8,6 +8,8 @@ import os
 # times longer than they compute. Set before numpy and torch are imported; subprocesses inherit it.
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+# The user's own cache is not the tests' to read or fill.
+os.environ["LORAKIT_CACHE"] = "off"
 
 from collections.abc import Iterator  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402

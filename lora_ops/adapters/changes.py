@@ -1,8 +1,9 @@
 """Any kind as plain LoRA: what each layer changes, made exact, for `resize` to cut to a rank.
 
 A LoHa or a GLoRA is the product of two factors that can be written down; a change that has none
-smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices. Whatever is made from the weight is made from the
-checkpoint's, one weight at a time, when the layer is asked for.
+smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices.
+Whatever is made from the weight is made from the checkpoint's, one weight at a time, when the layer
+is asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..report import counted
 from .adapter import Adapter
 from .base import BaseWeights
 from .edited import described, finite
-from .formats import Format, ModelNames, format_named, module_keys
+from .formats import format_named, module_keys
 from .layers import (
     BasedDoraLayer,
     Convention,
@@ -35,9 +35,7 @@ from .layers import (
     low_rank,
     unpadded,
 )
-from .outline import outline, outlined
-from .repacking.assemble import assembled, blocks_of
-from .repacking.plan import Piece
+from .outline import outline
 
 
 def as_changes(
@@ -203,90 +201,6 @@ def _change(
         change = layer.change(weight, 1.0, torch.float64, convention).float()
     finite(frobenius(change.reshape(1, -1)), target, layer)
     return FullLayer(change.reshape(plan.shape))
-
-
-def renamed(
-    adapter: Adapter, pieces: Sequence[Piece], names: ModelNames, format: Format
-) -> Adapter:
-    """Return an adapter of `as_changes` as another format has it, its layers made when read.
-
-    Args:
-        adapter: From `as_changes`.
-        pieces: From `planned`, of this adapter.
-        names: Of the model.
-        format: The format of the result.
-    """
-    by_module = {piece.module: piece for piece in pieces}
-    return replace(
-        adapter,
-        layers=_Renamed(adapter, by_module, names),
-        format=format.name,
-        keys={module: piece.keys for module, piece in by_module.items()},
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Renamed(Mapping[str, Layer]):
-    """Changes under other names, each made when it is asked for."""
-
-    adapter: Adapter
-    pieces: Mapping[str, Piece]
-    names: ModelNames
-
-    def __getitem__(self, module: str) -> Layer:
-        return _piece(self.adapter, self.pieces[module], self.names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def outline(self) -> Mapping[str, Layer]:
-        """The same without data."""
-        return replace(self, adapter=outlined(self.adapter))
-
-
-def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
-    """One layer under its new name: moved, or put together from exact changes."""
-    layers = {name: adapter.layers[name] for name, _ in piece.members}
-    made = [layer for layer in layers.values() if isinstance(layer, MadeLayer)]
-    if not made:
-        exact = layers
-    elif not (
-        piece.is_cut or piece.is_joined or piece.members[0][1].swapped != piece.place.swapped
-    ):
-        return made[0]
-    else:
-        exact = _exact(layers)
-    whole = assembled(blocks_of(replace(adapter, layers=exact), piece, names), piece)
-    if not made or not isinstance(whole, LoraLayer | FullLayer):
-        return whole
-    dtype = reduce(torch.promote_types, (one.dtype for one in layers.values()))
-    dense = whole.is_full
-    rank = max(one.rank for one in layers.values()) if dense else whole.rank
-    return _made(_Plan(made[0].title, whole.shape, rank, dtype, dense), lambda: whole)
-
-
-def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """The changes themselves; if one is multiplied out all are: only equal kinds can be joined."""
-    found = {
-        name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
-        for name, layer in layers.items()
-    }
-    if not any(layer.is_full for layer in found.values()):
-        return found
-    return {name: FullLayer(layer.delta()) for name, layer in found.items()}
-
-
-def _multiplied(made: MadeLayer) -> Layer:
-    """The change of a layer in factors, or whole where these would be larger."""
-    product = made.kronecker()
-    if product is None:
-        return made.make()
-    if not product.is_thin:
-        return FullLayer(product.delta().reshape(made.size))
-    return low_rank(*product.factors(), made.size)
 
 
 def _check_base(layers: Mapping[str, Layer], base: BaseWeights | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import FileSource, Stamp, changed, read_errors, stamp
 from .dtypes import dtype_name
-from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256
+from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256, recorded_hash
 from .opening import open_source
 from .quantised import quantisation, refuse_quantised
 from .reading.folder import is_peft_folder, open_folder
@@ -56,6 +56,7 @@ __all__ = [
     "partition",
     "quantisation",
     "read_errors",
+    "recorded_hash",
     "refuse_quantised",
     "save",
     "shard_paths",

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+from ..source import TensorSource
 from .base import FileSource, open_binary, read_errors
 from .reading.safetensors_file import SafetensorsFile
 from .remembered import remembered
@@ -55,6 +56,11 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def recorded_hash(source: TensorSource) -> str:
+    """What a file says the SHA-256 of its data is, lower-case hex; empty where it says nothing."""
+    return source.metadata.get(DATA_HASH, "").strip().lower().removeprefix("0x")
+
+
 def false_hash(source: FileSource, stop: Event | None = None) -> tuple[str, str] | None:
     """What a file says of its data, and the data's SHA-256, where they differ; reads all of it.
 
@@ -67,7 +73,7 @@ def false_hash(source: FileSource, stop: Event | None = None) -> tuple[str, str]
         ArgumentError: the file is gone, or may not be read.
         FormatError: reading it fails in the middle.
     """
-    told = source.metadata.get(DATA_HASH, "").strip().lower().removeprefix("0x")
+    told = recorded_hash(source)
     files = [path for path in source.paths if path.suffix.lower() in (".safetensors", ".sft")]
     if not told or len(files) != 1:
         return None

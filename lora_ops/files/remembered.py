@@ -21,14 +21,20 @@ _SETTLED = 2 * 10**9
 _MOST = 2000  # hashes; a hundred bytes each
 
 
-def cache_folder() -> Path:
-    """Where hashes are kept: below `XDG_CACHE_HOME`, or where the system keeps such things."""
-    if told := os.environ.get("XDG_CACHE_HOME"):
+def cache_folder() -> Path | None:
+    """Where hashes are kept: below where the system keeps such things, or below `LORAKIT_CACHE`.
+
+    None where that is `off`: nothing is remembered, nor looked up.
+    """
+    own = os.getenv("LORAKIT_CACHE")
+    if own:
+        return None if own.lower() == "off" else Path(own) / "sha256"
+    if told := os.getenv("XDG_CACHE_HOME"):
         root = Path(told)
     elif sys.platform == "darwin":
         root = Path.home() / "Library" / "Caches"
     elif os.name == "nt":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        root = Path(os.getenv("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         root = Path.home() / ".cache"
     return root / "lorakit" / "sha256"
@@ -42,12 +48,14 @@ def remembered(path: Path, take: Callable[[], str], *, of: str = "file") -> str:
         take: Computes the hash; an empty one is not remembered.
         of: What is hashed: several hashes of one file are kept apart.
     """
-    before = _state(path)
+    before, entry = _state(path), None
     if before is None:
         return take()
-    entry = None
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # no home, no permission, no text
-        entry = cache_folder() / f"{before[0]:x}-{before[1]:x}-{of}"
+        folder = cache_folder()
+        if folder is None:
+            return take()
+        entry = folder / f"{before[0]:x}-{before[1]:x}-{of}"
         *state, digest = entry.read_text("ascii").split()
         if state == [str(number) for number in before] and len(digest) == 64:
             return digest

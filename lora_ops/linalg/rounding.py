@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from ..spacing import spacing
 
 # Elements looked at first: a trained layer shows itself at once, and most layers are trained.
 _FIRST = 4096
 _CHUNK = 1 << 20
 
+#: How far apart stored numbers lie around values, float64, in the places from a flat index on.
+Grid = Callable[[Tensor, int], Tensor]
 
-def is_rounding(base: Tensor, tuned: Tensor) -> bool:
-    """Whether no element differs by more than one spacing of the coarser dtype at its size.
+
+def is_rounding(
+    base: Tensor, tuned: Tensor, grids: tuple[Grid | None, Grid | None] = (None, None)
+) -> bool:
+    """Whether no element differs by more than one spacing of the coarser storage at its size.
 
     Args:
         base: Any float dtype.
         tuned: The same shape, any float dtype.
+        grids: Of the storage of either; None: that of its dtype.
     """
-    before, after = base.reshape(-1), tuned.reshape(-1)
-    start, size = 0, _FIRST
-    while start < len(before):
-        if not _within_spacing(before[start : start + size], after[start : start + size]):
+    sides = [
+        (tensor.reshape(-1), grid or partial(_plain, tensor.dtype))
+        for tensor, grid in zip((base, tuned), grids, strict=True)
+    ]
+    start, size, count = 0, _FIRST, base.numel()
+    while start < count:
+        old, new = (flat[start : start + size].double() for flat, _ in sides)
+        magnitude = torch.maximum(old.abs(), new.abs())
+        apart = torch.maximum(*(grid(magnitude, start) for _, grid in sides))
+        if not bool(((new - old).abs() <= apart).all()):
             return False
         start, size = start + size, _CHUNK
     return True
 
 
-def _within_spacing(before: Tensor, after: Tensor) -> bool:
-    old, new = before.double(), after.double()
-    magnitude = torch.maximum(old.abs(), new.abs())
-    spacing = torch.maximum(
-        _spacing(magnitude, before.dtype),
-        _spacing(magnitude, after.dtype),
-    )
-    return bool(((new - old).abs() <= spacing).all())
-
-
-def _spacing(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """Distance between neighbouring numbers of a dtype at this magnitude, in float64."""
-    limits = torch.finfo(dtype)
-    exponent = torch.frexp(magnitude).exponent - 1
-    normal = torch.ldexp(torch.full_like(magnitude, limits.eps), exponent)
-    return normal.clamp(min=limits.smallest_normal * limits.eps)
+def _plain(dtype: torch.dtype, values: Tensor, start: int) -> Tensor:
+    del start  # everywhere the same
+    return spacing(values, dtype)

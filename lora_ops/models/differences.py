@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..linalg import frobenius
+from ..linalg.rounding import Grid
 from ..source import TensorSource
 from .architectures import Parameter
+from .grids import parameter_grid
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
@@ -32,6 +34,10 @@ class Sides:
     def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Read one parameter from both, as stored."""
         return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+
+    def grids(self, pair: Pair) -> tuple[Grid, Grid]:
+        """How far apart the numbers of one parameter can be stored on both sides."""
+        return parameter_grid(self.base, pair.base), parameter_grid(self.tuned, pair.tuned)
 
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.edited import summarise
 from ..adapters.layers import Layer
 from ..adapters.metadata import Input, Result
-from ..errors import MismatchError
 from ..report import Report, Skip
 from ..run.devices import Placement, place
 from ..run.job import Outcome, Work
@@ -18,6 +18,9 @@ from ..run.workers import Progress
 from .output import Draft
 from .peft_folder import sink_of
 from .preview import PlannedLayer, Preview
+
+# What a header is filled up by, at most: data begins at a multiple of 8 bytes.
+_PADDING = 7
 
 
 def no_notes(_: Report) -> Iterable[str]:
@@ -85,10 +88,10 @@ class EditPlan:
         """
         found, model = self.foresee(), self.draft.architecture
         if not found.layers:
-            raise MismatchError("no layer is left; nothing would be written")
+            summarise(found.skips)  # which refuses it, as it does after the work
         return Preview(
             output=str(self.draft.output),
-            size_at_most=self.draft.overhead + found.size,
+            size_at_most=self.draft.overhead + found.size + _PADDING,
             layers=tuple(found.layers),
             told=self.told,
             settings=self.settings,

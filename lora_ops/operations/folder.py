@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ArgumentError, LoraOpsError, WriteError
 from ..files import FileSource, is_peft_folder, open_source, read_errors
 from ..report import Report
 from .peft_folder import WEIGHTS
+from .preview import Preview
 
 Edit = Callable[[FileSource, Path], Report]
 
@@ -53,6 +56,38 @@ def edit_folder(
     """
     for name in check_folders(folder, output):
         yield name, _edited(folder / name, output / name, edit)
+
+
+def preview_folder(
+    folder: Path, output: Path, preview: Callable[[FileSource, Path], Preview]
+) -> Iterator[tuple[Path, Preview | LoraOpsError]]:
+    """Yield what would become of each adapter under a folder, by its path relative to it.
+
+    Args:
+        folder: Searched with its subfolders.
+        output: Not made.
+        preview: Given an opened file, or folder of PEFT, and where its result is to go.
+
+    Raises:
+        ArgumentError: As `check_folders`.
+    """
+    for name in check_folders(folder, output):
+        yield name, _previewed(folder / name, output / name, preview)
+
+
+def _previewed(
+    file: Path, output: Path, preview: Callable[[FileSource, Path], Preview]
+) -> Preview | LoraOpsError:
+    there = output
+    if not output.parent.exists():
+        # Its folder will be made; a free name in the nearest one that there is stands for it.
+        nearest = next(parent for parent in output.parents if parent.is_dir())
+        there = nearest / f"{secrets.token_hex(8)}-{output.name}"
+    try:
+        with open_source(file) as source:
+            return replace(preview(source, there), output=str(output))
+    except LoraOpsError as error:
+        return error
 
 
 def _is_of_peft(file: Path) -> bool:

@@ -59,7 +59,7 @@ class Preview:
     size_at_most: int
     layers: tuple[PlannedLayer, ...]
     told: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
     architecture: str | None = None
     inputs: tuple[str, ...] = ()
     skips: tuple[Skip, ...] = ()
@@ -73,7 +73,7 @@ class Preview:
         found |= {"architecture": self.architecture, **self.settings}
         found["layers"] = [_layer_dict(one) for one in self.layers]
         if self.skips:
-            found["left_out"] = [
+            found["skips"] = [
                 {
                     "target": one.target,
                     "component": one.component,

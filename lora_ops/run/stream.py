@@ -3,7 +3,7 @@
 Where more is to come, it comes in here, and no operation knows of it, for none goes through its own
 jobs; `Work` is all there is to it:
 
-- A part of the work (`--part I/N`) is a `Work` with some of the jobs, by their cost.
+- A part of the work is a `Work` with some of the jobs, by their cost.
 - A journal stands between a job and its result: `stream` hands out what it has under the job's name,
   and notes what is made.
 - Another engine takes the place of `ordered_map`: it makes results elsewhere, from batches of items

@@ -14,8 +14,8 @@ from lorakit.lora_ops import DictSource, Ingredient, decode, describe
 from lorakit.lora_ops.adapters.formats import PEFT_CONFIG
 from lorakit.lora_ops.adapters.layers import InputButterflyLayer, PeftIa3Layer
 from lorakit.lora_ops.errors import LayerShapeError, UnsupportedLayerError, WeightShapeError
-from lorakit.lora_ops.operations.merge.bake import bake
-from lorakit.lora_ops.operations.merge.plan import plan_bake
+from lorakit.lora_ops.operations.bake.bake import bake
+from lorakit.lora_ops.operations.bake.plan import plan_bake
 
 ROOT = "base_model.model."
 

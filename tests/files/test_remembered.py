@@ -27,6 +27,7 @@ class Hashing:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that counts as large, and was written long ago; the cache is empty."""
+    monkeypatch.delenv("LORAKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(room, "LARGE", 10)
     monkeypatch.setattr(room, "_SETTLED", 0)
@@ -113,3 +114,41 @@ def test_the_cache_does_not_grow_for_ever(large, monkeypatch):
     take = Hashing(large)
     remembered(large, take, of="8")
     assert take.times == 0
+
+
+@pytest.mark.parametrize("word", ["off", "OFF"])
+def test_it_can_be_turned_off(word, large, monkeypatch):
+    take = Hashing(large)
+    remembered(large, take)
+    monkeypatch.setenv("LORAKIT_CACHE", word)
+    assert cache_folder() is None
+    assert remembered(large, take) == remembered(large, take)
+    assert take.times == 3
+    assert not Path(word).exists()
+
+
+def test_it_can_be_kept_elsewhere(large, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "own"))
+    assert remembered(large, Hashing(large)) == hashlib.sha256(b"a" * 20).hexdigest()
+    assert len(list((tmp_path / "own" / "sha256").iterdir())) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("age", "times"), [(1, 2), (3, 1)])
+def test_two_seconds_without_a_change_are_enough(age, times, large, monkeypatch):
+    monkeypatch.setattr(room, "_SETTLED", 2 * 10**9)
+    changed = max(large.stat().st_mtime_ns, large.stat().st_ctime_ns)
+    monkeypatch.setattr(room.time, "time_ns", lambda: changed + age * 10**9)
+    take = Hashing(large)
+    remembered(large, take)
+    remembered(large, take)
+    assert take.times == times
+
+
+@pytest.mark.skipif(os.name != "posix", reason="homes are told by HOME on POSIX alone")
+@pytest.mark.parametrize(("system", "folder"), [("darwin", "Library/Caches"), ("linux", ".cache")])
+def test_it_lies_where_the_system_keeps_such_things(system, folder, large, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(room.sys, "platform", system)
+    assert cache_folder() == tmp_path / folder / "lorakit" / "sha256"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorakit.lora_ops import (
     Adapter,
+    AddOptions,
     Architecture,
     ArgumentError,
     BakedLayer,
@@ -21,7 +22,9 @@ from lorakit.lora_ops import (
     Budget,
     Comparison,
     Convention,
+    ConvertOptions,
     DictSource,
+    EditPlan,
     EditReport,
     FileSource,
     Finding,
@@ -45,12 +48,15 @@ from lorakit.lora_ops import (
     Part,
     Placement,
     Plan,
+    PlannedLayer,
     PlanOptions,
+    Preview,
     Progress,
     QuantisedError,
     RankRule,
     Read,
     Report,
+    ResizeOptions,
     Skip,
     Spectrum,
     TargetMismatchError,
@@ -85,10 +91,16 @@ from lorakit.lora_ops import (
     parse_rank,
     parse_rule,
     place,
+    plan_add_files,
     plan_bake,
     plan_bake_file,
+    plan_convert_file,
     plan_extraction,
     plan_file,
+    plan_resize_file,
+    plan_scale_file,
+    preview_bake,
+    preview_extraction,
     resize,
     resize_file,
     save_adapter,
@@ -185,6 +197,28 @@ def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
     save_adapter(renamed, folder / "kohya.safetensors")
 
 
+def planning(base: FileSource, tuned: FileSource, lora: FileSource, output: Path) -> int:
+    """Say what would be done, and return the bytes that all of it would take."""
+    smaller: ResizeOptions = {"base": base, "dora": PAPER}
+    sums_of: AddOptions = {"method": "average"}
+    named: ConvertOptions = {"architecture": "sd1"}
+    plans: list[EditPlan] = [
+        plan_resize_file(lora, output, 2, **smaller),
+        plan_scale_file(Ingredient(lora, 0.5), output),
+        plan_add_files([Ingredient(lora), Ingredient(lora)], output, **sums_of),
+        plan_convert_file(lora, output, "kohya", **named),
+    ]
+    previews: list[Preview] = [
+        *(plan.preview() for plan in plans),
+        preview_extraction(plan_extraction(base, tuned, 4), output),
+        preview_bake(plan_bake(base, [Ingredient(lora)]), output),
+    ]
+    layers: list[PlannedLayer] = [one for found in previews for one in found.layers]
+    assert {one.component for one in layers} == {"unet"}
+    assert not output.exists()
+    return sum(found.size_at_most for found in previews)
+
+
 def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     """Bake in memory and into a file, and verify what came of it."""
     plan: BakePlan = plan_bake(checkpoint, [Ingredient(lora, 0.5)])
@@ -254,6 +288,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
         with open_source(room / "lora.safetensors") as lora:
             assert sums(adapter).keys() == sums(decode(lora)).keys()
             editing(lora, base, room)
+            assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
             looking(lora)
         assert len(training().layers) == 1

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, open_source
 from lorakit.lora_ops.errors import ArgumentError, UnknownFormatError
+from lorakit.lora_ops.files import false_hash
 from lorakit.lora_ops.inspect.lint import CODES, PROGRAMS, lint
 from lorakit.terminal.wording import worded
 
@@ -392,6 +393,17 @@ def test_json(tmp_path):
     assert read["programs"]["comfy"]["scales"] == {"1": 2}
     (one,) = [one for one in read["findings"] if one["code"] == "not-finite"]
     assert (one["severity"], one["count"], one["where"]) == ("error", 1, [UP])
+
+
+@pytest.mark.parametrize("told", ["", " ", "0x", "0", "0" * 64])
+def test_a_hash_that_says_nothing_is_missing_and_not_false(told, tmp_path):
+    path = write(tmp_path / "odd.safetensors", Odd(layers(), TOLD | {"sshs_model_hash": told}))
+    codes = {one.code for one in linted(path).findings}
+    false = "hash-false" in codes
+    assert false == (told in ("0", "0" * 64))
+    assert false != ("hash-missing" in codes)
+    with open_source(path) as source:
+        assert (false_hash(source) is not None) == false
 
 
 def test_the_page_has_every_code_with_its_severity():

@@ -13,9 +13,9 @@ from oracles import change
 from torch import Tensor
 
 from lorakit.lora_ops import DictSource, extract
-from lorakit.lora_ops.operations.merge.bake import bake, run_bake
-from lorakit.lora_ops.operations.merge.plan import plan_bake
-from lorakit.lora_ops.operations.merge.tensor import BakedLayer
+from lorakit.lora_ops.operations.bake.bake import bake, run_bake
+from lorakit.lora_ops.operations.bake.plan import plan_bake
+from lorakit.lora_ops.operations.bake.tensor import BakedLayer
 
 # --- The numbers ----------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from lorakit.lora_ops.adapters.formats import COMFY, encode_layer, module_namer
 from lorakit.lora_ops.adapters.strengths.ingredient import Ingredient
 from lorakit.lora_ops.errors import ArgumentError, QuantisedError
 from lorakit.lora_ops.files import INDEX, SafetensorsWriter
-from lorakit.lora_ops.operations.merge.bake import bake
-from lorakit.lora_ops.operations.merge.file import bake_file, plan_bake_file
+from lorakit.lora_ops.operations.bake.bake import bake
+from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 
 BASE = dict(grid(FLUX, torch.float16)) | {"odd": torch.arange(5, dtype=torch.uint8)}
 METADATA = {"modelspec.title": "A model", "modelspec.hash_sha256": "0x00", "format": "pt"}

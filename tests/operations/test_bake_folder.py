@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Ingredient, open_source
 from lorakit.lora_ops.errors import ArgumentError, WriteError
-from lorakit.lora_ops.operations.merge.file import bake_file, plan_bake_file
+from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 UNET = {

@@ -28,9 +28,9 @@ from lorakit.lora_ops.errors import (
     WeightShapeError,
 )
 from lorakit.lora_ops.models.architectures import detect, parameters
-from lorakit.lora_ops.operations.merge.bake import bake
-from lorakit.lora_ops.operations.merge.plan import plan_bake
-from lorakit.lora_ops.operations.merge.tensor import bake_tensor
+from lorakit.lora_ops.operations.bake.bake import bake
+from lorakit.lora_ops.operations.bake.plan import plan_bake
+from lorakit.lora_ops.operations.bake.tensor import bake_tensor
 
 # --- Names and places -----------------------------------------------------------------------------
 

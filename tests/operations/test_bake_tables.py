@@ -21,8 +21,8 @@ from lorakit.lora_ops import DictSource, verify
 from lorakit.lora_ops.adapters.formats import decode
 from lorakit.lora_ops.errors import TargetMismatchError, UnsupportedLayerError, WeightShapeError
 from lorakit.lora_ops.models.architectures import UNET, architecture_named, module_renames
+from lorakit.lora_ops.operations.bake.bake import bake
 from lorakit.lora_ops.operations.convert.convert import convert
-from lorakit.lora_ops.operations.merge.bake import bake
 from lorakit.lora_ops.operations.resize.importance import importance
 
 WIDE = 6

@@ -76,7 +76,7 @@ def test_they_are_left_out_where_that_is_allowed_with_their_share(format, option
         held = {key: tensor for key, tensor in held.items() if not key.endswith(".diff")}
     adapter = decode(DictSource(held))
     with pytest.raises(
-        UnsupportedLayerError, match=r"no place for full differences.*allow-partial"
+        UnsupportedLayerError, match=r"no place for full differences.*`allow_partial=True`"
     ):
         convert(adapter, format, architecture=SD1, **options)
     result, report = convert(adapter, format, architecture=SD1, allow_partial=True, **options)
@@ -129,7 +129,9 @@ def with_gate() -> dict[str, torch.Tensor]:
 def test_a_gate_that_peft_refuses_is_left_out_where_that_is_allowed(format, options):
     held = with_gate()
     adapter, hidream = decode(DictSource(held)), architecture_named("hidream")
-    with pytest.raises(UnsupportedLayerError, match=r"ff_i.gate` of HiDream.*comfy.*allow-partial"):
+    with pytest.raises(
+        UnsupportedLayerError, match=r"ff_i.gate` of HiDream.*comfy.*`allow_partial=True`"
+    ):
         convert(adapter, format, architecture=hidream, **options)
     result, report = convert(adapter, format, architecture=hidream, allow_partial=True, **options)
     (module,) = result.layers

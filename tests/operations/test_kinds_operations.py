@@ -28,9 +28,9 @@ from lorakit.lora_ops.inspect.compare import compare
 from lorakit.lora_ops.inspect.verify import verify
 from lorakit.lora_ops.operations.add.add import add
 from lorakit.lora_ops.operations.add.file import add_files
+from lorakit.lora_ops.operations.bake.bake import bake
+from lorakit.lora_ops.operations.bake.plan import plan_bake
 from lorakit.lora_ops.operations.convert.convert import convert
-from lorakit.lora_ops.operations.merge.bake import bake
-from lorakit.lora_ops.operations.merge.plan import plan_bake
 from lorakit.lora_ops.operations.resize.file import resize_file
 from lorakit.lora_ops.operations.resize.resize import resize
 from lorakit.lora_ops.operations.scale.file import scale_file

@@ -28,9 +28,9 @@ from lorakit.lora_ops import (
     verify,
 )
 from lorakit.lora_ops.errors import QuantisedError
+from lorakit.lora_ops.operations.bake.file import plan_bake_file
+from lorakit.lora_ops.operations.bake.plan import plan_bake
 from lorakit.lora_ops.operations.convert.file import convert_file
-from lorakit.lora_ops.operations.merge.file import plan_bake_file
-from lorakit.lora_ops.operations.merge.plan import plan_bake
 from lorakit.lora_ops.operations.resize.file import resize_file
 from lorakit.lora_ops.operations.resize.importance import importance
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lorakit.lora_ops import DictSource, extract, open_source, verify
 from lorakit.lora_ops.models.architectures import UNET, architecture_named, parameters
 from lorakit.lora_ops.models.differences import read_parameter
-from lorakit.lora_ops.operations.merge.bake import bake
+from lorakit.lora_ops.operations.bake.bake import bake
 from lorakit.lora_ops.operations.resize.importance import importance
 
 FLUX = architecture_named("flux")

@@ -26,7 +26,10 @@ DISTRIBUTIONS = {"PIL": "pillow"}
 #: What is imported without being a dependency, and where.
 ELSEWHERE = {
     ("sklearn", "examples/digits/train.py"),  # only who trains the sample again needs it: `dev`
-    ("yaml", "lora_ops/operations/merge/recipes/foreign/mergekit.py"),  # else an error that names it
+    (
+        "yaml",
+        "lora_ops/operations/merge/recipes/foreign/mergekit.py",
+    ),  # else an error that names it
     ("jaxtyping", "lora_ops/linalg/_shapes.py"),  # has a stand-in
     ("bitsandbytes", "lora_ops/training/weights.py"),  # of whoever loaded a model through it
 }

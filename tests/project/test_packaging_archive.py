@@ -22,6 +22,8 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
 OPTIONAL = {
     ("jaxtyping", "lora_ops/linalg/_shapes.py"),
     ("bitsandbytes", "lora_ops/training/weights.py"),
+    ("tomli", "lora_ops/operations/merge/recipes/document.py"),
+    ("yaml", "lora_ops/operations/merge/recipes/foreign/mergekit.py"),
 }
 #: What the registry's scan flags, and others that a pack has no business with.
 FLAGGED = {

@@ -18,8 +18,8 @@ from lorakit.lora_ops import Ingredient, extract_file, open_source, plan_file, v
 from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import INDEX
 from lorakit.lora_ops.operations.add.file import add_files
+from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 from lorakit.lora_ops.operations.convert.file import convert_file
-from lorakit.lora_ops.operations.merge.file import bake_file, plan_bake_file
 from lorakit.lora_ops.operations.resize.file import resize_file
 from lorakit.lora_ops.operations.scale.file import scale_file
 from lorakit.lora_ops.run.workers import Progress

@@ -8,13 +8,12 @@ from fractions import Fraction
 from itertools import combinations
 
 from ...models.architectures import Architecture
-from ..adapter import Adapter
 from ..formats import Format, ModelNames, format_named, format_of, model_names, spelling_key
 from ..layers import Layer
 from ..model import names_of_any
 from ..outline import outline, outlined
-from ..repacking.assemble import assembled, blocks_of
-from ..repacking.plan import Piece, planned
+from ..repacking.assemble import RepackedLayers
+from ..repacking.plan import planned
 from .group import Group, Term, common_models, group_by_weight
 
 
@@ -124,34 +123,11 @@ def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
     source = replace(term.adapter, layers=_Strengthened(term.adapter.layers, folded))
     adapter = replace(
         term.adapter,
-        layers=_Pieces(source, pieces, names),
+        layers=RepackedLayers(source, pieces, names),
         format=scheme.name,
         keys={piece.module: piece.keys for piece in pieces.values()},
     )
     return replace(term, adapter=adapter, strengths=strengths)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pieces(Mapping[str, Layer]):
-    """Layers renamed, cut or joined as pieces say, made when they are asked for."""
-
-    adapter: Adapter
-    pieces: Mapping[str, Piece]
-    names: ModelNames
-
-    def __getitem__(self, module: str) -> Layer:
-        piece = self.pieces[module]
-        return assembled(blocks_of(self.adapter, piece, self.names), piece)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def outline(self) -> Mapping[str, Layer]:
-        """The same without data."""
-        return replace(self, adapter=outlined(self.adapter))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -11,6 +12,7 @@ from ...errors import UnsupportedLayerError, WeightShapeError
 from ..adapter import Adapter
 from ..formats import ModelNames
 from ..layers import Layer
+from ..outline import outlined
 from .plan import Piece, is_packed
 from .rows import Block, halves_swapped, rows_of, stacked
 
@@ -88,3 +90,32 @@ def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None =
         )
     halves = layer.shape[0] == 2 * layer.shape[1]
     return halves_swapped(layer, piece.module) if halves else layer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RepackedLayers(Mapping[str, Layer]):
+    """Layers renamed, cut or joined as pieces say, made when they are asked for.
+
+    Attributes:
+        adapter: The input.
+        pieces: By name in the result; from `planned`, of this adapter.
+        names: Of the model.
+    """
+
+    adapter: Adapter
+    pieces: Mapping[str, Piece]
+    names: ModelNames
+
+    def __getitem__(self, module: str) -> Layer:
+        piece = self.pieces[module]
+        return assembled(blocks_of(self.adapter, piece, self.names), piece)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def outline(self) -> Mapping[str, Layer]:
+        """The same without data."""
+        return replace(self, adapter=outlined(self.adapter))

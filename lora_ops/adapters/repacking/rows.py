@@ -81,7 +81,7 @@ def stacked(
     known = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
     whole = [layer for layer in layers if isinstance(layer, FullLayer)]
     if len(whole) == len(blocks):
-        total = torch.zeros((rows, *whole[0].shape[1:]), dtype=known)
+        total = torch.zeros((rows, *whole[0].shape[1:]), dtype=known, device=whole[0].diff.device)
         for block, layer in zip(blocks, whole, strict=True):
             total[block.start : block.stop] = rounded(layer.diff, known, target)
         return FullLayer(total)
@@ -97,7 +97,8 @@ def stacked(
     downs, places = _distinct([layer.down for layer in thin])
     ranks = [len(down) for down in downs]
     scale = max((layer.scale for layer in thin), key=abs) or 1.0
-    up = torch.zeros((rows, sum(ranks), *thin[0].up.shape[2:]), dtype=known)
+    size = (rows, sum(ranks), *thin[0].up.shape[2:])
+    up = torch.zeros(size, dtype=known, device=thin[0].up.device)
     for block, layer, place in zip(blocks, thin, places, strict=True):
         columns = slice(sum(ranks[:place]), sum(ranks[: place + 1]))
         gain = layer.scale / scale

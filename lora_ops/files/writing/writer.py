@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ...errors import WriteError
-from ..dtypes import DTYPE_BITS, dtype_name, memory_of
-from ..header import MAX_HEADER, check_name, render_header
+from ..dtypes import DTYPE_BITS, TORCH_DTYPES, memory_of
+from ..header import MAX_HEADER
 from ..positional import PART, write_at
+from .coverage import Coverage
+from .pieces import ALIGNMENT, Piece, aligned, file_order, framed, header_text, piece_of
 from .publish import Place, publish_all, write_all
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..base import FileSource
 
-_ALIGNMENT = 8  # bytes: the widest element, and the format's own for the start of the data
 _SLACK = 200  # one part in that many of a file may be unused room
 
 
@@ -47,19 +48,6 @@ class Written:
     size: int
     data_sha256: str
     tensors: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int  # bytes
-
-    @property
-    def aligned(self) -> bool:
-        """Whether whatever follows it stays aligned."""
-        return self.size % _ALIGNMENT == 0
 
 
 class SafetensorsWriter:
@@ -102,10 +90,12 @@ class SafetensorsWriter:
     ) -> None:
         self._path = Path(path)
         self._replace = replace
-        self._room = _rounded(header_room)
-        self._pieces: dict[str, _Piece] = {}
+        self._room = aligned(header_room)
+        self._pieces: dict[str, Piece] = {}
         self._waiting: dict[str, bytes] = {}
         self._starts: dict[str, int] = {}
+        self._filled = Coverage()
+        self._turn = threading.Lock()
         self._hash = hashlib.sha256() if hashed else None
         self._size = 0
 
@@ -140,7 +130,7 @@ class SafetensorsWriter:
         """
         if key in self._pieces:
             raise ValueError(f"`{key}` cannot be written a second time")
-        piece = _piece(key, tensor.dtype, tensor.shape)
+        piece = piece_of(key, tensor.dtype, tensor.shape)
         self._pieces[key] = piece
         data = memory_of(tensor)
         if piece.aligned:
@@ -161,7 +151,7 @@ class SafetensorsWriter:
         """
         if self._hash or self._pieces:
             raise ValueError("places are for a file that is new, and not hashed")
-        pieces = _file_order(_piece(*row) for row in rows)
+        pieces = file_order(piece_of(*row) for row in rows)
         self._pieces = {piece.key: piece for piece in pieces}
         starts = accumulate((piece.size for piece in pieces), initial=0)
         self._starts = dict(zip(self._pieces, starts, strict=False))
@@ -176,11 +166,19 @@ class SafetensorsWriter:
             piece: Elements of the tensor's dtype; they may change afterwards.
 
         Raises:
+            ValueError: they are of another dtype, or do not lie within the tensor.
             WriteError: the file could not be written.
         """
-        offset = 8 + self._room + self._starts[key] + start * piece.element_size()
+        whole, data, begin = self._pieces[key], memory_of(piece), start * piece.element_size()
+        if TORCH_DTYPES[whole.dtype] != piece.dtype or not 0 <= begin <= whole.size - len(data):
+            raise ValueError(
+                f"`{key}` is {whole.dtype} {list(whole.shape)}: {piece.numel()} of {piece.dtype} "
+                f"from {start} on have no place there"
+            )
+        begin += self._starts[key]
         with self.place.explained():
-            write_at(self._file, memory_of(piece), offset)
+            write_at(self._file, data, 8 + self._room + begin)
+        self._fill(begin, len(data))
 
     def copy(self, key: str, source: FileSource, own: str) -> None:
         """Fill a place with the bytes of another file's tensor; from any thread.
@@ -194,8 +192,10 @@ class SafetensorsWriter:
             FormatError: the other file cannot be read.
             WriteError: the file could not be written.
         """
+        begin = self._starts[key]
         with self.place.explained():
-            source.copy_into(own, self._file, 8 + self._room + self._starts[key])
+            source.copy_into(own, self._file, 8 + self._room + begin)
+        self._fill(begin, self._pieces[key].size)
 
     def finish(
         self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
@@ -207,7 +207,8 @@ class SafetensorsWriter:
             hash_keys: Metadata keys that get the SHA-256 of the data section.
 
         Raises:
-            WriteError: the file could not be written, or must not replace another.
+            WriteError: the file could not be written, must not replace another, or has a place that
+                was not filled.
         """
         written = self.complete(metadata, hash_keys=hash_keys)
         publish_all([self.place])
@@ -217,11 +218,12 @@ class SafetensorsWriter:
         self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
     ) -> Written:
         """Do what `finish` does, all but the name: for a file that gets it together with others."""
-        pieces = _file_order(self._pieces.values())
+        pieces = file_order(self._pieces.values())
+        self._check_filled()
         for piece in pieces[len(pieces) - len(self._waiting) :]:
             self._append(memoryview(self._waiting.pop(piece.key)))
         digest = self._hash.hexdigest() if self._hash else ""
-        text = _header(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
+        text = header_text(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
         if len(text) > MAX_HEADER:
             raise WriteError(
                 f"a header of {len(text)} bytes is more than loaders read ({MAX_HEADER}); "
@@ -230,13 +232,28 @@ class SafetensorsWriter:
             )
         with self.place.explained():
             # Where the file is small, what is left of the room would be much of it.
-            if not 0 <= self._room - len(text) <= self._size // _SLACK + _ALIGNMENT:
+            if not 0 <= self._room - len(text) <= self._size // _SLACK + ALIGNMENT:
                 self._move_data(len(text))
             self._file.seek(0)
-            write_all(self._file, memoryview(_framed(text, self._room)))
+            write_all(self._file, memoryview(framed(text, self._room)))
             os.fsync(self._file.fileno())
             self._file.close()
         return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
+
+    def _fill(self, begin: int, size: int) -> None:
+        with self._turn:
+            self._filled.add(begin, begin + size)
+
+    def _check_filled(self) -> None:
+        reach = self._filled.reach
+        for key, start in self._starts.items():
+            piece = self._pieces[key]
+            if start + piece.size > reach:
+                number = (reach - start) * 8 // DTYPE_BITS[piece.dtype]
+                raise WriteError(
+                    f"not all of it was written: of `{key}` number {number} is the first missing",
+                    path=self._path,
+                )
 
     def _append(self, data: memoryview) -> None:
         for start in range(0, len(data), PART):
@@ -250,7 +267,7 @@ class SafetensorsWriter:
     def _move_data(self, room: int) -> None:
         """Copy the data behind room of another size."""
         old, data_start = self._file, 8 + self._room
-        self._room = _rounded(room)
+        self._room = aligned(room)
         self._file = self.place.open()
         with old:
             old.seek(data_start)
@@ -279,35 +296,10 @@ def save(
         ArgumentError: the format cannot hold a dtype or a name, or the name is taken.
         WriteError: the file could not be written.
     """
-    pieces = _file_order(_piece(key, one.dtype, one.shape) for key, one in tensors.items())
+    pieces = file_order(piece_of(key, one.dtype, one.shape) for key, one in tensors.items())
     blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
-    room = len(_header(pieces, {**(metadata or {}), **blank}))
+    room = len(header_text(pieces, {**(metadata or {}), **blank}))
     with SafetensorsWriter(path, header_room=room, replace=replace) as writer:
         for key, tensor in tensors.items():
             writer.write(key, tensor)
         return writer.finish(metadata, hash_keys=hash_keys)
-
-
-def _piece(key: str, dtype: torch.dtype, shape: Sequence[int]) -> _Piece:
-    check_name(key)
-    return _Piece(key, dtype_name(dtype), tuple(shape), math.prod(shape) * dtype.itemsize)
-
-
-def _file_order(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """As they come; then those of odd sizes, so that each begins at a multiple of its element."""
-    known = list(pieces)
-    odd = [piece for piece in known if not piece.aligned]
-    odd.sort(key=lambda piece: (-DTYPE_BITS[piece.dtype], piece.key))
-    return [piece for piece in known if piece.aligned] + odd
-
-
-def _header(pieces: Iterable[_Piece], metadata: Mapping[str, str]) -> bytes:
-    return render_header(((p.key, p.dtype, p.shape, p.size) for p in pieces), metadata)
-
-
-def _framed(text: bytes, room: int) -> bytes:
-    return room.to_bytes(8, "little") + text.ljust(room)
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...adapters.formats import configuration_notes, configured, special
 from ...errors import LoraOpsError
 from ...files import DATA_HASH as HASH
-from ...files import FileSource, data_sha256
+from ...files import FileSource, false_hash, recorded_hash
 from ...models.architectures import ARCHITECTURES
 from .findings import Finding, converting, finding
 from .header import same_format
@@ -30,7 +30,7 @@ def check_metadata(file: Subject) -> Iterator[Finding]:
             "no ss_* entries: programs cannot tell the model, and some hide the file",
             cure=same_format(file),
         )
-    if HASH not in told and file.format == "kohya":
+    if not recorded_hash(file.source) and file.format == "kohya":
         yield finding(
             "hash-missing", f"no `{HASH}`; A1111 and Forge take it anew", cure=same_format(file)
         )
@@ -62,19 +62,13 @@ def _configuration(file: Subject) -> Iterator[Finding]:
 
 def check_hash(file: Subject) -> Iterator[Finding]:
     """Yield where the hash is not that of the data; reads all of the file."""
-    told = file.source.metadata.get(HASH)
     source = file.source
-    if told is None or not isinstance(source, FileSource):
-        return
-    weights = [path for path in source.paths if path.suffix.lower() != ".json"]
-    if len(weights) != 1 or weights[0].suffix.lower() != ".safetensors":
-        return
-    true = data_sha256(weights[0])
-    if told.lower().removeprefix("0x") != true:
+    false = false_hash(source) if isinstance(source, FileSource) else None
+    if false is not None:
+        told, true = false
         yield finding(
             "hash-false",
-            f"`{HASH}` is {told[:12] or 'empty'}…, the data's {true[:12]}…: programs take the file "
-            "for another one",
+            f"`{HASH}` is {told:.12}…, the data's {true:.12}…: programs take the file for another one",
             cure=same_format(file),
         )
 

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import check_not_empty
+from ...adapters.layers import Layer
 from ...adapters.outline import outline, outlined
 from ...adapters.repacking.assemble import assembled, blocks_of
 from ...adapters.repacking.plan import Piece
+from ...files import dtype_name
+from ...files.header import header_room
 from ...report import Skip
 from ...run.devices import place
 from ..edit import Foreseen
@@ -17,6 +20,9 @@ from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..resize.plan import foresee_resize
 from .layer import NO_PLACE, Converting, written_as
 from .to_lora import Lowering
+
+Row = tuple[str, str, "tuple[int, ...]"]
+_ROLES = ("up", "down", "alpha")
 
 
 def foresee_renaming(
@@ -43,7 +49,7 @@ def foresee_renaming(
     known = outlined(adapter)
     whole = replace(converting, rule=None)  # which looks at numbers
     planned: list[PlannedLayer] = []
-    size = 0
+    size, rows = 0, list[Row]()
     for piece in pieces:
         layer = assembled(blocks_of(known, piece, converting.names), piece)
         layer = written_as(layer, piece, whole, place("cpu"))
@@ -55,7 +61,8 @@ def foresee_renaming(
         done = "joined" if piece.is_joined else "cut" if piece.is_cut else "renamed"
         planned.append(planned_layer(piece.module, layer, done, rank))
         size += stored_size(layer)
-    return Foreseen(planned, size, _skips(adapter, left), notes)
+        rows += _rows(layer, piece)
+    return Foreseen(planned, size + header_room(rows), _skips(adapter, left), notes)
 
 
 def foresee_lowering(lowering: Lowering, *, overhead: int) -> Foreseen:
@@ -70,6 +77,12 @@ def foresee_lowering(lowering: Lowering, *, overhead: int) -> Foreseen:
     """
     found = foresee_resize(lowering.changes, replace(lowering.resizing, overhead=overhead))
     return replace(found, skips=(*found.skips, *_skips(lowering.adapter, lowering.left)))
+
+
+def _rows(layer: Layer, piece: Piece) -> list[Row]:
+    """What a layer has in the header beyond what a LoRA has, which the draft counts for each."""
+    named = ((role, tensor) for role, tensor in layer.tensors().items() if role not in _ROLES)
+    return [(piece.keys[role], dtype_name(one.dtype), tuple(one.shape)) for role, one in named]
 
 
 def _skips(adapter: Adapter, left: Sequence[str]) -> list[Skip]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -86,7 +86,7 @@ class LeftOut:
 
 def with_left_out(
     work: Work[Item, Outcome[Layer]], adapter: Adapter, targets: Sequence[str]
-) -> Work[Item | LeftOut, Outcome[Layer]]:
+) -> Work[Any, Outcome[Layer]]:
     """Return work with layers behind it that are left out, of which it says how much is lost.
 
     Args:
@@ -97,8 +97,8 @@ def with_left_out(
     Raises, when it is done:
         NonFiniteError: A layer holds NaN or infinity.
     """
-    jobs: list[Job[Item | LeftOut]] = [replace(job, item=job.item) for job in work.jobs]
-    jobs += [Job(target, LeftOut(target), alike=("left out", target)) for target in targets]
+    left = [Job(target, LeftOut(target), alike=("left out", target)) for target in targets]
+    jobs: list[Job[Any]] = [*work.jobs, *left]
     return Work(jobs, partial(_compute_or_leave_out, work.compute, adapter.layers))
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
-from ...adapters.changes import as_changes, renamed
+from ...adapters.changes import as_changes
 from ...adapters.edited import converted
 from ...adapters.formats import format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.model import names_for
+from ...adapters.renamed import renamed
 from ...adapters.repacking.plan import Piece, convert_notes, planned, unplaced
 from ...adapters.some import without
 from ...linalg.ranks.budgets import Budget, parse_rule
@@ -24,7 +26,7 @@ from ...run.devices import Placement
 from ...run.job import Outcome, Work
 from ...source import TensorSource
 from ..resize.resize import Resizing, resize_notes, resize_work
-from .layer import LeftOut, with_left_out
+from .layer import with_left_out
 
 # A rank above that of any weight: all directions are kept.
 _ALL = RankRule("rank", 1 << 16)
@@ -52,9 +54,7 @@ class Lowering:
     architecture: Architecture | None
     left: Sequence[str] = ()
 
-    def work(
-        self, placement: Placement, *, overhead: int = 0
-    ) -> Work[str | LeftOut, Outcome[Layer]]:
+    def work(self, placement: Placement, *, overhead: int = 0) -> Work[Any, Outcome[Layer]]:
         """Return the jobs of the result's layers, and how they are done; see `resize_work`.
 
         Args:

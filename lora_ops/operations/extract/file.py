@@ -17,6 +17,7 @@ from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...files.header import header_room
 from ...linalg.ranks.rules import RankRule
+from ...linalg.storage import spelled
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
 from ...run.job import Outcome
@@ -24,6 +25,7 @@ from ...run.output import Sink, Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
 from .plan import Plan, PlanOptions, plan_extraction
 
@@ -235,6 +237,30 @@ def _header_room(plan: Plan, scheme: Format) -> int:
     ]
     told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
     return header_room(rows, spare=told)
+
+
+def preview_extraction(plan: Plan, output: Path) -> Preview:
+    """Return what an extraction will do, for people and for machines.
+
+    Args:
+        plan: From `plan_file`.
+        output: Where to.
+    """
+    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
+    return Preview(
+        output=str(output),
+        size_at_most=largest_size(plan),
+        layers=tuple(
+            PlannedLayer(
+                *(both.target, both.component, both.kind, both.shape),
+                rank_at_most=plan.most_ranks(both),
+            )
+            for both in plan.pairing.candidates
+        ),
+        told=f"rank rule {plan.rule}, {dtype}",
+        settings={"rank": str(plan.rule), "dtype": dtype},
+        architecture=model.title if model else None,
+    )
 
 
 def largest_size(plan: Plan) -> int:

@@ -1,1 +1,1 @@
-"""Merge: adapters into the weights of a checkpoint, and out again."""
+"""Merge: checkpoints into one, by a recipe of methods."""

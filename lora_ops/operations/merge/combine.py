@@ -6,7 +6,7 @@ Planned, they are nodes, which know names and files; opened for a job, they are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,21 +15,23 @@ from torch import Tensor
 from ...adapters.layers import Convention
 from ...errors import NonFiniteError
 from ...models.architectures import Parameter
+from ...models.differences import read_parameter
 from ...models.pairing import parameter_kind
+from ...models.parameter import Piece
 from ...report import Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
-from .change import BakedLayer, Change
-from .shares import Share
-from .step import Measured, not_numbers
-from .terms import Replacement, Rows, Stored, matrix_shape
+from ..weights.change import BakedLayer, Change
+from ..weights.shares import Share
+from ..weights.step import Measured, not_numbers
+from ..weights.terms import Replacement, Rows, Stored, matrix, matrix_shape
 
 UNCHANGED = "no number differs"
 
 
 @dataclass(frozen=True, slots=True)
 class MergedLayer(BakedLayer):
-    """One parameter that was merged.
+    """One parameter that was merged; measured on one in four of the tiles that a large one has.
 
     Attributes:
         gain: How much of the change meant is in the one stored: 1 where it survived the rounding.
@@ -43,22 +45,63 @@ class MergedLayer(BakedLayer):
 class Opening:
     """The terms of one parameter, opened for one job: what is asked for twice is opened once."""
 
-    def __init__(self, parameter: Parameter, weight: Stored, dtype: torch.dtype) -> None:
-        self.parameter, self.weight, self.dtype = parameter, weight, dtype
+    def __init__(
+        self, parameter: Parameter, weight: Stored, dtype: torch.dtype, piece: Piece | None = None
+    ) -> None:
+        self.whole, self.piece = parameter, piece
+        self.parameter = parameter if piece is None else piece.parameter
+        self.weight, self.dtype = weight, dtype
         self._found: dict[tuple[int, str, tuple[int, int] | None], Rows] = {}
 
     def stored(self, source: TensorSource, parameter: Parameter) -> Rows:
         """Rows of a parameter of some checkpoint, as the output stores it."""
         key = id(source), parameter.key, parameter.rows
         if key not in self._found:
-            same = source is self.weight.source and parameter == self.parameter
+            same = source is self.weight.source and parameter == self.whole
             self._found[key] = self.weight if same else self._opened(source, parameter)
         return self._found[key]
 
     def _opened(self, source: TensorSource, parameter: Parameter) -> Rows:
+        if self.piece is not None or parameter.pieces:
+            return self._joined(source, parameter)
         turned = parameter.transposed != self.parameter.transposed
         found = Stored(source, parameter.key, self.dtype, parameter.rows, turned=turned)
         return found if found.shape == self.weight.shape else Filled(found, self.weight)
+
+    def _joined(self, source: TensorSource, parameter: Parameter) -> Rows:
+        """Rows of what one of the two files has in pieces: from the other's file where they are alike."""
+        piece = self.piece
+        if piece is not None:
+            for other in parameter.pieces:
+                like = replace(other.parameter, key="", name="") == replace(
+                    piece.parameter, key="", name=""
+                )
+                if like and (other.rows, other.swapped) == (piece.rows, piece.swapped):
+                    one = other.parameter
+                    return Stored(source, one.key, self.dtype, one.rows)
+        tensor = read_parameter(source, parameter)
+        if piece is not None:
+            tensor = tensor[slice(*piece.rows)]
+            tensor = torch.cat(tensor.chunk(2)[::-1]) if piece.swapped else tensor
+            tensor = tensor.reshape(piece.parameter.shape)
+        held = matrix(tensor)
+        return Held(held.mT if self.parameter.transposed else held)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Rows of a weight in memory."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return self.tensor.shape[0], self.tensor.shape[1]
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`."""
+        return out.copy_(self.tensor[part])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +193,7 @@ class Leaf:
 
     source: TensorSource
     parameter: Parameter
-    is_whole: bool = True
+    is_whole: bool = field(default=True, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -167,7 +210,7 @@ class Adapted:
 
     shares: tuple[Share, ...]
     dora: Convention = "paper"
-    is_whole: bool = False
+    is_whole: bool = field(default=False, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -184,7 +227,7 @@ class Difference:
 
     of: Node
     minus: Node
-    is_whole: bool = False
+    is_whole: bool = field(default=False, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
@@ -228,15 +271,25 @@ class Merged:
         parameter: Which, and where it lies in the base.
         base: The checkpoint.
         node: What is added; or the weight that takes its place.
+        whole: The model's parameter, where the base has it in pieces.
+        piece: Which of them this is.
     """
 
     parameter: Parameter
     base: TensorSource
     node: Node
+    whole: Parameter | None = None
+    piece: Piece | None = None
+
+    @property
+    def every(self) -> int:
+        """See `Step`."""
+        return 4
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
-        rows = self.node.open(Opening(self.parameter, weight, dtype))
+        whole = self.parameter if self.whole is None else self.whole
+        rows = self.node.open(Opening(whole, weight, dtype, self.piece))
         return Replacement(rows) if self.node.is_whole else rows
 
     def report(self, change: Rows, measured: Measured) -> MergedLayer | Skip:
@@ -262,7 +315,7 @@ class Merged:
         """See `Step`."""
         way_out = "use another file, or keep the base's weights there (`allow_nonfinite`)"
         for leaf in (Leaf(self.base, self.parameter), *self.node.leaves()):
-            numbers = leaf.source.tensor(leaf.parameter.key)
+            numbers = read_parameter(leaf.source, leaf.parameter)
             what = f"`{leaf.parameter.key}` of {leaf.source.name}"
             if found := not_numbers(numbers, what, way_out, self.parameter.target):
                 return found

@@ -15,8 +15,8 @@ from ..methods.choosing import Chosen
 from ..methods.elements.work import Task, Work
 from ..methods.kinds import Element, Linear, Span
 from ..methods.linear import Coefficients, weighed
+from ..weights.terms import Rows, tile_height, tiles_of
 from .combine import Difference, Leaf, Node, Opening, Sum, Weighted
-from .terms import Rows, tiles_of
 
 # A sum of coefficients that misses 1 by no more is 1.
 _ROUNDING = 1e-12
@@ -209,12 +209,24 @@ class Worked:
     def _tiles(self, part: slice) -> tuple[Tensor, Tensor | None]:
         size = (part.stop - part.start, self.shape[1])
         tiles = SCRATCH.take((len(self.terms), *size), torch.float32)
-        memory = SCRATCH.take(size, torch.float32)
         for tile, term in zip(tiles, self.terms, strict=True):
-            found = term.rows(part, memory)
-            tile.copy_(found)
-        base = None if self.base is None else self.base.rows(part, memory)
+            self._fill(tile, term, part)
+        if self.base is None:
+            return tiles, None
+        base = SCRATCH.take(size, torch.float32)
+        self._fill(base, self.base, part)
         return tiles, base
+
+    def _fill(self, tile: Tensor, term: Rows, part: slice) -> None:
+        """Read rows of a term, in tiles where they are all rows."""
+        parts = [part]
+        if part.stop - part.start > tile_height(self.shape):
+            parts = list(tiles_of(self.shape))
+        for one in parts:
+            place = tile[one.start - part.start : one.stop - part.start]
+            found = term.rows(one, place)
+            if found is not place:
+                place.copy_(found)
 
 
 def _gram(terms: Sequence[Rows], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -1,222 +1,171 @@
-"""Bake from file to file: streamed in, streamed out, complete under its name or not at all."""
+"""Merge from file to file: streamed in, streamed out, complete under its name or not at all."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from ...adapters.layers import Convention
-from ...adapters.metadata import Input, Operation, Source, baked_metadata
-from ...adapters.metadata.provenance import check_bakes
-from ...adapters.strengths.ingredient import Ingredient
-from ...files import (
-    FileSource,
-    check_output,
-    partition,
-    shard_paths,
-)
-from ...report import LayerReport, Report, Skip
+from ...errors import ArgumentError
+from ...files import FileSource, check_output, shard_paths
+from ...report import Report
 from ...run.devices import Placement, place
-from ...run.inputs import hashed, paths_of, unhashed
+from ...run.inputs import Input, paths_of
 from ...run.job import Outcome, Work
-from ...run.output import Sink, write
+from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .bake import bake_jobs, summarise_bake
-from .output import (
+from ..weights.output import (
     SHARD_SIZE,
-    PlacedWriter,
+    CheckpointFile,
     check_place,
     folder_notes,
     is_folder,
     is_index,
+    shards_of,
     write_tensor,
-    writer_for,
 )
-from .plan import BakePlan, plan_bake
-from .tensor import planned_tensor
+from .merge import MergeOptions, MergeReport, merge_into, merge_jobs, summarise_merge
+from .plan import MergePlan, plan_merge
+from .recipes.ancestry import Parent, merged_metadata
+from .recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def plan_bake_file(
-    checkpoint: FileSource,
-    ingredients: Sequence[Ingredient],
+def plan_merge_file(
+    recipe: Recipe,
+    sources: Mapping[str, TensorSource],
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: torch.dtype | None = None,
-    allow_partial: bool = False,
-    sign: int = 1,
-    allow_other: bool = False,
-    dora: Convention = "paper",
     shard_size: int = SHARD_SIZE,
-) -> BakePlan:
+    **options: Unpack[MergeOptions],
+) -> MergePlan:
     """Check everything that can be checked before the work begins, and plan it.
 
     Args:
-        checkpoint: What is to be changed: a file, an index of shards, or a folder as diffusers writes.
-        ingredients: The adapters, each with its strength.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
-            new folder where the checkpoint is one; None: nowhere yet.
+        recipe: With numbers for all names; see `Recipe.bind`.
+        sources: The files by the recipe's names.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a new folder
+            where the base is one; None: nowhere yet.
         force: Whether the output may replace files.
-        dtype: Of the result; None: each tensor as it is stored.
-        allow_partial: Leave out layers that the checkpoint has no parameter for.
-        sign: 1 to bake, -1 to unbake.
-        allow_other: Unbake also what is not in the checkpoint by its record.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
-        shard_size: See `bake_file`.
+        shard_size: See `merge_file`.
+        **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written.
-        QuantisedError: The checkpoint's numbers are stored with scales.
-        MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
-            that strength.
-        LoraOpsError: See `plan_bake`.
+        ArgumentError: The output cannot or must not be written; or the base is no file.
+        LoraOpsError: See `plan_merge`.
     """
-    inputs = paths_of(checkpoint, *(one.source for one in ingredients))
-    if output is not None:
-        check_place(output, checkpoint, inputs, force=force)
-    plan = plan_bake(
-        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
-    )
-    if sign < 0:
-        with hashed([one.source for one in ingredients]) as files:
-            records = _records(ingredients, files())
-        notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
-        plan = replace(plan, notes=(*plan.notes, *notes))
-    plan = replace(plan, notes=(*plan.notes, *folder_notes(checkpoint)))
-    if output is not None and is_index(output) and not is_folder(checkpoint):
-        shards = partition(checkpoint, plan.dtypes, shard_size)
-        for path in shard_paths(output, len(shards)):
+    plan = plan_merge(recipe, sources, **options)
+    if output is None:
+        return plan
+    base, inputs = _base(plan), paths_of(*sources.values())
+    check_place(output, base, inputs, force=force)
+    if is_folder(base):
+        if added := [key for key in plan.tensors if key not in set(base.keys())]:
+            raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
+    elif is_index(output):
+        for path in shard_paths(output, len(shards_of(base, plan.dtypes, shard_size))):
             check_output(path, inputs, force=force)
-    return plan
+    return replace(plan, notes=(*plan.notes, *folder_notes(base)))
 
 
-def bake_file(
-    plan: BakePlan,
-    checkpoint: FileSource,
+def merge_file(
+    plan: MergePlan,
     output: Path,
     *,
     force: bool = False,
     version: str = "",
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
-) -> Report:
-    """Run a plan into a file, or into shards and their index, and return its report.
+) -> MergeReport:
+    """Run a plan into a file, into shards and their index, or into a folder, and return its report.
+
+    The recipe stands in the metadata, with the hash of every input.
 
     Args:
-        plan: From `plan_bake_file`, of this checkpoint.
-        checkpoint: What is changed.
-        output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
-            stem for a name and hold what those of the checkpoint held; or a new folder.
+        plan: From `plan_merge_file`.
+        output: A `.safetensors` file, an index, `.safetensors.index.json`, or a new folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
-        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        shard_size: Most bytes of data in a shard, where the base is no index itself.
         progress: Called after each tensor.
 
     Raises:
-        ArgumentError: The output exists.
+        ArgumentError: The output exists; or the base is no file.
         FormatError: An input changed while it was read; no file is written.
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
-    sink = BakedFile(plan, checkpoint, output, shard_size, version, force)
-    results = stream(Work(bake_jobs(plan), sink.compute), place("cpu"), progress=progress)
-    return write(sink, results, started=started)
+    sink = MergedFile(plan, output, shard_size, version, force)
+    results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
+    report = write(sink, results, started=started)
+    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
 
 
-class BakedFile(Sink[Tensor]):
-    """The checkpoint that a bake writes.
+class MergedFile(CheckpointFile):
+    """The checkpoint that a merge writes.
 
     Args:
-        plan: From `plan_bake_file`.
-        checkpoint: What is changed.
+        plan: From `plan_merge_file`.
         output: Where to.
-        shard_size: See `bake_file`.
+        shard_size: See `merge_file`.
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
     """
 
     def __init__(
-        self,
-        plan: BakePlan,
-        checkpoint: FileSource,
-        output: Path,
-        shard_size: int,
-        version: str,
-        force: bool,
+        self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
     ) -> None:
-        self.sources = _sources(plan)
-        self._plan, self._checkpoint, self._output = plan, checkpoint, output
-        self._shard_size, self._version, self._force = shard_size, version, force
-        self._reports: list[LayerReport | Skip] = []
+        self._names = [name for name in plan.recipe.files if name in plan.sources]
+        self.sources = [plan.sources[name] for name in self._names]
+        self._plan, self._version = plan, version
+        rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
+        super().__init__(output, _base(plan), rows, shard_size=shard_size, force=force)
 
-    def writer(self) -> PlacedWriter:
-        """The file, or the files."""
-        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
-        widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
-        self._file = writer_for(
-            self._output,
-            self._checkpoint,
-            self._plan.dtypes,
-            _metadata(self._plan, blank, widest, self._version),
-            shard_size=self._shard_size,
-            replace=self._force,
-        )
-        return self._file
+    def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
+        """The record, with numbers that no merge gives."""
+        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
-        return [write_tensor(planned_tensor(self._plan, key), self._file) for key in keys]
+        return [
+            write_tensor(self._plan.tensors[key], self.file, partial(merge_into, self._plan))
+            for key in keys
+        ]
 
-    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
-        """Nothing: each has been written when it is computed."""
-        self._reports.extend(outcome.reports)
-        return {}
-
-    def report(self) -> Report:
+    def report(self) -> MergeReport:
         """The report."""
-        return summarise_bake(self._plan, self._reports)
+        return summarise_merge(self._plan, self.reports)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
-        """The record of the bake, beside what the checkpoint says of itself."""
-        return _metadata(self._plan, inputs, _measured(report), self._version)
+        """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
+        return self._record(inputs, {"error": report.error, "changed": float(len(report.layers))})
 
-    def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
-        """Whether the checkpoint has some of it already, by its record."""
-        if self._plan.sign < 0:
-            return ()
-        records = _records(self._plan.ingredients, inputs[1:])
-        return check_bakes(self._plan.checkpoint.metadata, records, 1)
-
-
-def _records(ingredients: Sequence[Ingredient], files: Sequence[Input]) -> list[Source]:
-    return [one.record(file) for file, one in zip(files, ingredients, strict=True)]
-
-
-def _sources(plan: BakePlan) -> list[TensorSource]:
-    return [plan.checkpoint, *(one.source for one in plan.ingredients)]
+    def _record(self, inputs: Sequence[Input], measured: Mapping[str, float]) -> dict[str, str]:
+        plan = self._plan
+        *first, last = plan.recipe.steps
+        shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
+        recipe = replace(plan.recipe, steps=(*first, replace(last, measured=shown)))
+        parents = {
+            name: Parent(one, plan.sources[name].metadata)
+            for name, one in zip(self._names, inputs, strict=True)
+        }
+        base = next(name for name in self._names if plan.sources[name] is plan.base)
+        predicts_v = True if "v_pred" in plan.tensors else None
+        return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
 
 
-def _measured(report: Report) -> dict[str, float]:
-    return {"error": report.error, "left_out": report.left_out}
-
-
-def _metadata(
-    plan: BakePlan, inputs: Sequence[Input], measured: Mapping[str, float], version: str
-) -> dict[str, str]:
-    checkpoint, *adapters = inputs
-    return baked_metadata(
-        checkpoint,
-        plan.checkpoint.metadata,
-        _records(plan.ingredients, adapters),
-        Operation(plan.operation, version),
-        dtype=plan.dtype,
-        measured=measured,
-    )
+def _base(plan: MergePlan) -> FileSource:
+    if not isinstance(plan.base, FileSource):
+        raise ArgumentError(f"{plan.base.name} is no file; merge in memory")
+    return plan.base

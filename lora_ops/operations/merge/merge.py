@@ -25,11 +25,11 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .bake import SURVIVES
+from ..bake.bake import SURVIVES
+from ..weights.tiles import Planned, Put, compute, computed
 from .combine import MergedLayer
-from .merge_plan import MergePlan, plan_merge
+from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
-from .tiles import Planned, Put, compute, computed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,234 +1,238 @@
-"""The plan of a bake: which layers of which adapters change which tensor, from headers alone."""
+"""The plan of a merge: what becomes of each tensor of the base, from headers alone."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 
 import torch
 
-from ...adapters.base import check_fit
 from ...adapters.checkpoint import check_checkpoint
-from ...adapters.formats import (
-    BIAS,
-    Modules,
-    bias_of,
-    configuration_notes,
-    decode,
-    detect,
-    modules,
-    saved_parameters,
-    settings_of,
-)
 from ...adapters.layers import Convention
-from ...adapters.matching.seats import bias_seat, found_seats
-from ...adapters.model import names_for
-from ...adapters.outline import Outline
-from ...adapters.strengths.ingredient import Ingredient
-from ...errors import ArgumentError, MismatchError, UnknownFormatError
-from ...models.architectures import Parameter, parameters
-from ...models.architectures import detect as detect_architecture
+from ...errors import MismatchError
+from ...linalg.storage import DTYPES
+from ...models.architectures import Parameter
 from ...report import counted
-from ...source import TensorSource
-from .change import Change
-from .shares import Share, check_kind
+from ...source import DictSource, TensorSource
+from ..weights.tiles import Planned
+from .combine import Leaf, Merged, Sum
+from .matched import EMA
+from .recipes.recipe import Recipe
+from .resolved import Resolver
+
+_FLAGS = ("v_pred", "ztsnr")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BakePlan:
-    """What a bake will do, known from headers alone.
+class MergePlan:
+    """What a merge will do, known from headers alone.
 
     Attributes:
-        checkpoint: What is changed.
-        ingredients: What it is changed by.
-        sign: 1 to bake, -1 to unbake; the shares' strengths have it already.
-        dtype: What was asked for; None: each tensor as it is stored.
-        changes: By key of the checkpoint, the changes of the parameters that lie there.
-        dtypes: Of every tensor of the result, by key, in the checkpoint's order.
-        lost: Layers without a parameter in the checkpoint, where that was allowed.
-        idle: Layers of strength 0.
+        recipe: What was asked for, with numbers for all names.
+        base: The checkpoint whose names, order, metadata and other tensors the result has.
+        sources: All that is read, by the recipe's names.
+        tensors: What becomes of each tensor, by key, in the base's order.
+        merged: Names of the parameters that are computed.
+        copied: Keys of the base that stay as they are.
+        only_base: Names of parameters of the merged components that no other model has.
+        only_others: By the recipe's name of a file, the parameters that the base does not have.
+        dropped: Keys of the base that are left out: averages of the weights.
         notes: What is worth a sentence.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
     """
 
-    checkpoint: TensorSource
-    ingredients: tuple[Ingredient, ...]
-    sign: int
-    dtype: torch.dtype | None
-    changes: Mapping[str, tuple[Change, ...]]
-    dtypes: Mapping[str, torch.dtype]
-    lost: tuple[Share, ...]
-    idle: tuple[Share, ...]
+    recipe: Recipe
+    base: TensorSource
+    sources: Mapping[str, TensorSource]
+    tensors: Mapping[str, Planned]
+    merged: tuple[str, ...]
+    copied: tuple[str, ...]
+    only_base: tuple[str, ...]
+    only_others: Mapping[str, tuple[str, ...]]
+    dropped: tuple[str, ...]
     notes: tuple[str, ...]
-    dora: Convention = "paper"
+    allow_nonfinite: bool = False
 
     @property
-    def operation(self) -> str:
-        """What it is called: bake or unbake."""
-        return "bake" if self.sign > 0 else "unbake"
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of every tensor of the result."""
+        return {key: one.dtype for key, one in self.tensors.items()}
 
 
-def plan_bake(
-    checkpoint: TensorSource,
-    ingredients: Sequence[Ingredient],
+def plan_merge(
+    recipe: Recipe,
+    sources: Mapping[str, TensorSource],
     *,
-    dtype: torch.dtype | None = None,
+    components: Sequence[str] = ("unet", "te"),
+    strict: bool = False,
+    allow_nonfinite: bool = False,
     allow_partial: bool = False,
-    sign: int = 1,
     dora: Convention = "paper",
-) -> BakePlan:
-    """Find every layer's parameter and check that they fit, from headers alone.
+) -> MergePlan:
+    """Match the checkpoints and settle what becomes of each tensor, from headers alone.
+
+    The base of the last step gives names, order, metadata, and everything that is not merged: whole
+    numbers, what belongs to no model (noise schedules, flags of v-prediction), and the VAE.
 
     Args:
-        checkpoint: What is to be changed.
-        ingredients: The adapters, of any naming that the checkpoint's targets can be found under.
-        dtype: Of the result's floating point numbers; None: each as it is stored. What belongs to
-            no model (`other.`, such as a noise schedule) always stays as it is stored.
-        allow_partial: Leave out layers that the checkpoint has no parameter for.
-        sign: 1 to bake, -1 to unbake.
-        dora: Whose convention, of DoRA and other kinds that programs read differently; see
-            docs/kinds.md.
+        recipe: With numbers for all names; see `Recipe.bind`.
+        sources: The files by the recipe's names: checkpoints and adapters.
+        components: Which are merged; `vae` among them merges it too.
+        strict: Whether a parameter that not all have is an error.
+        allow_nonfinite: Keep the base's weight where some model's is not finite.
+        allow_partial: Leave out layers of adapters that the base has no parameter for.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
 
     Raises:
-        ArgumentError: There is nothing to bake, or a strength or the dtype is none.
-        MismatchError: The checkpoint is an adapter, or an adapter is none.
-        TargetMismatchError: Layers of an adapter are not in the checkpoint; always where none is.
-        WeightShapeError: A layer does not have its parameter's shape.
-        UnsupportedLayerError: A layer is of a kind that is not read, or that cannot be unbaked.
-        FormatError: A parameter that is to change is not stored as floating point numbers, or with
-            scales.
+        ArgumentError: The recipe means nothing, or names a file or method that is not there.
+        MismatchError: A checkpoint is none, or the models have nothing in common.
+        WeightShapeError: A parameter has two shapes.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
-    known = parameters(checkpoint)
-    found: dict[Parameter, list[Share]] = {}
-    lost: list[Share] = []
-    idle: list[Share] = []
-    for ingredient in ingredients:
-        for share in adapter_shares(ingredient, sign, known, checkpoint, allow_partial):
-            if share.seat is None:
-                lost.append(share)
-            elif share.strength:
-                for seat in share.seat.pieces or (share.seat,):
-                    own = seat.parameter if seat.piece is None else seat.piece.parameter
-                    found.setdefault(own, []).append(replace(share, seat=seat))
-            else:
-                idle.append(share)
-    if not found:
-        reason = "every strength is 0" if idle else "no adapter is given"
-        raise ArgumentError(f"nothing to bake: {reason}; give a LoRA with a strength other than 0")
-    changes: dict[str, tuple[Change, ...]] = {}
-    for parameter, shares in found.items():
-        change = Change(parameter, tuple(shares), dora)
-        changes[parameter.key] = (*changes.get(parameter.key, ()), change)
-    belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
-    dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
-    if dtype is not None:
-        dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
-    return BakePlan(
-        checkpoint=checkpoint,
-        ingredients=tuple(ingredients),
-        sign=sign,
-        dtype=dtype,
-        changes=changes,
-        dtypes=dtypes,
-        lost=tuple(lost),
-        idle=tuple(idle),
-        notes=(*_notes(ingredients), *_side_by_side(changes)),
-        dora=dora,
-    )
-
-
-def _grouped(adapter: TensorSource) -> Modules:
-    keys = adapter.keys()
-    grouped = modules(keys)
-    if any(one.kind == "rows" for one in saved_parameters(grouped.extras).values()):
-        return grouped  # vectors of tokens may be all that was trained
-    try:
-        detect(keys, adapter.name)
-    except UnknownFormatError as error:
+    resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    base = resolver.base
+    check_checkpoint(base.source)
+    steps: dict[str, list[Merged]] = {}
+    taken: dict[str, Leaf] = {}
+    merged: list[str] = []
+    only_base: list[str] = []
+    for name, parameter in base.parameters.items():
+        if not resolver.is_merged(parameter):
+            continue
+        nodes = [(one, resolver.node(parameter, one)) for one in parameter.pieces or (None,)]
+        if all(node is None for _, node in nodes):
+            if not resolver.is_elsewhere(name):
+                only_base.append(name)
+            continue
+        merged.append(name)
+        for piece, node in nodes:
+            if node is None:
+                continue
+            lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+            if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+                taken[parameter.key] = lone
+                continue
+            at = parameter if piece is None else piece.parameter
+            step = Merged(at, base.source, node, parameter, piece)
+            steps.setdefault(at.key, []).append(step)
+    if not merged:
         raise MismatchError(
-            f"{error}; give one checkpoint, first, and then the adapters for it"
-        ) from None
-    return grouped
-
-
-def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
-    sources = {one.source.name: one.source for one in ingredients}
-    for name, count in Counter(one.source.name for one in ingredients).items():
-        if count > 1:
-            yield f"{name} is given {count} times: its strengths add up"
-        for note in configuration_notes(sources[name].metadata):
-            yield f"{name}: {note}"
-        extras = modules(sources[name].keys()).extras
-        saved = {key for one in saved_parameters(extras).values() for key in one.keys.values()}
-        extras = [key for key in extras if key not in saved]
-        if extras:
-            yield f"{counted(len(extras), 'tensor')} of {name} of no layer, the first `{extras[0]}`"
-
-
-def _side_by_side(changes: Mapping[str, Sequence[Change]]) -> Iterator[str]:
-    shared = [
-        change.parameter.target
-        for found in changes.values()
-        for change in found
-        if any(
-            (one.needs_base or other.needs_base) and _overlap(one, other)
-            for one, other in combinations(change.shares, 2)
+            f"nothing to merge: no weight of {base.source.name} is in another model with a weight "
+            "other than 0; see what the files are with `info`"
         )
-    ]
-    if shared:
-        yield (
-            f"{counted(len(shared), 'weight')}, the first `{shared[0]}`, of several layers: each is "
-            "made from the weight of the checkpoint, and their changes are added; ComfyUI applies "
-            "one after another"
+    only_others = resolver.only_others()
+    if strict and (only_base or any(only_others.values())):
+        first = (only_base or [name for names in only_others.values() for name in names])[0]
+        raise MismatchError(
+            f"not all models have all parameters: {len(only_base)} only in {base.source.name}, "
+            f"{sum(map(len, only_others.values()))} only in others, the first `{first}`"
         )
-
-
-def _overlap(one: Share, other: Share) -> bool:
-    """Whether two layers of a weight change some rows of it both."""
-    rows = [share.seat.rows for share in (one, other) if share.seat is not None and share.seat.rows]
-    return len(rows) < 2 or (rows[0][0] < rows[1][1] and rows[1][0] < rows[0][1])
-
-
-def adapter_shares(
-    ingredient: Ingredient,
-    sign: int,
-    known: Mapping[str, Parameter],
-    checkpoint: TensorSource,
-    allow_partial: bool,
-) -> Iterator[Share]:
-    """The layers of an adapter, checked, each where it lies."""
-    source = ingredient.source
-    grouped = _grouped(source)
-    saved = saved_parameters(grouped.extras)
-    names = list(dict.fromkeys([*grouped.modules, *saved]))
-    strengths = ingredient.strengths(names)
-    targets = {parameter.target: parameter for parameter in known.values()}
-    seat_of = found_seats(
-        names,
-        targets,
-        lambda: names_for(decode(Outline(source)), detect_architecture(known), list(targets)),
-        adapter=source.name,
-        checkpoint=checkpoint.name,
-        allow_partial=allow_partial,
+    dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
+    dtypes = _dtypes(recipe, base.parameters)
+    tensors: dict[str, Planned] = {}
+    for key in base.source.keys():  # noqa: SIM118
+        if key in dropped:
+            continue
+        stored = base.source.dtype(key)
+        dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
+        at = taken.get(key)
+        source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
+        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())))
+    notes = [*_notes(resolver, only_base, only_others, dropped)]
+    notes += _repaired(tensors)
+    notes += _flags(recipe, tensors, sources)
+    return MergePlan(
+        recipe=recipe,
+        base=base.source,
+        sources=dict(sources),
+        tensors=tensors,
+        merged=tuple(merged),
+        copied=tuple(key for key, one in tensors.items() if not one.steps and key not in taken),
+        only_base=tuple(only_base),
+        only_others=only_others,
+        dropped=dropped,
+        notes=tuple(notes),
+        allow_nonfinite=allow_nonfinite,
     )
-    # A weight that is saved may have a layer of the same name, which is then added to it.
-    for found in (grouped.modules, saved):
-        settings = settings_of(source, found)
-        for name, module in found.items():
-            seat = seat_of.get(name)
-            strength = sign * strengths[name]
-            share = Share(source, name, module, strength, settings.get(name), seat=seat)
-            layer = check_kind(share, sign)
-            if seat is not None:
-                check_fit(layer, name, source.name, seat.own, checkpoint)
-            yield replace(share, needs_base=layer.needs_base)
-            bias, at = bias_of(layer, module), bias_seat(seat, targets) if seat else None
-            if bias is not None and at is not None:
-                beside = Share(source, name + BIAS, bias, strength, needs_base=True, seat=at)
-                check_fit(check_kind(beside), beside.name, source.name, at.own, checkpoint)
-                yield beside
+
+
+def _same_place(one: Parameter, other: Parameter) -> bool:
+    whole = one.rows is None and other.rows is None and not one.pieces and not other.pieces
+    return whole and one.transposed == other.transposed and one.shape == other.shape
+
+
+def _dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
+    """What is asked for, by key; what belongs to no model stays as it is stored."""
+    asked = {part: DTYPES[name] for part, name in recipe.output.dtype.items()}
+    found: dict[str, torch.dtype] = {}
+    for parameter in parameters.values():
+        dtype = asked.get(parameter.component, asked.get("all"))
+        if dtype is not None and parameter.component != "other":
+            found |= dict.fromkeys(parameter.keys, dtype)
+    return found
+
+
+def _notes(
+    resolver: Resolver,
+    only_base: Sequence[str],
+    only_others: Mapping[str, Sequence[str]],
+    dropped: Sequence[str],
+) -> Iterator[str]:
+    base = resolver.base.source.name
+    for name, count in Counter(one.name for one in resolver.used).items():
+        if count > 1:
+            yield f"{name} stands under {count} names of the recipe"
+    if only_base:
+        yield f"{counted(len(only_base), 'parameter')} only in {base}, the first `{only_base[0]}`: kept"
+    for name, names in only_others.items():
+        if names:
+            what = counted(len(names), "parameter")
+            yield f"{what} only in `{name}`, the first `{names[0]}`: left out"
+    if dropped:
+        yield (
+            f"{counted(len(dropped), 'tensor')} of running averages (EMA) left out, the first "
+            f"`{dropped[0]}`"
+        )
+
+
+def _repaired(tensors: dict[str, Planned]) -> Iterator[str]:
+    """Set positions right that a program stored rounded: they count from 0."""
+    for key, one in tensors.items():
+        if not key.endswith("position_ids"):
+            continue
+        stored = one.source.tensor(one.own)
+        right = torch.arange(stored.numel()).reshape(stored.shape)
+        if not torch.equal(stored.to(torch.int64), right) or stored.is_floating_point():
+            dtype = torch.int64 if stored.is_floating_point() else stored.dtype
+            tensors[key] = Planned(key, DictSource({key: right.to(dtype)}), key, dtype)
+            yield f"`{key}` did not count from 0 in whole numbers, and was repaired"
+
+
+def _flags(
+    recipe: Recipe, tensors: dict[str, Planned], sources: Mapping[str, TensorSource]
+) -> Iterator[str]:
+    """The flags of v-prediction: the base's, unless the recipe says otherwise."""
+    for flag in _FLAGS:
+        had = flag in tensors
+        if recipe.output.keep == "on" and not had:
+            empty = DictSource({flag: torch.empty(0)})
+            tensors[flag] = Planned(flag, empty, flag, torch.float32)
+        elif recipe.output.keep == "off" and had:
+            del tensors[flag]
+        elif recipe.output.keep == "auto":
+            others = [name for name, one in sources.items() if (flag in set(one.keys())) != had]
+            others = [name for name in others if _is_model(sources[name])]
+            if others:
+                does = "lacks" if had else "has"
+                yield (
+                    f"`{others[0]}` {does} the flag `{flag}`, the base does not agree: the base decides; "
+                    'set `keep = "on"` or `"off"` in the recipe'
+                )
+
+
+def _is_model(source: TensorSource) -> bool:
+    try:
+        check_checkpoint(source)
+    except MismatchError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
@@ -12,15 +12,16 @@ from ...adapters.strengths.rules import parse_rules, strengths
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
+from ...models.parameter import Piece
 from ...source import TensorSource
+from ..bake.plan import adapter_shares
 from ..methods.choosing import Chosen, choose_method
 from ..methods.elements.work import Value
+from ..weights.shares import Share
 from .combine import Adapted, Difference, Leaf, Node, Sum
 from .combined import Combination
 from .matched import EMA, Model
-from .plan import adapter_shares
 from .recipes.recipe import Recipe, Step, Term
-from .shares import Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +63,8 @@ class Resolver:
     ) -> None:
         if recipe.values:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
-        self._recipe, self._sources, self._dora = recipe, sources, dora
+        self._recipe, self._sources = recipe, sources
+        self._dora: Convention = dora
         self._steps = {step.name: step for step in recipe.steps}
         self._models: dict[str, Model] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
@@ -104,8 +106,14 @@ class Resolver:
             if model.source is not self.base.source
         }
 
-    def node(self, parameter: Parameter) -> Node | None:
-        """Return what becomes of a parameter: a weight, or a change; None where it stays."""
+    def node(self, parameter: Parameter, piece: Piece | None = None) -> Node | None:
+        """Return what becomes of a parameter: a weight, or a change; None where it stays.
+
+        Args:
+            parameter: Of the base.
+            piece: One of its pieces, where the base has it in such.
+        """
+        self._at = parameter if piece is None else piece.parameter
         root = self._parts.get(parameter.target, self._recipe.steps[-1].name)
         whole, changes = self._value(root, parameter)
         if whole is None and not changes:
@@ -116,8 +124,9 @@ class Resolver:
         """What a file or step is, against the base: a weight in its place, and changes of that."""
         if name in self._sources:
             other = self._model(name).matching(one, self.base.source)
-            same = other is None or self._sources[name] is self.base.source
-            if same or not self._sources[name].dtype(other.key).is_floating_point:
+            if other is None or self._sources[name] is self.base.source:
+                return None, ()
+            if not self._sources[name].dtype(other.key).is_floating_point:
                 return None, ()
             return Leaf(self._sources[name], other), ()
         step = self._steps[name]
@@ -155,7 +164,7 @@ class Resolver:
     def _node(self, term: _Term, one: Parameter, base: Node) -> Node | None:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
-            shares = term.shares.get(one, ())
+            shares = term.shares.get(self._at, ())
             return Adapted(shares, self._dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
@@ -265,8 +274,9 @@ class Resolver:
                 one, 1, self.base.parameters, self.base.source, self._allow_partial
             ):
                 if share.seat is not None and share.strength:
-                    at = share.seat.parameter
-                    shares[at] = (*shares.get(at, ()), share)
+                    for seat in share.seat.pieces or (share.seat,):
+                        at = seat.parameter if seat.piece is None else seat.piece.parameter
+                        shares[at] = (*shares.get(at, ()), replace(share, seat=seat))
             return _Term(term.of, "", dict.fromkeys(self._names, 1.0), shares)
         weights = strengths(self._names, strength=number, blocks=blocks, where=term.where)
         return _Term(term.of, term.minus, weights)

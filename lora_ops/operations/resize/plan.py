@@ -27,7 +27,7 @@ from ...adapters.metadata import Input, Operation, Result, Source, edited_metada
 from ...adapters.outline import Outline, outline
 from ...errors import ArgumentError
 from ...files import FileSource, Output
-from ...linalg.ranks.budgets import Budget, parse_rule
+from ...linalg.ranks.budgets import Budget, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
 from ...report import Report, Skip
 from ...run.devices import Placement
@@ -172,18 +172,20 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
 
     Raises:
         UnsupportedLayerError: A layer is made from the base weight, which is not given.
+        ArgumentError: A budget, and no layer has factors to spend it on.
         UnknownFormatError: There are no layers.
     """
     check_not_empty(adapter)
     planned: list[PlannedLayer] = []
     skips: list[Skip] = []
-    size = 0
+    size, has_factors = 0, False
     for target, layer in outline(adapter.layers).items():
         if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
             size += stored_size(layer, resizing.dtype)
             planned.append(planned_layer(target, layer, "kept"))
             continue
         check_own(target, layer)
+        has_factors = True
         rank, is_kept = _most(layer, resizing.rule)
         if not rank:
             skips.append(planned_skip(target, layer, RANK_ZERO))
@@ -195,6 +197,8 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
         factors = rank * rank_size(layer, resizing.dtype) + FIXED
         whole = stored_size(layer, resizing.dtype) if is_kept or rank >= layer.rank else 0
         size += max(factors + _around(layer), whole)
+    if isinstance(resizing.rule, Budget) and not has_factors:
+        spend(resizing.rule, [])  # which says that there is nothing to spend it on
     if isinstance(resizing.rule, Budget) and resizing.rule.kind == "size":
         size = min(size, int(resizing.rule.value) - resizing.overhead)
     return Foreseen(planned, size, skips)

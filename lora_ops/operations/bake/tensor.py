@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...run.job import Outcome
-from .change import BakedLayer as BakedLayer
+from ..weights.change import BakedLayer as BakedLayer
+from ..weights.tiles import Planned, computed
 from .plan import BakePlan
-from .tiles import Planned, computed
 
 
 class Baked(Outcome[Tensor]):

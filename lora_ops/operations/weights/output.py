@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -24,10 +26,12 @@ from ...files import (
     partition,
 )
 from ...files.header import header_room
-from ...report import counted
+from ...report import LayerReport, Skip, counted
+from ...run.inputs import Input, unhashed
 from ...run.job import Outcome
+from ...run.output import Sink
 from ...source import TensorSource
-from .tiles import Planned, compute
+from .tiles import Planned, Put, compute
 
 #: What has a place for every tensor of a checkpoint.
 PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter
@@ -82,7 +86,7 @@ def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
 def writer_for(
     output: Path,
     checkpoint: FileSource,
-    dtypes: Mapping[str, torch.dtype],
+    rows: Sequence[tuple[str, torch.dtype, Sequence[int]]],
     metadata: Mapping[str, str],
     *,
     shard_size: int,
@@ -92,31 +96,48 @@ def writer_for(
 
     Args:
         output: Where to.
-        checkpoint: Which has the keys and shapes, and maybe shards.
-        dtypes: Of what is written, by key.
+        checkpoint: What it is made like; it may have shards.
+        rows: Key, dtype and shape of what is written.
         metadata: As long as it can become.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         replace: Whether files that are there may be replaced.
     """
-    rows = [(key, dtype_name(dtype), checkpoint.shape(key)) for key, dtype in dtypes.items()]
-    room = header_room(rows, metadata)
+    entries = [(key, dtype_name(dtype), tuple(shape)) for key, dtype, shape in rows]
+    room = header_room(entries, metadata)
     if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
         writer = FolderWriter(output, checkpoint, header_room=room)
     elif is_index(output):
-        shards = partition(checkpoint, dtypes, shard_size)
+        shards = shards_of(checkpoint, {key: dtype for key, dtype, _ in rows}, shard_size)
         writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
     else:
         writer = SafetensorsWriter(output, header_room=room, hashed=False, replace=replace)
-    writer.lay_out((key, dtype, checkpoint.shape(key)) for key, dtype in dtypes.items())
+    writer.lay_out(rows)
     return writer
 
 
-def write_tensor(planned: Planned, file: PlacedWriter) -> Outcome[Tensor]:
+def shards_of(
+    checkpoint: FileSource, dtypes: Mapping[str, torch.dtype], limit: int
+) -> list[list[str]]:
+    """The keys of each shard: those of the checkpoint that are written; the last has those it lacks."""
+    held = set(checkpoint.keys())
+    own = {key: dtype for key, dtype in dtypes.items() if key in held}
+    shards = [[key for key in part if key in own] for part in partition(checkpoint, own, limit)]
+    shards = [part for part in shards if part] or [[]]
+    shards[-1].extend(key for key in dtypes if key not in held)
+    return shards
+
+
+def write_tensor(
+    planned: Planned,
+    file: PlacedWriter,
+    calculate: Callable[[Planned, Put], tuple[LayerReport | Skip, ...]] = compute,
+) -> Outcome[Tensor]:
     """Compute a tensor into its place in a file; or have the system copy it, where nothing changes.
 
     Args:
         planned: Which.
         file: In which it has a place.
+        calculate: How it is computed.
 
     Returns:
         What is to be said of it; there is nothing left to write.
@@ -124,4 +145,61 @@ def write_tensor(planned: Planned, file: PlacedWriter) -> Outcome[Tensor]:
     if planned.is_copy and isinstance(planned.source, FileSource):
         file.copy(planned.key, planned.source, planned.own)
         return Outcome(planned.key, None)
-    return Outcome(planned.key, None, compute(planned, partial(file.write_at, planned.key)))
+    return Outcome(planned.key, None, calculate(planned, partial(file.write_at, planned.key)))
+
+
+class CheckpointFile(Sink[Tensor]):
+    """A checkpoint whose tensors are written to their places by the jobs that compute them.
+
+    Args:
+        output: Where to.
+        checkpoint: What it is made like; it may have shards.
+        rows: Key, dtype and shape of what is written.
+        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        force: Whether the output may replace files.
+
+    Attributes:
+        file: Once it is entered.
+        reports: What was said of all tensors so far.
+    """
+
+    file: PlacedWriter
+
+    def __init__(
+        self,
+        output: Path,
+        checkpoint: FileSource,
+        rows: Sequence[tuple[str, torch.dtype, Sequence[int]]],
+        *,
+        shard_size: int,
+        force: bool,
+    ) -> None:
+        self._output, self._checkpoint, self._rows = output, checkpoint, rows
+        self._shard_size, self._force = shard_size, force
+        self.reports: list[LayerReport | Skip] = []
+
+    @abstractmethod
+    def longest(self, inputs: Sequence[Input]) -> Mapping[str, str]:
+        """Return the string map at the greatest length that it can become.
+
+        Args:
+            inputs: The record of `sources`, with hashes of zeros.
+        """
+
+    def writer(self) -> PlacedWriter:
+        """The file, or the files."""
+        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
+        self.file = writer_for(
+            self._output,
+            self._checkpoint,
+            self._rows,
+            self.longest(blank),
+            shard_size=self._shard_size,
+            replace=self._force,
+        )
+        return self.file
+
+    def tensors(self, outcome: Outcome[Tensor]) -> dict[str, Tensor]:
+        """Nothing: each has been written when it is computed."""
+        self.reports.extend(outcome.reports)
+        return {}

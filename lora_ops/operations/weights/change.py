@@ -46,6 +46,11 @@ class Change:
     shares: tuple[Share, ...]
     dora: Convention = "paper"
 
+    @property
+    def every(self) -> int:
+        """See `Step`: all are, where a product takes longer than that."""
+        return 1
+
     def change(self, weight: Stored, dtype: torch.dtype) -> Delta:
         """See `Step`."""
         base = None

@@ -45,11 +45,11 @@ class Measured:
         return self.cosine * self.moved / self.norm if self.norm else 0.0
 
     @staticmethod
-    def joined(tiles: list[tuple[float, float, float, float]]) -> Measured:
-        """Of a whole weight, from those of its tiles."""
-        return Measured(
-            *(math.hypot(*one) for one in zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True))
-        )
+    def joined(tiles: list[tuple[float, float, float, float]], share: float = 1.0) -> Measured:
+        """Of a whole weight, from tiles that are a share of it: as if the others were like them."""
+        whole = math.sqrt(share) or 1.0
+        norms = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
+        return Measured(*(math.hypot(*one) / whole for one in norms))
 
 
 class Step(Protocol):
@@ -58,6 +58,11 @@ class Step(Protocol):
     @property
     def parameter(self) -> Parameter:
         """Where it lies in the checkpoint that the output begins as."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """One in how many tiles is measured: measuring takes longer than adding up."""
         ...
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:

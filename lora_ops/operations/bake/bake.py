@@ -25,11 +25,11 @@ from ...run.job import Job, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .change import BakedLayer
+from ..weights.change import BakedLayer
+from ..weights.shares import Share
+from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
-from .shares import Share
 from .tensor import Baked, bake_tensor
-from .terms import matrix
 
 NO_PARAMETER = "not in the checkpoint"
 NO_STRENGTH = "strength 0"

@@ -16,7 +16,7 @@ from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .step import Measured, Step
-from .terms import Replacement, Stored, tile_height, tiles_of, wide
+from .terms import Replacement, Rows, Stored, tile_height, tiles_of, wide
 
 #: Takes a piece of the result: its first element, and the numbers, which may change afterwards.
 Put: TypeAlias = Callable[[int, Tensor], None]
@@ -158,8 +158,13 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
     change = step.change(tiles.weight, tiles.dtype)
     memory = [tiles.memory() for _ in range(3)]
     measured: list[tuple[float, float, float, float]] = []
-    for part in tiles:
+    seen, is_changed = 0, False
+    for number, part in enumerate(tiles):
         d, w, x = (one[: part.stop - part.start] for one in memory)
+        if is_changed and number % step.every:
+            tiles.put(part, _plain(tiles, step, change, part, w, d, x))
+            continue
+        seen += d.numel()
         w = tiles.weight.rows(part, w)
         result: Tensor | None = None
         if isinstance(change, Replacement):
@@ -172,16 +177,41 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
             tiles.keep(part)  # a minus zero plus a zero would be a zero
             measured.append((0.0, 0.0, 0.0, _norm(w)))
             continue
+        is_changed = True
         rounded = tiles.round(torch.add(w, d, out=x) if result is None else result)
         moved = _norm(x.copy_(rounded).sub_(w))
         lost = _norm(x.sub_(d))
         if not math.isfinite(lost):
-            fault = step.not_finite(w, d)
-            what = f"layer `{step.parameter.target}`"
-            raise fault or _overflow(what, w + d, planned.dtype)
+            raise _fault(step, w, d, planned.dtype)
         tiles.put(part, rounded)
         measured.append((norm, moved, lost, _norm(w)))
-    return step.report(change, Measured.joined(measured))
+    share = seen / max(1, tiles.count * tiles.columns)
+    return step.report(change, Measured.joined(measured, share))
+
+
+def _plain(
+    tiles: _Tiles, step: Step, change: Rows, part: slice, w: Tensor, d: Tensor, x: Tensor
+) -> Tensor:
+    """Compute a tile that is not measured; only whether its numbers fit is asked."""
+    if isinstance(change, Replacement):
+        result = change.rows(part, x)
+    else:
+        result = torch.add(tiles.weight.rows(part, w), change.rows(part, d), out=x)
+    rounded = tiles.round(result)
+    low, high = (float(one) for one in torch.aminmax(result))
+    # One that is a little larger than the largest may be rounded to it.
+    if not max(-low, high) <= torch.finfo(rounded.dtype).max and not bool(
+        rounded.float().isfinite().all()
+    ):
+        w = tiles.weight.rows(part, w)
+        raise _fault(step, w, torch.sub(result, w, out=d), rounded.dtype)
+    return rounded
+
+
+def _fault(step: Step, w: Tensor, d: Tensor, dtype: torch.dtype) -> NonFiniteError:
+    """The error for a tile that is not finite."""
+    what = f"layer `{step.parameter.target}`"
+    return step.not_finite(w, d) or _overflow(what, w + d, dtype)
 
 
 def _norm(tile: Tensor) -> float:

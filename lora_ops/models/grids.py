@@ -1,0 +1,56 @@
+"""How far apart the numbers of a parameter can be stored: `TensorSource.grid`, in the model's places."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..linalg.rounding import Grid
+from ..source import TensorSource
+from .architectures import Parameter
+
+
+def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
+    """Return the grid of a parameter, whose places are those of `read_parameter`."""
+    whole = partial(source.grid, parameter.key)
+    grid = _joined(source, parameter) if parameter.pieces else whole
+    stored = parameter.shape[::-1] if parameter.transposed else parameter.shape
+    before = parameter.rows[0] * math.prod(stored[1:]) if parameter.rows else 0
+    if not parameter.transposed:
+        return lambda values, start: grid(values, before + start)
+
+    def turned(values: Tensor, start: int) -> Tensor:
+        run = slice(start, start + values.numel())
+        around = values.new_zeros(math.prod(stored))
+        around[run] = values.reshape(-1)
+        found = grid(around.reshape(parameter.shape).mT.contiguous(), before)
+        return found.mT.reshape(-1)[run].reshape(values.shape)
+
+    return turned
+
+
+def _joined(source: TensorSource, parameter: Parameter) -> Grid:
+    """The grid of a parameter that another program has in pieces."""
+    runs: list[tuple[range, Grid, int]] = []  # which places have whose grid, from which place on
+    end = 0
+    for piece in parameter.pieces:
+        grid, shape = parameter_grid(source, piece.parameter), piece.parameter.shape
+        count = math.prod(shape)
+        half = -(-shape[0] // 2) * math.prod(shape[1:]) if piece.swapped else 0
+        for first, last in ((half, count), (0, half)):
+            runs.append((range(end, end := end + last - first), grid, first))
+
+    def joined(values: Tensor, start: int) -> Tensor:
+        flat = values.reshape(-1)
+        found = torch.empty(flat.shape, dtype=torch.float64, device=flat.device)
+        for places, grid, first in runs:
+            begin, stop = max(places.start, start), min(places.stop, start + len(flat))
+            if begin < stop:
+                part = slice(begin - start, stop - start)
+                found[part] = grid(flat[part], first + begin - places.start)
+        return found.reshape(values.shape)
+
+    return joined

@@ -1,0 +1,1 @@
+"""Bake: adapters into the weights of a checkpoint, and out again."""

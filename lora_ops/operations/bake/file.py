@@ -1,0 +1,207 @@
+"""Bake from file to file: streamed in, streamed out, complete under its name or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import Convention
+from ...adapters.metadata import Input, Operation, Source, baked_metadata
+from ...adapters.metadata.provenance import check_bakes
+from ...adapters.strengths.ingredient import Ingredient
+from ...files import (
+    FileSource,
+    check_output,
+    shard_paths,
+)
+from ...report import Report
+from ...run.devices import Placement, place
+from ...run.inputs import hashed, paths_of
+from ...run.job import Outcome, Work
+from ...run.output import write
+from ...run.stream import stream
+from ...run.workers import Progress
+from ...source import TensorSource
+from ..weights.output import (
+    SHARD_SIZE,
+    CheckpointFile,
+    check_place,
+    folder_notes,
+    is_folder,
+    is_index,
+    shards_of,
+    write_tensor,
+)
+from .bake import bake_jobs, summarise_bake
+from .plan import BakePlan, plan_bake
+from .tensor import planned_tensor
+
+
+def plan_bake_file(
+    checkpoint: FileSource,
+    ingredients: Sequence[Ingredient],
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    dtype: torch.dtype | None = None,
+    allow_partial: bool = False,
+    sign: int = 1,
+    allow_other: bool = False,
+    dora: Convention = "paper",
+    shard_size: int = SHARD_SIZE,
+) -> BakePlan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        checkpoint: What is to be changed: a file, an index of shards, or a folder as diffusers writes.
+        ingredients: The adapters, each with its strength.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
+            new folder where the checkpoint is one; None: nowhere yet.
+        force: Whether the output may replace files.
+        dtype: Of the result; None: each tensor as it is stored.
+        allow_partial: Leave out layers that the checkpoint has no parameter for.
+        sign: 1 to bake, -1 to unbake.
+        allow_other: Unbake also what is not in the checkpoint by its record.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        shard_size: See `bake_file`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written.
+        QuantisedError: The checkpoint's numbers are stored with scales.
+        MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
+            that strength.
+        LoraOpsError: See `plan_bake`.
+    """
+    inputs = paths_of(checkpoint, *(one.source for one in ingredients))
+    if output is not None:
+        check_place(output, checkpoint, inputs, force=force)
+    plan = plan_bake(
+        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+    )
+    if sign < 0:
+        with hashed([one.source for one in ingredients]) as files:
+            records = _records(ingredients, files())
+        notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
+        plan = replace(plan, notes=(*plan.notes, *notes))
+    plan = replace(plan, notes=(*plan.notes, *folder_notes(checkpoint)))
+    if output is not None and is_index(output) and not is_folder(checkpoint):
+        shards = shards_of(checkpoint, plan.dtypes, shard_size)
+        for path in shard_paths(output, len(shards)):
+            check_output(path, inputs, force=force)
+    return plan
+
+
+def bake_file(
+    plan: BakePlan,
+    checkpoint: FileSource,
+    output: Path,
+    *,
+    force: bool = False,
+    version: str = "",
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> Report:
+    """Run a plan into a file, or into shards and their index, and return its report.
+
+    Args:
+        plan: From `plan_bake_file`, of this checkpoint.
+        checkpoint: What is changed.
+        output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
+            stem for a name and hold what those of the checkpoint held; or a new folder.
+        force: Whether the output may replace files.
+        version: Of lorakit, for the record.
+        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        progress: Called after each tensor.
+
+    Raises:
+        ArgumentError: The output exists.
+        FormatError: An input changed while it was read; no file is written.
+        NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
+        WriteError: The disk is full, or the like; no file is written.
+    """
+    started = time.perf_counter()
+    sink = BakedFile(plan, checkpoint, output, shard_size, version, force)
+    results = stream(Work(bake_jobs(plan), sink.compute), place("cpu"), progress=progress)
+    return write(sink, results, started=started)
+
+
+class BakedFile(CheckpointFile):
+    """The checkpoint that a bake writes.
+
+    Args:
+        plan: From `plan_bake_file`.
+        checkpoint: What is changed.
+        output: Where to.
+        shard_size: See `bake_file`.
+        version: Of lorakit, for the record.
+        force: Whether the output may replace files.
+    """
+
+    def __init__(
+        self,
+        plan: BakePlan,
+        checkpoint: FileSource,
+        output: Path,
+        shard_size: int,
+        version: str,
+        force: bool,
+    ) -> None:
+        self.sources = _sources(plan)
+        self._plan, self._version = plan, version
+        rows = [(key, dtype, checkpoint.shape(key)) for key, dtype in plan.dtypes.items()]
+        super().__init__(output, checkpoint, rows, shard_size=shard_size, force=force)
+
+    def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
+        """The record, with the longest numbers."""
+        widest = dict.fromkeys(_measured(Report(())), -1.23456e-300)
+        return _metadata(self._plan, inputs, widest, self._version)
+
+    def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
+        """Compute tensors, each into its place in the file."""
+        return [write_tensor(planned_tensor(self._plan, key), self.file) for key in keys]
+
+    def report(self) -> Report:
+        """The report."""
+        return summarise_bake(self._plan, self.reports)
+
+    def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
+        """The record of the bake, beside what the checkpoint says of itself."""
+        return _metadata(self._plan, inputs, _measured(report), self._version)
+
+    def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
+        """Whether the checkpoint has some of it already, by its record."""
+        if self._plan.sign < 0:
+            return ()
+        records = _records(self._plan.ingredients, inputs[1:])
+        return check_bakes(self._plan.checkpoint.metadata, records, 1)
+
+
+def _records(ingredients: Sequence[Ingredient], files: Sequence[Input]) -> list[Source]:
+    return [one.record(file) for file, one in zip(files, ingredients, strict=True)]
+
+
+def _sources(plan: BakePlan) -> list[TensorSource]:
+    return [plan.checkpoint, *(one.source for one in plan.ingredients)]
+
+
+def _measured(report: Report) -> dict[str, float]:
+    return {"error": report.error, "left_out": report.left_out}
+
+
+def _metadata(
+    plan: BakePlan, inputs: Sequence[Input], measured: Mapping[str, float], version: str
+) -> dict[str, str]:
+    checkpoint, *adapters = inputs
+    return baked_metadata(
+        checkpoint,
+        plan.checkpoint.metadata,
+        _records(plan.ingredients, adapters),
+        Operation(plan.operation, version),
+        dtype=plan.dtype,
+        measured=measured,
+    )

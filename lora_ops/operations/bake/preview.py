@@ -1,0 +1,97 @@
+"""What a bake will do, for people and for machines, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...adapters.formats import component
+from ...files import dtype_name
+from ...files.header import header_room
+from ...linalg.storage import spelled
+from ...models.architectures import detect, parameters
+from ...models.pairing import parameter_kind
+from ...report import Skip
+from ..preview import PlannedLayer, Preview
+from ..weights.output import is_index
+from ..weights.shares import Share
+from .bake import NO_PARAMETER, NO_STRENGTH
+from .plan import BakePlan
+
+# Bytes of the record of a bake, beside what the checkpoint says of itself; of each input.
+_RECORD = 4096
+
+
+def preview_bake(plan: BakePlan, output: Path) -> Preview:
+    """Return what a bake will do.
+
+    Args:
+        plan: From `plan_bake_file`.
+        output: Where to.
+    """
+    checkpoint = plan.checkpoint
+    dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
+    copied = sum(
+        key not in plan.changes and checkpoint.dtype(key) == wanted
+        for key, wanted in plan.dtypes.items()
+    )
+    changed = sum(key in plan.changes for key in plan.dtypes)
+    model = detect(parameters(checkpoint))
+    return Preview(
+        output=str(output),
+        size_at_most=_size(plan, output),
+        layers=tuple(_changed(plan)),
+        told=f"{plan.operation}, {dtype}; {changed} of {len(plan.dtypes)} tensors change, "
+        f"{copied} are copied",
+        settings={
+            "operation": plan.operation,
+            "dtype": dtype,
+            "tensors": len(plan.dtypes),
+            "changed": changed,
+            "copied": copied,
+        },
+        architecture=model.title if model else None,
+        inputs=(
+            Path(checkpoint.name).name,
+            *(f"{Path(one.source.name).name} ({one.strength:g})" for one in plan.ingredients),
+        ),
+        skips=(
+            *(_skip(share, NO_PARAMETER) for share in plan.lost),
+            *(_skip(share, NO_STRENGTH) for share in plan.idle),
+        ),
+        notes=plan.notes,
+        by_component=True,
+    )
+
+
+def _changed(plan: BakePlan) -> Iterator[PlannedLayer]:
+    for change in (one for found in plan.changes.values() for one in found):
+        parameter = change.parameter
+        yield PlannedLayer(
+            parameter.target,
+            parameter.component,
+            parameter_kind(parameter),
+            parameter.shape,
+            f"to {spelled(plan.dtypes[parameter.key])}",
+        )
+
+
+def _skip(share: Share, reason: str) -> Skip:
+    return Skip(share.name, component(share.name), share.module.kind, reason, 0.0)
+
+
+def _size(plan: BakePlan, output: Path) -> int:
+    """Bytes of all files of the result, at most."""
+    shapes = {key: plan.checkpoint.shape(key) for key in plan.dtypes}
+    data = sum(math.prod(shapes[key]) * dtype.itemsize for key, dtype in plan.dtypes.items())
+    rows = [(key, dtype_name(dtype), shapes[key]) for key, dtype in plan.dtypes.items()]
+    told = sum(
+        2 * (len(key.encode()) + len(text.encode())) + 16
+        for source in (plan.checkpoint, *(one.source for one in plan.ingredients))
+        for key, text in source.metadata.items()
+    )
+    spare = told + _RECORD * (1 + len(plan.ingredients))
+    if is_index(output):
+        spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key in plan.dtypes)
+    return data + 8 + header_room(rows, spare=spare)
