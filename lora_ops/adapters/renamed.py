@@ -12,11 +12,11 @@ from .adapter import Adapter
 from .formats import Format, ModelNames
 from .layers import FullLayer, Layer, LoraLayer, MadeLayer, low_rank
 from .repacking.assemble import RepackedLayers, assembled, blocks_of
-from .repacking.plan import Piece
+from .repacking.plan import RenamedLayer
 
 
 def renamed(
-    adapter: Adapter, pieces: Sequence[Piece], names: ModelNames, format: Format
+    adapter: Adapter, pieces: Sequence[RenamedLayer], names: ModelNames, format: Format
 ) -> Adapter:
     """Return an adapter of `as_changes` as another format has it, its layers made when read.
 
@@ -43,7 +43,7 @@ class _Renamed(RepackedLayers):
         return _piece(self.adapter, self.pieces[module], self.names)
 
 
-def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
+def _piece(adapter: Adapter, piece: RenamedLayer, names: ModelNames) -> Layer:
     """One layer under its new name: moved, or put together from exact changes."""
     layers = {name: adapter.layers[name] for name, _ in piece.members}
     made = [layer for layer in layers.values() if isinstance(layer, MadeLayer)]

@@ -17,7 +17,7 @@ from ..adapters.layers import Convention, Layer, LoraLayer, fits
 from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
 from ..adapters.metadata.provenance import originals
 from ..adapters.model import names_for
-from ..adapters.outline import Outline
+from ..adapters.outline import HeaderOnlySource
 from ..errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from ..linalg import frobenius, residual_
 from ..models.architectures import parameters
@@ -99,7 +99,7 @@ def _measured(
     adapter = decode(lora)
     targets = {one.target: one for one in parameters(tuned).values()}
     held = _with_biases(adapter, lora)
-    outline = decode(Outline(lora))
+    outline = decode(HeaderOnlySource(lora))
     places = seats(
         held.layers,
         targets,

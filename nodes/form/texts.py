@@ -121,7 +121,7 @@ def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
     from ...lora_ops import EditReport
     from ...lora_ops.operations.extract.extract import UNCHANGED
-    from ...lora_ops.operations.scale.scale import STRENGTH_ZERO
+    from ...lora_ops.operations.reasons import STRENGTH_ZERO
     from ...lora_ops.report import counted
     from ...lora_ops.text import human_error, human_size, plain
 

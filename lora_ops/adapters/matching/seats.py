@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TargetMismatchError
-from ...models.architectures import Parameter, Piece, Place
+from ...models.architectures import ModelRows, Parameter, Piece
 from ...models.pairing import COMPONENT_TITLES, nearest
 from ...report import counted
 from ..formats import BIAS, ModelNames, component, flat_name, resolve
@@ -109,7 +109,7 @@ def seats(
     return found
 
 
-def _seat(place: Place, targets: Mapping[str, Parameter]) -> Seat | None:
+def _seat(place: ModelRows, targets: Mapping[str, Parameter]) -> Seat | None:
     whole = targets.get(place.native)
     if whole is None:
         return None

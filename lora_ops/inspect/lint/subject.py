@@ -23,9 +23,9 @@ from ...adapters.formats import (
 from ...adapters.formats import detect as detect_format
 from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...errors import LayerShapeError, LoraOpsError
-from ...models.architectures import ARCHITECTURES, TE, Architecture, Place
+from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
 
 
@@ -52,7 +52,7 @@ class Part:
     kind: str
     layer: Layer | None
     trouble: LoraOpsError | None
-    place: Place | None
+    place: ModelRows | None
     stranger: str
     rank: int | None
     alpha: float | None
@@ -151,7 +151,7 @@ def subject(
     keys = source.keys()
     format = detect_format(keys, source.name)
     grouped = modules(keys)
-    outline = Outline(source)
+    outline = HeaderOnlySource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible
@@ -232,7 +232,7 @@ def has(names: ModelNames, module: str) -> bool:
     return _packed(names, module) is not None
 
 
-def _packed(names: ModelNames, module: str) -> Place | None:
+def _packed(names: ModelNames, module: str) -> ModelRows | None:
     """Where a module is in a model, if that has it."""
     place = names.place(module)
     return place if place is not None and names.packing(place.native) else None

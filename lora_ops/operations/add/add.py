@@ -38,14 +38,13 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ..methods import METHODS, check_method, coefficients
+from ..reasons import RANK_ZERO, STRENGTH_ZERO
 from ..resize.layer import in_dtype
 from .apart import is_bulky
 from .combine import Combination, concatenated, recompressed, side_by_side, stacked, summed
 
-STRENGTH_ZERO = "strength 0"
 CANCELS = "the inputs cancel"
 NOT_IN_LAST = "not in the last input"
-RANK_ZERO = "rank 0 by the rule"
 # A sum whose norm is below this share of the inputs' norms is rounding.
 _NOTHING = 1e-6
 # Above this share, float32 inner products give the norm of a sum to 1e-4.

@@ -32,7 +32,8 @@ from ..methods import METHODS, check_method
 from ..output import Draft
 from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
-from .add import AHEAD, NOT_IN_LAST, RANK_ZERO, STRENGTH_ZERO, Adding, add_notes, add_work
+from ..reasons import RANK_ZERO, STRENGTH_ZERO
+from .add import AHEAD, NOT_IN_LAST, Adding, add_notes, add_work
 from .extras import Extras, extras_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from ...adapters.formats import (
 from ...adapters.layers import Convention
 from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
@@ -211,7 +211,9 @@ def adapter_shares(
     seat_of = found_seats(
         names,
         targets,
-        lambda: names_for(decode(Outline(source)), detect_architecture(known), list(targets)),
+        lambda: names_for(
+            decode(HeaderOnlySource(source)), detect_architecture(known), list(targets)
+        ),
         adapter=source.name,
         checkpoint=checkpoint.name,
         allow_partial=allow_partial,

@@ -20,7 +20,7 @@ from ...adapters.layers import (
     low_rank,
 )
 from ...adapters.repacking.assemble import assembled, blocks_of
-from ...adapters.repacking.plan import Piece
+from ...adapters.repacking.plan import RenamedLayer
 from ...errors import ArgumentError, UnsupportedLayerError
 from ...linalg import factored_svd, thinned
 from ...linalg.ranks.rules import RankRule
@@ -54,8 +54,8 @@ class Converting:
 
 
 def convert_work(
-    adapter: Adapter, pieces: Sequence[Piece], converting: Converting
-) -> Work[Piece, Outcome[Layer]]:
+    adapter: Adapter, pieces: Sequence[RenamedLayer], converting: Converting
+) -> Work[RenamedLayer, Outcome[Layer]]:
     """Return the jobs of a conversion, a layer of the result each, and how they are done.
 
     A layer whose numbers are only moved is not measured, unless that is asked for: its report has
@@ -72,7 +72,7 @@ def convert_work(
 
 
 def _compute(
-    adapter: Adapter, converting: Converting, pieces: Sequence[Piece], where: Placement
+    adapter: Adapter, converting: Converting, pieces: Sequence[RenamedLayer], where: Placement
 ) -> list[Outcome[Layer]]:
     return [_converted(adapter, piece, converting, where) for piece in pieces]
 
@@ -120,7 +120,7 @@ def _left_out(target: str, layer: Layer) -> Outcome[Layer]:
 
 
 def _converted(
-    adapter: Adapter, piece: Piece, converting: Converting, where: Placement
+    adapter: Adapter, piece: RenamedLayer, converting: Converting, where: Placement
 ) -> Outcome[Layer]:
     blocks = blocks_of(adapter, piece, converting.names)
     whole = assembled(blocks, piece)
@@ -136,14 +136,16 @@ def _converted(
     return edited(piece.module, result, norm=norm, residual=residual, was=(was,))
 
 
-def written_as(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+def written_as(
+    layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement
+) -> Layer:
     """The layer as the format holds it, in the dtype that is asked for."""
     formed = _formed(layer, piece, converting, where)
     dtype = converting.dtype
     return formed if dtype is None else formed.in_dtype(piece.module, dtype)
 
 
-def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+def _formed(layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it."""
     format, target = converting.format, piece.module
     if layer.is_peft_only:

@@ -68,10 +68,12 @@ class Dense:
     total: Tensor
 
 
-Known: TypeAlias = Decomposed | Dense | Whole
+PreparedLayer: TypeAlias = Decomposed | Dense | Whole
 
 
-def decomposed_work(adapter: Adapter, function: Callable[[Known], Result]) -> Work[str, Result]:
+def decomposed_work(
+    adapter: Adapter, function: Callable[[PreparedLayer], Result]
+) -> Work[str, Result]:
     """Return the jobs of a function of each layer with its decomposition, and how they are done.
 
     Layers of one form are alike: stacked, they are decomposed together.
@@ -95,7 +97,7 @@ def _job(target: str, form: tuple[tuple[int, ...], ...]) -> Job[str]:
 
 def _compute(
     layers: Mapping[str, Layer],
-    function: Callable[[Known], Result],
+    function: Callable[[PreparedLayer], Result],
     targets: Sequence[str],
     placement: Placement,
 ) -> list[Result]:
@@ -125,7 +127,7 @@ def all_directions(layer: Layer) -> int:
 
 def _decompose(
     layers: Mapping[str, Layer], targets: Sequence[str], placement: Placement
-) -> Iterator[Known]:
+) -> Iterator[PreparedLayer]:
     thin: dict[str, Layer] = {}
     ups: list[Tensor] = []
     downs: list[Tensor] = []

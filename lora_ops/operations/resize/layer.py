@@ -28,9 +28,8 @@ from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
 from ...report import Skip
 from ...run.job import Outcome
+from ..reasons import RANK_ZERO
 from .decomposed import Decomposed, Dense, Whole
-
-RANK_ZERO = "rank 0 by the rule"
 
 
 @dataclass(frozen=True, slots=True)

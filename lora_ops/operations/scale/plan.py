@@ -18,7 +18,8 @@ from ..edit import EditPlan, Foreseen, planned_work
 from ..output import draft_of
 from ..peft_folder import check_written, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
-from .scale import STRENGTH_ZERO, check_proportional, scale_work
+from ..reasons import STRENGTH_ZERO
+from .scale import check_proportional, scale_work
 
 
 def plan_scale_file(ingredient: Ingredient, output: Output, *, force: bool = False) -> EditPlan:

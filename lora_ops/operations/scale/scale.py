@@ -26,8 +26,7 @@ from ...run.devices import Placement
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
-
-STRENGTH_ZERO = "strength 0"
+from ..reasons import STRENGTH_ZERO
 
 
 def scale(
