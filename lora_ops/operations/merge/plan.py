@@ -16,11 +16,12 @@ from ...models.architectures import Parameter
 from ...report import counted
 from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
-from .combine import Leaf, Merged, Sum
+from .combine import Leaf, Sum
 from .matched import EMA
 from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
+from .step import Merged
 
 _FLAGS = ("v_pred", "ztsnr")
 
