@@ -76,7 +76,8 @@ def linked(text: str) -> str:
 
     def link(found: re.Match[str]) -> str:
         name = found[0].strip("`")
-        target = anchor(name) if name in face.__all__ else ELSEWHERE.get(name)
+        whole = name.partition(".")[0]  # `Recipe.bind` is explained with `Recipe`
+        target = anchor(whole) if whole in face.__all__ else ELSEWHERE.get(name)
         if target is None and found.string[: found.start()].lower().endswith("see "):
             raise KeyError(f"a docstring says: see `{name}`; the page needs a place for it")
         plain = "\\*" if name == "*" else found[0]  # a star would begin italics

@@ -32,6 +32,7 @@ from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
 from .inspect.spectra import Spectrum, spectra
 from .inspect.verify import verify
+from .inspect.verify_merge import MergeCheck, verify_merge
 from .linalg.ranks.budgets import Budget, parse_rule
 from .linalg.ranks.rules import RankRule, parse_rank
 from .models.architectures import Architecture, architecture_named
@@ -51,6 +52,16 @@ from .operations.edit import EditPlan
 from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file, preview_extraction
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
+from .operations.merge.file import merge_file, plan_merge_file
+from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
+from .operations.merge.plan import MergePlan, plan_merge
+from .operations.merge.preview import preview_merge
+from .operations.merge.recipes.ancestry import Ancestor
+from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
+from .operations.merge.recipes.expression import parse_line
+from .operations.merge.recipes.find import Found, find_files
+from .operations.merge.recipes.opening import open_recipe
+from .operations.merge.recipes.recipe import Recipe, RecipeFile
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -78,6 +89,7 @@ from .training import (
 __all__ = [
     "Adapter",
     "AddOptions",
+    "Ancestor",
     "Architecture",
     "ArgumentError",
     "BakePlan",
@@ -92,6 +104,7 @@ __all__ = [
     "FileSource",
     "Finding",
     "FormatError",
+    "Found",
     "FullLayer",
     "Info",
     "Ingredient",
@@ -103,6 +116,11 @@ __all__ = [
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MergeCheck",
+    "MergeOptions",
+    "MergePlan",
+    "MergeReport",
+    "MergedSource",
     "MismatchError",
     "NonFiniteError",
     "Output",
@@ -118,6 +136,8 @@ __all__ = [
     "QuantisedError",
     "RankRule",
     "Read",
+    "Recipe",
+    "RecipeFile",
     "Report",
     "ResizeOptions",
     "Skip",
@@ -134,6 +154,7 @@ __all__ = [
     "add",
     "add_files",
     "architecture_named",
+    "as_toml",
     "bake",
     "bake_file",
     "collect",
@@ -147,10 +168,16 @@ __all__ = [
     "enable",
     "extract",
     "extract_file",
+    "find_files",
     "inject",
     "lint",
+    "merge",
+    "merge_file",
     "merge_into",
+    "open_recipe",
     "open_source",
+    "parse_document",
+    "parse_line",
     "parse_rank",
     "parse_rule",
     "place",
@@ -160,10 +187,14 @@ __all__ = [
     "plan_convert_file",
     "plan_extraction",
     "plan_file",
+    "plan_merge",
+    "plan_merge_file",
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_merge",
+    "read_recipe",
     "resize",
     "resize_file",
     "save_adapter",
@@ -174,4 +205,5 @@ __all__ = [
     "store_frozen",
     "unmerge",
     "verify",
+    "verify_merge",
 ]
