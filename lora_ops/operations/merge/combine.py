@@ -18,27 +18,63 @@ from ...models.differences import read_parameter
 from ...models.parameter import Piece
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
-from ..weights.change import Change
+from ..weights.change import as_stored
 from ..weights.shares import Share
-from ..weights.terms import Rows, Stored, matrix
+from ..weights.terms import Delta, Rows, Stored, matrix, tiles_of
 
 
 class Opening:
-    """The terms of one parameter, opened for one job: what is asked for twice is opened once."""
+    """The terms of one parameter, opened for one job: what is asked for twice is opened once.
+
+    Args:
+        parameter: Where it lies in the base, all of it.
+        weight: What the output stores of it.
+        dtype: To compute in.
+        source: The base.
+        piece: Where the base has the parameter in pieces, that which is stored there.
+        as_model: Whether rows are those of the weight as the model has it, not as it is stored.
+    """
 
     def __init__(
-        self, parameter: Parameter, weight: Stored, dtype: torch.dtype, piece: Piece | None = None
+        self,
+        parameter: Parameter,
+        weight: Rows,
+        dtype: torch.dtype,
+        source: TensorSource,
+        piece: Piece | None = None,
+        *,
+        as_model: bool = False,
     ) -> None:
-        self.whole, self.piece = parameter, piece
+        self.whole, self.piece, self.source = parameter, piece, source
         self.parameter = parameter if piece is None else piece.parameter
+        if as_model:
+            self.parameter = replace(parameter, transposed=False, pieces=())
         self.weight, self.dtype = weight, dtype
         self._found: dict[tuple[int, str, tuple[int, int] | None], Rows] = {}
+
+    @property
+    def is_as_model(self) -> bool:
+        """Whether the output stores the weight as the model has it, in one piece."""
+        return self.piece is None and not self.parameter.transposed
+
+    def read(self, node: Node) -> Tensor:
+        """Compute a term for all of the weight as the model has it."""
+        weight = Held(matrix(read_parameter(self.source, self.whole)))
+        at = Opening(self.whole, weight, self.dtype, self.source, as_model=True)
+        rows = node.open(at)
+        found = torch.empty(weight.shape, dtype=self.dtype)
+        for part in tiles_of(weight.shape):
+            place = found[part]
+            tile = rows.rows(part, place)
+            if tile is not place:
+                place.copy_(tile)
+        return found.reshape(self.whole.shape)
 
     def stored(self, source: TensorSource, parameter: Parameter) -> Rows:
         """Rows of a parameter of some checkpoint, as the output stores it."""
         key = id(source), parameter.key, parameter.rows
         if key not in self._found:
-            same = source is self.weight.source and parameter == self.whole
+            same = source is self.source and parameter == self.whole
             self._found[key] = self.weight if same else self._opened(source, parameter)
         return self._found[key]
 
@@ -60,13 +96,11 @@ class Opening:
                 if like and (other.rows, other.swapped) == (piece.rows, piece.swapped):
                     one = other.parameter
                     return Stored(source, one.key, self.dtype, one.rows)
-        tensor = read_parameter(source, parameter)
-        if piece is not None:
-            tensor = tensor[slice(*piece.rows)]
-            tensor = torch.cat(tensor.chunk(2)[::-1]) if piece.swapped else tensor
-            tensor = tensor.reshape(piece.parameter.shape)
-        held = matrix(tensor)
-        return Held(held.mT if self.parameter.transposed else held)
+        return self.placed(read_parameter(source, parameter))
+
+    def placed(self, weight: Tensor) -> Held:
+        """Rows of a weight in memory, given as the model has it, as the output stores them."""
+        return Held(as_stored(weight, self.parameter, self.piece))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,19 +221,40 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """What adapters change; their strengths are in the shares."""
+    """What an adapter changes.
+
+    Attributes:
+        shares: Its layers of the parameter, strengths included.
+        base: The weight that layers are made from which need one: that of the step.
+        dora: Whose convention, of kinds that programs read differently.
+    """
 
     shares: tuple[Share, ...]
+    base: Node
     dora: Convention = "paper"
     is_whole: bool = field(default=False, init=False)
 
     def open(self, at: Opening) -> Rows:
         """See `Node`."""
-        return Change(at.parameter, self.shares, self.dora).change(at.weight, at.dtype)
+        shares = self.shares
+        if at.piece is not None:
+            shares = tuple(
+                replace(share, seat=seat)
+                for share in shares
+                if share.seat is not None
+                for seat in share.seat.pieces
+                if seat.piece == at.piece
+            )
+        if not shares:
+            return Weighted((), (), at.weight.shape)
+        base = at.read(self.base) if any(share.needs_base for share in shares) else None
+        delta = Delta.of(shares, base, at.dtype, self.dora)
+        return delta.transposed if at.parameter.transposed else delta
 
     def leaves(self) -> Iterator[Leaf]:
         """See `Node`."""
-        yield from ()
+        if any(share.needs_base for share in self.shares):
+            yield from self.base.leaves()
 
 
 @dataclass(frozen=True, slots=True)

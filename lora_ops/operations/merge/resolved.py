@@ -10,7 +10,6 @@ from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
-from ...models.parameter import Piece
 from ...source import TensorSource
 from .combine import Adapted, Difference, Leaf, Node, Sum
 from .combined import Combination
@@ -89,14 +88,8 @@ class Resolver:
             if model.source is not self.base.source
         }
 
-    def node(self, parameter: Parameter, piece: Piece | None = None) -> Node | None:
-        """Return what becomes of a parameter: a weight, or a change; None where it stays.
-
-        Args:
-            parameter: Of the base.
-            piece: One of its pieces, where the base has it in such.
-        """
-        self._at = parameter if piece is None else piece.parameter
+    def node(self, parameter: Parameter) -> Node | None:
+        """Return what becomes of a parameter of the base: a weight, or a change; None where it stays."""
         root = self._parts.get(parameter.target, self._recipe.steps[-1].name)
         whole, changes = self._value(root, parameter)
         if whole is None and not changes:
@@ -147,8 +140,8 @@ class Resolver:
     def _node(self, term: SettledTerm, one: Parameter, base: Node) -> Node | None:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
-            shares = term.shares.get(self._at, ())
-            return Adapted(shares, self._dora) if shares else None
+            shares = term.shares.get(one, ())
+            return Adapted(shares, base, self._dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
                 return None

@@ -43,15 +43,13 @@ class Merged:
         parameter: Which, and where it lies in the base.
         base: The checkpoint.
         node: What is added; or the weight that takes its place.
-        whole: The model's parameter, where the base has it in pieces.
-        piece: Which of them this is.
+        place: See `Step`.
     """
 
     parameter: Parameter
     base: TensorSource
     node: Node
-    whole: Parameter | None = None
-    piece: Piece | None = None
+    place: tuple[Parameter, Piece | None]
 
     @property
     def every(self) -> int:
@@ -60,8 +58,8 @@ class Merged:
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
-        whole = self.parameter if self.whole is None else self.whole
-        rows = self.node.open(Opening(whole, weight, dtype, self.piece))
+        whole, piece = self.place
+        rows = self.node.open(Opening(whole, weight, dtype, self.base, piece))
         return Replacement(rows) if self.node.is_whole else rows
 
     def report(self, change: Rows, measured: Measured) -> MergedLayer | Skip:
