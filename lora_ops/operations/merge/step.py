@@ -17,7 +17,8 @@ from ...source import TensorSource
 from ..weights.change import BakedLayer
 from ..weights.step import Measured, not_numbers
 from ..weights.terms import Replacement, Rows, Stored, matrix_shape
-from .combine import Leaf, Node, Opening
+from .combine import Leaf, leaves
+from .opening import Node, Opening
 
 UNCHANGED = "no number differs"
 
@@ -59,7 +60,7 @@ class Merged:
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
         whole, piece = self.place
-        rows = self.node.open(Opening(whole, weight, dtype, self.base, piece))
+        rows = Opening(whole, weight, dtype, self.base, piece).open(self.node)
         return Replacement(rows) if self.node.is_whole else rows
 
     def report(self, change: Rows, measured: Measured) -> MergedLayer | Skip:
@@ -84,7 +85,7 @@ class Merged:
     def not_finite(self, weight: Tensor, change: Tensor) -> NonFiniteError | None:
         """See `Step`."""
         way_out = "use another file, or keep the base's weights there (`allow_nonfinite`)"
-        for leaf in (Leaf(self.base, self.parameter), *self.node.leaves()):
+        for leaf in (Leaf(self.base, self.parameter), *leaves(self.node)):
             numbers = read_parameter(leaf.source, leaf.parameter)
             what = f"`{leaf.parameter.key}` of {leaf.source.name}"
             if found := not_numbers(numbers, what, way_out, self.parameter.target):
