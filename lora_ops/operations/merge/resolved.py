@@ -128,7 +128,12 @@ class Resolver:
         terms: list[Node] = []
         weights: list[float] = []
         for term in self._terms[name]:
+            if not start:
+                self._check_alone(name, term, one)
             node = self._node(term, one, base)
+            has_places = self._chosen[name].method.terms == (2, 2)
+            if node is None and has_places and term.of not in self._adapters:
+                return whole, changes  # of B and C, one is not there
             if node is None and not step.base and not step.terms:
                 continue
             weights.append(term.weights.get(one.target, 0.0))
@@ -175,6 +180,15 @@ class Resolver:
 
     def _has(self, name: str, one: Parameter) -> bool:
         return name in self._steps or one.name in self._model(name).parameters
+
+    def _check_alone(self, name: str, term: SettledTerm, one: Parameter) -> None:
+        """Refuse layers that are made from a weight in a step that has none."""
+        made = [share.name for share in term.shares.get(one, ()) if share.needs_base]
+        if made:
+            raise ArgumentError(
+                f"step `{name}`: layer `{made[0]}` of `{term.of}` is made from the weight that it "
+                "changes, and the step has none; give it a `base`"
+            )
 
     def _is_change(self, name: str) -> bool:
         """Whether a file or step is a change, not a model."""
