@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..methods.linear import Coefficients, weighed
 from ..weights.terms import Rows, tile_height, tiles_of
 from .combine import Difference, Sum, Weighted
 from .opening import Node, Opening, filled
+from .survey import Survey
 
 # A sum of coefficients that misses 1 by no more is 1.
 _ROUNDING = 1e-12
@@ -35,7 +36,7 @@ class Combination:
         has_base: Whether the recipe has a base.
         name: The parameter's canonical name, for random numbers.
         seed: For random numbers.
-        survey: What the method made of the whole model.
+        survey: Of all weights of the step, for a method that asks for one.
     """
 
     base: Node
@@ -45,7 +46,7 @@ class Combination:
     has_base: bool
     name: str = ""
     seed: int = 0
-    survey: Tensor | None = None
+    survey: Survey | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -73,18 +74,33 @@ class Combination:
             return self._linear(self._solved(how), at)
         if not at.is_as_model:  # what is asked of a weight does not depend on how a file stores it
             return at.placed(at.read(self))
-        rows = [at.open(term) for term in self._seen]
         if isinstance(how, Span):
-            return self._spanned(how, rows, at)
-        task = Task(
-            at.parameter.shape,
-            self.weights,
-            self.chosen.parameters,
-            self.name,
-            self.seed,
-            self.survey,
-        )
+            return self._spanned(how, [at.open(term) for term in self._seen], at)
+        survey = self.survey.found() if self.survey is not None else None
+        return self._worked(how, at, survey).finished()
+
+    def work(self, at: Opening) -> Work:
+        """The work on one weight as a survey asks for it: after its passes, before it combines."""
+        how = self.chosen.method.how
+        if not isinstance(how, Element):
+            raise TypeError(f"`{self.chosen.name}` has no survey")
+        return self._worked(how, at, None).work
+
+    @property
+    def passes(self) -> int:
+        """How often files are read before the first row can be given, without what is below."""
+        how = self.chosen.method.how
+        if isinstance(how, Element):
+            return how.begin(self._task((1, 1), None)).passes
+        return int(isinstance(how, Span))
+
+    def _task(self, shape: tuple[int, ...], survey: Tensor | None) -> Task:
+        return Task(shape, self.weights, self.chosen.parameters, self.name, self.seed, survey)
+
+    def _worked(self, how: Element, at: Opening, survey: Tensor | None) -> Worked:
+        rows = [at.open(term) for term in self._seen]
         base = None if self._of_changes or not self.has_base else at.open(self.base)
+        task = self._task(at.parameter.shape, survey)
         return Worked.of(how.begin(task), rows, base, at, whole=how.whole)
 
     @property
@@ -168,6 +184,7 @@ class Worked:
     terms: Sequence[Rows]
     base: Rows | None
     shape: tuple[int, int]
+    whole: bool
     done: Tensor | None = None
 
     @staticmethod
@@ -186,7 +203,7 @@ class Worked:
         shape = at.weight.shape
         whole = whole or len(at.parameter.shape) < 2
         parts = [slice(0, shape[0])] if whole else list(tiles_of(shape))
-        found = Worked(work, terms, base, shape)
+        found = Worked(work, terms, base, shape, whole)
         while work.passes:
             total: Tensor | None = None
             for part in parts:
@@ -194,12 +211,16 @@ class Worked:
                     seen = work.observe(*found._tiles(part), part.start)
                     total = seen.clone() if total is None else total + seen
             work = work.settle(total if total is not None else torch.zeros(0))
-            found = Worked(work, terms, base, shape)
-        if not whole:
-            return found
+            found = Worked(work, terms, base, shape, whole)
+        return found
+
+    def finished(self) -> Worked:
+        """The same, with the result where a tile must be the whole weight."""
+        if not self.whole:
+            return self
         with SCRATCH.frame():
-            done = work.combine(*found._tiles(parts[0]), 0).clone()
-        return Worked(work, terms, base, shape, done)
+            done = self.work.combine(*self._tiles(slice(0, self.shape[0])), 0).clone()
+        return replace(self, done=done)
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
         """See `Rows`."""

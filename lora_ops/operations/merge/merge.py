@@ -100,11 +100,23 @@ def merge(
     """
     started = time.perf_counter()
     plan = plan_merge(recipe, sources, **options)
+    look_over(plan, progress)
     work = Work(merge_jobs(plan), partial(_compute, plan))
     outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))
     report = summarise_merge(plan, (one for outcome in outcomes for one in outcome.reports))
     report = replace(report, seconds=time.perf_counter() - started)
     return {one.name: one.value for one in outcomes if one.value is not None}, report
+
+
+def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
+    """Read the models for those steps that look at all of them first; else that is done when it is needed.
+
+    Args:
+        plan: From `plan_merge`.
+        progress: Called after each weight of such a pass.
+    """
+    for survey in plan.surveys:
+        survey.found(progress)
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:

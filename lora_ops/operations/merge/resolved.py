@@ -18,6 +18,8 @@ from .matched import EMA, Model
 from .opening import Node
 from .recipes.recipe import Recipe, Step, Term
 from .settled import SettledTerm, settled_adapter, settled_method, settled_term
+from .spelled import plainly
+from .survey import Survey
 
 #: A weight in the place of the base's, and changes.
 _Value: TypeAlias = tuple[Node | None, tuple[Node, ...]]
@@ -47,14 +49,14 @@ class Resolver:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
         self._recipe, self._sources = recipe, sources
         self._dora: Convention = dora
-        self._steps = {step.name: step for step in recipe.steps}
+        self._steps = {step.name: plainly(step) for step in recipe.steps}
         self._models: dict[str, Model] = {}
         self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
         self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
         self._allow_partial = allow_partial
         base = self._base_file(recipe.steps[-1].name)
-        self.base = self._model(base)
+        self.base = self._models[base] = Model.of(self._source(base))
         self._components = {*components, *_whole_parts(recipe)}
         names = [p.target for p in self.base.parameters.values() if self.is_merged(p)]
         if not names:
@@ -70,7 +72,17 @@ class Resolver:
         self._chosen = {
             name: settled_method(step, self._adapters) for name, step in self._steps.items()
         }
+        self._surveys = {
+            name: Survey(chosen)
+            for name, chosen in self._chosen.items()
+            if chosen.survey is not None
+        }
         self.used = [self._source(name) for name in self._files()]
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:
+        """What steps ask of all of their weights first, in the order of the steps."""
+        return tuple(self._surveys.values())
 
     def is_merged(self, parameter: Parameter) -> bool:
         """Whether a parameter of the base is to be looked for in the others at all."""
@@ -138,7 +150,9 @@ class Resolver:
                 continue
             weights.append(term.weights.get(one.target, 0.0))
             terms.append(node if node is not None else base)
-        if not terms or all(term == base or not w for term, w in zip(terms, weights, strict=True)):
+        moves = self._chosen[name].method.moves  # also where no weight says so
+        pairs = zip(terms, weights, strict=True)
+        if not terms or all(term == base or not (weight or moves) for term, weight in pairs):
             return whole, changes
         found = Combination(
             base,
@@ -148,7 +162,10 @@ class Resolver:
             bool(step.base),
             one.name,
             step.seed or 0,
+            self._surveys.get(name),
         )
+        if found.survey is not None:
+            found.survey.add(one, self.base.source, found)
         if found.lone is not None:
             return (None, ()) if found.lone == Leaf(self.base.source, one) else (found.lone, ())
         return (found, ()) if found.is_whole else (whole, (*changes, found))
@@ -224,7 +241,8 @@ class Resolver:
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = Model.of(self._source(name))
+            file = self._recipe.files.get(name)
+            self._models[name] = Model.of(self._source(name), file.part if file else "")
         return self._models[name]
 
     def _others(self) -> Iterator[Model]:
