@@ -66,7 +66,7 @@ from .operations.merge.recipes.document import as_toml, parse_document, read_rec
 from .operations.merge.recipes.expression import parse_line
 from .operations.merge.recipes.find import Found, find_files
 from .operations.merge.recipes.opening import open_recipe
-from .operations.merge.recipes.recipe import Recipe
+from .operations.merge.recipes.recipe import Recipe, RecipeFile
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -145,6 +145,7 @@ __all__ = [
     "RankRule",
     "Read",
     "Recipe",
+    "RecipeFile",
     "Report",
     "ResizeOptions",
     "Skip",

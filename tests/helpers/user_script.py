@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorakit.lora_ops import (
     Adapter,
     AddOptions,
+    Ancestor,
     Architecture,
     ArgumentError,
     BakedLayer,
@@ -30,6 +31,7 @@ from lorakit.lora_ops import (
     FileSource,
     Finding,
     FormatError,
+    Found,
     FullLayer,
     GroupComparison,
     Info,
@@ -43,6 +45,10 @@ from lorakit.lora_ops import (
     LoraLayer,
     LoraOpsError,
     MemoryFile,
+    MergedSource,
+    MergeOptions,
+    MergePlan,
+    MergeReport,
     MismatchError,
     NonFiniteError,
     Output,
@@ -59,6 +65,8 @@ from lorakit.lora_ops import (
     QuantisedError,
     RankRule,
     Read,
+    Recipe,
+    RecipeFile,
     Report,
     ResizeOptions,
     Skip,
@@ -75,6 +83,7 @@ from lorakit.lora_ops import (
     add,
     add_files,
     architecture_named,
+    as_toml,
     bake,
     bake_file,
     collect,
@@ -89,10 +98,16 @@ from lorakit.lora_ops import (
     enable,
     extract,
     extract_file,
+    find_files,
     inject,
     lint,
+    merge,
+    merge_file,
     merge_into,
+    open_recipe,
     open_source,
+    parse_document,
+    parse_line,
     parse_rank,
     parse_rule,
     place,
@@ -102,10 +117,13 @@ from lorakit.lora_ops import (
     plan_convert_file,
     plan_extraction,
     plan_file,
+    plan_merge,
+    plan_merge_file,
     plan_resize_file,
     plan_scale_file,
     preview_bake,
     preview_extraction,
+    read_recipe,
     resize,
     resize_file,
     save_adapter,
@@ -242,6 +260,30 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert all(one.cosine > 0.9 for one in alike)
 
 
+def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:
+    """Merge in memory, into a file, and again from what the file says of itself."""
+    files = {name: RecipeFile(f"{name}.safetensors") for name in ("base", "tuned")}
+    line: Recipe = parse_line("base + $share*(tuned - base)", files)
+    sources: Mapping[str, TensorSource] = {"base": base, "tuned": tuned}
+    recipe = line.bind({"share": 0.5}).with_output(dtype={"all": "fp32"})
+    assert parse_document(as_toml(recipe)) == recipe
+
+    options: MergeOptions = {"strict": True}
+    plan: MergePlan = plan_merge(recipe, sources, **options)
+    tensors, report = merge(recipe, sources, **options)
+    assert set(tensors) == set(MergedSource(plan).keys())
+    output = folder / "merged.safetensors"
+    written: MergeReport = merge_file(plan_merge_file(recipe, sources, output=output), output)
+    assert written.sizes.keys() == report.sizes.keys() == {"unet"}
+
+    found: Ancestor = open_recipe(output)
+    assert found.recipe is not None
+    where: Found = find_files(found.recipe, [path.parent for path in base.paths])
+    assert where.paths["base"] == base.paths[0]
+    (folder / "merged.toml").write_text(as_toml(found.recipe), "utf-8")
+    assert read_recipe(folder / "merged.toml") == found.recipe
+
+
 def looking(lora: FileSource) -> None:
     """Look at a file as people and as programs do."""
     info: Info = describe(lora)
@@ -300,6 +342,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            merging(base, tuned, room)
             looking(lora)
         assert len(training().layers) == 1
         try:

@@ -27,9 +27,9 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.bake import SURVIVES
 from ..weights.tiles import Planned, Put, compute, computed
-from .combine import MergedLayer
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
+from .step import MergedLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,10 +16,12 @@ from ...models.architectures import Parameter
 from ...report import counted
 from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
-from .combine import Leaf, Merged, Sum
+from .combine import Leaf, Sum
 from .matched import EMA
+from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
+from .step import Merged
 
 _FLAGS = ("v_pred", "ztsnr")
 
@@ -89,6 +91,7 @@ def plan_merge(
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
+    check_output(recipe.output)
     resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
     base = resolver.base
     check_checkpoint(base.source)

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
-from ...adapters.strengths.ingredient import Ingredient
-from ...adapters.strengths.rules import parse_rules, strengths
+from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
 from ...models.parameter import Piece
 from ...source import TensorSource
-from ..bake.plan import adapter_shares
-from ..methods.choosing import Chosen, choose_method
-from ..methods.elements.work import Value
-from ..weights.shares import Share
 from .combine import Adapted, Difference, Leaf, Node, Sum
 from .combined import Combination
 from .matched import EMA, Model
 from .recipes.recipe import Recipe, Step, Term
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Term:
-    """A term of a step, for all parameters.
-
-    Attributes:
-        of: A file or a step.
-        minus: Likewise, or empty.
-        weights: By the parameter's target.
-        shares: Of an adapter, by the parameter.
-    """
-
-    of: str
-    minus: str
-    weights: Mapping[str, float]
-    shares: Mapping[Parameter, tuple[Share, ...]] = field(default_factory=dict)
+from .settled import SettledTerm, settled_adapter, settled_method, settled_term
 
 
 class Resolver:
@@ -79,8 +57,13 @@ class Resolver:
             )
         self._names = names
         self._parts = self._of_parts()
-        self._terms = {name: self._opened(step) for name, step in self._steps.items()}
-        self._chosen = {name: self._method(step) for name, step in self._steps.items()}
+        self._terms = {
+            name: [self._opened(step, term) for term in step.terms]
+            for name, step in self._steps.items()
+        }
+        self._chosen = {
+            name: settled_method(step, self._adapters) for name, step in self._steps.items()
+        }
         self.used = [self._source(name) for name in self._files()]
 
     def is_merged(self, parameter: Parameter) -> bool:
@@ -161,7 +144,7 @@ class Resolver:
         start = whole if whole is not None else Leaf(self.base.source, one)
         return Sum((start, *changes)) if changes else start
 
-    def _node(self, term: _Term, one: Parameter, base: Node) -> Node | None:
+    def _node(self, term: SettledTerm, one: Parameter, base: Node) -> Node | None:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
             shares = term.shares.get(self._at, ())
@@ -235,6 +218,12 @@ class Resolver:
                 self._model(name)
         return list(names)
 
+    def _opened(self, step: Step, term: Term) -> SettledTerm:
+        if term.of in self._adapters:
+            adapter = self._sources[term.of]
+            return settled_adapter(step, term, adapter, self.base, self._names, self._allow_partial)
+        return settled_term(step, term, self._names)
+
     def _of_parts(self) -> dict[str, str]:
         """The file or step that gives a target, where it is not the last step."""
         found: dict[str, str] = {}
@@ -250,64 +239,6 @@ class Resolver:
                 raise ArgumentError(f"parts: {self.base.source.name} has no `{part}`")
             found |= dict.fromkeys(targets, name)
         return found
-
-    def _opened(self, step: Step) -> list[_Term]:
-        return [self._term(step, term) for term in step.terms]
-
-    def _term(self, step: Step, term: Term) -> _Term:
-        if term.elemental:
-            raise ArgumentError(
-                f"step `{step.name}`: `elemental` is not understood; write `where` in its place"
-            )
-        weight, blocks = term.weight, term.blocks or None
-        if isinstance(weight, tuple):
-            if blocks:
-                raise ArgumentError(
-                    f"step `{step.name}`: `{term.of}` has a gradient and `blocks`; give one of them"
-                )
-            weight, blocks = 1.0, "depth=" + ",".join(map(str, weight))
-        number = float(weight)
-        if term.of in self._adapters:
-            one = Ingredient(self._sources[term.of], number, blocks, term.where)
-            shares: dict[Parameter, tuple[Share, ...]] = {}
-            for share in adapter_shares(
-                one, 1, self.base.parameters, self.base.source, self._allow_partial
-            ):
-                if share.seat is not None and share.strength:
-                    for seat in share.seat.pieces or (share.seat,):
-                        at = seat.parameter if seat.piece is None else seat.piece.parameter
-                        shares[at] = (*shares.get(at, ()), replace(share, seat=seat))
-            return _Term(term.of, "", dict.fromkeys(self._names, 1.0), shares)
-        weights = strengths(self._names, strength=number, blocks=blocks, where=term.where)
-        return _Term(term.of, term.minus, weights)
-
-    def _method(self, step: Step) -> Chosen:
-        name, given = step.method, dict[str, Value]()
-        for key, value in step.parameters.items():
-            given[key] = tuple(map(float, value)) if isinstance(value, tuple) else value
-        for key in {key for term in step.terms for key in term.parameters}:
-            own = [term.parameters.get(key, step.parameters.get(key)) for term in step.terms]
-            if any(one is None or isinstance(one, tuple) for one in own):
-                raise ArgumentError(
-                    f"step `{step.name}`: give `{key}` for each term, or for the step"
-                )
-            given[key] = tuple(float(one) for one in own)  # type: ignore[arg-type]
-        if step.sparsify != "none":
-            given["sparsify"] = step.sparsify
-            name = "sparse" if name in ("sum", "average") else name
-        if step.legacy:
-            given["legacy"] = step.legacy
-        if name == "average" and any(term.of in self._adapters for term in step.terms):
-            raise ArgumentError(
-                f"step `{step.name}`: an adapter has no share in an average; use `sum`"
-            )
-        chosen = choose_method(name, len(step.terms), bool(step.base), given)
-        if chosen.survey is not None:
-            raise ArgumentError(
-                f"step `{step.name}`: method `{step.method}` looks at the whole model first, which is "
-                'not done here; use `legacy = "mecha"`, which does not'
-            )
-        return chosen
 
 
 def _whole_parts(recipe: Recipe) -> set[str]:

@@ -10,7 +10,7 @@ from ....errors import ArgumentError
 from ....text import plain
 from .arithmetic import Addend, Polynomial, parse_amount, parse_sum
 from .checks import check
-from .recipe import File, Recipe, Step, Term
+from .recipe import Recipe, RecipeFile, Step, Term
 
 _TERM = (
     "write NAME, NAME:WEIGHT, NAME:WEIGHT:BLOCKS or NAME:WEIGHT:BLOCKS:WHERE, as in `B:0.3:OUTALL`"
@@ -19,7 +19,7 @@ _TERM = (
 
 def parse_line(
     text: str,
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     deltas: Collection[str] = (),
 ) -> Recipe:
@@ -41,7 +41,7 @@ def parse_line(
 
 def parse_expression(
     text: str,
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     deltas: Collection[str] = (),
 ) -> Recipe:
@@ -91,7 +91,7 @@ def parse_expression(
 
 def parse_terms(
     texts: Sequence[str],
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     base: str = "",
     method: str = "",
@@ -214,13 +214,13 @@ def _paired(addends: Sequence[Addend], deltas: Collection[str]) -> list[Addend]:
 
 
 def _recipe(
-    step: Step, used: Sequence[str], files: Mapping[str, File] | None, deltas: Collection[str]
+    step: Step, used: Sequence[str], files: Mapping[str, RecipeFile] | None, deltas: Collection[str]
 ) -> Recipe:
     kinds = dict.fromkeys(deltas, "lora")
     known = (
         files
         if files is not None
-        else {name: File(name, kind=kinds.get(name, "")) for name in used}
+        else {name: RecipeFile(name, kind=kinds.get(name, "")) for name in used}
     )
     recipe = Recipe((step,), known)
     check(recipe, kinds=kinds)
