@@ -19,7 +19,7 @@ from .options import PATH, clear_errors
     help="Folder for the LoRAs, the merge and the picture.",
 )
 def demo(output: Path) -> None:
-    """Extract LoRAs from a small sample, merge two styles, draw what they do.
+    """Extract and merge small sample models, draw what they do.
 
     Six LoRAs from two small diffusion models, verified, applied and sampled, beside a LoRA and a DoRA
     that were trained, and a merge of two fine-tunes: ten seconds on two cores.
