@@ -72,7 +72,17 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "By a recipe: a line, a document, or what a merged file says of itself; [merging.md](merging.md), [recipes.md](recipes.md).",
         (
             *("merge", "plan_merge_file", "merge_file", "plan_merge", "MergeOptions", "MergePlan"),
-            *("MergeReport", "MergedSource", "Recipe", "RecipeFile", "parse_line", "read_recipe"),
+            *(
+                "preview_merge",
+                "MergeReport",
+                "MergedSource",
+                "verify_merge",
+                "MergeCheck",
+                "Recipe",
+                "RecipeFile",
+                "parse_line",
+                "read_recipe",
+            ),
             *("parse_document", "as_toml", "open_recipe", "Ancestor", "find_files", "Found"),
         ),
     ),

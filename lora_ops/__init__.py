@@ -39,6 +39,7 @@ from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
 from .inspect.spectra import Spectrum, spectra
 from .inspect.verify import verify
+from .inspect.verify_merge import MergeCheck, verify_merge
 from .linalg.ranks.budgets import Budget, parse_rule
 from .linalg.ranks.rules import RankRule, parse_rank
 from .models.architectures import Architecture, architecture_named
@@ -61,6 +62,7 @@ from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.file import merge_file, plan_merge_file
 from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
 from .operations.merge.plan import MergePlan, plan_merge
+from .operations.merge.preview import preview_merge
 from .operations.merge.recipes.ancestry import Ancestor
 from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
 from .operations.merge.recipes.expression import parse_line
@@ -124,6 +126,7 @@ __all__ = [
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MergeCheck",
     "MergeOptions",
     "MergePlan",
     "MergeReport",
@@ -202,6 +205,7 @@ __all__ = [
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_merge",
     "read_recipe",
     "resize",
     "resize_file",
@@ -213,4 +217,5 @@ __all__ = [
     "store_frozen",
     "unmerge",
     "verify",
+    "verify_merge",
 ]

@@ -45,6 +45,7 @@ from lorakit.lora_ops import (
     LoraLayer,
     LoraOpsError,
     MemoryFile,
+    MergeCheck,
     MergedSource,
     MergeOptions,
     MergePlan,
@@ -123,6 +124,7 @@ from lorakit.lora_ops import (
     plan_scale_file,
     preview_bake,
     preview_extraction,
+    preview_merge,
     read_recipe,
     resize,
     resize_file,
@@ -134,6 +136,7 @@ from lorakit.lora_ops import (
     store_frozen,
     unmerge,
     verify,
+    verify_merge,
 )
 
 PAPER: Convention = "paper"
@@ -273,11 +276,17 @@ def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:
     tensors, report = merge(recipe, sources, **options)
     assert set(tensors) == set(MergedSource(plan).keys())
     output = folder / "merged.safetensors"
-    written: MergeReport = merge_file(plan_merge_file(recipe, sources, output=output), output)
+    planned = plan_merge_file(recipe, sources, output=output)
+    preview: Preview = preview_merge(planned, output)
+    written: MergeReport = merge_file(planned, output)
+    assert written.size <= preview.size_at_most
     assert written.sizes.keys() == report.sizes.keys() == {"unet"}
 
     found: Ancestor = open_recipe(output)
     assert found.recipe is not None
+    with open_source(output) as merged:
+        check: MergeCheck = verify_merge(found.recipe, sources, merged)
+    assert check.is_same
     where: Found = find_files(found.recipe, [path.parent for path in base.paths])
     assert where.paths["base"] == base.paths[0]
     (folder / "merged.toml").write_text(as_toml(found.recipe), "utf-8")

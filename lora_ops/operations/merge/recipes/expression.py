@@ -111,13 +111,30 @@ def parse_terms(
     Raises:
         ArgumentError: A weight is no number, or there is no term.
     """
-    terms = tuple(map(parse_term, texts))
+    return recipe_of_terms(
+        list(map(parse_term, texts)), files, base=base, method=method, deltas=deltas
+    )
+
+
+def recipe_of_terms(
+    terms: Sequence[Term],
+    files: Mapping[str, RecipeFile] | None = None,
+    *,
+    base: str = "",
+    method: str = "",
+    deltas: Collection[str] = (),
+) -> Recipe:
+    """Return the recipe of one step; see `parse_terms`.
+
+    Raises:
+        ArgumentError: There is no term, or the recipe means nothing.
+    """
     if not terms:
         raise ArgumentError("no term; give at least one, as in `A:0.7 B:0.3`")
     whole = [term for term in terms if term.of not in deltas]
     method = method or ("sum" if base or not whole else "average")
     used = [*([base] if base else []), *(term.of for term in terms)]
-    return _recipe(Step("step1", terms, method, base), used, files, deltas)
+    return _recipe(Step("step1", tuple(terms), method, base), used, files, deltas)
 
 
 def parse_term(text: str) -> Term:
