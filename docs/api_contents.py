@@ -90,7 +90,9 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Look into files",
         "",
         (
-            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison", "lint"),
+            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison"),
+            *("compare_checkpoints", "CheckpointComparison", "ParameterComparison"),
+            *("GroupComparison", "Likeness", "lint"),
             *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import MismatchError
 from ...linalg.storage import DTYPES
@@ -253,18 +253,10 @@ def _flags(
             del tensors[flag]
         elif recipe.output.keep == "auto":
             others = [name for name, one in sources.items() if (flag in set(one.keys())) != had]
-            others = [name for name in others if _is_model(sources[name])]
+            others = [name for name in others if is_checkpoint(sources[name])]
             if others:
                 does = "lacks" if had else "has"
                 yield (
                     f"`{others[0]}` {does} the flag `{flag}`, the base does not agree: the base decides; "
                     'set `keep = "on"` or `"off"` in the recipe'
                 )
-
-
-def _is_model(source: TensorSource) -> bool:
-    try:
-        check_checkpoint(source)
-    except MismatchError:
-        return False
-    return True
