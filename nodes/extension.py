@@ -19,6 +19,9 @@ from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
+from .merge.merge_checkpoints import MergeCheckpoints
+from .merge.merge_recipe import LoadMergeRecipe, MergeRecipe
+from .merge.read_recipe import ReadRecipe
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadLora,
@@ -37,6 +40,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     CompareLoras,
     StackToLora,
     LoraToStack,
+    MergeCheckpoints,
+    MergeRecipe,
+    LoadMergeRecipe,
+    ReadRecipe,
 )
 
 
