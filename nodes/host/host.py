@@ -1,4 +1,7 @@
-"""What is asked of ComfyUI: no file of this pack but this and `model_files` imports `comfy` or `folder_paths`."""
+"""Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
+
+No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
+"""
 
 from __future__ import annotations
 
@@ -221,18 +224,27 @@ def quantisation(patcher: ModelPatcher, key: str) -> str:
     return getattr(getattr(weight, "tensor_type", None), "name", "") or type(weight).__name__
 
 
+def prediction(patcher: ModelPatcher) -> str:
+    """What a diffusion model predicts, by the host's name for it: EPS, V_PREDICTION, FLOW, …."""
+    return getattr(getattr(patcher.model, "model_type", None), "name", "")
+
+
 def injections(patcher: ModelPatcher) -> list[str]:
     """What acts on a model's layers as they run, by the host's names for it."""
     return list(patcher.injections)
 
 
 @torch.no_grad()
-def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
-    """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
+def effective_weight(patcher: ModelPatcher, key: str, device: torch.device | str = "cpu") -> Tensor:
+    """A weight with its own conversion and all patches, float32, never rounded back.
 
     Args:
         patcher: The model; it may be loaded in part, on any device.
         key: The weight's key.
+        device: Where it is wanted, and patches are added.
+
+    Returns:
+        Memory of the caller's own.
     """
     weight, _, convert = get_key_weight(patcher.model, key)
     # The host keeps what a weight was before it patched it in place: before hooks, and before all.
@@ -247,7 +259,7 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
         # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the
         # model computes in, rounded.
         own = convert(own.to(torch.float32), inplace=False)
-    own = own.to("cpu", torch.float32, copy=True)
+    own = own.to(device).to(torch.float32, copy=True)
     records = patcher.patches.get(key, ())
     return comfy.lora.calculate_weight(records, own, key, intermediate_dtype=torch.float32)
 

@@ -156,6 +156,12 @@ def cancelled(server: Server, number: str) -> None:
     assert time.monotonic() - start < 3
 
 
+def lettered(name: str, nodes: Sequence[Any], output: int = 0) -> dict[str, Any]:
+    """Inputs `models.model_A`, `models.model_B`, …: an output of a node each."""
+    letters = "ABCDEFGH"
+    return {f"{name}s.{name}_{letters[at]}": one[output] for at, one in enumerate(nodes)}
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """Relative distance, of the second."""
     return float((one.double() - other.double()).norm() / other.double().norm())
