@@ -48,22 +48,23 @@ class Blocks(QuantisedWeight):
         numbers = torch.nn.functional.embedding(packed, pairs).view(-1)
         count, sizes = math.prod(self.shape), self._sizes(parts)
         whole = count // self.block
-        numbers[: whole * self.block].view(whole, -1).mul_(sizes[:whole, None])
+        numbers[: whole * self.block].view(whole, self.block).mul_(sizes[:whole, None])
         numbers[whole * self.block :].mul_(sizes[-1])
         return numbers[:count].to(self.dtype).float().view(self.shape)
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
-        """The wider of the gaps beside the nearest number of the table, times the size of the block."""
-        table = parts["table"].double().sort().values
-        gaps = table.diff()
-        wider = torch.maximum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]]))
+        """The wider of the gaps beside the nearest number of the table, times the size of the block.
+
+        A nested size is rounded, too, and with it all numbers of the block.
+        """
         places = torch.arange(start, start + values.numel()) // self.block
-        sizes = self._sizes(parts).double()[places]
-        numbers = values.double().reshape(-1).cpu() / sizes
-        # Values may be magnitudes: what is beyond either end of the table counts as its end.
-        nearest = torch.bucketize(numbers.nan_to_num(), (table[1:] + table[:-1]) / 2)
-        mirrored = torch.bucketize(-numbers.nan_to_num(), (table[1:] + table[:-1]) / 2)
-        found = torch.maximum(wider[nearest], wider[mirrored]) * sizes
+        sizes, unsure = self._sizes(parts).double().abs()[places], self._unsure(parts)[places]
+        table, wider = _gaps(parts["table"])
+        numbers = (values.double().reshape(-1).cpu() / (sizes + unsure)).nan_to_num()
+        middles = (table[1:] + table[:-1]) / 2
+        # Values may be magnitudes: either end counts.
+        gaps = torch.maximum(*(wider[torch.bucketize(x, middles)] for x in (numbers, -numbers)))
+        found = gaps * (sizes + unsure) + unsure
         found.masked_fill_(~values.reshape(-1).cpu().isfinite(), torch.nan)
         return found.view(values.shape).to(values.device)
 
@@ -74,6 +75,23 @@ class Blocks(QuantisedWeight):
         found = parts["nested table"].float()[sizes.to(torch.int32)]
         outer = parts["nested sizes"].float().repeat_interleave(self.nested)[: len(found)]
         return found.mul_(outer).add_(self.offset)
+
+    def _unsure(self, parts: Parts) -> Tensor:
+        """How far the size of each block may be off."""
+        sizes = parts["sizes"]
+        if "nested sizes" not in parts:
+            return torch.zeros(len(sizes), dtype=torch.float64)
+        codes = parts["nested table"].double()[sizes.to(torch.int32)]
+        table, wider = _gaps(parts["nested table"])
+        outer = parts["nested sizes"].double().repeat_interleave(self.nested)[: len(sizes)]
+        return wider[torch.bucketize(codes, table)] * outer
+
+
+def _gaps(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in order, and the wider of the gaps beside each; float64."""
+    ordered = table.double().unique()
+    gaps = ordered.diff()
+    return ordered, torch.maximum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]]))
 
 
 def four_bits(headers: Headers, layer: str, ending: str) -> Blocks:
