@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.lora_ops.errors import QuantisedError
+from lorakit.lora_ops.errors import FormatError, QuantisedError
 from lorakit.lora_ops.files import open_source, quantisation, refuse_quantised
 from lorakit.lora_ops.source import DictSource
 
@@ -94,10 +94,10 @@ def test_narrow_floats_are_refused_by_their_header(tmp_path: Path) -> None:
         refuse_quantised(source)
 
 
-def test_gguf_is_refused_by_its_content(tmp_path: Path) -> None:
-    for name in ("a.gguf", "a.safetensors"):
+def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
+    for name, words in (("a.gguf", "GGUF file without tensors"), ("a.safetensors", r"GGUF.*\.gguf")):
         (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0" + bytes(100))
-        with pytest.raises(QuantisedError, match=r"GGUF.*unquantised"):
+        with pytest.raises(FormatError, match=words):
             open_source(tmp_path / name)
 
 

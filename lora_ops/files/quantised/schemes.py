@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from ...source import TensorSource
+from ..reading.gguf_file import GgufFile
 from .bitsandbytes import FP4, INT8, NF4, four_bits, int8_rows
 from .comfy import ENDING, METADATA, comfy_quant, from_metadata
 from .fp8 import scaled_fp8
+from .gguf import gguf_weights
 from .headers import Headers
 from .weight import Plain, QuantisedWeight
 
@@ -31,7 +33,9 @@ _ENDINGS = (*SCHEMES, MARKER)
 
 def is_suspect(source: TensorSource) -> bool:
     """Whether any name is that of a companion: what can be told at once."""
-    return METADATA in source.metadata or any(key.endswith(_ENDINGS) for key in source.keys())  # noqa: SIM118
+    if isinstance(source, GgufFile) or METADATA in source.metadata:
+        return True
+    return any(key.endswith(_ENDINGS) for key in source.keys())  # noqa: SIM118
 
 
 def quantised_weights(source: TensorSource) -> dict[str, QuantisedWeight | Plain]:
@@ -40,6 +44,8 @@ def quantised_weights(source: TensorSource) -> dict[str, QuantisedWeight | Plain
     Raises:
         QuantisedError: A layer's tensors do not make a weight; names it and the reason.
     """
+    if isinstance(source, GgufFile):
+        return dict(gguf_weights(source))
     if not is_suspect(source):
         return {}
     headers = Headers(source)

@@ -18,6 +18,7 @@ from ..base import FileSource, quote
 from ..dtypes import DTYPE_NAMES
 from .comfy import METADATA
 from .schemes import quantised_weights
+from .source import QuantisedSource
 
 # Scheme and what its keys look like, surest first. The group is the layer; a marker has none.
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -61,6 +62,8 @@ def refuse_quantised(source: TensorSource) -> None:
         QuantisedError: numbers are stored with scales that are not read; names the scheme, how many
             layers, an example, and what is wrong with it if it is of a scheme that is read.
     """
+    if isinstance(source, QuantisedSource):
+        source.check()
     scheme = quantisation(source)
     if scheme is None:
         return

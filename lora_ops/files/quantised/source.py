@@ -96,8 +96,8 @@ class QuantisedSource(RoutedSource):
         one = self.weights.get(key)
         if one is None:
             return super().grid(key, values, start)
-        scales = {role: part for role, part in one.parts.items() if role != "codes"}
-        return one.steps({r: self.original.tensor(k) for r, k in scales.items()}, values, start)
+        told = {role: one.parts[role] for role in one.roles_of_steps}
+        return one.steps({r: self.original.tensor(k) for r, k in told.items()}, values, start)
 
     def tensor(self, key: str) -> Tensor:
         """Read one tensor, and decode it."""
@@ -123,6 +123,11 @@ class QuantisedSource(RoutedSource):
             FileSource.copy_into(self, key, file, offset)
         else:
             super().copy_into(key, file, offset)
+
+    def check(self) -> None:
+        """Raise a `QuantisedError` if what decodes the weights is not installed."""
+        for one in self.weights.values():
+            one.check()
 
     def close(self) -> None:
         """Close the file."""

@@ -46,6 +46,14 @@ class QuantisedWeight(ABC):
         """Rows and columns: the last axis, and all others before it."""
         return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
 
+    @property
+    def roles_of_steps(self) -> tuple[str, ...]:
+        """The parts that `steps` asks for."""
+        return tuple(role for role in self.parts if role != "codes")
+
+    def check(self) -> None:  # noqa: B027  most need nothing
+        """Raise a `QuantisedError` if what decodes it is not installed."""
+
     @abstractmethod
     def decode(self, parts: Parts) -> Tensor:
         """Return the numbers as fresh float32 of `shape`, as exactly as they are stored."""
