@@ -47,6 +47,7 @@ def info_text(info: Info) -> str:
         *([f"rank {_counts(info.ranks)}"] if info.ranks else []),
         *([f"alpha {_counts(info.alphas)}"] if info.alphas else []),
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
+        *([f"weights {_counts(info.storage)}: {info.bits:.2f} bits each"] if info.bits else []),
     ]
     return headed(*lines)
 

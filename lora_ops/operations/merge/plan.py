@@ -151,7 +151,9 @@ def plan_merge(
         if key in dropped:
             continue
         stored = base.source.dtype(key)
-        dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
+        dtype = stored
+        if stored.is_floating_point:
+            dtype = dtypes.get(key, base.source.result_dtype(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
         tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
