@@ -148,7 +148,13 @@ class Request:
         for name, path in given.items():
             self.sources[name] = self.open_file(path)
         files = {name: self._file(name) for name in given}
-        recipe = parse_line(line, files, deltas=self._deltas())
+        try:
+            recipe = parse_line(line, files, deltas=self._deltas())
+        except ArgumentError as error:
+            first, *marked = str(error).splitlines()
+            raise ArgumentError(
+                f"{first} of the line `{plain(line)}`" if marked else first
+            ) from error
         (step,) = recipe.steps
         used = {step.base, *(name for term in step.terms for name in (term.of, term.minus))}
         if idle := [name for name in self.sources if name not in used]:
