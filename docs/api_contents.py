@@ -143,7 +143,7 @@ INNER = {
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
     "MemoryFile": {"copy_into"},
-    "MergePlan": {"tensors"},
+    "MergePlan": {"tensors", "surveys"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},

@@ -31,7 +31,7 @@ from ..weights.output import (
     shards_of,
     write_tensor,
 )
-from .merge import MergeOptions, MergeReport, merge_into, merge_jobs, summarise_merge
+from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
@@ -106,6 +106,7 @@ def merge_file(
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
+    look_over(plan, progress)
     sink = MergedFile(plan, output, shard_size, version, force)
     results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
     report = write(sink, results, started=started)

@@ -100,11 +100,23 @@ def merge(
     """
     started = time.perf_counter()
     plan = plan_merge(recipe, sources, **options)
+    look_over(plan, progress)
     work = Work(merge_jobs(plan), partial(_compute, plan))
     outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))
     report = summarise_merge(plan, (one for outcome in outcomes for one in outcome.reports))
     report = replace(report, seconds=time.perf_counter() - started)
     return {one.name: one.value for one in outcomes if one.value is not None}, report
+
+
+def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
+    """Read the models for those steps that look at all of them first; else that is done when it is needed.
+
+    Args:
+        plan: From `plan_merge`.
+        progress: Called after each weight of such a pass.
+    """
+    for survey in plan.surveys:
+        survey.found(progress)
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:
@@ -199,13 +211,19 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"
         )
-    eaten = [layer for layer in layers if layer.norm > 0 and layer.cosine < SURVIVES]
+    by_chance = plan.recipe.output.rounding == "stochastic"
+
+    def left(layer: MergedLayer) -> float:  # chance keeps the change and adds noise
+        return layer.gain if by_chance else layer.cosine
+
+    eaten = [layer for layer in layers if layer.norm > 0 and left(layer) < SURVIVES]
     if eaten:
-        worst = min(eaten, key=lambda layer: layer.cosine)
+        worst = min(eaten, key=left)
         yield (
             f"rounding ate {counted(len(eaten), 'parameter')} of {len(layers)}: of the change of "
             f"`{worst.target}` a share of {worst.gain:.2f} is left, at a cosine of {worst.cosine:.2f}; "
-            "write a wider dtype, merge all steps in one recipe, or keep the change as a LoRA"
+            "write a wider dtype, merge all steps in one recipe, keep the change as a LoRA, or round by "
+            'chance (`rounding = "stochastic"` in the recipe)'
         )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]
     if kept:

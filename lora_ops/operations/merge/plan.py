@@ -17,12 +17,15 @@ from ...report import counted
 from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
+from .combined import Combination
 from .components import COMPONENTS, with_components
 from .matched import EMA
+from .opening import Node
 from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
 from .step import Merged
+from .survey import Survey
 
 _FLAGS = ("v_pred", "ztsnr")
 
@@ -43,6 +46,8 @@ class MergePlan:
         dropped: Keys of the base that are left out: averages of the weights.
         notes: What is worth a sentence.
         allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
+        surveys: What steps ask of all of their weights first.
+        passes: How often files are read at most, by the weight that asks for most.
     """
 
     recipe: Recipe
@@ -56,6 +61,8 @@ class MergePlan:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     allow_nonfinite: bool = False
+    surveys: tuple[Survey, ...] = ()
+    passes: int = 1
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -104,25 +111,25 @@ def plan_merge(
     steps: dict[str, list[Merged]] = {}
     taken: dict[str, Leaf] = {}
     merged: list[str] = []
+    nodes: list[Node] = []
     only_base: list[str] = []
     for name, parameter in base.parameters.items():
         if not resolver.is_merged(parameter):
             continue
-        nodes = [(one, resolver.node(parameter, one)) for one in parameter.pieces or (None,)]
-        if all(node is None for _, node in nodes):
+        node = resolver.node(parameter)
+        if node is None:
             if not resolver.is_elsewhere(name):
                 only_base.append(name)
             continue
         merged.append(name)
-        for piece, node in nodes:
-            if node is None:
-                continue
-            lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
-            if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
-                taken[parameter.key] = lone
-                continue
+        nodes.append(node)
+        lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+        if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+            taken[parameter.key] = lone
+            continue
+        for piece in parameter.pieces or (None,):
             at = parameter if piece is None else piece.parameter
-            step = Merged(at, base.source, node, parameter, piece)
+            step = Merged(at, base.source, node, (parameter, piece))
             steps.setdefault(at.key, []).append(step)
     if not merged:
         raise MismatchError(
@@ -139,6 +146,7 @@ def plan_merge(
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
     dtypes = _dtypes(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
+    seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
         if key in dropped:
             continue
@@ -146,7 +154,7 @@ def plan_merge(
         dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
-        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())))
+        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)
@@ -162,7 +170,22 @@ def plan_merge(
         dropped=dropped,
         notes=tuple(notes),
         allow_nonfinite=allow_nonfinite,
+        surveys=resolver.surveys,
+        passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
+
+
+def _passes(nodes: Sequence[Node]) -> int:
+    """How often files are read at most to compute these, a pass of each step after the other's."""
+    known: dict[int, int] = {}
+
+    def before(node: Node) -> int:
+        if id(node) not in known:
+            own = node.passes if isinstance(node, Combination) else 0
+            known[id(node)] = own + max(map(before, node.parts), default=0)
+        return known[id(node)]
+
+    return 1 + max(map(before, nodes), default=0)
 
 
 def _same_place(one: Parameter, other: Parameter) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ...adapters.strengths.ingredient import Ingredient
-from ...adapters.strengths.rules import strengths
+from ...adapters.strengths.rules import parse_rules, strengths
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...source import TensorSource
@@ -16,6 +16,9 @@ from ..methods.elements.work import Value
 from ..weights.shares import Share
 from .matched import Model
 from .recipes.recipe import Step, Term
+from .spelled import elemental_weights
+
+_VAE = "vae."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,14 @@ def settled_term(step: Step, term: Term, names: Sequence[str]) -> SettledTerm:
         ArgumentError: Its weights mean nothing for these parameters.
     """
     number, blocks = _weight(step, term)
-    weights = strengths(names, strength=number, blocks=blocks, where=term.where)
+    weights = strengths(names, strength=number, blocks=blocks)
+    for rule in parse_rules(names, blocks=blocks):
+        if rule.pattern == "BASE":  # of all that is in no block, as lists elsewhere have it
+            weights |= {name: number * rule.strength for name in names if name.startswith(_VAE)}
+    for rule in parse_rules(names, where=term.where):
+        weights |= dict.fromkeys(rule.names, number * rule.strength)
+    if term.elemental:
+        weights |= elemental_weights(step, term.elemental, names)
     return SettledTerm(term.of, term.minus, weights)
 
 
@@ -73,22 +83,21 @@ def settled_adapter(
         LoraOpsError: See `adapter_shares`.
     """
     number, blocks = _weight(step, term)
+    if term.elemental:
+        raise ArgumentError(
+            f"step `{step.name}`: `elemental` is for models; write `where` for `{term.of}`"
+        )
     one = Ingredient(adapter, number, blocks, term.where)
     shares: dict[Parameter, tuple[Share, ...]] = {}
     for share in adapter_shares(one, 1, base.parameters, base.source, allow_partial):
         if share.seat is not None and share.strength:
-            for seat in share.seat.pieces or (share.seat,):
-                at = seat.parameter if seat.piece is None else seat.piece.parameter
-                shares[at] = (*shares.get(at, ()), replace(share, seat=seat))
+            at = share.seat.parameter
+            shares[at] = (*shares.get(at, ()), share)
     return SettledTerm(term.of, "", dict.fromkeys(names, 1.0), shares)
 
 
 def _weight(step: Step, term: Term) -> tuple[float, str | None]:
     """The number of a term and its blocks, of which a gradient is a form."""
-    if term.elemental:
-        raise ArgumentError(
-            f"step `{step.name}`: `elemental` is not understood; write `where` in its place"
-        )
     weight, blocks = term.weight, term.blocks or None
     if not isinstance(weight, tuple):
         return float(weight), blocks
@@ -124,10 +133,4 @@ def settled_method(step: Step, adapters: Collection[str]) -> Chosen:
         given["legacy"] = step.legacy
     if name == "average" and any(term.of in adapters for term in step.terms):
         raise ArgumentError(f"step `{step.name}`: an adapter has no share in an average; use `sum`")
-    chosen = choose_method(name, len(step.terms), bool(step.base), given)
-    if chosen.survey is not None:
-        raise ArgumentError(
-            f"step `{step.name}`: method `{step.method}` looks at the whole model first, which is "
-            'not done here; use `legacy = "mecha"`, which does not'
-        )
-    return chosen
+    return choose_method(name, len(step.terms), bool(step.base), given)

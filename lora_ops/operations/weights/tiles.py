@@ -15,6 +15,7 @@ from ...linalg.storage import spelled
 from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
+from .rounding import ByChance
 from .step import Measured, Step
 from .terms import Replacement, Rows, Stored, tile_height, tiles_of, wide
 
@@ -32,6 +33,7 @@ class Planned:
         own: Its key there.
         dtype: It is written in.
         steps: What is added to the parameters in it.
+        seed: By which these are rounded up or down by chance; None: to the nearest.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Planned:
     own: str
     dtype: torch.dtype
     steps: Sequence[Step] = ()
+    seed: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,7 +111,9 @@ def _ranges(steps: Sequence[Step], rows: int) -> Iterator[tuple[int | None, tupl
 class _Tiles:
     """Some rows of the tensor that the result begins as, tile by tile, and where they go."""
 
-    def __init__(self, planned: Planned, rows: tuple[int, int], put: Put) -> None:
+    def __init__(
+        self, planned: Planned, rows: tuple[int, int], put: Put, step: Step | None = None
+    ) -> None:
         stored = planned.source.dtype(planned.own)
         self.dtype = wide(stored, planned.dtype)
         self.weight = Stored(planned.source, planned.own, self.dtype, rows)
@@ -116,6 +121,9 @@ class _Tiles:
         self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
+        self._chance: ByChance | None = None
+        if step is not None and planned.seed is not None:
+            self._chance = ByChance.of(planned.seed, planned.dtype, *step.place)
 
     def __iter__(self) -> Iterator[slice]:
         return tiles_of(self.weight.shape)
@@ -124,8 +132,10 @@ class _Tiles:
         """Memory for a tile in the dtype of the computation."""
         return SCRATCH.take((self.height, self.columns), self.dtype)
 
-    def round(self, tile: Tensor) -> Tensor:
-        """The numbers in the dtype of the result."""
+    def round(self, tile: Tensor, part: slice) -> Tensor:
+        """The numbers of some rows in the dtype of the result."""
+        if self._chance is not None:
+            return self._chance.round(tile, part.start)
         return self._rounded[: len(tile)].copy_(tile)
 
     def put(self, part: slice, tile: Tensor) -> None:
@@ -136,7 +146,7 @@ class _Tiles:
         """Hand on what is stored. NaN and infinity may stay, not arise."""
         tile = self.weight.stored(part)
         if tile.dtype != self._planned.dtype:
-            before, tile = tile, self.round(tile)
+            before, tile = tile, self.round(tile, part)
             before = before.to(self.dtype)
             lost = before.isfinite() & ~tile.to(self.dtype).isfinite()
             if bool(lost.any()):
@@ -154,7 +164,7 @@ def _convert(planned: Planned, rows: tuple[int, int], put: Put) -> None:
 
 def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> LayerReport | Skip:
     """Write the rows of a parameter, with what a step adds to them."""
-    tiles = _Tiles(planned, rows, put)
+    tiles = _Tiles(planned, rows, put, step)
     change = step.change(tiles.weight, tiles.dtype)
     memory = [tiles.memory() for _ in range(3)]
     measured: list[tuple[float, float, float, float]] = []
@@ -178,7 +188,7 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
             measured.append((0.0, 0.0, 0.0, _norm(w)))
             continue
         is_changed = True
-        rounded = tiles.round(torch.add(w, d, out=x) if result is None else result)
+        rounded = tiles.round(torch.add(w, d, out=x) if result is None else result, part)
         moved = _norm(x.copy_(rounded).sub_(w))
         lost = _norm(x.sub_(d))
         if not math.isfinite(lost):
@@ -197,7 +207,7 @@ def _plain(
         result = change.rows(part, x)
     else:
         result = torch.add(tiles.weight.rows(part, w), change.rows(part, d), out=x)
-    rounded = tiles.round(result)
+    rounded = tiles.round(result, part)
     low, high = (float(one) for one in torch.aminmax(result))
     # One that is a little larger than the largest may be rounded to it.
     if not max(-low, high) <= torch.finfo(rounded.dtype).max and not bool(
