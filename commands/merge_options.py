@@ -117,7 +117,7 @@ def as_lora(
     """
     plan = plan_merge(recipe.with_output(dtype="fp32"), request.sources, **options)
     merged = MergedSource(plan)
-    stored = plan.base.dtype(next(key for key, one in plan.tensors.items() if one.steps))
+    stored = plan.base.dtype(next(key for key, one in plan.tensors.items() if len(one.shape) > 1))
     name = recipe.output.dtype.get("all")
     found = plan_file(
         plan.base,

@@ -158,7 +158,12 @@ class MergedFile(CheckpointFile):
         plan = self._plan
         *first, last = plan.recipe.steps
         shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
-        recipe = replace(plan.recipe, steps=(*first, replace(last, measured=shown)))
+        files = {
+            name: replace(file, bytes=_bytes(plan.sources[name])) if name in self._names else file
+            for name, file in plan.recipe.files.items()
+        }
+        steps = (*first, replace(last, measured=shown))
+        recipe = replace(plan.recipe, steps=steps, files=files)
         parents = {
             name: Parent(one, plan.sources[name].metadata)
             for name, one in zip(self._names, inputs, strict=True)
@@ -166,6 +171,12 @@ class MergedFile(CheckpointFile):
         base = next(name for name in self._names if plan.sources[name] is plan.base)
         predicts_v = True if "v_pred" in plan.tensors else None
         return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+
+
+def _bytes(source: TensorSource) -> int | None:
+    """Size of a file, by which it is found under another name; None for several files, or none."""
+    paths = paths_of(source)
+    return paths[0].stat().st_size if len(paths) == 1 else None
 
 
 def base_file(plan: MergePlan) -> FileSource:

@@ -15,15 +15,10 @@ from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import counted
 from ...run.inputs import unhashed
-from ..methods.elements.work import Task
-from ..methods.kinds import Element, Span
 from ..preview import PlannedLayer, Preview
 from ..weights.output import SHARD_SIZE, is_folder, is_index, shards_of
-from .combine import Difference, Node, Sum
-from .combined import Combination
 from .file import MergedFile, base_file
 from .plan import MergePlan
-from .step import Merged
 
 
 def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE) -> Preview:
@@ -38,7 +33,6 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         ArgumentError: The base is no file.
     """
     model = detect(parameters(plan.base))
-    passes = max((_passes(node) for node in _nodes(plan)), default=1)
     names = [name for name in plan.recipe.files if name in plan.sources]
     taken = sum(not one.steps and one.source is not plan.base for one in plan.tensors.values())
     dtype = plan.recipe.output.dtype
@@ -51,7 +45,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         "left_out": len(plan.dropped),
         "only_base": len(plan.only_base),
         "only_others": sum(map(len, plan.only_others.values())),
-        "passes": passes,
+        "passes": plan.passes,
     }
     methods = dict.fromkeys(step.method for step in plan.recipe.steps)
     return Preview(
@@ -60,7 +54,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         layers=tuple(_layers(plan)),
         told=f"{', '.join(methods)}, {told}; of {counted(counts['tensors'], 'tensor')} "
         f"{counts['merged']} merged, {taken} taken, {counts['copied']} copied; "
-        f"read {'once' if passes == 1 else f'up to {passes} times'}",
+        f"read {'once' if plan.passes == 1 else f'up to {plan.passes} times'}",
         settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},
         architecture=model.title if model else None,
         inputs=tuple(f"{name} = {Path(plan.sources[name].name).name}" for name in names),
@@ -79,28 +73,6 @@ def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
                 parameter.shape,
                 f"merged, to {spelled(planned.dtype)}",
             )
-
-
-def _nodes(plan: MergePlan) -> Iterator[Node]:
-    for planned in plan.tensors.values():
-        yield from (step.node for step in planned.steps if isinstance(step, Merged))
-
-
-def _passes(node: Node) -> int:
-    """How often a weight is read for it: methods look at it before they change it."""
-    if isinstance(node, Sum):
-        return max(map(_passes, node.terms))
-    if isinstance(node, Difference):
-        return max(_passes(node.of), _passes(node.minus))
-    if not isinstance(node, Combination):
-        return 1
-    how, own = node.chosen.method.how, 1
-    if isinstance(how, Span):
-        own = 2
-    elif isinstance(how, Element):
-        task = Task((1, 1), node.weights, node.chosen.parameters, node.name)
-        own += how.begin(task).passes
-    return own * max(map(_passes, (node.base, *node.terms)))
 
 
 def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
