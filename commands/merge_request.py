@@ -22,7 +22,7 @@ from ..lora_ops.models.pairing import nearest
 from ..lora_ops.operations.merge.recipes.expression import recipe_of_terms
 from ..lora_ops.operations.merge.recipes.recipe import Step, Term
 from ..lora_ops.text import plain
-from .terms import is_there, parse_method_words, parse_term
+from .terms import existing, parse_method_words, parse_term
 
 _RECIPES = (".toml", ".json", ".yaml", ".yml", ".mecha", ".csv", ".txt")
 _MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".index.json")
@@ -199,7 +199,7 @@ def _sorted(words: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     rest: list[str] = []
     for word in words:
         found = _GIVEN.fullmatch(word)
-        if found is None or is_there(Path(word)):
+        if found is None or existing(word) is not None:
             rest.append(word)
         elif found["name"] in given:
             raise ArgumentError(f"`{plain(found['name'])}` is given twice")
@@ -220,8 +220,7 @@ def _document(rest: Sequence[str], *, is_lone: bool) -> Path | None:
 
 def _is_term(text: str) -> bool:
     """Whether it is, or is meant as, a file with its weight, not a line."""
-    path = parse_term(text).path
-    return is_there(path) or path.name.lower().endswith(_MODELS)
+    return existing(text) is not None or parse_term(text).path.name.lower().endswith(_MODELS)
 
 
 def _shaped(step: Step, asked: Asked) -> Step:

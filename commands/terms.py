@@ -35,22 +35,25 @@ def parse_term(text: str) -> Term:
     Raises:
         ArgumentError: The strength is not a finite number.
     """
-    parts = text.split(":")
-    for last in range(len(parts), 0, -1):
-        path = Path(":".join(parts[:last]))
-        if len(parts) - last <= 2 and is_there(path):
-            return _term(text, path, parts[last:])
+    found = existing(text)
+    if found is not None:
+        return _term(text, *found)
     drive = _DRIVE.match(text) is not None
     name, *rest = text[2 * drive :].split(":", 2)
     return _term(text, Path(text[: 2 * drive] + name), rest)
 
 
-def is_there(path: Path) -> bool:
-    """Whether a path is that of something; False for what is too long to be one."""
-    try:
-        return path.exists()
-    except OSError:  # too long for a name: it is a list of blocks
-        return False
+def existing(text: str) -> tuple[Path, list[str]] | None:
+    """The file that a term begins with and what follows its name; None where there is no such file."""
+    parts = text.split(":")
+    for last in range(len(parts), 0, -1):
+        path = Path(":".join(parts[:last]))
+        try:
+            if len(parts) - last <= 2 and path.exists():
+                return path, parts[last:]
+        except OSError:  # too long for a name: it is a list of blocks
+            continue
+    return None
 
 
 def _term(text: str, path: Path, rest: list[str]) -> Term:

@@ -151,15 +151,18 @@ class MergedFile(CheckpointFile):
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
-        # Inputs are told apart by their hashes: each has its own entry.
-        known = [replace(one, sha256=f"{number:064x}") for number, one in enumerate(inputs)]
-        return self._record(known, {"error": report.error, "changed": float(len(report.layers))})
+        return self._record(inputs, {"error": report.error, "changed": float(len(report.layers))})
 
     def _record(self, inputs: Sequence[Input], measured: Mapping[str, float]) -> dict[str, str]:
         plan = self._plan
         *first, last = plan.recipe.steps
         shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
-        recipe = replace(plan.recipe, steps=(*first, replace(last, measured=shown)))
+        files = {
+            name: replace(file, bytes=_bytes(plan.sources[name])) if name in self._names else file
+            for name, file in plan.recipe.files.items()
+        }
+        steps = (*first, replace(last, measured=shown))
+        recipe = replace(plan.recipe, steps=steps, files=files)
         parents = {
             name: Parent(one, plan.sources[name].metadata)
             for name, one in zip(self._names, inputs, strict=True)
@@ -167,6 +170,12 @@ class MergedFile(CheckpointFile):
         base = next(name for name in self._names if plan.sources[name] is plan.base)
         predicts_v = True if "v_pred" in plan.tensors else None
         return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+
+
+def _bytes(source: TensorSource) -> int | None:
+    """Size of a file, by which it is found under another name; None for several files, or none."""
+    paths = paths_of(source)
+    return paths[0].stat().st_size if len(paths) == 1 else None
 
 
 def base_file(plan: MergePlan) -> FileSource:
