@@ -70,7 +70,9 @@ class Resolver:
             for name, step in self._steps.items()
         }
         self._chosen = {
-            name: settled_method(step, self._adapters) for name, step in self._steps.items()
+            name: settled_method(step, self._adapters)
+            for name, step in self._steps.items()
+            if step.terms  # without, it is its base
         }
         self._surveys = {
             name: Survey(chosen)
@@ -136,6 +138,8 @@ class Resolver:
         step = self._steps[name]
         start = step.base or self._first(step)
         whole, changes = self._value(start, one) if start else (None, ())
+        if not step.terms:
+            return whole, changes
         base = self._whole(start, one)
         terms: list[Node] = []
         weights: list[float] = []
@@ -146,13 +150,11 @@ class Resolver:
             has_places = self._chosen[name].method.terms == (2, 2)
             if node is None and has_places and term.of not in self._adapters:
                 return whole, changes  # of B and C, one is not there
-            if node is None and not step.base and not step.terms:
-                continue
             weights.append(term.weights.get(one.target, 0.0))
             terms.append(node if node is not None else base)
         moves = self._chosen[name].method.moves  # also where no weight says so
         pairs = zip(terms, weights, strict=True)
-        if not terms or all(term == base or not (weight or moves) for term, weight in pairs):
+        if all(term == base or not (weight or moves) for term, weight in pairs):
             return whole, changes
         found = Combination(
             base,
