@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, open_source
-from lorakit.lora_ops.errors import NonFiniteError
+from lorakit.lora_ops.errors import ArgumentError, NonFiniteError
 from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
@@ -70,6 +72,23 @@ def test_a_file_holds_what_memory_holds(folder):
     assert (folder / "again.safetensors").read_bytes() == (folder / "out.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Output(kind="lora", rank=4), r"asks for a LoRA.*`extract\(\)`"),
+        (Output(format="diffusers"), "asks for a folder of diffusers, and .* is none"),
+    ],
+)
+def test_what_is_no_checkpoint_like_its_base_is_refused(folder, asked, said):
+    recipe = replace(parse_line("A:0.5 B:0.5"), output=asked)
+    with contextlib.ExitStack() as stack:
+        opened = {
+            key: stack.enter_context(open_source(folder / f"{key}.safetensors")) for key in "AB"
+        }
+        with pytest.raises(ArgumentError, match=said):
+            plan_merge_file(recipe, opened, output=folder / "out.safetensors")
+
+
 def test_shards_are_written_without_what_is_dropped(folder):
     models = {**MODELS["A"], "model_ema.decay": torch.tensor(0.9)}
     save_file(models, folder / "A.safetensors")
@@ -103,6 +122,7 @@ from pathlib import Path
 from lorakit.lora_ops import open_source
 from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output
 folder = Path(sys.argv[1])
 opened = {key: open_source(folder / f"{key}.safetensors") for key in "AB"}
 plan = plan_merge_file(parse_line("A:0.5 B:0.5"), opened, output=folder / "out.safetensors")
