@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
 from ...adapters.strengths.rules import parse_rules
@@ -261,6 +262,7 @@ class Resolver:
                 names[name] = None
         for name in names:
             if self._source(name) and name not in self._adapters:
+                check_checkpoint(self._source(name))
                 self._model(name)
         return list(names)
 
