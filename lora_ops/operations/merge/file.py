@@ -61,10 +61,12 @@ def plan_merge_file(
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; or the base is no file.
+        ArgumentError: The output cannot or must not be written; the base is no file; or the recipe
+            asks for a LoRA, or for a folder of diffusers where the base is none.
         LoraOpsError: See `plan_merge`.
     """
     plan = plan_merge(recipe, sources, **options)
+    _check_kind(plan)
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -177,6 +179,21 @@ def _bytes(source: TensorSource) -> int | None:
     """Size of a file, by which it is found under another name; None for several files, or none."""
     paths = paths_of(source)
     return paths[0].stat().st_size if len(paths) == 1 else None
+
+
+def _check_kind(plan: MergePlan) -> None:
+    """Refuse what is no checkpoint as its base is one."""
+    asked = plan.recipe.output
+    if asked.kind == "lora":
+        raise ArgumentError(
+            "the recipe asks for a LoRA, and this writes checkpoints; give the merge to `extract()` as the "
+            "tuned one: `MergedSource(plan)`"
+        )
+    if asked.format == "diffusers" and not is_folder(plan.base):
+        raise ArgumentError(
+            f"the recipe asks for a folder of diffusers, and {plan.base.name} is none; give one as base, "
+            "or leave `format` out"
+        )
 
 
 def base_file(plan: MergePlan) -> FileSource:

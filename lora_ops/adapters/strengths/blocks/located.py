@@ -76,7 +76,11 @@ def locate(names: Iterable[str]) -> Blocks | None:
         None where the names show no numbered block, or several stacks of them that no layout knows.
     """
     flats = {name: flat(name) for name in names}
-    likeliest = recognise_layers(dict.fromkeys(map(flat_name, flats))).possible[:1]
+    # What tells models apart are their modules: not biases beside them, nor a VAE, as checkpoints have.
+    layers = [
+        flat_name(name).removesuffix("_bias") for name in flats if not name.startswith("vae.")
+    ]
+    likeliest = recognise_layers(dict.fromkeys(layers)).possible[:1]
     known = {one.name for one in likeliest}
     for layout in (*LAYOUTS, *_lone_stack(flats.values())):
         of = {name: block for name, plain in flats.items() if (block := _block(plain, layout))}
