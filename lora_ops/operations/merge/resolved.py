@@ -120,6 +120,8 @@ class Resolver:
         weights: list[float] = []
         for term in self._terms[name]:
             node = self._node(term, one, base)
+            if step.base and isinstance(node, Difference) and node.minus == base:
+                node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
             if node is None and not step.base and not step.terms:
                 continue
             weights.append(term.weights.get(one.target, 0.0))
