@@ -37,6 +37,7 @@ from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
 from .commands.lint import lint
+from .commands.merge import merge
 from .commands.recipe import recipe
 from .commands.resize import resize
 from .commands.scale import scale
@@ -129,6 +130,7 @@ for command in (
     convert,
     bake,
     unbake,
+    merge,
     recipe,
     demo,
 ):

@@ -67,7 +67,7 @@ def plan_merge_file(
     plan = plan_merge(recipe, sources, **options)
     if output is None:
         return plan
-    base, inputs = _base(plan), paths_of(*sources.values())
+    base, inputs = base_file(plan), paths_of(*sources.values())
     check_place(output, base, inputs, force=force)
     if is_folder(base):
         if added := [key for key in plan.tensors if key not in set(base.keys())]:
@@ -135,11 +135,13 @@ class MergedFile(CheckpointFile):
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
         rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
-        super().__init__(output, _base(plan), rows, shard_size=shard_size, force=force)
+        super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
-        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
+        # Inputs are told apart by their hashes: each has its own entry.
+        known = [replace(one, sha256=f"{number:064x}") for number, one in enumerate(inputs)]
+        return self._record(known, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
@@ -171,7 +173,12 @@ class MergedFile(CheckpointFile):
         return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
 
 
-def _base(plan: MergePlan) -> FileSource:
+def base_file(plan: MergePlan) -> FileSource:
+    """Return the base, which the result is made like.
+
+    Raises:
+        ArgumentError: It is no file.
+    """
     if not isinstance(plan.base, FileSource):
         raise ArgumentError(f"{plan.base.name} is no file; merge in memory")
     return plan.base
