@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from ..methods.elements.work import Task, Work
 from ..methods.kinds import Element, Linear, Span
 from ..methods.linear import Coefficients, weighed
 from ..weights.terms import Between, Rows, Stored, tile_height, tiles_of
-from .combine import Difference, Leaf, Node, Opening, Sum, Weighted
+from .combine import Difference, Sum, Weighted
+from .opening import Node, Opening, filled
 
 # A sum of coefficients that misses 1 by no more is 1.
 _ROUNDING = 1e-12
@@ -70,7 +71,9 @@ class Combination:
         how = self.chosen.method.how
         if isinstance(how, Linear):
             return self._linear(self._solved(how), at)
-        rows = [term.open(at) for term in self._seen]
+        if not at.is_as_model:  # what is asked of a weight does not depend on how a file stores it
+            return at.placed(at.read(self))
+        rows = [at.open(term) for term in self._seen]
         if isinstance(how, Span):
             return self._spanned(how, rows, at)
         task = Task(
@@ -81,14 +84,13 @@ class Combination:
             self.seed,
             self.survey,
         )
-        base = None if self._of_changes or not self.has_base else self.base.open(at)
+        base = None if self._of_changes or not self.has_base else at.open(self.base)
         return Worked.of(how.begin(task), rows, base, at, whole=how.whole)
 
-    def leaves(self) -> Iterator[Leaf]:
+    @property
+    def parts(self) -> tuple[Node, ...]:
         """See `Node`."""
-        yield from self.base.leaves()
-        for term in self.terms:
-            yield from term.leaves()
+        return self.base, *self.terms
 
     @property
     def _of_changes(self) -> bool:
@@ -117,21 +119,21 @@ class Combination:
     def _linear(self, solved: Coefficients, at: Opening) -> Rows:
         there = [(c, t) for c, t in zip(solved.terms, self.terms, strict=True) if c]
         if self._is_exact(solved):
-            rows = [(c, term.open(at)) for c, term in there]
+            rows = [(c, at.open(term)) for c, term in there]
             if abs(solved.base) > _ROUNDING:
                 last = rows[-1][0] if rows else 0.0
-                rows.insert(0, (1 - last, self.base.open(at)))
+                rows.insert(0, (1 - last, at.open(self.base)))
             if len(rows) == 2 and rows[0][0] + rows[1][0] == 1:
                 (_, one), (share, other) = rows
                 if isinstance(one, Stored) and isinstance(other, Stored):
                     return Between(one, other, share)
             return Mean([c for c, _ in rows], [row for _, row in rows], at.weight.shape)
-        rows = [(c, self._change(term).open(at)) for c, term in there]
+        rows = [(c, at.open(self._change(term))) for c, term in there]
         left = solved.base + math.fsum(solved.terms) - 1
         if not any(term.is_whole for term in self.terms) and not self.has_base:
             left = 0.0  # a sum of changes
         if abs(left) > _ROUNDING:
-            rows.append((left, self.base.open(at)))
+            rows.append((left, at.open(self.base)))
         return Weighted([row for _, row in rows], [c for c, _ in rows], at.weight.shape)
 
     def _spanned(self, how: Span, rows: Sequence[Rows], at: Opening) -> Rows:
@@ -141,7 +143,7 @@ class Combination:
         factors = coefficients(how.name, gram, strengths, **numbers).tolist()
         if self._of_changes:
             return Weighted(rows, factors, at.weight.shape)
-        return Weighted([*rows, self.base.open(at)], [*factors, -1.0], at.weight.shape)
+        return Weighted([*rows, at.open(self.base)], [*factors, -1.0], at.weight.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,9 +230,7 @@ class Worked:
             parts = list(tiles_of(self.shape))
         for one in parts:
             place = tile[one.start - part.start : one.stop - part.start]
-            found = term.rows(one, place)
-            if found is not place:
-                place.copy_(found)
+            filled(term, one, place)
 
 
 def _gram(terms: Sequence[Rows], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

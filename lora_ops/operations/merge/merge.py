@@ -199,13 +199,19 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"
         )
-    eaten = [layer for layer in layers if layer.norm > 0 and layer.cosine < SURVIVES]
+    by_chance = plan.recipe.output.rounding == "stochastic"
+
+    def left(layer: MergedLayer) -> float:  # chance keeps the change and adds noise
+        return layer.gain if by_chance else layer.cosine
+
+    eaten = [layer for layer in layers if layer.norm > 0 and left(layer) < SURVIVES]
     if eaten:
-        worst = min(eaten, key=lambda layer: layer.cosine)
+        worst = min(eaten, key=left)
         yield (
             f"rounding ate {counted(len(eaten), 'parameter')} of {len(layers)}: of the change of "
             f"`{worst.target}` a share of {worst.gain:.2f} is left, at a cosine of {worst.cosine:.2f}; "
-            "write a wider dtype, merge all steps in one recipe, or keep the change as a LoRA"
+            "write a wider dtype, merge all steps in one recipe, keep the change as a LoRA, or round by "
+            'chance (`rounding = "stochastic"` in the recipe)'
         )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]
     if kept:

@@ -108,21 +108,19 @@ def plan_merge(
     for name, parameter in base.parameters.items():
         if not resolver.is_merged(parameter):
             continue
-        nodes = [(one, resolver.node(parameter, one)) for one in parameter.pieces or (None,)]
-        if all(node is None for _, node in nodes):
+        node = resolver.node(parameter)
+        if node is None:
             if not resolver.is_elsewhere(name):
                 only_base.append(name)
             continue
         merged.append(name)
-        for piece, node in nodes:
-            if node is None:
-                continue
-            lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
-            if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
-                taken[parameter.key] = lone
-                continue
+        lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+        if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+            taken[parameter.key] = lone
+            continue
+        for piece in parameter.pieces or (None,):
             at = parameter if piece is None else piece.parameter
-            step = Merged(at, base.source, node, parameter, piece)
+            step = Merged(at, base.source, node, (parameter, piece))
             steps.setdefault(at.key, []).append(step)
     if not merged:
         raise MismatchError(
@@ -139,6 +137,7 @@ def plan_merge(
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
     dtypes = _dtypes(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
+    seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
         if key in dropped:
             continue
@@ -146,7 +145,7 @@ def plan_merge(
         dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
-        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())))
+        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
@@ -10,13 +11,16 @@ from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
-from ...models.parameter import Piece
 from ...source import TensorSource
-from .combine import Adapted, Difference, Leaf, Node, Sum
+from .combine import Adapted, Difference, Leaf, Sum
 from .combined import Combination
 from .matched import EMA, Model
+from .opening import Node
 from .recipes.recipe import Recipe, Step, Term
 from .settled import SettledTerm, settled_adapter, settled_method, settled_term
+
+#: A weight in the place of the base's, and changes.
+_Value: TypeAlias = tuple[Node | None, tuple[Node, ...]]
 
 
 class Resolver:
@@ -45,6 +49,8 @@ class Resolver:
         self._dora: Convention = dora
         self._steps = {step.name: step for step in recipe.steps}
         self._models: dict[str, Model] = {}
+        self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
+        self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
         self._allow_partial = allow_partial
         base = self._base_file(recipe.steps[-1].name)
@@ -103,39 +109,47 @@ class Resolver:
             if model.source is not self.base.source
         }
 
-    def node(self, parameter: Parameter, piece: Piece | None = None) -> Node | None:
-        """Return what becomes of a parameter: a weight, or a change; None where it stays.
-
-        Args:
-            parameter: Of the base.
-            piece: One of its pieces, where the base has it in such.
-        """
-        self._at = parameter if piece is None else piece.parameter
+    def node(self, parameter: Parameter) -> Node | None:
+        """Return what becomes of a parameter of the base: a weight, or a change; None where it stays."""
         root = self._parts.get(parameter.target, self._recipe.steps[-1].name)
+        self._values.clear()
+        self._wholes.clear()
         whole, changes = self._value(root, parameter)
         if whole is None and not changes:
             return None
         return Sum((*([whole] if whole is not None else []), *changes))
 
-    def _value(self, name: str, one: Parameter) -> tuple[Node | None, tuple[Node, ...]]:
+    def _value(self, name: str, one: Parameter) -> _Value:
         """What a file or step is, against the base: a weight in its place, and changes of that."""
-        if name in self._sources:
-            other = self._model(name).matching(one, self.base.source)
-            if other is None or self._sources[name] is self.base.source:
-                return None, ()
-            if not self._sources[name].dtype(other.key).is_floating_point:
-                return None, ()
-            return Leaf(self._sources[name], other), ()
+        if name not in self._values:
+            of = self._of_file if name in self._sources else self._of_step
+            self._values[name] = of(name, one)
+        return self._values[name]
+
+    def _of_file(self, name: str, one: Parameter) -> _Value:
+        other = self._model(name).matching(one, self.base.source)
+        if other is None or self._sources[name] is self.base.source:
+            return None, ()
+        if not self._sources[name].dtype(other.key).is_floating_point:
+            return None, ()
+        return Leaf(self._sources[name], other), ()
+
+    def _of_step(self, name: str, one: Parameter) -> _Value:
         step = self._steps[name]
         start = step.base or self._first(step)
         whole, changes = self._value(start, one) if start else (None, ())
-        base = self._whole((whole, changes), one)
+        base = self._whole(start, one)
         terms: list[Node] = []
         weights: list[float] = []
         for term in self._terms[name]:
+            if not start:
+                self._check_alone(name, term, one)
             node = self._node(term, one, base)
             if step.base and isinstance(node, Difference) and node.minus == base:
                 node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
+            has_places = self._chosen[name].method.terms == (2, 2)
+            if node is None and has_places and term.of not in self._adapters:
+                return whole, changes  # of B and C, one is not there
             if node is None and not step.base and not step.terms:
                 continue
             weights.append(term.weights.get(one.target, 0.0))
@@ -155,30 +169,42 @@ class Resolver:
             return (None, ()) if found.lone == Leaf(self.base.source, one) else (found.lone, ())
         return (found, ()) if found.is_whole else (whole, (*changes, found))
 
-    def _whole(self, value: tuple[Node | None, tuple[Node, ...]], one: Parameter) -> Node:
-        whole, changes = value
-        start = whole if whole is not None else Leaf(self.base.source, one)
-        return Sum((start, *changes)) if changes else start
+    def _whole(self, name: str, one: Parameter) -> Node:
+        """What a file or step is, as a weight; that of the base for no name."""
+        if name not in self._wholes:
+            whole, changes = self._value(name, one) if name else (None, ())
+            start = whole if whole is not None else Leaf(self.base.source, one)
+            self._wholes[name] = Sum((start, *changes)) if changes else start
+        return self._wholes[name]
 
     def _node(self, term: SettledTerm, one: Parameter, base: Node) -> Node | None:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
-            shares = term.shares.get(self._at, ())
-            return Adapted(shares, self._dora) if shares else None
+            shares = term.shares.get(one, ())
+            return Adapted(shares, base, self._dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
                 return None
-            sides = [self._whole(self._value(name, one), one) for name in (term.of, term.minus)]
+            sides = [self._whole(name, one) for name in (term.of, term.minus)]
             return None if sides[0] == sides[1] else Difference(*sides)
         if term.of in self._steps and self._is_change(term.of):
             _, changes = self._value(term.of, one)
             return Sum(changes) if changes else None
         if not self._has(term.of, one):
             return None
-        return self._whole(self._value(term.of, one), one)
+        return self._whole(term.of, one)
 
     def _has(self, name: str, one: Parameter) -> bool:
         return name in self._steps or one.name in self._model(name).parameters
+
+    def _check_alone(self, name: str, term: SettledTerm, one: Parameter) -> None:
+        """Refuse layers that are made from a weight in a step that has none."""
+        made = [share.name for share in term.shares.get(one, ()) if share.needs_base]
+        if made:
+            raise ArgumentError(
+                f"step `{name}`: layer `{made[0]}` of `{term.of}` is made from the weight that it "
+                "changes, and the step has none; give it a `base`"
+            )
 
     def _is_change(self, name: str) -> bool:
         """Whether a file or step is a change, not a model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ...adapters.strengths.ingredient import Ingredient
 from ...adapters.strengths.rules import strengths
@@ -77,9 +77,8 @@ def settled_adapter(
     shares: dict[Parameter, tuple[Share, ...]] = {}
     for share in adapter_shares(one, 1, base.parameters, base.source, allow_partial):
         if share.seat is not None and share.strength:
-            for seat in share.seat.pieces or (share.seat,):
-                at = seat.parameter if seat.piece is None else seat.piece.parameter
-                shares[at] = (*shares.get(at, ()), replace(share, seat=seat))
+            at = share.seat.parameter
+            shares[at] = (*shares.get(at, ()), share)
     return SettledTerm(term.of, "", dict.fromkeys(names, 1.0), shares)
 
 

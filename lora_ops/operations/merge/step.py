@@ -17,7 +17,8 @@ from ...source import TensorSource
 from ..weights.change import BakedLayer
 from ..weights.step import Measured, not_numbers
 from ..weights.terms import Replacement, Rows, Stored, matrix_shape
-from .combine import Leaf, Node, Opening
+from .combine import Leaf, leaves
+from .opening import Node, Opening
 
 UNCHANGED = "no number differs"
 
@@ -43,15 +44,13 @@ class Merged:
         parameter: Which, and where it lies in the base.
         base: The checkpoint.
         node: What is added; or the weight that takes its place.
-        whole: The model's parameter, where the base has it in pieces.
-        piece: Which of them this is.
+        place: See `Step`.
     """
 
     parameter: Parameter
     base: TensorSource
     node: Node
-    whole: Parameter | None = None
-    piece: Piece | None = None
+    place: tuple[Parameter, Piece | None]
 
     @property
     def every(self) -> int:
@@ -60,8 +59,8 @@ class Merged:
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""
-        whole = self.parameter if self.whole is None else self.whole
-        rows = self.node.open(Opening(whole, weight, dtype, self.piece))
+        whole, piece = self.place
+        rows = Opening(whole, weight, dtype, self.base, piece).open(self.node)
         return Replacement(rows) if self.node.is_whole else rows
 
     def report(self, change: Rows, measured: Measured) -> MergedLayer | Skip:
@@ -86,7 +85,7 @@ class Merged:
     def not_finite(self, weight: Tensor, change: Tensor) -> NonFiniteError | None:
         """See `Step`."""
         way_out = "use another file, or keep the base's weights there (`allow_nonfinite`)"
-        for leaf in (Leaf(self.base, self.parameter), *self.node.leaves()):
+        for leaf in (Leaf(self.base, self.parameter), *leaves(self.node)):
             numbers = read_parameter(leaf.source, leaf.parameter)
             what = f"`{leaf.parameter.key}` of {leaf.source.name}"
             if found := not_numbers(numbers, what, way_out, self.parameter.target):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from ...models.architectures import Parameter
+from ...models.architectures import Parameter, Piece
 from ...report import LayerReport, Skip
 from .terms import Rows, Stored
 
@@ -57,6 +57,11 @@ class Step(Protocol):
     @property
     def parameter(self) -> Parameter:
         """Where it lies in the checkpoint that the output begins as."""
+        ...
+
+    @property
+    def place(self) -> tuple[Parameter, Piece | None]:
+        """The model's parameter, and which piece of it this is, where it lies in pieces."""
         ...
 
     @property

@@ -15,6 +15,7 @@ from ...linalg.storage import spelled
 from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
+from .rounding import ByChance
 from .step import Measured, Step
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
@@ -35,6 +36,7 @@ class Planned:
         own: Its key there.
         dtype: It is written in.
         steps: What is added to the parameters in it.
+        seed: By which these are rounded up or down by chance; None: to the nearest.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Planned:
     own: str
     dtype: torch.dtype
     steps: Sequence[Step] = ()
+    seed: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,7 +114,9 @@ def _ranges(steps: Sequence[Step], rows: int) -> Iterator[tuple[int | None, tupl
 class _Tiles:
     """Some rows of the tensor that the result begins as, tile by tile, and where they go."""
 
-    def __init__(self, planned: Planned, rows: tuple[int, int], put: Put) -> None:
+    def __init__(
+        self, planned: Planned, rows: tuple[int, int], put: Put, step: Step | None = None
+    ) -> None:
         stored = planned.source.dtype(planned.own)
         self.dtype = wide(stored, planned.dtype)
         self.weight = Stored(planned.source, planned.own, self.dtype, rows)
@@ -119,6 +124,9 @@ class _Tiles:
         self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
+        self._chance: ByChance | None = None
+        if step is not None and planned.seed is not None:
+            self._chance = ByChance.of(planned.seed, planned.dtype, *step.place)
 
     def __iter__(self) -> Iterator[slice]:
         return tiles_of(self.weight.shape)
@@ -127,12 +135,14 @@ class _Tiles:
         """Memory for a tile in the dtype of the computation."""
         return SCRATCH.take((self.height, self.columns), self.dtype)
 
-    def rounded(self, part: slice) -> Tensor:
-        """Memory for a tile of the result."""
-        return self._rounded[: part.stop - part.start]
+    def rounded(self, part: slice) -> Tensor | None:
+        """Memory for a tile of the result; None where only `round` may make it."""
+        return None if self._chance is not None else self._rounded[: part.stop - part.start]
 
-    def round(self, tile: Tensor) -> Tensor:
-        """The numbers in the dtype of the result."""
+    def round(self, tile: Tensor, part: slice) -> Tensor:
+        """The numbers of some rows in the dtype of the result."""
+        if self._chance is not None:
+            return self._chance.round(tile, part.start)
         return self._rounded[: len(tile)].copy_(tile)
 
     def put(self, part: slice, tile: Tensor) -> None:
@@ -143,7 +153,7 @@ class _Tiles:
         """Hand on what is stored. NaN and infinity may stay, not arise."""
         tile = self.weight.stored(part)
         if tile.dtype != self._planned.dtype:
-            before, tile = tile, self.round(tile)
+            before, tile = tile, self.round(tile, part)
             before = before.to(self.dtype)
             lost = before.isfinite() & ~tile.to(self.dtype).isfinite()
             if bool(lost.any()):
@@ -161,14 +171,16 @@ def _convert(planned: Planned, rows: tuple[int, int], put: Put) -> None:
 
 def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> LayerReport | Skip:
     """Write the rows of a parameter, with what a step adds to them."""
-    tiles = _Tiles(planned, rows, put)
+    tiles = _Tiles(planned, rows, put, step)
     changed = _Changed(tiles, step)
     measured: list[tuple[float, float, float, float]] = []
     for part in tiles:
         rounded, fits = changed.compute(part)
-        most = max(1, min(step.every, rounded.numel() // _SAMPLE))
-        found = changed.measure(part, rounded, most)
-        if not found[0] and most > 1:
+        every = max(1, min(step.every, rounded.numel() // _SAMPLE))
+        if planned.seed is not None:
+            every = 1  # chance makes noise, of which a sample would have more
+        found = changed.measure(part, rounded, every)
+        if not found[0] and every > 1:
             found = changed.measure(part, rounded, 1)
         measured.append(found)
         if not found[0]:
@@ -195,13 +207,13 @@ class _Changed:
         self._exact = None
         if isinstance(self.change, Replacement):
             direct = tiles.rounded(part)
-            if self.change.rounded(part, direct):
+            if direct is not None and self.change.rounded(part, direct):
                 return direct, _fits(direct, direct.dtype)
             exact = self._exact = self.change.rows(part, x)
         else:
             self._exact = self.change.rows(part, d)
             exact = torch.add(tiles.weight.rows(part, w), self._exact, out=x)
-        rounded = tiles.round(exact)
+        rounded = tiles.round(exact, part)
         # One that is a little larger than the largest may be rounded to it.
         return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
 
