@@ -112,7 +112,7 @@ def merge_file(
     sink = MergedFile(plan, output, shard_size, version, force)
     results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
     report = write(sink, results, started=started)
-    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
+    return replace(sink.made, notes=report.notes, seconds=report.seconds, size=report.size)
 
 
 class MergedFile(CheckpointFile):
@@ -124,7 +124,12 @@ class MergedFile(CheckpointFile):
         shard_size: See `merge_file`.
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
+
+    Attributes:
+        made: The report, once all is written.
     """
+
+    made: MergeReport
 
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
@@ -150,7 +155,8 @@ class MergedFile(CheckpointFile):
 
     def report(self) -> MergeReport:
         """The report."""
-        return summarise_merge(self._plan, self.reports)
+        self.made = summarise_merge(self._plan, self.reports)
+        return self.made
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""

@@ -162,6 +162,8 @@ class Resolver:
             if not start:
                 self._check_alone(name, term, one)
             node = self._node(term, one, base)
+            if step.base and isinstance(node, Difference) and node.minus == base:
+                node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
             has_places = self._chosen[name].method.terms == (2, 2)
             if node is None and has_places and term.of not in self._adapters:
                 return whole, changes  # of B and C, one is not there
