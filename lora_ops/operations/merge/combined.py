@@ -191,18 +191,16 @@ class Worked:
         whole = whole or len(at.parameter.shape) < 2
         parts = [slice(0, shape[0])] if whole else list(tiles_of(shape))
         found = Worked(work, terms, base, shape)
-        while work.passes:
-            total: Tensor | None = None
-            for part in parts:
-                with SCRATCH.frame():
-                    seen = work.observe(*found._tiles(part), part.start)
-                    total = seen.clone() if total is None else total + seen
-            work = work.settle(total if total is not None else torch.zeros(0))
-            found = Worked(work, terms, base, shape)
-        if not whole:
-            return found
         with SCRATCH.frame():
-            done = work.combine(*found._tiles(parts[0]), 0).clone()
+            kept = found._tiles(parts[0]) if len(parts) == 1 and (work.passes or whole) else None
+            while work.passes:
+                total: Tensor | None = None
+                for part in parts:
+                    with SCRATCH.frame():
+                        seen = work.observe(*(kept or found._tiles(part)), part.start)
+                        total = seen.clone() if total is None else total.add_(seen)
+                work = work.settle(total if total is not None else torch.zeros(0))
+            done = work.combine(*kept, 0).clone() if whole and kept else None
         return Worked(work, terms, base, shape, done)
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
