@@ -38,14 +38,15 @@ def parse_term(text: str) -> Term:
     parts = text.split(":")
     for last in range(len(parts), 0, -1):
         path = Path(":".join(parts[:last]))
-        if len(parts) - last <= 2 and _exists(path):
+        if len(parts) - last <= 2 and is_there(path):
             return _term(text, path, parts[last:])
     drive = _DRIVE.match(text) is not None
     name, *rest = text[2 * drive :].split(":", 2)
     return _term(text, Path(text[: 2 * drive] + name), rest)
 
 
-def _exists(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether a path is that of something; False for what is too long to be one."""
     try:
         return path.exists()
     except OSError:  # too long for a name: it is a list of blocks
@@ -73,14 +74,33 @@ def parse_method(text: str) -> tuple[str, dict[str, float]]:
     Raises:
         ArgumentError: A value is no number.
     """
+    name, found = parse_method_words(text)
+    for key, value in found.items():
+        if isinstance(value, str):
+            raise _no_parameter(f"{key}={value}", text)
+    return name, {key: float(value) for key, value in found.items()}
+
+
+def parse_method_words(text: str) -> tuple[str, dict[str, float | str]]:
+    """Read `NAME` or `NAME,PARAMETER=VALUE,...`, where a value may be a word.
+
+    Raises:
+        ArgumentError: A parameter has no value.
+    """
     name, *rest = (part.strip() for part in text.split(","))
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float | str] = {}
     for part in rest:
-        key, _, value = part.partition("=")
+        key, _, value = (word.strip() for word in part.partition("="))
+        if not key or not value:
+            raise _no_parameter(part, text)
         try:
-            parameters[key.strip()] = float(value)
+            parameters[key] = float(value)
         except ValueError:
-            raise ArgumentError(
-                f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
-            ) from None
+            parameters[key] = value
     return name, parameters
+
+
+def _no_parameter(part: str, text: str) -> ArgumentError:
+    return ArgumentError(
+        f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
+    )

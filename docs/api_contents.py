@@ -72,7 +72,17 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "By a recipe: a line, a document, or what a merged file says of itself; [merging.md](merging.md), [recipes.md](recipes.md).",
         (
             *("merge", "plan_merge_file", "merge_file", "plan_merge", "MergeOptions", "MergePlan"),
-            *("MergeReport", "MergedSource", "Recipe", "parse_line", "read_recipe"),
+            *(
+                "preview_merge",
+                "MergeReport",
+                "MergedSource",
+                "verify_merge",
+                "MergeCheck",
+                "Recipe",
+                "RecipeFile",
+                "parse_line",
+                "read_recipe",
+            ),
             *("parse_document", "as_toml", "open_recipe", "Ancestor", "find_files", "Found"),
         ),
     ),
@@ -133,15 +143,17 @@ INNER = {
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
     "MemoryFile": {"copy_into"},
+    "MergePlan": {"tensors"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},
+    "Recipe": {"steps", "output"},
     "RankRule": {"first_guess", "choose", "choose_within"},
 }
 #: Types that people make themselves; the others are handed to them.
 MADE = {
     *("Adapter", "DictSource", "FullLayer", "LoraLayer", "MemoryFile", "Ingredient", "Term"),
-    *("Budget", "Placement", "RankRule"),
+    *("Budget", "Placement", "RankRule", "MergedSource", "RecipeFile"),
 }
 #: What a name that is no class and no function stands for.
 ALIASES = {

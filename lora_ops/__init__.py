@@ -32,6 +32,7 @@ from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
 from .inspect.spectra import Spectrum, spectra
 from .inspect.verify import verify
+from .inspect.verify_merge import MergeCheck, verify_merge
 from .linalg.ranks.budgets import Budget, parse_rule
 from .linalg.ranks.rules import RankRule, parse_rank
 from .models.architectures import Architecture, architecture_named
@@ -54,12 +55,13 @@ from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.file import merge_file, plan_merge_file
 from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
 from .operations.merge.plan import MergePlan, plan_merge
+from .operations.merge.preview import preview_merge
 from .operations.merge.recipes.ancestry import Ancestor
 from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
 from .operations.merge.recipes.expression import parse_line
 from .operations.merge.recipes.find import Found, find_files
 from .operations.merge.recipes.opening import open_recipe
-from .operations.merge.recipes.recipe import Recipe
+from .operations.merge.recipes.recipe import Recipe, RecipeFile
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -114,6 +116,7 @@ __all__ = [
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MergeCheck",
     "MergeOptions",
     "MergePlan",
     "MergeReport",
@@ -134,6 +137,7 @@ __all__ = [
     "RankRule",
     "Read",
     "Recipe",
+    "RecipeFile",
     "Report",
     "ResizeOptions",
     "Skip",
@@ -189,6 +193,7 @@ __all__ = [
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_merge",
     "read_recipe",
     "resize",
     "resize_file",
@@ -200,4 +205,5 @@ __all__ = [
     "store_frozen",
     "unmerge",
     "verify",
+    "verify_merge",
 ]

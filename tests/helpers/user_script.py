@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorakit.lora_ops import (
     Adapter,
     AddOptions,
+    Ancestor,
     Architecture,
     ArgumentError,
     BakedLayer,
@@ -29,6 +30,7 @@ from lorakit.lora_ops import (
     FileSource,
     Finding,
     FormatError,
+    Found,
     FullLayer,
     Info,
     Ingredient,
@@ -40,6 +42,11 @@ from lorakit.lora_ops import (
     LoraLayer,
     LoraOpsError,
     MemoryFile,
+    MergeCheck,
+    MergedSource,
+    MergeOptions,
+    MergePlan,
+    MergeReport,
     MismatchError,
     NonFiniteError,
     Output,
@@ -55,6 +62,8 @@ from lorakit.lora_ops import (
     QuantisedError,
     RankRule,
     Read,
+    Recipe,
+    RecipeFile,
     Report,
     ResizeOptions,
     Skip,
@@ -71,6 +80,7 @@ from lorakit.lora_ops import (
     add,
     add_files,
     architecture_named,
+    as_toml,
     bake,
     bake_file,
     collect,
@@ -84,10 +94,16 @@ from lorakit.lora_ops import (
     enable,
     extract,
     extract_file,
+    find_files,
     inject,
     lint,
+    merge,
+    merge_file,
     merge_into,
+    open_recipe,
     open_source,
+    parse_document,
+    parse_line,
     parse_rank,
     parse_rule,
     place,
@@ -97,10 +113,14 @@ from lorakit.lora_ops import (
     plan_convert_file,
     plan_extraction,
     plan_file,
+    plan_merge,
+    plan_merge_file,
     plan_resize_file,
     plan_scale_file,
     preview_bake,
     preview_extraction,
+    preview_merge,
+    read_recipe,
     resize,
     resize_file,
     save_adapter,
@@ -111,6 +131,7 @@ from lorakit.lora_ops import (
     store_frozen,
     unmerge,
     verify,
+    verify_merge,
 )
 
 PAPER: Convention = "paper"
@@ -232,6 +253,36 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert found.error < 1e-3
 
 
+def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:
+    """Merge in memory, into a file, and again from what the file says of itself."""
+    files = {name: RecipeFile(f"{name}.safetensors") for name in ("base", "tuned")}
+    line: Recipe = parse_line("base + $share*(tuned - base)", files)
+    sources: Mapping[str, TensorSource] = {"base": base, "tuned": tuned}
+    recipe = line.bind({"share": 0.5}).with_output(dtype={"all": "fp32"})
+    assert parse_document(as_toml(recipe)) == recipe
+
+    options: MergeOptions = {"strict": True}
+    plan: MergePlan = plan_merge(recipe, sources, **options)
+    tensors, report = merge(recipe, sources, **options)
+    assert set(tensors) == set(MergedSource(plan).keys())
+    output = folder / "merged.safetensors"
+    planned = plan_merge_file(recipe, sources, output=output)
+    preview: Preview = preview_merge(planned, output)
+    written: MergeReport = merge_file(planned, output)
+    assert written.size <= preview.size_at_most
+    assert written.sizes.keys() == report.sizes.keys() == {"unet"}
+
+    found: Ancestor = open_recipe(output)
+    assert found.recipe is not None
+    with open_source(output) as merged:
+        check: MergeCheck = verify_merge(found.recipe, sources, merged)
+    assert check.is_same
+    where: Found = find_files(found.recipe, [path.parent for path in base.paths])
+    assert where.paths["base"] == base.paths[0]
+    (folder / "merged.toml").write_text(as_toml(found.recipe), "utf-8")
+    assert read_recipe(folder / "merged.toml") == found.recipe
+
+
 def looking(lora: FileSource) -> None:
     """Look at a file as people and as programs do."""
     info: Info = describe(lora)
@@ -290,6 +341,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            merging(base, tuned, room)
             looking(lora)
         assert len(training().layers) == 1
         try:

@@ -12,14 +12,14 @@ from bits import assert_equal
 from lorakit.lora_ops import DictSource, bake
 from lorakit.lora_ops.linalg.random_bits import random_bits, random_key
 from lorakit.lora_ops.operations.merge.merge import merge
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 from lorakit.lora_ops.operations.methods import ALIASES, MERGE_METHODS, Linear, Span
 from lorakit.lora_ops.operations.weights import terms
 from lorakit.lora_ops.run.devices import Placement
 
 SHAPES = {"a.weight": (48, 30), "a.bias": (48,), "b.weight": (20, 6, 3, 3), "norm.weight": (64,)}
 NAMES = [f"diffusion_model.blocks.0.{name}" for name in SHAPES]
-FILES = {name: File(f"{name}.safetensors") for name in "ABCD"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABCD"}
 
 
 def model(seed, dtype=torch.float32, spread=0.5):
@@ -197,7 +197,7 @@ def test_bake_then_unbake_and_a_merge_of_the_same(dtype):
     baked, _ = bake(DictSource(base), [adapter(lora, 0.8)])
     back, _ = bake(DictSource(baked), [adapter(lora, 0.8)], sign=-1)
     opened = {"A": DictSource(base, name="A"), "L": DictSource(lora, name="L")}
-    files = FILES | {"L": File("L.safetensors")}
+    files = FILES | {"L": RecipeFile("L.safetensors")}
     merged = partial(merge, sources=opened)
     add = Step("add", (Term("L", weight=0.8),), "sum", "A")
     take = Step("take", (Term("L", weight=-0.8),), "sum", "add")

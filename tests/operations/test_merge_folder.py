@@ -17,12 +17,12 @@ from lorakit.lora_ops import open_source
 from lorakit.lora_ops.models.architectures import architecture_named, parameters
 from lorakit.lora_ops.models.differences import read_parameter
 from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 
 MODELS = {
     name: both(architecture_named("flux"), seed, torch.bfloat16) for seed, name in enumerate("AB")
 }
-FILES = {name: File(name) for name in "AB"}
+FILES = {name: RecipeFile(name) for name in "AB"}
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PREFIX = "transformer."
 

@@ -14,10 +14,10 @@ from lorakit.lora_ops.models.architectures import UNET, architecture_named, para
 from lorakit.lora_ops.models.differences import read_parameter
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Output, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output, Recipe, RecipeFile, Step, Term
 
 FLUX = architecture_named("flux")
-FILES = {name: File(f"{name}.safetensors") for name in "ABCL"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABCL"}
 #: Methods that look at more than one element, and some that do not.
 METHODS = [
     ("sum", 2, {}),

@@ -15,12 +15,12 @@ from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.models.architectures import UNET, architecture_named, parameters
 from lorakit.lora_ops.models.differences import read_parameter
 from lorakit.lora_ops.operations.merge.merge import merge
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 
 NAME = "diffusion_model.blocks.0.attn"
 KEY = f"{NAME}.weight"
 MODELS = {name: {KEY: randn(24, 18, seed=seed)} for seed, name in enumerate("ABCD")}
-FILES = {name: File(f"{name}.safetensors") for name in "ABCDLM"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABCDLM"}
 
 
 class Counted(DictSource):

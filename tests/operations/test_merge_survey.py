@@ -19,11 +19,11 @@ from lorakit.lora_ops.models.differences import read_parameter
 from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.merge import MergedSource, merge
 from lorakit.lora_ops.operations.merge.plan import plan_merge
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 from lorakit.lora_ops.operations.weights import terms
 
 SHAPES = {"a.weight": (40, 30), "a.bias": (40,), "b.weight": (12, 6, 3, 3), "norm.weight": (50,)}
-FILES = {name: File(f"{name}.safetensors") for name in "ABC"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABC"}
 
 
 def model(seed):

@@ -69,7 +69,7 @@ def plan_merge_file(
     _check_kind(plan)
     if output is None:
         return plan
-    base, inputs = _base(plan), paths_of(*sources.values())
+    base, inputs = base_file(plan), paths_of(*sources.values())
     check_place(output, base, inputs, force=force)
     if is_folder(base):
         if added := [key for key in plan.tensors if key not in set(base.keys())]:
@@ -112,7 +112,7 @@ def merge_file(
     sink = MergedFile(plan, output, shard_size, version, force)
     results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
     report = write(sink, results, started=started)
-    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
+    return replace(sink.made, notes=report.notes, seconds=report.seconds, size=report.size)
 
 
 class MergedFile(CheckpointFile):
@@ -124,7 +124,12 @@ class MergedFile(CheckpointFile):
         shard_size: See `merge_file`.
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
+
+    Attributes:
+        made: The report, once all is written.
     """
+
+    made: MergeReport
 
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
@@ -133,11 +138,13 @@ class MergedFile(CheckpointFile):
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
         rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
-        super().__init__(output, _base(plan), rows, shard_size=shard_size, force=force)
+        super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
-        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
+        # Inputs are told apart by their hashes: each has its own entry.
+        known = [replace(one, sha256=f"{number:064x}") for number, one in enumerate(inputs)]
+        return self._record(known, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
@@ -148,7 +155,8 @@ class MergedFile(CheckpointFile):
 
     def report(self) -> MergeReport:
         """The report."""
-        return summarise_merge(self._plan, self.reports)
+        self.made = summarise_merge(self._plan, self.reports)
+        return self.made
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
@@ -183,7 +191,12 @@ def _check_kind(plan: MergePlan) -> None:
         )
 
 
-def _base(plan: MergePlan) -> FileSource:
+def base_file(plan: MergePlan) -> FileSource:
+    """Return the base, which the result is made like.
+
+    Raises:
+        ArgumentError: It is no file.
+    """
     if not isinstance(plan.base, FileSource):
         raise ArgumentError(f"{plan.base.name} is no file; merge in memory")
     return plan.base

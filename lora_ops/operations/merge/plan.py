@@ -18,8 +18,10 @@ from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
 from .combined import Combination
+from .components import COMPONENTS, with_components
 from .matched import EMA
 from .opening import Node
+from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
 from .step import Merged
@@ -72,7 +74,7 @@ def plan_merge(
     recipe: Recipe,
     sources: Mapping[str, TensorSource],
     *,
-    components: Sequence[str] = ("unet", "te"),
+    components: Sequence[str] = COMPONENTS,
     strict: bool = False,
     allow_nonfinite: bool = False,
     allow_partial: bool = False,
@@ -86,7 +88,8 @@ def plan_merge(
     Args:
         recipe: With numbers for all names; see `Recipe.bind`.
         sources: The files by the recipe's names: checkpoints and adapters.
-        components: Which are merged; `vae` among them merges it too.
+        components: Which are merged; `vae` among them merges it too. The plan's recipe says so in its
+            parts, so that it gives the same again.
         strict: Whether a parameter that not all have is an error.
         allow_nonfinite: Keep the base's weight where some model's is not finite.
         allow_partial: Leave out layers of adapters that the base has no parameter for.
@@ -97,7 +100,12 @@ def plan_merge(
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
+    check_output(recipe.output)
     resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    told = with_components(recipe, components, resolver.base, sources)
+    if told != recipe:
+        recipe = told
+        resolver = Resolver(told, sources, COMPONENTS, allow_partial=allow_partial, dora=dora)
     base = resolver.base
     check_checkpoint(base.source)
     steps: dict[str, list[Merged]] = {}

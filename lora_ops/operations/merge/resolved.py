@@ -93,8 +93,22 @@ class Resolver:
         return floats and parameter.component in self._components
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether another model has a parameter of this name."""
-        return any(name in model.parameters for model in self._others())
+        """Whether another model has a parameter of this name, or none is asked for it."""
+        others = [model for model in self._others() if name in model.parameters]
+        return bool(others) or not self._asked(self.base.parameters[name])
+
+    def _asked(self, parameter: Parameter) -> bool:
+        """Whether another file has a say in what becomes of a parameter."""
+        names, seen = [self._parts.get(parameter.target, self._recipe.steps[-1].name)], set[str]()
+        while names:
+            name = names.pop()
+            if name in self._steps and name not in seen:
+                step = self._steps[name]
+                names += [step.base, *(n for term in step.terms for n in (term.of, term.minus))]
+            elif name in self._sources and self._sources[name] is not self.base.source:
+                return True
+            seen.add(name)
+        return False
 
     def only_others(self) -> dict[str, tuple[str, ...]]:
         """Parameters that other models have and the base lacks, by the name of the file."""
@@ -148,6 +162,8 @@ class Resolver:
             if not start:
                 self._check_alone(name, term, one)
             node = self._node(term, one, base)
+            if step.base and isinstance(node, Difference) and node.minus == base:
+                node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
             has_places = self._chosen[name].method.terms == (2, 2)
             if node is None and has_places and term.of not in self._adapters:
                 return whole, changes  # of B and C, one is not there

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ....errors import ArgumentError
 from ....files.hashes import file_sha256
 from ....text import plain
-from .recipe import File, Recipe
+from .recipe import Recipe, RecipeFile
 
 _SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
@@ -30,10 +30,10 @@ class Found:
 
 def find_files(
     recipe: Recipe,
-    folders: Iterable[str | Path],
+    folders: Sequence[str | Path],
     *,
     hash_all: bool = False,
-    sha256: Callable[[Path], str] = file_sha256,
+    sha256: Callable[[Path], str] | None = None,
 ) -> Found:
     """Find the files of a recipe in folders, and in the folders in these.
 
@@ -44,7 +44,7 @@ def find_files(
         recipe: Any.
         folders: Where to look.
         hash_all: Hash all models, where a file's size is not recorded and no name fits.
-        sha256: What takes the hash of a file.
+        sha256: What takes the hash of a file; None: it is taken, and remembered.
 
     Raises:
         ArgumentError: A folder is none.
@@ -54,7 +54,7 @@ def find_files(
 
     def hash_of(path: Path) -> str:
         if path not in hashes:
-            hashes[path] = sha256(path)
+            hashes[path] = (sha256 or file_sha256)(path)
         return hashes[path]
 
     paths: dict[str, Path] = {}
@@ -78,7 +78,7 @@ def find_files(
     return Found(paths, tuple(notes))
 
 
-def _missing(file: File, named: list[Path]) -> str:
+def _missing(file: RecipeFile, named: list[Path]) -> str:
     if named:
         return f"`{file.name}` is there, but is another file: SHA-256 {file.sha256[:12]}… is wanted"
     url = f"; it can be had at {plain(file.url)}" if file.url else ""
