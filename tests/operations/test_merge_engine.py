@@ -208,3 +208,28 @@ def test_bake_then_unbake_and_a_merge_of_the_same(dtype):
         torch.testing.assert_close(again[key], tensor, rtol=1e-6, atol=1e-6)
     assert not torch.equal(baked[NAMES[0]], base[NAMES[0]])
     assert all(layer.size < 1e-6 for layer in report.layers)
+
+
+def test_how_much_of_a_large_weight_was_measured_is_said():
+    """A sample is near the whole, and is called one; a small weight is measured whole."""
+    key = "diffusion_model.blocks.0.large.weight"
+    models = {
+        name: {**MODELS[name], key: randn(1024, 1024, seed=at).half()}
+        for at, name in enumerate("AB")
+    }
+    _, report = merge(Recipe((step("lerp", (0.3,)),), FILES), sources(models))
+    layers = {f"{layer.target}.weight": layer for layer in report.layers}
+    assert layers[NAMES[0]].measured == 1
+    large = layers[key]
+    assert large.measured == pytest.approx(1 / 8, abs=0.01)
+    a, b = (models[name][key].double() for name in "AB")
+    assert large.size == pytest.approx(float((0.3 * (b - a)).norm() / a.norm()), rel=0.02)
+    counts = {
+        name: layer.measured * models["A"][name].numel()
+        for name, layer in layers.items()
+        if name in models["A"]
+    }
+    biases = sum(models["A"][name].numel() for name in NAMES if name.endswith("bias"))
+    total = sum(one.numel() for one in models["A"].values())
+    assert report.measured == pytest.approx((sum(counts.values()) + biases) / total)
+    assert report.to_dict()["measured"] == report.measured < 0.2
