@@ -42,6 +42,11 @@ def show_merged(report: Report, *, verbose: bool = False) -> None:
         )
     if layers:
         console.print(table)
+    if found.measured < 1:
+        console.print(
+            f"change, kept and cosine are measured on {found.measured:.0%} of the numbers",
+            highlight=False,
+        )
     if found.blocks:
         told = ", ".join(f"{name} {human_error(size)}" for name, size in found.blocks.items())
         console.print(f"change by block: {safe(told)}", highlight=False, soft_wrap=True)

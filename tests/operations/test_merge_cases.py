@@ -21,14 +21,14 @@ from lorakit.lora_ops.errors import (
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.ancestry import Parent, merged_metadata
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Output, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output, Recipe, RecipeFile, Step, Term
 from lorakit.lora_ops.run.inputs import Input
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = "first_stage_model.decoder.conv_in.weight"
-FILES = {name: File(f"{name}.safetensors") for name in "ABC"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABC"}
 
 
 def run(line, models=MODELS, output=None, parts=None, **options):

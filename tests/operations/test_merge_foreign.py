@@ -19,7 +19,7 @@ from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.plan import plan_merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 from lorakit.lora_ops.operations.merge.recipes.foreign import a1111, of_record
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 
 MODELS = {
     name: {
@@ -27,7 +27,7 @@ MODELS = {
     }
     for seed, name in enumerate("ABC")
 }
-FILES = {name: File(f"{name}.safetensors") for name in "ABC"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABC"}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 VAE = "first_stage_model.decoder.conv_in.weight"
 
@@ -88,7 +88,7 @@ def test_a_web_uis_merge_merges_the_vae_too():
 
 
 def test_a_file_gives_only_the_part_that_is_asked_of_it():
-    files = FILES | {"B": File("B.safetensors", part="te")}
+    files = FILES | {"B": RecipeFile("B.safetensors", part="te")}
     recipe = replace(parse_line("A + 0.5*(B - A)"), files=files)
     out, _ = merge(recipe, sources())
     for key, tensor in MODELS["A"].items():
@@ -97,7 +97,9 @@ def test_a_file_gives_only_the_part_that_is_asked_of_it():
         else:
             assert_equal(out[key], tensor)
     with pytest.raises(ArgumentError, match="`te2` fits none"):
-        merge(replace(recipe, files=files | {"B": File("B.safetensors", part="te2")}), sources())
+        merge(
+            replace(recipe, files=files | {"B": RecipeFile("B.safetensors", part="te2")}), sources()
+        )
 
 
 # --- What only they say ---------------------------------------------------------------------------

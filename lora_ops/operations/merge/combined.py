@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,14 +77,14 @@ class Combination:
         if isinstance(how, Span):
             return self._spanned(how, [at.open(term) for term in self._seen], at)
         survey = self.survey.found() if self.survey is not None else None
-        return self._worked(how, at, survey).finished()
+        return self._worked(how, at, survey, combines=True)
 
     def work(self, at: Opening) -> Work:
         """The work on one weight as a survey asks for it: after its passes, before it combines."""
         how = self.chosen.method.how
         if not isinstance(how, Element):
             raise TypeError(f"`{self.chosen.name}` has no survey")
-        return self._worked(how, at, None).work
+        return self._worked(how, at, None, combines=False).work
 
     @property
     def passes(self) -> int:
@@ -97,11 +97,14 @@ class Combination:
     def _task(self, shape: tuple[int, ...], survey: Tensor | None) -> Task:
         return Task(shape, self.weights, self.chosen.parameters, self.name, self.seed, survey)
 
-    def _worked(self, how: Element, at: Opening, survey: Tensor | None) -> Worked:
+    def _worked(
+        self, how: Element, at: Opening, survey: Tensor | None, *, combines: bool
+    ) -> Worked:
         rows = [at.open(term) for term in self._seen]
         base = None if self._of_changes or not self.has_base else at.open(self.base)
         task = self._task(at.parameter.shape, survey)
-        return Worked.of(how.begin(task), rows, base, at, whole=how.whole)
+        work = how.begin(task)
+        return Worked.of(work, rows, base, at, whole=how.whole, combines=combines)
 
     @property
     def parts(self) -> tuple[Node, ...]:
@@ -188,12 +191,17 @@ class Worked:
     terms: Sequence[Rows]
     base: Rows | None
     shape: tuple[int, int]
-    whole: bool
     done: Tensor | None = None
 
     @staticmethod
     def of(
-        work: Work, terms: Sequence[Rows], base: Rows | None, at: Opening, *, whole: bool
+        work: Work,
+        terms: Sequence[Rows],
+        base: Rows | None,
+        at: Opening,
+        *,
+        whole: bool,
+        combines: bool,
     ) -> Worked:
         """Go through the passes of a method; through all of the weight at once where it must.
 
@@ -203,28 +211,23 @@ class Worked:
             base: The same.
             at: Where.
             whole: Whether a tile must be the whole weight.
+            combines: Whether rows are asked for then, not the work alone.
         """
         shape = at.weight.shape
         whole = whole or len(at.parameter.shape) < 2
         parts = [slice(0, shape[0])] if whole else list(tiles_of(shape))
-        found = Worked(work, terms, base, shape, whole)
-        while work.passes:
-            total: Tensor | None = None
-            for part in parts:
-                with SCRATCH.frame():
-                    seen = work.observe(*found._tiles(part), part.start)
-                    total = seen.clone() if total is None else total + seen
-            work = work.settle(total if total is not None else torch.zeros(0))
-            found = Worked(work, terms, base, shape, whole)
-        return found
-
-    def finished(self) -> Worked:
-        """The same, with the result where a tile must be the whole weight."""
-        if not self.whole:
-            return self
+        found = Worked(work, terms, base, shape)
         with SCRATCH.frame():
-            done = self.work.combine(*self._tiles(slice(0, self.shape[0])), 0).clone()
-        return replace(self, done=done)
+            kept = found._tiles(parts[0]) if len(parts) == 1 and (work.passes or whole) else None
+            while work.passes:
+                total: Tensor | None = None
+                for part in parts:
+                    with SCRATCH.frame():
+                        seen = work.observe(*(kept or found._tiles(part)), part.start)
+                        total = seen.clone() if total is None else total.add_(seen)
+                work = work.settle(total if total is not None else torch.zeros(0))
+            done = work.combine(*kept, 0).clone() if whole and kept and combines else None
+        return Worked(work, terms, base, shape, done)
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
         """See `Rows`."""

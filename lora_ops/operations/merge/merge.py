@@ -58,6 +58,8 @@ class MergeReport(Report):
         only_others: Parameters that only others have, by their file.
         sizes: Norm of the change as a share of the base's, by component.
         blocks: The same by block, for models whose blocks are known.
+        measured: Share of the merged numbers that change, gain and cosine were measured on: of large
+            weights some rows of each.
     """
 
     merged: int = 0
@@ -66,6 +68,7 @@ class MergeReport(Report):
     only_others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     sizes: Mapping[str, float] = field(default_factory=dict[str, float])
     blocks: Mapping[str, float] = field(default_factory=dict[str, float])
+    measured: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: as any report, and what is in it of the models."""
@@ -77,6 +80,7 @@ class MergeReport(Report):
             "only_others": {name: list(names) for name, names in self.only_others.items()},
             "sizes": dict(self.sizes),
             "blocks": dict(self.blocks),
+            "measured": self.measured,
         }
 
 
@@ -194,6 +198,7 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
             one: _size([layer for layer in layers if layer.component == one]) for one in components
         },
         blocks=blocks,
+        measured=_measured(layers),
     )
 
 
@@ -202,6 +207,13 @@ def _size(layers: Sequence[MergedLayer]) -> float:
     change = math.hypot(*(layer.norm for layer in layers))
     base = math.hypot(*(layer.norm / layer.size for layer in layers if layer.size))
     return change / base if base else 0.0
+
+
+def _measured(layers: Sequence[MergedLayer]) -> float:
+    """Share of all numbers that were measured."""
+    counts = [math.prod(layer.shape) for layer in layers]
+    seen = math.fsum(layer.measured * n for layer, n in zip(layers, counts, strict=True))
+    return seen / sum(counts) if sum(counts) else 1.0
 
 
 def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]) -> Iterator[str]:

@@ -30,10 +30,12 @@ class MergedLayer(BakedLayer):
     Attributes:
         gain: How much of the change meant is in the one stored: 1 where it survived the rounding.
         size: Norm of the change as a share of that of the base's weight.
+        measured: Share of its rows that all of this was measured on.
     """
 
     gain: float
     size: float
+    measured: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +82,7 @@ class Merged:
             cosine=measured.cosine,
             gain=measured.gain,
             size=measured.norm / measured.base if measured.base else float("inf"),
+            measured=measured.share,
         )
 
     def not_finite(self, weight: Tensor, change: Tensor) -> NonFiniteError | None:

@@ -24,12 +24,14 @@ class Measured:
         moved: Of the change as stored: written - base.
         lost: Of the difference of the two.
         base: Of the weight that is changed.
+        share: Of the numbers, those that were measured; the norms are as if the others were like them.
     """
 
     norm: float
     moved: float
     lost: float
     base: float
+    share: float = 1.0
 
     @property
     def cosine(self) -> float:
@@ -45,10 +47,10 @@ class Measured:
         return self.cosine * self.moved / self.norm if self.norm else 0.0
 
     @staticmethod
-    def joined(tiles: list[tuple[float, float, float, float]]) -> Measured:
-        """Of a whole weight, from its tiles."""
-        norms = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
-        return Measured(*(math.hypot(*one) for one in norms))
+    def joined(tiles: list[tuple[float, float, float, float]], share: float = 1.0) -> Measured:
+        """Of a whole weight, from its tiles, of which a share was measured."""
+        norm, moved, lost, base = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
+        return Measured(*(math.hypot(*one) for one in (norm, moved, lost, base)), share)
 
 
 class Step(Protocol):

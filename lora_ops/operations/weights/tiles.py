@@ -174,6 +174,7 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
     tiles = _Tiles(planned, rows, put, step)
     changed = _Changed(tiles, step)
     measured: list[tuple[float, float, float, float]] = []
+    seen = 0  # rows
     for part in tiles:
         rounded, fits = changed.compute(part)
         every = max(1, min(step.every, rounded.numel() // _SAMPLE))
@@ -181,15 +182,17 @@ def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> Lay
             every = 1  # chance makes noise, of which a sample would have more
         found = changed.measure(part, rounded, every)
         if not found[0] and every > 1:
-            found = changed.measure(part, rounded, 1)
+            every = 1
+            found = changed.measure(part, rounded, every)
         measured.append(found)
+        seen += -(-len(rounded) // every)
         if not found[0]:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
         elif fits:
             tiles.put(part, rounded)
         else:
             raise changed.fault(part, planned.dtype)
-    return step.report(changed.change, Measured.joined(measured))
+    return step.report(changed.change, Measured.joined(measured, seen / max(1, tiles.count)))
 
 
 class _Changed:
