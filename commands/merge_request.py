@@ -114,6 +114,8 @@ class Request:
             raise
         if found.recipe is None:
             raise FormatError("no recipe is recorded in it", path=path)
+        if path.name.lower().endswith(_MODELS):
+            self.notes.append(f"made again by the recipe in {path.name}")
         self.notes += [f"not carried: {one}" for one in found.lost]
         recipe = found.recipe
         if asked.seed is not None:

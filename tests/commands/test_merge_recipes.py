@@ -85,6 +85,7 @@ def test_a_merged_file_gives_itself_again_whatever_its_files_are_called(folder: 
         Path(f"models/deep/{name}.safetensors").rename(f"models/{name}{name}.safetensors")
     run = lorakit_here("merge", "m.safetensors", "--search", "models", "-o", "n.safetensors")
     assert run.status == 0
+    assert "note made again by the recipe in m.safetensors" in run.out
     assert same_but_names("m.safetensors", "n.safetensors")
     check = lorakit_here("recipe", "m.safetensors", "--search", "models", "--verify")
     assert (check.status, check.err) == (0, "")
