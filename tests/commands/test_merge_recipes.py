@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,33 @@ def test_a_merged_file_gives_itself_again_whatever_its_files_are_called(folder: 
     check = lorakit_here("recipe", "m.safetensors", "--search", "models", "--verify")
     assert (check.status, check.err) == (0, "")
     assert f"{len(A)} tensors the same as the recipe gives, 0 different" in check.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("A:0.7", "B:0.3"),
+        ("A + 0.35*(B - C)",),
+        ("--base", "C", "A", "B:0.5", "-m", "dare_ties,density=0.4", "--seed", "7"),
+        ("A", "--component", "vae=B"),
+        ("A", "B:0.3", "--component", "unet", "--component", "vae", "--dtype", "fp32,vae=bf16"),
+        ("--base", "A", "B:0.01", "--rounding", "stochastic", "--seed", "2", "--keep", "on"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_merge_gives_the_same_bytes_again(words: tuple[str, ...]) -> None:
+    where = {letter: f"models/deep/{letter.lower()}.safetensors" for letter in "ABC"}
+    if len(words) == 1:
+        words = (*words, *(f"{letter}={path}" for letter, path in where.items()))
+    else:
+        words = tuple(
+            re.sub(r"(?<![\w/-])[ABC]$|^[ABC](?=:)", lambda one: where[one[0]], word)
+            for word in words
+        )
+    merged(*words)
+    run = lorakit_here("merge", "m.safetensors", "--search", "models", "-o", "n.safetensors")
+    assert (run.status, run.err) == (0, "")
+    assert Path("n.safetensors").read_bytes() == Path("m.safetensors").read_bytes()
 
 
 def same_but_names(first: str, second: str) -> bool:
