@@ -59,6 +59,16 @@ def test_a_document_with_its_number() -> None:
     assert is_mix(found, 0.3)
 
 
+def test_the_name_of_the_output_decides_its_format() -> None:
+    Path("r.toml").write_text(f'{RECIPE}format = "200kB"\n', "utf-8")
+    words = ("merge", "r.toml", "--set", "share=0.3", "--search", "models", "-o")
+    run = lorakit_here(*words, "m.safetensors")
+    assert 'note the recipe\'s format is "200kB"; m.safetensors is one file' in run.out
+    run = lorakit_here(*words, "m.safetensors.index.json")
+    assert "the recipe's format" not in run.out
+    assert len(list(Path().glob("m-0000*-of-0000*.safetensors"))) > 1
+
+
 def test_its_json_twin_and_the_files_by_name() -> None:
     twin = json.dumps({**json.loads(as_json("r.toml")), "title": "twin"})
     Path("r.json").write_text(twin, "utf-8")
@@ -203,7 +213,7 @@ def test_a_recipe_may_ask_for_a_lora() -> None:
     ("words", "status", "said"),
     [
         (("r.toml", "--search", "models"), 2, "`$share` has no value; give one, as in --set share=0.3"),
-        (("r.toml", "--set", "share=0.3"), 2, "say where it is, as in B=PATH") ,
+        (("r.toml", "--set", "share=0.3"), 2, "as in B=PATH, or look with --search FOLDER") ,
         (("r.toml", "--set", "share=0.3", "--search", "nowhere"), 2, "no folder"),
         (("r.toml", "--set", "share=much", "--search", "models"), 2, "write NAME=NUMBER"),
         (("r.toml", "--set", "other=1", "--set", "share=1", "--search", "models"), 2, "nearest: "),
