@@ -90,7 +90,9 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Look into files",
         "",
         (
-            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison", "lint"),
+            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison"),
+            *("compare_checkpoints", "CheckpointComparison", "ParameterComparison"),
+            *("GroupComparison", "Likeness", "lint"),
             *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),
@@ -135,8 +137,16 @@ ELSEWHERE = {
     "foreign.read_foreign": "recipes.md",
     "RenamedSource": "#class-filesource",
 }
+#: What layers say of themselves to the operations.
+_OF_LAYERS = {
+    *("has_factors", "is_full", "is_proportional", "is_made_whole", "is_compact", "is_peft_only"),
+    *("is_pair", "inner_rank", "stored_alpha", "bias", "stored_numbers", "in_dtype"),
+    *("times", "with_alpha", "at_scale", "with_rows", "stored_change", "norm", "missed"),
+    *("kronecker", "factors_of"),
+}
 #: What is public for the package's own sake.
 INNER = {
+    **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},

@@ -28,6 +28,13 @@ from .errors import (
 )
 from .files import FileSource, MemoryFile, Output, open_source
 from .inspect.compare import Comparison, LayerComparison, compare
+from .inspect.compare_checkpoints import (
+    CheckpointComparison,
+    GroupComparison,
+    Likeness,
+    ParameterComparison,
+    compare_checkpoints,
+)
 from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
 from .inspect.spectra import Spectrum, spectra
@@ -95,6 +102,7 @@ __all__ = [
     "BakePlan",
     "BakedLayer",
     "Budget",
+    "CheckpointComparison",
     "Comparison",
     "Convention",
     "ConvertOptions",
@@ -106,12 +114,14 @@ __all__ = [
     "FormatError",
     "Found",
     "FullLayer",
+    "GroupComparison",
     "Info",
     "Ingredient",
     "Layer",
     "LayerComparison",
     "LayerReport",
     "LayerShapeError",
+    "Likeness",
     "Lint",
     "LoraLayer",
     "LoraOpsError",
@@ -126,6 +136,7 @@ __all__ = [
     "Output",
     "Pair",
     "Pairing",
+    "ParameterComparison",
     "Part",
     "Placement",
     "Plan",
@@ -159,6 +170,7 @@ __all__ = [
     "bake_file",
     "collect",
     "compare",
+    "compare_checkpoints",
     "convert",
     "convert_file",
     "decode",

@@ -170,13 +170,14 @@ def reported(report: str, *values: Any) -> io.NodeOutput:
     return io.NodeOutput(*values, report, ui=ui.PreviewText(report))
 
 
-def pictured(cls: type[io.ComfyNode], picture: Any, report: str) -> io.NodeOutput:
+def pictured(cls: type[io.ComfyNode], picture: Any, report: str, *values: Any) -> io.NodeOutput:
     """A picture and a report, both as outputs and on the node.
 
     Args:
         cls: The node.
         picture: (1, height, width, 3), 0 to 1: the host's IMAGE.
         report: Plain text.
+        *values: Outputs before them.
     """
     shown = ui.PreviewImage(picture, cls=cls).as_dict()
-    return io.NodeOutput(picture, report, ui={**shown, **ui.PreviewText(report).as_dict()})
+    return io.NodeOutput(*values, picture, report, ui={**shown, **ui.PreviewText(report).as_dict()})

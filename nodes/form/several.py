@@ -67,8 +67,17 @@ def ingredients_of(
     return [Ingredient(as_file(lora), factors[at]) for at, lora in sorted(held.items()) if lora]
 
 
-def parse_strengths(text: str, count: int) -> list[float]:
+def parse_strengths(
+    text: str, count: int, word: str = "strength", of: str = "LoRAs", default: float = 1.0
+) -> list[float]:
     """Return a strength for each of so many sockets, from text with commas between them.
+
+    Args:
+        text: As it was typed.
+        count: How many sockets there are.
+        word: What a number is called.
+        of: What the sockets are for.
+        default: The number where none is given.
 
     Raises:
         ArgumentError: One is no finite number, or there are more than sockets.
@@ -77,16 +86,16 @@ def parse_strengths(text: str, count: int) -> list[float]:
 
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if len(parts) > count:
-        raise ArgumentError(f"{len(parts)} strengths for {count} LoRAs: give one each, in order")
+        raise ArgumentError(f"{len(parts)} {word}s for {count} {of}: give one each, in order")
     found: list[float] = []
     for part in parts:
         try:
-            found.append(float(part or 1))
+            found.append(float(part or default))
         except ValueError:
             found.append(math.nan)
         if not math.isfinite(found[-1]):
-            raise ArgumentError(f"strength `{part}` is no finite number; write them as `1, 0.7`")
-    return found + [1.0] * (count - len(found))
+            raise ArgumentError(f"{word} `{part}` is no finite number; write them as `1, 0.7`")
+    return found + [default] * (count - len(found))
 
 
 def nothing_in_it() -> io.NodeOutput:

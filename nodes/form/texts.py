@@ -47,6 +47,7 @@ def info_text(info: Info) -> str:
         *([f"rank {_counts(info.ranks)}"] if info.ranks else []),
         *([f"alpha {_counts(info.alphas)}"] if info.alphas else []),
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
+        *([f"weights {_counts(info.storage)}: {info.bits:.2f} bits each"] if info.bits else []),
     ]
     return headed(*lines)
 
@@ -85,24 +86,57 @@ def applied_text(
             f"{WARNS}{counted(len(pairs), 'layer')} replaced, as two change one weight: {_some(pairs)}"
         )
     if any(strength != 1.0 for _, strength in matched.patches.values()):
-        lines.append(f"strengths by block: {_by_strength(matched)}")
+        found = {matched.names[place]: strength for place, (_, strength) in matched.patches.items()}
+        lines.append(f"strengths by block: {_by_strength(found)}")
     return headed(*lines)
 
 
-def _by_strength(matched: Matched) -> str:
+def merged_text(
+    what: str,
+    shares: Sequence[float],
+    factors: Mapping[str, float],
+    count: int,
+    more: Iterable[str] = (),
+) -> str:
+    """What loaded models are merged to: which shares of which models, in how many weights.
+
+    Args:
+        what: The method, and of how many models.
+        shares: Of B, C, ….
+        factors: On the shares, by the weight's name.
+        count: How many weights are merged.
+        more: Lines besides.
+    """
+    from ...lora_ops.report import counted
+
+    told = ", ".join(
+        f"{letter} {share:g}" for letter, share in zip("BCDEFGH", shares, strict=False)
+    )
+    lines = [
+        f"{what}, in {counted(count, 'weight')}",
+        f"share of {told}; computed in fp32 when they are used",
+    ]
+    if any(factor != 1.0 for factor in factors.values()):
+        lines.append(f"times, by block: {_by_strength(factors, 'weight')}")
+    if not count:
+        lines.append(f"{WARNS}changes nothing: the shares are 0 in all weights")
+    return headed(*lines, *more)
+
+
+def _by_strength(strengths: Mapping[str, float], word: str = "layer") -> str:
     """Each strength with the blocks that have it, and how many layers of them."""
     from ...lora_ops.adapters.formats import component
     from ...lora_ops.adapters.strengths.blocks import Blocks, locate
     from ...lora_ops.report import counted
 
-    found = locate(matched.names.values())
+    found = locate(strengths)
     groups: dict[float, set[str]] = {}
-    for place, (_, strength) in matched.patches.items():
-        groups.setdefault(strength, set()).add(matched.names[place])
+    for name, strength in strengths.items():
+        groups.setdefault(strength, set()).add(name)
     told: list[str] = []
     for strength in sorted(groups, reverse=True):
         names, places = groups[strength], list[str]()
-        number = counted(len(names), "layer")
+        number = counted(len(names), word)
         if found is not None:
             within = {block: held & names for block, held in found.modules.items() if held & names}
             places += [str(Blocks(found.layout, within))] if within else []
@@ -121,7 +155,7 @@ def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
     from ...lora_ops import EditReport
     from ...lora_ops.operations.extract.extract import UNCHANGED
-    from ...lora_ops.operations.scale.scale import STRENGTH_ZERO
+    from ...lora_ops.operations.reasons import STRENGTH_ZERO
     from ...lora_ops.report import counted
     from ...lora_ops.text import human_error, human_size, plain
 

@@ -102,6 +102,19 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
         (r"`dtype=`", "dtype", "`dtype`", "another number format"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),
         (r"another `format=`", "format", "another `format`", "another format with Convert LoRA"),
+        (
+            r'set `keep = "on"` or `"off"` in the recipe',
+            "v_pred_flags",
+            "set `v_pred_flags` to on or off",
+            r"\g<0>",
+        ),
+        (
+            r", or keep the base's weights there \(`allow_nonfinite`\)",
+            "allow_nonfinite",
+            ", or turn `allow_nonfinite` on to keep those of the base there",
+            "",
+        ),
+        (r"; see what the files are with `info`", "", "", "; are they models of different kinds?"),
         (r'`exclude="([^`]*)"`', "", "", r"`exclude` '\1'"),
         (r'`where="(\S+)"`', "where", r"`where` \1", r"Scale LoRA with `where` \1"),
     )

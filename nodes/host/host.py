@@ -1,4 +1,7 @@
-"""Everything that is asked of ComfyUI. No other file of this pack imports `comfy` or `folder_paths`."""
+"""Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
+
+No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +55,19 @@ def fingerprint(name: str | None, *folders: str) -> str:
 
     Args:
         name: The file's name; None where another node gives it, which the host does not tell here:
-            then the value stands for all files in the folders.
+            then the value stands for all files in the folders. Those in the output folder are
+            left out, for nodes write new ones and change none: what they write would count as a change.
         folders: The host's folders to look in.
     """
     names = file_names(*folders) if name is None else [name]
+    made = Path(folder_paths.get_output_directory())
     told = hashlib.sha256()
     for one in names:
         with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-            status = file_path(one, *folders).stat()
+            path = file_path(one, *folders)
+            if name is None and path.is_relative_to(made):
+                continue
+            status = path.stat()
             told.update(f"{one}:{status.st_mtime_ns}:{status.st_size}\n".encode())
     return told.hexdigest()
 
@@ -109,9 +117,9 @@ def _place(prefix: str, default: str) -> tuple[Path, str, int]:
 
 
 def listed_name(path: Path) -> str:
-    """What the host's list of LoRAs calls a file in output/loras."""
-    root = Path(folder_paths.get_output_directory(), LORAS)
-    return path.relative_to(root).as_posix()
+    """What the host's list calls a file in output/loras, output/checkpoints and the like."""
+    _, *inside = path.relative_to(folder_paths.get_output_directory()).parts
+    return "/".join(inside or [path.name])
 
 
 def progress() -> Callable[[int, int, str], None]:
@@ -216,18 +224,27 @@ def quantisation(patcher: ModelPatcher, key: str) -> str:
     return getattr(getattr(weight, "tensor_type", None), "name", "") or type(weight).__name__
 
 
+def prediction(patcher: ModelPatcher) -> str:
+    """What a diffusion model predicts, by the host's name for it: EPS, V_PREDICTION, FLOW, …."""
+    return getattr(getattr(patcher.model, "model_type", None), "name", "")
+
+
 def injections(patcher: ModelPatcher) -> list[str]:
     """What acts on a model's layers as they run, by the host's names for it."""
     return list(patcher.injections)
 
 
 @torch.no_grad()
-def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
-    """A weight with its own conversion and all patches, float32, on the CPU, never rounded back.
+def effective_weight(patcher: ModelPatcher, key: str, device: torch.device | str = "cpu") -> Tensor:
+    """A weight with its own conversion and all patches, float32, never rounded back.
 
     Args:
         patcher: The model; it may be loaded in part, on any device.
         key: The weight's key.
+        device: Where it is wanted, and patches are added.
+
+    Returns:
+        Memory of the caller's own.
     """
     weight, _, convert = get_key_weight(patcher.model, key)
     # The host keeps what a weight was before it patched it in place: before hooks, and before all.
@@ -242,7 +259,7 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
         # By dtype alone: whatever else is asked at once, a quantised weight first becomes what the
         # model computes in, rounded.
         own = convert(own.to(torch.float32), inplace=False)
-    own = own.to("cpu", torch.float32, copy=True)
+    own = own.to(device).to(torch.float32, copy=True)
     records = patcher.patches.get(key, ())
     return comfy.lora.calculate_weight(records, own, key, intermediate_dtype=torch.float32)
 

@@ -35,7 +35,7 @@ class ModelSource(TensorSource):
     """
 
     def __init__(self, name: str, model: Any, clip: Any = None) -> None:
-        """Name its weights.
+        """Name the weights of a MODEL or None, and of a CLIP or None.
 
         Raises:
             QuantisedError: Another pack holds weights in a form that only that pack can read.
@@ -44,7 +44,8 @@ class ModelSource(TensorSource):
         self.injections: list[str] = []
         self._of: dict[str, tuple[Any, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._add(model, "", _UNET)
+        if model is not None:
+            self._add(model, "", _UNET)
         if clip is not None:
             self._add(clip.patcher, _ENCODERS, "")
 
@@ -86,8 +87,16 @@ class ModelSource(TensorSource):
 
     def tensor(self, key: str) -> Tensor:
         """A weight as it takes effect, on the CPU; the caller owns it."""
+        return self.tensor_on(key, "cpu")
+
+    def tensor_on(self, key: str, device: torch.device | str) -> Tensor:
+        """The same on another device."""
         patcher, own = self._of[key]
-        return host.effective_weight(patcher, own)
+        return host.effective_weight(patcher, own, device)
+
+    def place(self, key: str) -> tuple[Any, str]:
+        """The host's patcher that holds a weight, and its key there."""
+        return self._of[key]
 
 
 class NoModel(TensorSource):

@@ -21,6 +21,7 @@ from lorakit.lora_ops import (
     BakedLayer,
     BakePlan,
     Budget,
+    CheckpointComparison,
     Comparison,
     Convention,
     ConvertOptions,
@@ -32,12 +33,14 @@ from lorakit.lora_ops import (
     FormatError,
     Found,
     FullLayer,
+    GroupComparison,
     Info,
     Ingredient,
     Layer,
     LayerComparison,
     LayerReport,
     LayerShapeError,
+    Likeness,
     Lint,
     LoraLayer,
     LoraOpsError,
@@ -52,6 +55,7 @@ from lorakit.lora_ops import (
     Output,
     Pair,
     Pairing,
+    ParameterComparison,
     Part,
     Placement,
     Plan,
@@ -85,6 +89,7 @@ from lorakit.lora_ops import (
     bake_file,
     collect,
     compare,
+    compare_checkpoints,
     convert,
     convert_file,
     decode,
@@ -251,6 +256,11 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
     found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
     assert found.error < 1e-3
+    models: CheckpointComparison = compare_checkpoints(checkpoint, baked)
+    weights: tuple[ParameterComparison, ...] = models.parameters
+    groups: Mapping[str, GroupComparison] = models.components()
+    alike: list[Likeness] = [*weights, *groups.values(), models.total]
+    assert all(one.cosine > 0.9 for one in alike)
 
 
 def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:

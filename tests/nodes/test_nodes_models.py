@@ -6,37 +6,21 @@ import comfy_host
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_flux import FORMATS, SHAPES, numbers
+from tiny_flux import (
+    DTYPES,
+    FORMATS,
+    STRENGTH,
+    UNET,
+    adapter,
+    distance,
+    numbers,
+    rounded,
+    stored,
+    tuned,
+)
 
-UNET = "diffusion_model."
-LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2", "single_blocks.0.linear1")
-STRENGTH = 0.8
-ALPHA = 3.0
-RANK = 4
 STATES = {"plain": [], "whole": ["whole"], "part": ["part"]}
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp8": torch.float8_e4m3fn,
-}
 ROTATED = ("convrot_w4a4", "asym_w4a8_int8")
-
-
-def adapter():
-    generator = torch.Generator().manual_seed(7)
-    tensors = {}
-    for layer in LAYERS:
-        out, into = SHAPES[f"{layer}.weight"]
-        tensors[f"{UNET}{layer}.lora_up.weight"] = torch.randn(out, RANK, generator=generator)
-        tensors[f"{UNET}{layer}.lora_down.weight"] = torch.randn(RANK, into, generator=generator)
-        tensors[f"{UNET}{layer}.alpha"] = torch.tensor(ALPHA)
-    tensors[f"{UNET}{LAYERS[0]}.diff_b"] = torch.randn(384, generator=generator)
-    return tensors
-
-
-def host_name(name):
-    return UNET + name.replace("_norm.scale", "_norm.weight")
 
 
 @pytest.fixture(scope="module")
@@ -82,34 +66,6 @@ def read(host, files, tmp_path):
         return kinds["read"], kinds["truth"]
 
     return ask
-
-
-def stored(path):
-    """What a file's numbers are, by the host's names."""
-    return {host_name(name): weight.double() for name, weight in load_file(path).items()}
-
-
-def tuned(base, strength=STRENGTH):
-    """A checkpoint with the adapter on it, in float64."""
-    found, lora = dict(base), adapter()
-    for layer in LAYERS:
-        up, down = (lora[f"{UNET}{layer}.lora_{part}.weight"].double() for part in ("up", "down"))
-        key = f"{UNET}{layer}.weight"
-        found[key] = found[key] + strength * ALPHA / RANK * (up @ down)
-    key = f"{UNET}{LAYERS[0]}.bias"
-    found[key] = found[key] + strength * lora[f"{UNET}{LAYERS[0]}.diff_b"].double()
-    return found
-
-
-def rounded(weights, dtype):
-    """Weights as that dtype would store them."""
-    return {key: one.float().to(dtype).double() for key, one in weights.items()}
-
-
-def distance(found, exact):
-    """The largest relative error of a weight; both have the same ones."""
-    assert found.keys() == exact.keys()
-    return max(float((found[key] - exact[key]).norm() / exact[key].norm()) for key in exact)
 
 
 @pytest.mark.parametrize("base", DTYPES)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, open_source
-from lorakit.lora_ops.errors import NonFiniteError
+from lorakit.lora_ops.errors import ArgumentError, NonFiniteError
 from lorakit.lora_ops.operations.merge.file import MergedFile, merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output
 from lorakit.lora_ops.run.inputs import Input
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
@@ -89,6 +91,23 @@ def test_room_is_kept_for_the_record_of_every_input(folder):
         metadata = file.metadata()
     assert kept.keys() == metadata.keys()
     assert [key for key, text in metadata.items() if len(text) > len(kept[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Output(kind="lora", rank=4), r"asks for a LoRA.*`extract\(\)`"),
+        (Output(format="diffusers"), "asks for a folder of diffusers, and .* is none"),
+    ],
+)
+def test_what_is_no_checkpoint_like_its_base_is_refused(folder, asked, said):
+    recipe = replace(parse_line("A:0.5 B:0.5"), output=asked)
+    with contextlib.ExitStack() as stack:
+        opened = {
+            key: stack.enter_context(open_source(folder / f"{key}.safetensors")) for key in "AB"
+        }
+        with pytest.raises(ArgumentError, match=said):
+            plan_merge_file(recipe, opened, output=folder / "out.safetensors")
 
 
 def test_shards_are_written_without_what_is_dropped(folder):

@@ -121,5 +121,5 @@ def plan_extraction(
 
 def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
+    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
     return loadable(counts.most_common(1)[0][0]) if counts else torch.float16

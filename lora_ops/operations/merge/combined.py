@@ -15,7 +15,7 @@ from ..methods.choosing import Chosen
 from ..methods.elements.work import Task, Work
 from ..methods.kinds import Element, Linear, Span
 from ..methods.linear import Coefficients, weighed
-from ..weights.terms import Rows, tile_height, tiles_of
+from ..weights.terms import Between, Rows, Stored, tile_height, tiles_of
 from .combine import Difference, Sum, Weighted
 from .opening import Node, Opening, filled
 from .survey import Survey
@@ -139,6 +139,10 @@ class Combination:
             if abs(solved.base) > _ROUNDING:
                 last = rows[-1][0] if rows else 0.0
                 rows.insert(0, (1 - last, at.open(self.base)))
+            if len(rows) == 2 and rows[0][0] + rows[1][0] == 1:
+                (_, one), (share, other) = rows
+                if isinstance(one, Stored) and isinstance(other, Stored):
+                    return Between(one, other, share)
             return Mean([c for c, _ in rows], [row for _, row in rows], at.weight.shape)
         rows = [(c, at.open(self._change(term))) for c, term in there]
         left = solved.base + math.fsum(solved.terms) - 1

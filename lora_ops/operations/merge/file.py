@@ -61,10 +61,12 @@ def plan_merge_file(
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; or the base is no file.
+        ArgumentError: The output cannot or must not be written; the base is no file; or the recipe
+            asks for a LoRA, or for a folder of diffusers where the base is none.
         LoraOpsError: See `plan_merge`.
     """
     plan = plan_merge(recipe, sources, **options)
+    _check_kind(plan)
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -110,7 +112,7 @@ def merge_file(
     sink = MergedFile(plan, output, shard_size, version, force)
     results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
     report = write(sink, results, started=started)
-    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
+    return replace(sink.made, notes=report.notes, seconds=report.seconds, size=report.size)
 
 
 class MergedFile(CheckpointFile):
@@ -122,7 +124,12 @@ class MergedFile(CheckpointFile):
         shard_size: See `merge_file`.
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
+
+    Attributes:
+        made: The report, once all is written.
     """
+
+    made: MergeReport
 
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
@@ -148,7 +155,8 @@ class MergedFile(CheckpointFile):
 
     def report(self) -> MergeReport:
         """The report."""
-        return summarise_merge(self._plan, self.reports)
+        self.made = summarise_merge(self._plan, self.reports)
+        return self.made
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
@@ -177,6 +185,21 @@ def _bytes(source: TensorSource) -> int | None:
     """Size of a file, by which it is found under another name; None for several files, or none."""
     paths = paths_of(source)
     return paths[0].stat().st_size if len(paths) == 1 else None
+
+
+def _check_kind(plan: MergePlan) -> None:
+    """Refuse what is no checkpoint as its base is one."""
+    asked = plan.recipe.output
+    if asked.kind == "lora":
+        raise ArgumentError(
+            "the recipe asks for a LoRA, and this writes checkpoints; give the merge to `extract()` as the "
+            "tuned one: `MergedSource(plan)`"
+        )
+    if asked.format == "diffusers" and not is_folder(plan.base):
+        raise ArgumentError(
+            f"the recipe asks for a folder of diffusers, and {plan.base.name} is none; give one as base, "
+            "or leave `format` out"
+        )
 
 
 def base_file(plan: MergePlan) -> FileSource:

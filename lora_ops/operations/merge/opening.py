@@ -18,7 +18,7 @@ from ...models.parameter import Piece
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from ..weights.change import as_stored
-from ..weights.terms import Rows, Stored, matrix, tile_height, tiles_of
+from ..weights.terms import Between, Rows, Stored, matrix, tile_height, tiles_of
 
 
 class Opening:
@@ -75,7 +75,7 @@ class Opening:
             shared.users += 1
             return shared
         rows = node.open(self)
-        if isinstance(rows, Stored | Held):  # as good as remembered
+        if isinstance(rows, Stored | Held | Between):  # as good as remembered
             return rows
         shared = Shared(rows, self.dtype)
         self._shared[id(node)] = node, shared

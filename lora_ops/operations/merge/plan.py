@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import MismatchError
 from ...linalg.storage import DTYPES
@@ -151,7 +151,9 @@ def plan_merge(
         if key in dropped:
             continue
         stored = base.source.dtype(key)
-        dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
+        dtype = stored
+        if stored.is_floating_point:
+            dtype = dtypes.get(key, base.source.result_dtype(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
         tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
@@ -253,18 +255,10 @@ def _flags(
             del tensors[flag]
         elif recipe.output.keep == "auto":
             others = [name for name, one in sources.items() if (flag in set(one.keys())) != had]
-            others = [name for name in others if _is_model(sources[name])]
+            others = [name for name in others if is_checkpoint(sources[name])]
             if others:
                 does = "lacks" if had else "has"
                 yield (
                     f"`{others[0]}` {does} the flag `{flag}`, the base does not agree: the base decides; "
                     'set `keep = "on"` or `"off"` in the recipe'
                 )
-
-
-def _is_model(source: TensorSource) -> bool:
-    try:
-        check_checkpoint(source)
-    except MismatchError:
-        return False
-    return True

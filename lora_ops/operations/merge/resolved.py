@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
 from ...adapters.strengths.rules import parse_rules
@@ -70,7 +71,9 @@ class Resolver:
             for name, step in self._steps.items()
         }
         self._chosen = {
-            name: settled_method(step, self._adapters) for name, step in self._steps.items()
+            name: settled_method(step, self._adapters)
+            for name, step in self._steps.items()
+            if step.terms  # without, it is its base
         }
         self._surveys = {
             name: Survey(chosen)
@@ -150,6 +153,8 @@ class Resolver:
         step = self._steps[name]
         start = step.base or self._first(step)
         whole, changes = self._value(start, one) if start else (None, ())
+        if not step.terms:
+            return whole, changes
         base = self._whole(start, one)
         terms: list[Node] = []
         weights: list[float] = []
@@ -157,16 +162,16 @@ class Resolver:
             if not start:
                 self._check_alone(name, term, one)
             node = self._node(term, one, base)
+            if step.base and isinstance(node, Difference) and node.minus == base:
+                node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
             has_places = self._chosen[name].method.terms == (2, 2)
             if node is None and has_places and term.of not in self._adapters:
                 return whole, changes  # of B and C, one is not there
-            if node is None and not step.base and not step.terms:
-                continue
             weights.append(term.weights.get(one.target, 0.0))
             terms.append(node if node is not None else base)
         moves = self._chosen[name].method.moves  # also where no weight says so
         pairs = zip(terms, weights, strict=True)
-        if not terms or all(term == base or not (weight or moves) for term, weight in pairs):
+        if all(term == base or not (weight or moves) for term, weight in pairs):
             return whole, changes
         found = Combination(
             base,
@@ -273,6 +278,7 @@ class Resolver:
                 names[name] = None
         for name in names:
             if self._source(name) and name not in self._adapters:
+                check_checkpoint(self._source(name))
                 self._model(name)
         return list(names)
 

@@ -25,7 +25,7 @@ UNCHANGED = "no number differs"
 
 @dataclass(frozen=True, slots=True)
 class MergedLayer(BakedLayer):
-    """One parameter that was merged; measured on one in four of the tiles that a large one has.
+    """One parameter that was merged; measured on one in eight of the rows of a large one.
 
     Attributes:
         gain: How much of the change meant is in the one stored: 1 where it survived the rounding.
@@ -55,7 +55,7 @@ class Merged:
     @property
     def every(self) -> int:
         """See `Step`."""
-        return 4
+        return 8
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:
         """See `Step`."""

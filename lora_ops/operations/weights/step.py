@@ -45,11 +45,10 @@ class Measured:
         return self.cosine * self.moved / self.norm if self.norm else 0.0
 
     @staticmethod
-    def joined(tiles: list[tuple[float, float, float, float]], share: float = 1.0) -> Measured:
-        """Of a whole weight, from tiles that are a share of it: as if the others were like them."""
-        whole = math.sqrt(share) or 1.0
+    def joined(tiles: list[tuple[float, float, float, float]]) -> Measured:
+        """Of a whole weight, from its tiles."""
         norms = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
-        return Measured(*(math.hypot(*one) / whole for one in norms))
+        return Measured(*(math.hypot(*one) for one in norms))
 
 
 class Step(Protocol):
@@ -67,7 +66,7 @@ class Step(Protocol):
 
     @property
     def every(self) -> int:
-        """One in how many tiles is measured: measuring takes longer than adding up."""
+        """One in how many rows of a large weight is measured: that takes longer than adding up."""
         ...
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:

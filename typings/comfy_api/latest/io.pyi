@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 class Input:
@@ -33,10 +34,12 @@ class ComfyTypeIO:
 
 def Custom(io_type: str) -> type[ComfyTypeIO]: ...
 
+class AnyType(ComfyTypeIO): ...
 class Clip(ComfyTypeIO): ...
 class Image(ComfyTypeIO): ...
 class LoraModel(ComfyTypeIO): ...
 class Model(ComfyTypeIO): ...
+class Vae(ComfyTypeIO): ...
 
 class Boolean(ComfyTypeIO):
     class Input(_Input):
@@ -69,6 +72,9 @@ class Int(ComfyTypeIO):
             advanced: bool | None = None,
         ) -> None: ...
 
+class NumberDisplay(Enum):
+    slider = "slider"
+
 class Float(ComfyTypeIO):
     class Input(_Input):
         def __init__(
@@ -83,6 +89,7 @@ class Float(ComfyTypeIO):
             max: float | None = None,
             step: float | None = None,
             round: float | None = None,
+            display_mode: NumberDisplay | None = None,
             advanced: bool | None = None,
         ) -> None: ...
 
@@ -137,11 +144,14 @@ class Autogrow:
     class TemplatePrefix:
         def __init__(self, input: _Input, prefix: str, min: int = 1, max: int = 10) -> None: ...
 
+    class TemplateNames:
+        def __init__(self, input: _Input, names: list[str], min: int = 1) -> None: ...
+
     class Input(_Input):
         def __init__(
             self,
             id: str,
-            template: Autogrow.TemplatePrefix,
+            template: Autogrow.TemplatePrefix | Autogrow.TemplateNames,
             display_name: str | None = None,
             optional: bool = False,
             tooltip: str | None = None,

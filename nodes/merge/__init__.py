@@ -1,0 +1,1 @@
+"""Nodes that merge checkpoints: files, loaded models, recipes."""

@@ -1,0 +1,20 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+class WeightAdapterBase:
+    name: str
+    loaded_keys: set[str]
+    weights: Any
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = ...,
+        original_weight: Any = None,
+    ) -> Tensor: ...
