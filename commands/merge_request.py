@@ -132,7 +132,7 @@ class Request:
         if lost:
             told = next(note for note in where.notes if f"`{missing[lost[0]].name}`" in note)
             raise ArgumentError(
-                f"{told}; say where it is, as in {lost[0]}=PATH, or look with --search FOLDER"
+                f"{told}; say where it is, as in `{lost[0]}=PATH`, or look with --search FOLDER"
             )
         self.notes += where.notes
         for key in recipe.files:

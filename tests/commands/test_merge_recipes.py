@@ -125,9 +125,40 @@ def test_every_kind_of_merge_gives_the_same_bytes_again(words: tuple[str, ...]) 
             for word in words
         )
     merged(*words)
+    assert merged_again() == Path("m.safetensors").read_bytes()
+
+
+def test_shards_are_found_by_their_index() -> None:
+    parts = ("models/deep/a.safetensors", "models/deep/b.safetensors")
+    words = ("merge", *parts, "--shard-size", "200kB", "-o", "models/s.safetensors.index.json")
+    assert lorakit_here(*words).status == 0
+    merged("models/s.safetensors.index.json:0.4", "models/deep/c.safetensors:0.6")
+    again = merged_again()
+    assert again == Path("m.safetensors").read_bytes()
+    check = lorakit_here("recipe", "m.safetensors", "--search", "models", "--verify")
+    assert (check.status, check.err) == (0, "")
+
+
+def merged_again() -> bytes:
     run = lorakit_here("merge", "m.safetensors", "--search", "models", "-o", "n.safetensors")
     assert (run.status, run.err) == (0, "")
-    assert Path("n.safetensors").read_bytes() == Path("m.safetensors").read_bytes()
+    return Path("n.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("r.toml", 2, "a merged model is verified"),
+        ("models/deep/a.safetensors", 1, "no recipe is recorded in this file"),
+        ("lone/m.safetensors", 2, "was not found; say where it is"),
+    ],
+)
+def test_what_cannot_be_verified(name: str, status: int, said: str) -> None:
+    Path("lone").mkdir()
+    merged("models/deep/a.safetensors", "models/deep/b.safetensors", output="lone/m.safetensors")
+    run = lorakit_here("recipe", name, "--verify")
+    assert (run.status, run.out, run.err.count("\n")) == (status, "", 1)
+    assert said in run.err
 
 
 def same_but_names(first: str, second: str) -> bool:
@@ -213,7 +244,7 @@ def test_a_recipe_may_ask_for_a_lora() -> None:
     ("words", "status", "said"),
     [
         (("r.toml", "--search", "models"), 2, "`$share` has no value; give one, as in --set share=0.3"),
-        (("r.toml", "--set", "share=0.3"), 2, "as in B=PATH, or look with --search FOLDER") ,
+        (("r.toml", "--set", "share=0.3"), 2, "as in `B=PATH`, or look with --search FOLDER") ,
         (("r.toml", "--set", "share=0.3", "--search", "nowhere"), 2, "no folder"),
         (("r.toml", "--set", "share=much", "--search", "models"), 2, "write NAME=NUMBER"),
         (("r.toml", "--set", "other=1", "--set", "share=1", "--search", "models"), 2, "nearest: "),
@@ -229,7 +260,7 @@ def test_what_cannot_be_done_is_one_line_and_no_file(
 ) -> None:
     Path("bad.toml").write_text(RECIPE.replace("[[step]]", "[[stepp]]"), "utf-8")
     Path("a.safetensors").write_bytes(Path("models/deep/a.safetensors").read_bytes())
-    if "B=PATH" in said:
+    if "`B=PATH`" in said:
         (folder / "models").rename(folder.parent / f"{folder.name} models")
     before = contents(folder)
     run = lorakit_here("merge", *words, "-o", "m.safetensors")
