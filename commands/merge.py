@@ -168,7 +168,7 @@ def merge(
         from ..terminal.merged import show_merged
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_report
-        from .merge_options import as_lora, shard_bytes, with_options
+        from .merge_options import as_lora, format_notes, shard_bytes, with_options
         from .merge_request import Asked, Request
 
         request = Request(lambda path: stack.enter_context(open_source(path)))
@@ -206,7 +206,7 @@ def merge(
         plan = plan_merge_file(
             recipe, request.sources, output=output, force=force, shard_size=size, **options
         )
-        plan = replace(plan, notes=(*request.notes, *plan.notes))
+        plan = replace(plan, notes=(*request.notes, *format_notes(recipe, output), *plan.notes))
         if dry_run:
             foretell(preview_merge(plan, output, shard_size=size), json_to=json_to)
             return

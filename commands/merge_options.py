@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +92,14 @@ def _numbers(recipe: Recipe, values: Sequence[str]) -> dict[str, float]:
 def shard_bytes(text: str) -> int:
     """Most bytes of a shard, from a size or a format of a recipe."""
     return SHARD_SIZE if text in FORMATS else parse_size(text)
+
+
+def format_notes(recipe: Recipe, output: Path) -> Iterator[str]:
+    """Say where the output's name is that of another format than the recipe's: the name decides."""
+    asked = recipe.output.format
+    is_one = output.name.lower().endswith(".safetensors")
+    if asked and is_one != (asked == "single"):
+        yield f'the recipe\'s format is "{asked}"; {output.name} is {"one file" if is_one else "not"}'
 
 
 def as_lora(

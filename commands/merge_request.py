@@ -101,10 +101,10 @@ class Request:
     def _of_document(
         self, path: Path, asked: Asked, given: Mapping[str, Path], search: Sequence[Path]
     ) -> Recipe:
-        if asked.base or asked.method or asked.blocks or asked.where:
+        if asked.method or asked.blocks or asked.where:
             raise ArgumentError(
-                "a recipe says its own base, methods, blocks and rules: change them there, or write "
-                "`$name` for a number, and give that"
+                "a recipe says its own methods, blocks and rules: change them there, or write `$name` "
+                "for a number, and give that"
             )
         try:
             found = open_recipe(path)
@@ -114,6 +114,8 @@ class Request:
             raise
         if found.recipe is None:
             raise FormatError("no recipe is recorded in it", path=path)
+        if path.name.lower().endswith(_MODELS):
+            self.notes.append(f"made again by the recipe in {path.name}")
         self.notes += [f"not carried: {one}" for one in found.lost]
         recipe = found.recipe
         if asked.seed is not None:
@@ -130,12 +132,20 @@ class Request:
         if lost:
             told = next(note for note in where.notes if f"`{missing[lost[0]].name}`" in note)
             raise ArgumentError(
-                f"{told}; say where it is, as in {lost[0]}=PATH, or a folder to look in"
+                f"{told}; say where it is, as in `{lost[0]}=PATH`, or look with --search FOLDER"
             )
         self.notes += where.notes
         for key in recipe.files:
             self.sources[key] = self.open_file(given.get(key) or where.paths[key])
-        return recipe
+        return self._with_base(recipe, asked.base) if asked.base else recipe
+
+    def _with_base(self, recipe: Recipe, base: str) -> Recipe:
+        """A recipe whose last step gives a change, with the model that is changed."""
+        *first, last = recipe.steps
+        if last.base:
+            raise ArgumentError(f"the recipe says its base itself: `{plain(last.base)}`")
+        key, recipe = self.place(recipe, base)
+        return replace(recipe, steps=(*first, replace(last, base=key)))
 
     def _of_line(self, line: str, asked: Asked, given: Mapping[str, Path]) -> Recipe:
         if asked.base:

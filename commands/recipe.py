@@ -13,6 +13,8 @@ from .options import PATH, clear_errors, force_option
 if TYPE_CHECKING:
     from ..lora_ops import Convention
 
+_MERGED = (".safetensors", ".sft", ".safetensors.index.json")
+
 
 @click.command()
 @click.argument("file", type=PATH)
@@ -95,11 +97,14 @@ def recipe(
 def _verify(file: Path, search: tuple[Path, ...], dora: Convention) -> None:
     """Say whether a merged model is what its recipe gives; exit status 1 if not."""
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import open_source, verify_merge
+        from ..lora_ops import ArgumentError, open_recipe, open_source, verify_merge
         from ..terminal.merged import show_check
         from ..terminal.progress import progress_bar
         from .merge_request import Asked, Request
 
+        if not file.name.lower().endswith(_MERGED):
+            raise ArgumentError("a merged model is verified, by the recipe in it", path=file)
+        open_recipe(file)
         merged = stack.enter_context(open_source(file))
         request = Request(lambda path: stack.enter_context(open_source(path)))
         recipe = request.read([str(file)], Asked(), search)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_a_document_with_its_number() -> None:
     assert is_mix(found, 0.3)
 
 
+def test_the_name_of_the_output_decides_its_format() -> None:
+    Path("r.toml").write_text(f'{RECIPE}format = "200kB"\n', "utf-8")
+    words = ("merge", "r.toml", "--set", "share=0.3", "--search", "models", "-o")
+    run = lorakit_here(*words, "m.safetensors")
+    assert 'note the recipe\'s format is "200kB"; m.safetensors is one file' in run.out
+    run = lorakit_here(*words, "m.safetensors.index.json")
+    assert "the recipe's format" not in run.out
+    assert len(list(Path().glob("m-0000*-of-0000*.safetensors"))) > 1
+
+
 def test_its_json_twin_and_the_files_by_name() -> None:
     twin = json.dumps({**json.loads(as_json("r.toml")), "title": "twin"})
     Path("r.json").write_text(twin, "utf-8")
@@ -85,10 +96,69 @@ def test_a_merged_file_gives_itself_again_whatever_its_files_are_called(folder: 
         Path(f"models/deep/{name}.safetensors").rename(f"models/{name}{name}.safetensors")
     run = lorakit_here("merge", "m.safetensors", "--search", "models", "-o", "n.safetensors")
     assert run.status == 0
+    assert "note made again by the recipe in m.safetensors" in run.out
     assert same_but_names("m.safetensors", "n.safetensors")
     check = lorakit_here("recipe", "m.safetensors", "--search", "models", "--verify")
     assert (check.status, check.err) == (0, "")
     assert f"{len(A)} tensors the same as the recipe gives, 0 different" in check.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("A:0.7", "B:0.3"),
+        ("A + 0.35*(B - C)",),
+        ("--base", "C", "A", "B:0.5", "-m", "dare_ties,density=0.4", "--seed", "7"),
+        ("A", "--component", "vae=B"),
+        ("A", "B:0.3", "--component", "unet", "--component", "vae", "--dtype", "fp32,vae=bf16"),
+        ("--base", "A", "B:0.01", "--rounding", "stochastic", "--seed", "2", "--keep", "on"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_merge_gives_the_same_bytes_again(words: tuple[str, ...]) -> None:
+    where = {letter: f"models/deep/{letter.lower()}.safetensors" for letter in "ABC"}
+    if len(words) == 1:
+        words = (*words, *(f"{letter}={path}" for letter, path in where.items()))
+    else:
+        words = tuple(
+            re.sub(r"(?<![\w/-])[ABC]$|^[ABC](?=:)", lambda one: where[one[0]], word)
+            for word in words
+        )
+    merged(*words)
+    assert merged_again() == Path("m.safetensors").read_bytes()
+
+
+def test_shards_are_found_by_their_index() -> None:
+    parts = ("models/deep/a.safetensors", "models/deep/b.safetensors")
+    words = ("merge", *parts, "--shard-size", "200kB", "-o", "models/s.safetensors.index.json")
+    assert lorakit_here(*words).status == 0
+    merged("models/s.safetensors.index.json:0.4", "models/deep/c.safetensors:0.6")
+    again = merged_again()
+    assert again == Path("m.safetensors").read_bytes()
+    check = lorakit_here("recipe", "m.safetensors", "--search", "models", "--verify")
+    assert (check.status, check.err) == (0, "")
+
+
+def merged_again() -> bytes:
+    run = lorakit_here("merge", "m.safetensors", "--search", "models", "-o", "n.safetensors")
+    assert (run.status, run.err) == (0, "")
+    return Path("n.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("r.toml", 2, "a merged model is verified"),
+        ("models/deep/a.safetensors", 1, "no recipe is recorded in this file"),
+        ("lone/m.safetensors", 2, "was not found; say where it is"),
+    ],
+)
+def test_what_cannot_be_verified(name: str, status: int, said: str) -> None:
+    Path("lone").mkdir()
+    merged("models/deep/a.safetensors", "models/deep/b.safetensors", output="lone/m.safetensors")
+    run = lorakit_here("recipe", name, "--verify")
+    assert (run.status, run.out, run.err.count("\n")) == (status, "", 1)
+    assert said in run.err
 
 
 def same_but_names(first: str, second: str) -> bool:
@@ -174,7 +244,7 @@ def test_a_recipe_may_ask_for_a_lora() -> None:
     ("words", "status", "said"),
     [
         (("r.toml", "--search", "models"), 2, "`$share` has no value; give one, as in --set share=0.3"),
-        (("r.toml", "--set", "share=0.3"), 2, "say where it is, as in B=PATH") ,
+        (("r.toml", "--set", "share=0.3"), 2, "as in `B=PATH`, or look with --search FOLDER") ,
         (("r.toml", "--set", "share=0.3", "--search", "nowhere"), 2, "no folder"),
         (("r.toml", "--set", "share=much", "--search", "models"), 2, "write NAME=NUMBER"),
         (("r.toml", "--set", "other=1", "--set", "share=1", "--search", "models"), 2, "nearest: "),
@@ -190,7 +260,7 @@ def test_what_cannot_be_done_is_one_line_and_no_file(
 ) -> None:
     Path("bad.toml").write_text(RECIPE.replace("[[step]]", "[[stepp]]"), "utf-8")
     Path("a.safetensors").write_bytes(Path("models/deep/a.safetensors").read_bytes())
-    if "B=PATH" in said:
+    if "`B=PATH`" in said:
         (folder / "models").rename(folder.parent / f"{folder.name} models")
     before = contents(folder)
     run = lorakit_here("merge", *words, "-o", "m.safetensors")

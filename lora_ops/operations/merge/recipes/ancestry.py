@@ -60,7 +60,7 @@ class Ancestor:
     def lines(self, indent: str = "") -> Iterator[str]:
         """The tree for people, a line a file."""
         made = f", by {self.program}" if self.program else ""
-        how = as_expression(self.recipe) if self.recipe else None
+        how = as_expression(replace(self.recipe, parts={})) if self.recipe else None
         digits = f" ({self.file.sha256[:10]})" if self.file.sha256 else ""
         yield f"{indent}{self.file.name}{digits}{made}{f': {how}' if how else ''}"
         for parent in self.parents:
