@@ -95,7 +95,10 @@ def test_narrow_floats_are_refused_by_their_header(tmp_path: Path) -> None:
 
 
 def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
-    for name, words in (("a.gguf", "GGUF file without tensors"), ("a.safetensors", r"GGUF.*\.gguf")):
+    for name, words in (
+        ("a.gguf", "GGUF file without tensors"),
+        ("a.safetensors", r"GGUF.*\.gguf"),
+    ):
         (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0" + bytes(100))
         with pytest.raises(FormatError, match=words):
             open_source(tmp_path / name)
