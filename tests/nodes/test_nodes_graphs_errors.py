@@ -32,7 +32,7 @@ def bad(comfy):
     save_file(encoder | {f"{TEXT}.lora_down.weight": torch.ones(4, 32)}, folder / "te.safetensors")
     checkpoints = comfy.base / "models" / "checkpoints"
     damaged = scaled_fp8(weights(FLUX))
-    damaged[next(key for key in damaged if key.endswith(".scale_weight"))] = torch.ones(7)
+    damaged[next(key for key in damaged if key.endswith(".weight_scale"))] = torch.ones(7)
     save_file(damaged, checkpoints / "quantised.safetensors")
     return comfy
 

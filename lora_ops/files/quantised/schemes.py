@@ -7,6 +7,7 @@ from functools import partial
 
 from ...source import TensorSource
 from ..reading.gguf_file import GgufFile
+from . import torchao
 from .bitsandbytes import FP4, INT8, NF4, four_bits, int8_rows
 from .comfy import ENDING, METADATA, comfy_quant, from_metadata
 from .fp8 import scaled_fp8
@@ -21,6 +22,7 @@ SCHEMES: Mapping[str, Callable[[Headers, str], QuantisedWeight | Plain]] = {
     NF4: partial(four_bits, ending=NF4),
     FP4: partial(four_bits, ending=FP4),
     INT8: int8_rows,
+    torchao.ENDING: torchao.torchao,
     ".scale_weight": scaled_fp8,
     ".weight_scale": partial(scaled_fp8, scale="weight_scale"),
     ".weight_scale_inv": partial(scaled_fp8, scale="weight_scale_inv"),

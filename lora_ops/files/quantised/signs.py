@@ -33,6 +33,7 @@ _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("comfy_quant", r"(.+)\.comfy_quant"),
         ("scaled fp8", r"(.+)\.scale_weight|(?:.+\.)?scaled_fp8"),
         ("weight_scale", r"(.+)\.(?:weight_scale(?:_2|_inv)?|weight_s_rel|weight_s_channel)"),
+        ("torchao", r"(.+)\._weight_qdata"),
         ("GPTQ or AWQ", r"(.+)\.(?:qzeros|g_idx)"),
         ("SVDQuant", r"(.+)\.wscales"),
         ("HQQ", r"(.+)\.W_q"),

@@ -14,6 +14,7 @@ from ..base import FileSource
 from ..reading.routed import RoutedSource
 from .comfy import METADATA
 from .schemes import is_suspect, markers, quantised_weights
+from .torchao import described
 from .weight import Plain, QuantisedWeight
 
 
@@ -36,7 +37,8 @@ class QuantisedSource(RoutedSource):
         self.weights = {k: one for k, one in weights.items() if isinstance(one, QuantisedWeight)}
         self.name, self.paths, self.stamps = original.name, original.paths, original.stamps
         self.spelling = original.spelling
-        self.metadata = {k: v for k, v in original.metadata.items() if k != METADATA}
+        false = {METADATA, *described(original.metadata)}
+        self.metadata = {k: v for k, v in original.metadata.items() if k not in false}
         hidden = set(markers(original))
         for one in weights.values():
             hidden.update(one.beside)

@@ -26,7 +26,8 @@ class PlanOptions(TypedDict, total=False):
 
     Attributes:
         dtype: Dtype of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, if
-            it is one of these; else float32 for float64, float16 for float8.
+            it is one of these; else float32 for float64, float16 for float8, bfloat16 for what is stored
+            with scales.
         components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
         include: Shell patterns; only targets that fit one are extracted.
         exclude: Shell patterns; targets that fit one are not extracted.
