@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NONE = "none"
 FLAGS = ("as in A", "on", "off")
+ROUNDINGS = ("nearest", "stochastic")
 
 
 class Method(NamedTuple):
@@ -47,6 +48,8 @@ METHODS = {
     "train_difference": Method("the same, most where B is far from A, as if trained", (3, 3)),
     "sum_twice": Method("from A to B by the share of B, from there to C by the share of C", (3, 3)),
     "slerp": Method("on the arc from A to B", (2, 2)),
+    "cosine_a": Method("A's structure with B's details, by how alike they are", (2, 2)),
+    "cosine_b": Method("B's structure with A's details, by how alike they are", (2, 2)),
     "model_stock": Method("between B and C, nearer to A the less they agree on it", (3, 3)),
     "ties": Method("of what B and C change in A the largest, where signs agree", (2, 3)),
     "dare": Method("of what B and C change in A a random part, made up for", (2, 3)),
@@ -110,6 +113,14 @@ class MergeCheckpoints(io.ComfyNode):
                 ),
                 dtype_input(),
                 io.Combo.Input(
+                    "rounding",
+                    options=list(ROUNDINGS),
+                    default=ROUNDINGS[0],
+                    optional=True,
+                    tooltip="To the nearest number of the dtype, or up or down by chance, so that "
+                    "small changes stay on average.",
+                ),
+                io.Combo.Input(
                     "v_pred_flags",
                     options=list(FLAGS),
                     default=FLAGS[0],
@@ -144,6 +155,7 @@ class MergeCheckpoints(io.ComfyNode):
         blocks: str = "",
         where: str = "",
         dtype: str = DTYPES[0],
+        rounding: str = ROUNDINGS[0],
         v_pred_flags: str = FLAGS[0],
         allow_nonfinite: bool = False,
     ) -> io.NodeOutput:
@@ -163,6 +175,7 @@ class MergeCheckpoints(io.ComfyNode):
             {"blocks": blocks.strip(), "where": lines(where)},
             {
                 "dtype": "" if dtype == DTYPES[0] else dtype,
+                "rounding": rounding,
                 "keep": "auto" if v_pred_flags == FLAGS[0] else v_pred_flags,
             },
         )

@@ -13,6 +13,9 @@ from keys.checkpoints import prefixed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lorakit.lora_ops import DictSource, parse_document
+from lorakit.lora_ops import merge as core_merge
+
 A, B, C = "flux.safetensors", "flux-tuned.safetensors", "flux-other.safetensors"
 SAME = 2e-5
 
@@ -99,6 +102,21 @@ def test_a_merged_file_is_the_loop_in_float64(three, way):
         wanted = formula(a[key], b[key], c[key], 0.3)
         assert close(tensor, wanted), key
         assert tensor.ndim < 2 or not close(tensor, a[key]), key
+
+
+@pytest.mark.parametrize("method", ["cosine_a", "cosine_b", "slerp"])
+def test_a_merged_file_is_what_the_core_gives(three, method):
+    comfy, (a, b, _) = three[0], three[1].values()
+    held = load_file(made(comfy, 0.3, method=method))
+    terms = [{"of": "B", "weight": 0.3}]
+    step = {"base": "A", "method": method, "terms": terms}
+    if method == "slerp":
+        step = {"method": "nuslerp", "terms": [{"of": "A", "weight": 0.7}, *terms]}
+    files = {"A": {"name": A}, "B": {"name": B}}
+    recipe = parse_document(json.dumps({"lorakit": 1, "files": files, "step": [step]}))
+    both = [DictSource({key: one.float() for key, one in model.items()}) for model in (a, b)]
+    wanted, _ = core_merge(recipe, dict(zip("AB", both, strict=True)))
+    assert all(torch.equal(held[key], wanted[key]) for key in wanted)
 
 
 def test_dare_is_one_merge_a_seed_and_right_on_average(three):
@@ -216,6 +234,25 @@ def test_what_changes_nothing_is_a_warning(three):
     assert "\n! changes nothing: " in told
 
 
+def test_rounding_by_chance_keeps_a_change_that_the_nearest_number_loses(three):
+    comfy, (a, _, _) = three[0], three[1].values()
+    folder = comfy.base / "models" / "checkpoints"
+    start = {key: one.bfloat16() for key, one in a.items()}
+    save_file(start, folder / "coarse.safetensors")
+    save_file({key: one.float() * 1.01 for key, one in start.items()}, folder / "near.safetensors")
+    pair = {"model_a": "coarse.safetensors", "model_b": "near.safetensors"}
+    key = "model.diffusion_model.img_in.weight"
+    base = start[key].double()
+    gains = {}
+    for rounding in ("nearest", "stochastic"):
+        change = load_file(made(comfy, 0.1, **pair, rounding=rounding))[key].double() - base
+        gains[rounding] = float((change * base).sum() / (0.001 * base * base).sum())
+    assert gains["nearest"] == 0
+    assert abs(gains["stochastic"] - 1) < 0.2
+    told = Graph(comfy)
+    assert "or round by chance (`rounding` stochastic)" in told.text(merge(told, 0.1, **pair))
+
+
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
@@ -249,7 +286,7 @@ def test_numbers_that_are_none_are_refused_or_left_as_they_are_in_a(three):
     save_file(broken, comfy.base / "models" / "checkpoints" / "nan.safetensors")
     graph = Graph(comfy)
     with pytest.raises(
-        GraphError, match=r"NaN.*keep the base's weights there \(`allow_nonfinite`\)"
+        GraphError, match=r"NaN.*or turn `allow_nonfinite` on to keep those of the base there"
     ):
         graph.text(merge(graph, model_b="nan.safetensors"))
     held = load_file(made(comfy, 0.5, model_b="nan.safetensors", allow_nonfinite=True))
