@@ -106,11 +106,11 @@ def test_a_merged_file_is_made_again_from_what_it_says(three):
     graph = Graph(comfy)
     first = graph.add(
         "LorakitMergeCheckpoints",
-        model_a=A,
-        model_b=B,
-        model_c=C,
-        share_of_b=0.3,
-        share_of_c=0.6,
+        model_A=A,
+        model_B=B,
+        model_C=C,
+        share_of_B=0.3,
+        share_of_C=0.6,
         method="ties",
         blocks="depth=0.2,1",
         where="txt=0",

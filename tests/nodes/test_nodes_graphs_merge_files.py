@@ -32,7 +32,7 @@ def three(comfy):
 
 
 def merge(graph, b=0.3, **inputs):
-    pair = {"model_a": A, "model_b": B, "share_of_b": b}
+    pair = {"model_A": A, "model_B": B, "share_of_B": b}
     return graph.add("LorakitMergeCheckpoints", **{**pair, "prefix": "checkpoints/m", **inputs})
 
 
@@ -79,15 +79,15 @@ def elected(a, b, c, s, density=0.4):
 
 WAYS = {
     "two": ({}, lambda a, b, _, s: a + s * (b - a)),
-    "three": ({"model_c": C, "share_of_c": 0.2}, sums),
-    "add_difference": ({"model_c": C}, lambda a, b, c, s: a + s * (b - c)),
-    "train_difference": ({"model_c": C}, trained),
+    "three": ({"model_C": C, "share_of_C": 0.2}, sums),
+    "add_difference": ({"model_C": C}, lambda a, b, c, s: a + s * (b - c)),
+    "train_difference": ({"model_C": C}, trained),
     "sum_twice": (
-        {"model_c": C, "share_of_c": 0.2},
+        {"model_C": C, "share_of_C": 0.2},
         lambda a, b, c, s: 0.8 * (a + s * (b - a)) + 0.2 * c,
     ),
     "slerp": ({}, arc),
-    "ties": ({"model_c": C, "share_of_c": 0.2, "method.density": 0.4}, elected),
+    "ties": ({"model_C": C, "share_of_C": 0.2, "method.density": 0.4}, elected),
 }
 
 
@@ -95,7 +95,7 @@ WAYS = {
 def test_a_merged_file_is_the_loop_in_float64(three, way):
     comfy, (a, b, c) = three[0], three[1].values()
     inputs, formula = WAYS[way]
-    method = "sum" if way in ("two", "three") else way
+    method = "weighted_sum" if way in ("two", "three") else way
     held = load_file(made(comfy, 0.3, method=method, **inputs))
     assert held.keys() == a.keys()
     for key, tensor in held.items():
@@ -136,7 +136,7 @@ def test_dare_is_one_merge_a_seed_and_right_on_average(three):
 
 def test_model_stock_is_the_base_where_the_others_share_nothing(three):
     comfy, (a, b, c) = three[0], three[1].values()
-    inputs = {"model_c": C, "share_of_b": 1.0, "share_of_c": 1.0, "method": "model_stock"}
+    inputs = {"model_C": C, "share_of_B": 1.0, "share_of_C": 1.0, "method": "model_stock"}
     held = load_file(made(comfy, 1.0, **inputs))
     key = "model.diffusion_model.img_in.weight"
     cosine = torch.nn.functional.cosine_similarity(
@@ -193,7 +193,7 @@ def test_a_diffusion_model_alone_goes_into_its_loader(three):
         bare = {k.removeprefix("model.diffusion_model."): t.float() for k, t in one.items()}
         save_file(bare, folder / f"{name}.safetensors")
     graph = Graph(comfy)
-    names = {"model_a": "alone-a.safetensors", "model_b": "alone-b.safetensors"}
+    names = {"model_A": "alone-a.safetensors", "model_B": "alone-b.safetensors"}
     merged = merge(graph, 0.6, **names, prefix="diffusion_models/within/m")
     loader = graph.add("UNETLoader", unet_name=merged[0], weight_dtype="default")
     latent = graph.latent(loader)
@@ -229,7 +229,7 @@ def test_the_report_says_what_was_done(three):
 
 def test_what_changes_nothing_is_a_warning(three):
     graph = Graph(three[0])
-    told = graph.text(merge(graph, 0.5, model_b=A))
+    told = graph.text(merge(graph, 0.5, model_B=A))
     assert told.startswith("warning · ")
     assert "\n! changes nothing: " in told
 
@@ -240,7 +240,7 @@ def test_rounding_by_chance_keeps_a_change_that_the_nearest_number_loses(three):
     start = {key: one.bfloat16() for key, one in a.items()}
     save_file(start, folder / "coarse.safetensors")
     save_file({key: one.float() * 1.01 for key, one in start.items()}, folder / "near.safetensors")
-    pair = {"model_a": "coarse.safetensors", "model_b": "near.safetensors"}
+    pair = {"model_A": "coarse.safetensors", "model_B": "near.safetensors"}
     key = "model.diffusion_model.img_in.weight"
     base = start[key].double()
     gains = {}
@@ -256,15 +256,15 @@ def test_rounding_by_chance_keeps_a_change_that_the_nearest_number_loses(three):
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ({"method": "add_difference"}, "`add_difference` takes three models; choose `model_c`"),
-        ({"method": "slerp", "model_c": C}, "`slerp` takes two models; set `model_c` to none"),
+        ({"method": "add_difference"}, "`add_difference` takes three models; choose `model_C`"),
+        ({"method": "slerp", "model_C": C}, "`slerp` takes two models; set `model_C` to none"),
         ({"method": "slerp", "where": "te=0"}, "`slerp` has one share for all weights; leave"),
-        ({"method": "other"}, "no such method; use one of sum, add_difference"),
-        ({"model_b": "sd1.safetensors"}, "nothing to merge: no weight of "),
+        ({"method": "other"}, "no such method; use one of weighted_sum, add_difference"),
+        ({"model_B": "sd1.safetensors"}, "nothing to merge: no weight of "),
         ({"blocks": "FOO=1"}, "no block `FOO`"),
         ({"blocks": "1,2,3"}, "no list has 3 numbers"),
         ({"where": "attn"}, "`attn` has no strength; write `PATTERN=S`, as in `te=0`"),
-        ({"share_of_b": 0.0}, "nothing to merge"),
+        ({"share_of_B": 0.0}, "nothing to merge"),
         ({"prefix": "../m"}, "leads out of the output folder"),
     ],
 )
@@ -288,8 +288,8 @@ def test_numbers_that_are_none_are_refused_or_left_as_they_are_in_a(three):
     with pytest.raises(
         GraphError, match=r"NaN.*or turn `allow_nonfinite` on to keep those of the base there"
     ):
-        graph.text(merge(graph, model_b="nan.safetensors"))
-    held = load_file(made(comfy, 0.5, model_b="nan.safetensors", allow_nonfinite=True))
+        graph.text(merge(graph, model_B="nan.safetensors"))
+    held = load_file(made(comfy, 0.5, model_B="nan.safetensors", allow_nonfinite=True))
     assert torch.equal(held[key].double(), a[key])
     other = key.replace("img_in", "txt_in")
     assert close(held[other], (a[other] + b[other]) / 2)
