@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 NONE = "none"
 FLAGS = ("as in A", "on", "off")
+_LIMIT = 10.0
+ROUNDINGS = ("nearest", "stochastic")
 
 
 class Method(NamedTuple):
@@ -42,11 +44,13 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "sum": Method("A + share of B * (B - A) + share of C * (C - A)", (2, 3)),
+    "weighted_sum": Method("A + share of B * (B - A) + share of C * (C - A)", (2, 3)),
     "add_difference": Method("A + share of B * (B - C): C is what B was made from", (3, 3)),
     "train_difference": Method("the same, most where B is far from A, as if trained", (3, 3)),
     "sum_twice": Method("from A to B by the share of B, from there to C by the share of C", (3, 3)),
     "slerp": Method("on the arc from A to B", (2, 2)),
+    "cosine_a": Method("A's structure with B's details, by how alike they are", (2, 2)),
+    "cosine_b": Method("B's structure with A's details, by how alike they are", (2, 2)),
     "model_stock": Method("between B and C, nearer to A the less they agree on it", (3, 3)),
     "ties": Method("of what B and C change in A the largest, where signs agree", (2, 3)),
     "dare": Method("of what B and C change in A a random part, made up for", (2, 3)),
@@ -76,13 +80,13 @@ class MergeCheckpoints(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                file_input("model_a", "Checkpoint A, which the others change.", FOLDERS),
-                file_input("model_b", "Checkpoint B.", FOLDERS),
+                file_input("model_A", "Checkpoint A, which the others change.", FOLDERS),
+                file_input("model_B", "Checkpoint B.", FOLDERS),
                 _share_input("B", "0 gives A, 1 gives B. ComfyUI's own nodes ask for A's."),
                 _method_input(),
                 prefix_input(PREFIX, PREFIX_HINT),
                 io.Combo.Input(
-                    "model_c",
+                    "model_C",
                     options=[NONE, *host.file_names(*FOLDERS)],
                     default=NONE,
                     optional=True,
@@ -110,6 +114,14 @@ class MergeCheckpoints(io.ComfyNode):
                 ),
                 dtype_input(),
                 io.Combo.Input(
+                    "rounding",
+                    options=list(ROUNDINGS),
+                    default=ROUNDINGS[0],
+                    optional=True,
+                    tooltip="To the nearest number of the dtype, or up or down by chance, so that "
+                    "small changes stay on average.",
+                ),
+                io.Combo.Input(
                     "v_pred_flags",
                     options=list(FLAGS),
                     default=FLAGS[0],
@@ -124,26 +136,31 @@ class MergeCheckpoints(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, model_a: str | None, model_b: str | None, model_c: str | None = NONE, **rest: object
+        cls,
+        model_A: str | None,  # noqa: N803  as they are shown
+        model_B: str | None,  # noqa: N803
+        model_C: str | None = NONE,  # noqa: N803
+        **rest: object,
     ) -> tuple[str, ...]:
         """A value that changes with the files, so that the host runs the node again."""
         del rest
-        return tuple(host.fingerprint(name, *FOLDERS) for name in (model_a, model_b, model_c))
+        return tuple(host.fingerprint(name, *FOLDERS) for name in (model_A, model_B, model_C))
 
     @classmethod
     @explained
     def execute(
         cls,
-        model_a: str,
-        model_b: str,
-        share_of_b: float,
+        model_A: str,  # noqa: N803  as they are shown
+        model_B: str,  # noqa: N803
+        share_of_B: float,  # noqa: N803
         prefix: str,
         method: Mapping[str, Any] | None = None,
-        model_c: str = NONE,
-        share_of_c: float = 0.5,
+        model_C: str = NONE,  # noqa: N803
+        share_of_C: float = 0.5,  # noqa: N803
         blocks: str = "",
         where: str = "",
         dtype: str = DTYPES[0],
+        rounding: str = ROUNDINGS[0],
         v_pred_flags: str = FLAGS[0],
         allow_nonfinite: bool = False,
     ) -> io.NodeOutput:
@@ -154,15 +171,16 @@ class MergeCheckpoints(io.ComfyNode):
             LoraOpsError: The models do not belong together, the method takes another number of them,
                 a rule means nothing, or the disk is full.
         """
-        names = {"A": model_a, "B": model_b} | ({} if model_c == NONE else {"C": model_c})
+        names = {"A": model_A, "B": model_B} | ({} if model_C == NONE else {"C": model_C})
         paths = {key: host.file_path(name, *FOLDERS) for key, name in names.items()}
         recipe = _recipe(
             {key: path.name for key, path in paths.items()},
-            {"B": share_of_b, "C": share_of_c},
+            {"B": share_of_B, "C": share_of_C},
             _checked(method, len(names)),
             {"blocks": blocks.strip(), "where": lines(where)},
             {
                 "dtype": "" if dtype == DTYPES[0] else dtype,
+                "rounding": rounding,
                 "keep": "auto" if v_pred_flags == FLAGS[0] else v_pred_flags,
             },
         )
@@ -171,10 +189,10 @@ class MergeCheckpoints(io.ComfyNode):
 
 def _share_input(model: str, more: str, **given: Any) -> io.Float.Input:
     return io.Float.Input(
-        f"share_of_{model.lower()}",
+        f"share_of_{model}",
         default=0.5,
-        min=-2.0,
-        max=2.0,
+        min=-_LIMIT,
+        max=_LIMIT,
         step=0.01,
         tooltip=f"Share of {model} in the result. {more}",
         **given,
@@ -222,10 +240,10 @@ def _checked(method: Mapping[str, Any] | None, models: int) -> Mapping[str, Any]
     name = method["method"]
     least, most = METHODS[name].models
     if models < least:
-        raise ArgumentError(f"method `{name}` takes three models; choose `model_c`")
+        raise ArgumentError(f"method `{name}` takes three models; choose `model_C`")
     if models > most:
         raise ArgumentError(
-            f"method `{name}` takes two models; set `model_c` to {NONE}, or choose another method"
+            f"method `{name}` takes two models; set `model_C` to {NONE}, or choose another method"
         )
     return method
 
@@ -254,7 +272,9 @@ def _recipe(
     kind, *others = method["method"], *(key for key in names if key != "A")
     terms = [{"of": key, "weight": shares[key], **rules} for key in others]
     step: dict[str, Any] = {"name": "step1", "method": kind, "base": "A", "terms": terms}
-    if kind == "add_difference":
+    if kind == "weighted_sum":
+        step["method"] = "sum"
+    elif kind == "add_difference":
         step |= {"method": "sum", "terms": [{**terms[0], "minus": "C"}]}
     elif kind == "train_difference":
         step["terms"] = [terms[0], {"of": "C"}]
@@ -262,7 +282,7 @@ def _recipe(
         if any(rules.values()):
             raise ArgumentError(
                 "method `slerp` has one share for all weights; leave `blocks` and `where` empty, or "
-                "choose method `sum`"
+                "choose method `weighted_sum`"
             )
         rest = {"of": "A", "weight": 1 - shares["B"]}
         del step["base"]

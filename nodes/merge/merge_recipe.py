@@ -8,7 +8,7 @@ from ..form.schema import path_output, prefix_input, report_output, reported, sc
 from ..form.wording import explained, inputs_of
 from ..host import host
 from ..host.model_files import loaded
-from .merging import PREFIX, PREFIX_HINT, merged_text, name_output, opened, written
+from .merging import PREFIX, PREFIX_HINT, name_output, opened, report_text, written
 from .recipes import finding_inputs, fingerprint, ready, recipe_inputs
 
 _ALIASES = ["merge recipe", "replay merge", "merge checkpoints", "mergekit", "mecha", "supermerger"]
@@ -109,5 +109,5 @@ class LoadMergeRecipe(io.ComfyNode):
         with opened(one.paths) as sources:
             plan = plan_merge(one.recipe, sources, **options)
             tensors, report = merge(one.recipe, sources, progress=host.progress(), **options)
-        told = merged_text("the merge", report, plan, one.notes, inputs_of(cls))
+        told = report_text("the merge", report, plan, one.notes, inputs_of(cls))
         return reported(told, *loaded(tensors, plan.base.metadata))

@@ -83,11 +83,11 @@ def written(
     with opened(paths) as sources:
         plan = plan_merge_file(recipe, sources, output=path, **options)
         report = merge_file(plan, path, version=__version__, progress=host.progress())
-    told = merged_text(path.name, report, plan, notes, inputs_of(node))
+    told = report_text(path.name, report, plan, notes, inputs_of(node))
     return reported(told, host.listed_name(path), str(path))
 
 
-def merged_text(
+def report_text(
     name: str,
     report: MergeReport,
     plan: MergePlan,

@@ -88,13 +88,19 @@ def ready(text: str, values: str, by_hash: bool) -> Ready:
         by_hash: Whether files may have another name.
 
     Raises:
-        ArgumentError: The recipe means nothing, a value is missing, or a file is.
+        ArgumentError: The recipe means nothing or gives a LoRA; a value is missing, or a file is.
         FormatError: Nobody is known to write such a recipe.
     """
+    from ...lora_ops import ArgumentError
     from ...lora_ops.operations.merge.recipes.pasted import parse_pasted
 
     found = parse_pasted(text, deltas=_lora_names())
     recipe = found.recipe.bind(_numbers(values))
+    if recipe.output.kind == "lora":
+        raise ArgumentError(
+            'the recipe gives a LoRA, and this node a model; take `kind = "lora"` and `rank` out of it, '
+            "and extract the LoRA from the result, with Extract LoRA from Files"
+        )
     lost = [f"not carried from the recipe of {found.program}: {one}" for one in found.lost]
     paths, notes = _found(recipe, by_hash)
     return Ready(recipe, paths, (*lost, *notes))
@@ -160,7 +166,8 @@ def _found(recipe: Recipe, by_hash: bool) -> tuple[dict[str, Path], list[str]]:
             f"{counted(len(missing), 'file')} of the recipe missing: {'; '.join(missing)}; put them "
             f"into the folders of ComfyUI's models{hint}"
         )
-    return paths, notes
+    # That a name decided is worth a word only where it did not decide alone.
+    return paths, [note for note in notes if "the first of" in note]
 
 
 def _hashing() -> Callable[[Path], str]:

@@ -26,7 +26,7 @@ NEEDS = {
     "LorakitCompareLoras": {"first": "one", "second": "two"},
     "LorakitStackToLora": {"lora_stack": "stack"},
     "LorakitLoraToStack": {"lora": "one"},
-    "LorakitMergeCheckpoints": {"model_a": "flux.safetensors", "model_b": "flux-tuned.safetensors"},
+    "LorakitMergeCheckpoints": {"model_A": "flux.safetensors", "model_B": "flux-tuned.safetensors"},
     "LorakitMergeRecipe": RECIPE,
     "LorakitLoadMergeRecipe": RECIPE,
     "LorakitReadRecipe": {"file": "merged"},

@@ -40,19 +40,19 @@ def of_text(graph, recipe):
 
 WAYS = {
     "files": lambda graph: graph.add(
-        "LorakitMergeCheckpoints", model_a=A, model_b=B, prefix="checkpoints/again"
+        "LorakitMergeCheckpoints", model_A=A, model_B=B, prefix="checkpoints/again"
     ),
     "third": lambda graph: graph.add(
         "LorakitMergeCheckpoints",
-        model_a=A,
-        model_b="flux-tuned.safetensors",
-        model_c=B,
+        model_A=A,
+        model_B="flux-tuned.safetensors",
+        model_C=B,
         prefix="checkpoints/again",
     ),
     "named": lambda graph: graph.add(
         "LorakitMergeCheckpoints",
-        model_a=A,
-        model_b=graph.add("TestName", name=B),
+        model_A=A,
+        model_B=graph.add("TestName", name=B),
         prefix="checkpoints/again",
     ),
     "text": lambda graph: of_text(graph, f'flux + 0.5*("{B}" - flux)'),
@@ -83,7 +83,7 @@ def test_another_share_merges_again(comfy):
     graph = Graph(comfy)
     node = WAYS["files"](graph)
     graph.text(node)
-    graph.nodes[node]["inputs"]["share_of_b"] = 0.25
+    graph.nodes[node]["inputs"]["share_of_B"] = 0.25
     assert node in comfy.executed(graph.nodes)
 
 
@@ -118,7 +118,7 @@ def test_progress_and_cancel_of_a_merge(comfy):
     graph = Graph(comfy)
     node = graph.add(
         "LorakitMergeCheckpoints",
-        **{f"model_{one}": f"slow-{one}.safetensors" for one in "abc"},
+        **{f"model_{one.upper()}": f"slow-{one}.safetensors" for one in "abc"},
         method="dare",
         prefix="checkpoints/cancelled",
     )

@@ -60,6 +60,7 @@ def same(one, other):
         LINE,
         LINE.replace("0.4", "$a"),
         'flux + 0.4*("flux-tuned" - "flux-third")',
+        "CM flux-third + flux 1.0 _x\nCM flux + flux-tuned - flux-third 0.4 R",
         """
         lorakit = 1
         [files]
@@ -71,7 +72,7 @@ def same(one, other):
         terms = [{of = "b", minus = "c", weight = 0.4}]
         """,
     ],
-    ids=["line", "value", "stems", "toml"],
+    ids=["line", "value", "stems", "plan", "toml"],
 )
 def test_a_recipe_becomes_its_file(three, recipe):
     comfy, (a, b, c) = three
@@ -105,11 +106,11 @@ def test_a_merged_file_is_made_again_from_what_it_says(three):
     graph = Graph(comfy)
     first = graph.add(
         "LorakitMergeCheckpoints",
-        model_a=A,
-        model_b=B,
-        model_c=C,
-        share_of_b=0.3,
-        share_of_c=0.6,
+        model_A=A,
+        model_B=B,
+        model_C=C,
+        share_of_B=0.3,
+        share_of_C=0.6,
         method="ties",
         blocks="depth=0.2,1",
         where="txt=0",
@@ -166,6 +167,21 @@ def test_files_are_found_by_their_hash_under_other_names(three):
     finally:
         shutil.move(folder / "called otherwise.safetensors", folder / C)
     assert same(held, made(comfy, document))
+
+
+def test_a_name_that_two_files_have_is_told(three):
+    comfy, _ = three
+    folder = comfy.base / "models" / "checkpoints"
+    (folder / "within").mkdir()
+    graph = Graph(comfy)
+    node = merge(graph, 'flux + 0.4*("flux-third" - flux)')
+    assert "note: " not in graph.text(node)
+    shutil.copy(folder / B, folder / "within" / C)
+    try:
+        told = graph.text(node)
+    finally:
+        shutil.rmtree(folder / "within")
+    assert re.search(r"note: `flux-third` is known by its name alone: .*, the first of 2", told)
 
 
 def test_another_file_of_the_name_is_not_taken(three):
@@ -242,7 +258,9 @@ def test_recipes_of_other_programs_say_what_is_lost(three):
     ("recipe", "told"),
     [
         ("  ", "the recipe is empty; write a line, as in"),
-        ('flux + 0.3*"flux-tuned"', "the weights of whole models add up to 1.3, not to 1"),
+        ('flux + 0.3*"flux-tuned"', "add up to 1.3, not to 1"),
+        ("flux + 0.3*lora", "or put the files of LoRAs into models/loras"),
+        ('"a/flux" + 0.3*(flux - sd1)', "looked for in the folders of ComfyUI's models"),
         ("flux + 0.3*(nowhere - flux)", "1 file of the recipe missing: `nowhere` was not found"),
         ("flux + $a*(flux - nowhere)", "no value for `$a`"),
         ("flux + 0.3*(sd1 - flux)", "nothing to merge: no weight of"),
@@ -251,6 +269,10 @@ def test_recipes_of_other_programs_say_what_is_lost(three):
         ("lorakit = 1\n[[step]]\nmethod = 'sum'", "has neither terms nor a base"),
         ("something\nelse", "no program is known that writes a recipe like this"),
         ("one + 0.5*two", "the last step gives a change, not a model"),
+        (
+            "lorakit = 1\n[output]\nkind = 'lora'\n[[step]]\nbase = 'flux.safetensors'",
+            "the recipe gives a LoRA, and this node a model; take",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(three, recipe, told):

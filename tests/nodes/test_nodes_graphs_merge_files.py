@@ -13,6 +13,9 @@ from keys.checkpoints import prefixed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lorakit.lora_ops import DictSource, parse_document
+from lorakit.lora_ops import merge as core_merge
+
 A, B, C = "flux.safetensors", "flux-tuned.safetensors", "flux-other.safetensors"
 SAME = 2e-5
 
@@ -29,7 +32,7 @@ def three(comfy):
 
 
 def merge(graph, b=0.3, **inputs):
-    pair = {"model_a": A, "model_b": B, "share_of_b": b}
+    pair = {"model_A": A, "model_B": B, "share_of_B": b}
     return graph.add("LorakitMergeCheckpoints", **{**pair, "prefix": "checkpoints/m", **inputs})
 
 
@@ -76,15 +79,15 @@ def elected(a, b, c, s, density=0.4):
 
 WAYS = {
     "two": ({}, lambda a, b, _, s: a + s * (b - a)),
-    "three": ({"model_c": C, "share_of_c": 0.2}, sums),
-    "add_difference": ({"model_c": C}, lambda a, b, c, s: a + s * (b - c)),
-    "train_difference": ({"model_c": C}, trained),
+    "three": ({"model_C": C, "share_of_C": 0.2}, sums),
+    "add_difference": ({"model_C": C}, lambda a, b, c, s: a + s * (b - c)),
+    "train_difference": ({"model_C": C}, trained),
     "sum_twice": (
-        {"model_c": C, "share_of_c": 0.2},
+        {"model_C": C, "share_of_C": 0.2},
         lambda a, b, c, s: 0.8 * (a + s * (b - a)) + 0.2 * c,
     ),
     "slerp": ({}, arc),
-    "ties": ({"model_c": C, "share_of_c": 0.2, "method.density": 0.4}, elected),
+    "ties": ({"model_C": C, "share_of_C": 0.2, "method.density": 0.4}, elected),
 }
 
 
@@ -92,13 +95,28 @@ WAYS = {
 def test_a_merged_file_is_the_loop_in_float64(three, way):
     comfy, (a, b, c) = three[0], three[1].values()
     inputs, formula = WAYS[way]
-    method = "sum" if way in ("two", "three") else way
+    method = "weighted_sum" if way in ("two", "three") else way
     held = load_file(made(comfy, 0.3, method=method, **inputs))
     assert held.keys() == a.keys()
     for key, tensor in held.items():
         wanted = formula(a[key], b[key], c[key], 0.3)
         assert close(tensor, wanted), key
         assert tensor.ndim < 2 or not close(tensor, a[key]), key
+
+
+@pytest.mark.parametrize("method", ["cosine_a", "cosine_b", "slerp"])
+def test_a_merged_file_is_what_the_core_gives(three, method):
+    comfy, (a, b, _) = three[0], three[1].values()
+    held = load_file(made(comfy, 0.3, method=method))
+    terms = [{"of": "B", "weight": 0.3}]
+    step = {"base": "A", "method": method, "terms": terms}
+    if method == "slerp":
+        step = {"method": "nuslerp", "terms": [{"of": "A", "weight": 0.7}, *terms]}
+    files = {"A": {"name": A}, "B": {"name": B}}
+    recipe = parse_document(json.dumps({"lorakit": 1, "files": files, "step": [step]}))
+    both = [DictSource({key: one.float() for key, one in model.items()}) for model in (a, b)]
+    wanted, _ = core_merge(recipe, dict(zip("AB", both, strict=True)))
+    assert all(torch.equal(held[key], wanted[key]) for key in wanted)
 
 
 def test_dare_is_one_merge_a_seed_and_right_on_average(three):
@@ -118,7 +136,7 @@ def test_dare_is_one_merge_a_seed_and_right_on_average(three):
 
 def test_model_stock_is_the_base_where_the_others_share_nothing(three):
     comfy, (a, b, c) = three[0], three[1].values()
-    inputs = {"model_c": C, "share_of_b": 1.0, "share_of_c": 1.0, "method": "model_stock"}
+    inputs = {"model_C": C, "share_of_B": 1.0, "share_of_C": 1.0, "method": "model_stock"}
     held = load_file(made(comfy, 1.0, **inputs))
     key = "model.diffusion_model.img_in.weight"
     cosine = torch.nn.functional.cosine_similarity(
@@ -175,7 +193,7 @@ def test_a_diffusion_model_alone_goes_into_its_loader(three):
         bare = {k.removeprefix("model.diffusion_model."): t.float() for k, t in one.items()}
         save_file(bare, folder / f"{name}.safetensors")
     graph = Graph(comfy)
-    names = {"model_a": "alone-a.safetensors", "model_b": "alone-b.safetensors"}
+    names = {"model_A": "alone-a.safetensors", "model_B": "alone-b.safetensors"}
     merged = merge(graph, 0.6, **names, prefix="diffusion_models/within/m")
     loader = graph.add("UNETLoader", unet_name=merged[0], weight_dtype="default")
     latent = graph.latent(loader)
@@ -211,23 +229,42 @@ def test_the_report_says_what_was_done(three):
 
 def test_what_changes_nothing_is_a_warning(three):
     graph = Graph(three[0])
-    told = graph.text(merge(graph, 0.5, model_b=A))
+    told = graph.text(merge(graph, 0.5, model_B=A))
     assert told.startswith("warning · ")
     assert "\n! changes nothing: " in told
+
+
+def test_rounding_by_chance_keeps_a_change_that_the_nearest_number_loses(three):
+    comfy, (a, _, _) = three[0], three[1].values()
+    folder = comfy.base / "models" / "checkpoints"
+    start = {key: one.bfloat16() for key, one in a.items()}
+    save_file(start, folder / "coarse.safetensors")
+    save_file({key: one.float() * 1.01 for key, one in start.items()}, folder / "near.safetensors")
+    pair = {"model_A": "coarse.safetensors", "model_B": "near.safetensors"}
+    key = "model.diffusion_model.img_in.weight"
+    base = start[key].double()
+    gains = {}
+    for rounding in ("nearest", "stochastic"):
+        change = load_file(made(comfy, 0.1, **pair, rounding=rounding))[key].double() - base
+        gains[rounding] = float((change * base).sum() / (0.001 * base * base).sum())
+    assert gains["nearest"] == 0
+    assert abs(gains["stochastic"] - 1) < 0.2
+    told = Graph(comfy)
+    assert "or round by chance (`rounding` stochastic)" in told.text(merge(told, 0.1, **pair))
 
 
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ({"method": "add_difference"}, "`add_difference` takes three models; choose `model_c`"),
-        ({"method": "slerp", "model_c": C}, "`slerp` takes two models; set `model_c` to none"),
+        ({"method": "add_difference"}, "`add_difference` takes three models; choose `model_C`"),
+        ({"method": "slerp", "model_C": C}, "`slerp` takes two models; set `model_C` to none"),
         ({"method": "slerp", "where": "te=0"}, "`slerp` has one share for all weights; leave"),
-        ({"method": "other"}, "no such method; use one of sum, add_difference"),
-        ({"model_b": "sd1.safetensors"}, "nothing to merge: no weight of "),
+        ({"method": "other"}, "no such method; use one of weighted_sum, add_difference"),
+        ({"model_B": "sd1.safetensors"}, "nothing to merge: no weight of "),
         ({"blocks": "FOO=1"}, "no block `FOO`"),
         ({"blocks": "1,2,3"}, "no list has 3 numbers"),
         ({"where": "attn"}, "`attn` has no strength; write `PATTERN=S`, as in `te=0`"),
-        ({"share_of_b": 0.0}, "nothing to merge"),
+        ({"share_of_B": 0.0}, "nothing to merge"),
         ({"prefix": "../m"}, "leads out of the output folder"),
     ],
 )
@@ -249,10 +286,10 @@ def test_numbers_that_are_none_are_refused_or_left_as_they_are_in_a(three):
     save_file(broken, comfy.base / "models" / "checkpoints" / "nan.safetensors")
     graph = Graph(comfy)
     with pytest.raises(
-        GraphError, match=r"NaN.*keep the base's weights there \(`allow_nonfinite`\)"
+        GraphError, match=r"NaN.*or turn `allow_nonfinite` on to keep those of the base there"
     ):
-        graph.text(merge(graph, model_b="nan.safetensors"))
-    held = load_file(made(comfy, 0.5, model_b="nan.safetensors", allow_nonfinite=True))
+        graph.text(merge(graph, model_B="nan.safetensors"))
+    held = load_file(made(comfy, 0.5, model_B="nan.safetensors", allow_nonfinite=True))
     assert torch.equal(held[key].double(), a[key])
     other = key.replace("img_in", "txt_in")
     assert close(held[other], (a[other] + b[other]) / 2)
