@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: From a device to a weight on it, in float32: memory of the caller's own.
 Compute: TypeAlias = Callable[[torch.device], Tensor]
+# The host sets memory aside on a GPU for the tensors of a patch, and was never asked for none at all.
+_SOMETHING = torch.zeros(1)
 
 
 class Computed(WeightAdapterBase):
@@ -25,7 +27,7 @@ class Computed(WeightAdapterBase):
 
     name = "lorakit"
 
-    def __init__(self, loaded_keys: set[str], weights: tuple[Compute]) -> None:
+    def __init__(self, loaded_keys: set[str], weights: tuple[Compute, Tensor]) -> None:
         self.loaded_keys, self.weights = loaded_keys, weights
 
     def calculate_weight(
@@ -40,7 +42,7 @@ class Computed(WeightAdapterBase):
         original_weight: Any = None,
     ) -> Tensor:
         """Compute it; in float32 where the host rounds it afterwards, else in what it asks for."""
-        (compute,) = self.weights
+        compute, _ = self.weights
         return compute(weight.device).to(intermediate_dtype)
 
 
@@ -55,5 +57,7 @@ def replaced(patcher: Any, weights: Mapping[str, Compute]) -> Any:
     patches = getattr(clone, "patcher", clone).patches
     for key in weights:
         patches.pop(key, None)
-    clone.add_patches({key: Computed(set(), (compute,)) for key, compute in weights.items()})
+    clone.add_patches(
+        {key: Computed(set(), (compute, _SOMETHING)) for key, compute in weights.items()}
+    )
     return clone

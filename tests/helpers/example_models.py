@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 EXAMPLES = ROOT / "example_workflows"
 _BASE, _TUNED = "sd_xl_base_1.0.safetensors", "juggernautXL_v9.safetensors"
+#: The same two, for the example that is about the blocks of the kind that they are of.
+_SD1 = ("v1-5-pruned-emaonly-fp16.safetensors", "dreamshaper_8.safetensors")
 LORAS = ("pixel-art-xl.safetensors", "add-detail-xl.safetensors")
 #: One level of an SD1.5 UNet, with attention on the way in, in the middle and on the way out.
 _UNET = unet(768, [1], blocks=1)
@@ -37,8 +39,12 @@ def models(base: Path) -> None:
         | prefixed("first_stage_model.", taesd(4))
     )
     changed = tuned({key: one for key, one in started.items() if key.startswith("model.")})
-    for name, tensors in {_BASE: started, _TUNED: started | changed}.items():
-        save_file({key: one.half() for key, one in tensors.items()}, folder / "checkpoints" / name)
+    for names, tensors in zip(
+        zip((_BASE, _TUNED), _SD1, strict=True), (started, started | changed), strict=True
+    ):
+        half = {key: one.half() for key, one in tensors.items()}
+        for name in names:
+            save_file(half, folder / "checkpoints" / name)
     for seed, name in enumerate(LORAS):
         save_file(_lora(seed), folder / "loras" / name)
 

@@ -321,3 +321,12 @@ def test_blocks_and_patterns(merge, model, files):
     assert distance(found["exact"], exact) < 1e-6
     assert found["patches"] == sum(factor != 0 for factor in factors.values())
     assert "times, by block: 2 in OUT" in found["report"]
+
+
+def test_what_is_in_no_weight_is_told(merge, model):
+    told = merge(model("A"), model("B", predicts="V_PREDICTION"))["report"].splitlines()
+    assert told[0].startswith("warning · ")
+    assert "! A predicts FLUX, B V_PREDICTION: the result is sampled as A" in told
+    told = merge(model("A"), model("B", bypass=True))["report"]
+    assert "of B acts as its layers run and is in no weight: left out" in told
+    assert "left out" not in merge(model("A", bypass=True), model("B"))["report"]

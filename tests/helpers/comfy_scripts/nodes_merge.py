@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nodes_extract
 import nodes_models
 import nodes_weights
 import torch
@@ -22,6 +23,8 @@ def model_of(question):
         import comfy.model_base
 
         model.model.model_type = comfy.model_base.ModelType[question["predicts"]]
+    if question.get("bypass"):
+        model = nodes_extract.bypassed(model)
     return model
 
 
@@ -86,6 +89,7 @@ def weights(patcher, prefix=""):
         if key in patcher.patches:
             own = host.effective_weight(without_patches(patcher), key)
             patch = LowVramPatch(key, patcher.patches)
+            assert patch.memory_required() > 0
             patch.prepare(torch.empty(patch.memory_required(), dtype=torch.uint8), None)
             found[f"used {key}"] = patch(own.to(torch.bfloat16))
     return found
