@@ -49,8 +49,9 @@ class Measured:
     @staticmethod
     def joined(tiles: list[tuple[float, float, float, float]], share: float = 1.0) -> Measured:
         """Of a whole weight, from its tiles, of which a share was measured."""
-        norm, moved, lost, base = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
-        return Measured(*(math.hypot(*one) for one in (norm, moved, lost, base)), share)
+        columns = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
+        norm, moved, lost, base = (math.hypot(*column) for column in columns)
+        return Measured(norm, moved, lost, base, share)
 
 
 class Step(Protocol):
