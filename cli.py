@@ -6,7 +6,9 @@ after Ctrl-C, SIGTERM or SIGHUP, which leave no half file either.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib.util
 import io
 import signal
@@ -35,6 +37,7 @@ from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
 from .commands.lint import lint
+from .commands.merge import merge
 from .commands.recipe import recipe
 from .commands.resize import resize
 from .commands.scale import scale
@@ -53,13 +56,28 @@ class _Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see `click.Group.main`."""
-        with _ended_in_order() as signals:
+        with _seldom_collected(), _ended_in_order() as signals:
             try:
                 return super().main(*args, **kwargs)
             except (SystemExit, OSError):  # no terminal is left to write to
                 if not signals:
                     raise
                 sys.exit(128 + signals[0])
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Generator[None, None, None]:
+    """Search for garbage seldom: among the million objects of torch each search takes long."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+# Nor at the end, where the system takes all of it back.
+atexit.register(gc.freeze)
 
 
 @contextlib.contextmanager
@@ -112,6 +130,7 @@ for command in (
     convert,
     bake,
     unbake,
+    merge,
     recipe,
     demo,
 ):

@@ -16,16 +16,16 @@ from .options import PATH, clear_errors
     "--output",
     type=PATH,
     default=Path("lorakit_demo"),
-    help="Folder for the LoRAs and the picture.",
+    help="Folder for the LoRAs, the merge and the picture.",
 )
 def demo(output: Path) -> None:
-    """Extract LoRAs from a small sample, draw what they do.
+    """Extract and merge small sample models, draw what they do.
 
     Six LoRAs from two small diffusion models, verified, applied and sampled, beside a LoRA and a DoRA
-    that were trained: ten seconds on two cores.
+    that were trained, and a merge of two fine-tunes: ten seconds on two cores.
     """
     with clear_errors():
-        from ..examples.digits.demo import run_demo
+        from ..examples.digits.demo import MERGE, MERGED, run_demo
         from ..lora_ops.text import plain
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_demo
@@ -33,4 +33,5 @@ def demo(output: Path) -> None:
         with progress_bar("demo") as progress:
             columns, picture = run_demo(output, version=__version__, progress=progress)
         show_demo(columns)
+        click.echo(f"wrote {plain(output / MERGED)}: {MERGE}")
         click.echo(f"wrote {plain(picture)}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import PATH, clear_errors, force_option
+
+if TYPE_CHECKING:
+    from ..lora_ops import Convention
+
+_MERGED = (".safetensors", ".sft", ".safetensors.index.json")
 
 
 @click.command()
@@ -17,6 +24,18 @@ from .options import PATH, clear_errors, force_option
     metavar="FOLDER",
     multiple=True,
     help="Look for its files there, by name and hash, and say where they are. May be repeated.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Merge again without writing, from the files that are found, and compare FILE with that: it "
+    "is an error if a number differs.",
+)
+@click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    default="paper",
+    help="When verifying: as the LoRAs in it were read when it was merged.",
 )
 @click.option("--ancestry", is_flag=True, help="Show the tree of its inputs, not the recipe.")
 @click.option(
@@ -31,6 +50,8 @@ from .options import PATH, clear_errors, force_option
 def recipe(
     file: Path,
     search: tuple[Path, ...],
+    verify: bool,
+    dora: Convention,
     ancestry: bool,
     row: int | None,
     output: Path | None,
@@ -43,6 +64,9 @@ def recipe(
     .mecha, a merge plan, or supermerger's mergehistory.csv. The recipe goes to stdout, as TOML; what
     could not be carried, and where files were found, to stderr.
     """
+    if verify:
+        _verify(file, search, dora)
+        return
     with clear_errors():
         from ..lora_ops.files import check_output, write_whole
         from ..lora_ops.operations.merge.recipes.document import as_toml
@@ -68,3 +92,30 @@ def recipe(
             click.echo(as_toml(found.recipe), nl=False)
         else:
             write_whole(output, as_toml(found.recipe).encode(), replace=force)
+
+
+def _verify(file: Path, search: tuple[Path, ...], dora: Convention) -> None:
+    """Say whether a merged model is what its recipe gives; exit status 1 if not."""
+    with clear_errors(), contextlib.ExitStack() as stack:
+        from ..lora_ops import ArgumentError, open_recipe, open_source, verify_merge
+        from ..terminal.merged import show_check
+        from ..terminal.progress import progress_bar
+        from .merge_request import Asked, Request
+
+        if not file.name.lower().endswith(_MERGED):
+            raise ArgumentError("a merged model is verified, by the recipe in it", path=file)
+        open_recipe(file)
+        merged = stack.enter_context(open_source(file))
+        request = Request(lambda path: stack.enter_context(open_source(path)))
+        recipe = request.read([str(file)], Asked(), search)
+        with progress_bar("verifying") as progress:
+            found = verify_merge(
+                *(recipe, request.sources, merged),
+                allow_nonfinite=True,
+                allow_partial=True,
+                dora=dora,
+                progress=progress,
+            )
+        show_check(found)
+        if not found.is_same:
+            raise click.ClickException(f"{file} is not what its recipe gives")

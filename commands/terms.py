@@ -35,21 +35,25 @@ def parse_term(text: str) -> Term:
     Raises:
         ArgumentError: The strength is not a finite number.
     """
-    parts = text.split(":")
-    for last in range(len(parts), 0, -1):
-        path = Path(":".join(parts[:last]))
-        if len(parts) - last <= 2 and _exists(path):
-            return _term(text, path, parts[last:])
+    found = existing(text)
+    if found is not None:
+        return _term(text, *found)
     drive = _DRIVE.match(text) is not None
     name, *rest = text[2 * drive :].split(":", 2)
     return _term(text, Path(text[: 2 * drive] + name), rest)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long for a name: it is a list of blocks
-        return False
+def existing(text: str) -> tuple[Path, list[str]] | None:
+    """The file that a term begins with and what follows its name; None where there is no such file."""
+    parts = text.split(":")
+    for last in range(len(parts), 0, -1):
+        path = Path(":".join(parts[:last]))
+        try:
+            if len(parts) - last <= 2 and path.exists():
+                return path, parts[last:]
+        except OSError:  # too long for a name: it is a list of blocks
+            continue
+    return None
 
 
 def _term(text: str, path: Path, rest: list[str]) -> Term:
@@ -73,14 +77,33 @@ def parse_method(text: str) -> tuple[str, dict[str, float]]:
     Raises:
         ArgumentError: A value is no number.
     """
+    name, found = parse_method_words(text)
+    for key, value in found.items():
+        if isinstance(value, str):
+            raise _no_parameter(f"{key}={value}", text)
+    return name, {key: float(value) for key, value in found.items()}
+
+
+def parse_method_words(text: str) -> tuple[str, dict[str, float | str]]:
+    """Read `NAME` or `NAME,PARAMETER=VALUE,...`, where a value may be a word.
+
+    Raises:
+        ArgumentError: A parameter has no value.
+    """
     name, *rest = (part.strip() for part in text.split(","))
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float | str] = {}
     for part in rest:
-        key, _, value = part.partition("=")
+        key, _, value = (word.strip() for word in part.partition("="))
+        if not key or not value:
+            raise _no_parameter(part, text)
         try:
-            parameters[key.strip()] = float(value)
+            parameters[key] = float(value)
         except ValueError:
-            raise ArgumentError(
-                f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
-            ) from None
+            parameters[key] = value
     return name, parameters
+
+
+def _no_parameter(part: str, text: str) -> ArgumentError:
+    return ArgumentError(
+        f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
+    )

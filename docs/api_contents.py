@@ -72,7 +72,17 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "By a recipe: a line, a document, or what a merged file says of itself; [merging.md](merging.md), [recipes.md](recipes.md).",
         (
             *("merge", "plan_merge_file", "merge_file", "plan_merge", "MergeOptions", "MergePlan"),
-            *("MergeReport", "MergedSource", "Recipe", "parse_line", "read_recipe"),
+            *(
+                "preview_merge",
+                "MergeReport",
+                "MergedSource",
+                "verify_merge",
+                "MergeCheck",
+                "Recipe",
+                "RecipeFile",
+                "parse_line",
+                "read_recipe",
+            ),
             *("parse_document", "as_toml", "open_recipe", "Ancestor", "find_files", "Found"),
         ),
     ),
@@ -80,7 +90,9 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Look into files",
         "",
         (
-            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison", "lint"),
+            *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison"),
+            *("compare_checkpoints", "CheckpointComparison", "ParameterComparison"),
+            *("GroupComparison", "Likeness", "lint"),
             *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),
@@ -125,23 +137,33 @@ ELSEWHERE = {
     "foreign.read_foreign": "recipes.md",
     "RenamedSource": "#class-filesource",
 }
+#: What layers say of themselves to the operations.
+_OF_LAYERS = {
+    *("has_factors", "is_full", "is_proportional", "is_made_whole", "is_compact", "is_peft_only"),
+    *("is_pair", "inner_rank", "stored_alpha", "bias", "stored_numbers", "in_dtype"),
+    *("times", "with_alpha", "at_scale", "with_rows", "stored_change", "norm", "missed"),
+    *("kronecker", "factors_of"),
+}
 #: What is public for the package's own sake.
 INNER = {
+    **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
     "MemoryFile": {"copy_into"},
+    "MergePlan": {"tensors", "surveys"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},
+    "Recipe": {"steps", "output"},
     "RankRule": {"first_guess", "choose", "choose_within"},
 }
 #: Types that people make themselves; the others are handed to them.
 MADE = {
     *("Adapter", "DictSource", "FullLayer", "LoraLayer", "MemoryFile", "Ingredient", "Term"),
-    *("Budget", "Placement", "RankRule"),
+    *("Budget", "Placement", "RankRule", "MergedSource", "RecipeFile"),
 }
 #: What a name that is no class and no function stands for.
 ALIASES = {

@@ -28,10 +28,18 @@ from .errors import (
 )
 from .files import FileSource, MemoryFile, Output, open_source
 from .inspect.compare import Comparison, LayerComparison, compare
+from .inspect.compare_checkpoints import (
+    CheckpointComparison,
+    GroupComparison,
+    Likeness,
+    ParameterComparison,
+    compare_checkpoints,
+)
 from .inspect.info import Info, Part, describe
 from .inspect.lint import Finding, Lint, Read, Verdict, lint
 from .inspect.spectra import Spectrum, spectra
 from .inspect.verify import verify
+from .inspect.verify_merge import MergeCheck, verify_merge
 from .linalg.ranks.budgets import Budget, parse_rule
 from .linalg.ranks.rules import RankRule, parse_rank
 from .models.architectures import Architecture, architecture_named
@@ -54,12 +62,13 @@ from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.file import merge_file, plan_merge_file
 from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
 from .operations.merge.plan import MergePlan, plan_merge
+from .operations.merge.preview import preview_merge
 from .operations.merge.recipes.ancestry import Ancestor
 from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
 from .operations.merge.recipes.expression import parse_line
 from .operations.merge.recipes.find import Found, find_files
 from .operations.merge.recipes.opening import open_recipe
-from .operations.merge.recipes.recipe import Recipe
+from .operations.merge.recipes.recipe import Recipe, RecipeFile
 from .operations.preview import PlannedLayer, Preview
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
@@ -93,6 +102,7 @@ __all__ = [
     "BakePlan",
     "BakedLayer",
     "Budget",
+    "CheckpointComparison",
     "Comparison",
     "Convention",
     "ConvertOptions",
@@ -104,16 +114,19 @@ __all__ = [
     "FormatError",
     "Found",
     "FullLayer",
+    "GroupComparison",
     "Info",
     "Ingredient",
     "Layer",
     "LayerComparison",
     "LayerReport",
     "LayerShapeError",
+    "Likeness",
     "Lint",
     "LoraLayer",
     "LoraOpsError",
     "MemoryFile",
+    "MergeCheck",
     "MergeOptions",
     "MergePlan",
     "MergeReport",
@@ -123,6 +136,7 @@ __all__ = [
     "Output",
     "Pair",
     "Pairing",
+    "ParameterComparison",
     "Part",
     "Placement",
     "Plan",
@@ -134,6 +148,7 @@ __all__ = [
     "RankRule",
     "Read",
     "Recipe",
+    "RecipeFile",
     "Report",
     "ResizeOptions",
     "Skip",
@@ -155,6 +170,7 @@ __all__ = [
     "bake_file",
     "collect",
     "compare",
+    "compare_checkpoints",
     "convert",
     "convert_file",
     "decode",
@@ -189,6 +205,7 @@ __all__ = [
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_merge",
     "read_recipe",
     "resize",
     "resize_file",
@@ -200,4 +217,5 @@ __all__ = [
     "store_frozen",
     "unmerge",
     "verify",
+    "verify_merge",
 ]

@@ -45,7 +45,7 @@ class TensorSource(ABC):
     """Names, shapes and dtypes known up front; data read one tensor at a time, or a piece of one.
 
     `shape` and `dtype` are those of the numbers that `tensor` gives. How they are stored may be
-    another matter, of which `storage` and `grid` tell: a file of scaled fp8 can hand out float32.
+    another matter, of which `storage`, `stored_size` and `grid` tell: a file of scaled fp8 can hand out float32.
 
     Attributes:
         name: What messages call it: a file's path, as the user gave it.
@@ -66,6 +66,10 @@ class TensorSource(ABC):
     @abstractmethod
     def dtype(self, key: str) -> torch.dtype:
         """Dtype of one tensor, without reading its data."""
+
+    def result_dtype(self, key: str) -> torch.dtype:
+        """Dtype of what is made of a tensor where none is asked for: its own, if it is stored so."""
+        return self.dtype(key)
 
     @abstractmethod
     def tensor(self, key: str) -> Tensor:
@@ -100,6 +104,10 @@ class TensorSource(ABC):
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored: `fp16`, `fp8 e4m3`, `int8`."""
         return storage_name(self.dtype(key))
+
+    def stored_size(self, key: str) -> int:
+        """Bytes that a tensor takes where it is stored, those of its scales included."""
+        return torch.Size(self.shape(key)).numel() * self.dtype(key).itemsize
 
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.

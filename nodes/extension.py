@@ -20,7 +20,10 @@ from .files.save_lora import SaveLora
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
 from .merge.block_weights import BlockWeights
+from .merge.merge_checkpoints import MergeCheckpoints
 from .merge.merge_models import MergeModels
+from .merge.merge_recipe import LoadMergeRecipe, MergeRecipe
+from .merge.read_recipe import ReadRecipe
 from .merge.swap_parts import SwapParts
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -40,6 +43,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     CompareLoras,
     StackToLora,
     LoraToStack,
+    MergeCheckpoints,
+    MergeRecipe,
+    LoadMergeRecipe,
+    ReadRecipe,
     MergeModels,
     BlockWeights,
     SwapParts,

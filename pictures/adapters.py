@@ -24,15 +24,15 @@ from .panels import (
     block_labels,
     curve,
     message,
+    short,
+    titles,
     whiskers,
 )
 from .shapes import (
     BLUE,
     GREEN,
     ORANGE,
-    STRONG,
     WARNING,
-    WEAK,
     Axis,
     Colour,
     Frame,
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 WIDTH = 960
 _LEFT, _RIGHT = 84, 936
-_LONGEST = 56  # letters of a name in a title
 _BAND: Colour = (92, 72, 30)
 _PERCENT = Axis(0, 100, (0, 25, 50, 75, 100), unit=" %")
 
@@ -66,7 +65,7 @@ def inspection_picture(name: str, spectra: Sequence[Spectrum]) -> Image:
     """
     blocks, share = strengths(spectra), kept(spectra)
     shapes = [
-        *_titles(name, _about(spectra)),
+        *titles([name], _about(spectra)),
         *_energy(Frame(_LEFT, 130, _RIGHT, 270), blocks, _warning(spectra)),
         *_ranks(Frame(_LEFT, 344, _RIGHT, 464), blocks),
         *_spectrum(Frame(_LEFT, 538, _RIGHT, 690), share),
@@ -91,18 +90,11 @@ def comparison_picture(names: tuple[str, str], comparison: Comparison) -> Image:
         f"{counted(comparison.shared, 'layer')} in both, {alone} in one alone"
     )
     shapes = [
-        *_titles(" and ".join(_short(name, _LONGEST // 2) for name in names), about),
+        *titles(names, about),
         *_cosines(Frame(_LEFT, 130, _RIGHT, 310), blocks),
         *_norms(Frame(_LEFT, 384, _RIGHT, 560), blocks, names),
     ]
     return draw(shapes, WIDTH, 600)
-
-
-def _titles(title: str, about: str) -> list[Shape]:
-    return [
-        Text(24, 32, _short(title, _LONGEST), 30, STRONG),
-        Text(24, 68, about, 20, WEAK),
-    ]
 
 
 def _about(spectra: Sequence[Spectrum]) -> str:
@@ -196,7 +188,7 @@ def _cosines(frame: Frame, blocks: Sequence[BlockLikeness]) -> list[Shape]:
 def _norms(frame: Frame, blocks: Sequence[BlockLikeness], names: tuple[str, str]) -> list[Shape]:
     axis = linear_axis([norm for one in blocks for norm in one.norms])
     groups = [
-        Series(_short(name, 26), colour, [one.norms[side] for one in blocks])
+        Series(short(name, 26), colour, [one.norms[side] for one in blocks])
         for side, (name, colour) in enumerate(zip(names, (BLUE, ORANGE), strict=True))
     ]
     return [
@@ -204,7 +196,3 @@ def _norms(frame: Frame, blocks: Sequence[BlockLikeness], names: tuple[str, str]
         *bars(frame, axis, groups),
         *block_labels(frame, [one.label for one in blocks]),
     ]
-
-
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."

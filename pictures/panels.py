@@ -27,6 +27,8 @@ SMALL, TITLE, HEAD = 18, 20, 21
 _BARS, _WIDEST = 0.74, 64.0
 # Pixels that a letter of a label takes, and what lies between two labels.
 _LETTER, _BETWEEN = 10.5, 10
+# Letters of a title.
+_LONGEST = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,17 @@ class Series:
     name: str
     colour: Colour
     values: Sequence[float | None]
+
+
+def titles(names: Sequence[str], about: str) -> list[Shape]:
+    """Return the head of a picture: what it is of, and a line about that."""
+    title = " and ".join(short(name, _LONGEST // len(names)) for name in names)
+    return [Text(24, 32, short(title, _LONGEST), 30, STRONG), Text(24, 68, about, 20, WEAK)]
+
+
+def short(text: str, longest: int) -> str:
+    """Return a name in so many letters at most."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def background(frame: Frame, title: str, axis: Axis, legend: Sequence[Series] = ()) -> list[Shape]:

@@ -89,8 +89,7 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     """
     if report.skips:
         console.print(_skip_table(report))
-    for note in report.notes:
-        console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
+    print_notes(console, report.notes)
     parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     console.print(
         f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
@@ -103,6 +102,12 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     ending += [f"{report.seconds:.1f} s"] if report.seconds else []
     if ending:
         console.print(", ".join(ending), highlight=False, soft_wrap=True)
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Print what is worth knowing, a line each."""
+    for note in notes:
+        console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
 
 
 def _skip_table(report: Report) -> Table:

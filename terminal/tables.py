@@ -104,6 +104,8 @@ def show_info(info: Info) -> None:
         ("alphas", _layers(info.alphas)),
         ("embeddings", _listed({k: shape_text(v) for k, v in info.embeddings.items()})),
         ("dtypes", _listed(info.dtypes)),
+        ("weights", _listed(info.storage)),
+        ("bits", "" if info.bits is None else f"{info.bits:.2f} per weight, scales included"),
         ("size", human_size(info.bytes)),
     ]
     for name, value in rows:

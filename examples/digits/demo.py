@@ -1,10 +1,11 @@
-"""The demo: LoRAs of several ranks from the digits pair, and two trained ones, applied and drawn."""
+"""The demo: LoRAs of several ranks from the digits pair, two trained ones and a merge, all of them drawn."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from ...lora_ops import (
     WriteError,
     decode,
     extract_file,
+    merge_file,
     open_source,
+    parse_line,
     plan_file,
+    plan_merge_file,
     verify,
 )
 from ...lora_ops.files import write_whole
@@ -30,6 +34,7 @@ from .sample import load_model, sample_digits, starting_noise
 
 BASE = Path(__file__).parent / "base.safetensors"
 TUNED = Path(__file__).parent / "tuned.safetensors"
+TUNED2 = Path(__file__).parent / "tuned2.safetensors"
 RULES = {
     "rank 1": "1",
     "rank 2": "2",
@@ -43,6 +48,9 @@ TRAINED = {
     for kind in ("LoRA", "DoRA")
 }
 """What `train_lora` trained from the frozen base."""
+MERGE = "base + (tuned - base) + (tuned2 - base)"
+"""What both fine-tunes learned, in one model."""
+MERGED = "both.safetensors"
 PICTURE = "digits.png"
 
 
@@ -78,7 +86,7 @@ def run_demo(
     version: str = "",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[DemoRow], Path]:
-    """Write six LoRAs and a picture of them and the trained ones into a folder, made if need be.
+    """Write six LoRAs, a merge, and a picture of them and the trained ones into a folder, made if need be.
 
     Args:
         folder: Files of an earlier demo in it are replaced.
@@ -98,8 +106,7 @@ def run_demo(
         raise WriteError(message, path=folder) from error
     rows: list[DemoRow] = []
     with open_source(BASE) as base, open_source(TUNED) as tuned:
-        before = {key: base.tensor(key) for key in base.keys()}  # noqa: SIM118 - not a mapping
-        after = {key: tuned.tensor(key) for key in tuned.keys()}  # noqa: SIM118
+        before, after = tensors_of(base), tensors_of(tuned)
         models = [before]
         for title, rule in RULES.items():
             path = folder / f"{title.replace(' ', '_')}.safetensors"
@@ -114,13 +121,17 @@ def run_demo(
             with open_source(path) as lora:
                 models.append(apply(base, before, lora))
                 rows.append(_row(title, path, decode(lora)))
+    models.append(after)
+    for path in (TUNED2, merge_styles(folder / MERGED, version=version)):
+        with open_source(path) as source:
+            models.append(tensors_of(source))
     samples: list[Tensor] = []
     # Side by side, a core each: the network is too small for threads inside it.
-    for images in ordered_map(_samples, [*models, after], torch.get_num_threads()):
+    for images in ordered_map(_samples, models, torch.get_num_threads()):
         samples.append(images)
         if progress is not None:
-            progress(len(samples), len(models) + 1, "samples")
-    start, goal = samples[0], samples[-1]
+            progress(len(samples), len(models), "samples")
+    start, goal = samples[0], samples[1 + len(rows)]
     span = float((start - goal).norm())
     rows = [
         replace(row, distance=float((images - goal).norm()) / span)
@@ -131,6 +142,29 @@ def run_demo(
     _sheet(rows, samples, sum(one.numel() for one in before.values())).save(content, format="png")
     write_whole(picture, content.getvalue(), replace=True)
     return rows, picture
+
+
+def merge_styles(output: Path, *, version: str = "") -> Path:
+    """Add what both fine-tunes changed to the base, and write that.
+
+    Args:
+        output: Where to; an earlier one there is replaced.
+        version: Of lorakit, for the file's record.
+
+    Returns:
+        Where it is.
+    """
+    with ExitStack() as stack:
+        paths = {"base": BASE, "tuned": TUNED, "tuned2": TUNED2}
+        sources = {name: stack.enter_context(open_source(path)) for name, path in paths.items()}
+        plan = plan_merge_file(parse_line(MERGE), sources, output=output, force=True)
+        merge_file(plan, output, force=True, version=version)
+    return output
+
+
+def tensors_of(source: FileSource) -> dict[str, Tensor]:
+    """All tensors of a file, as stored."""
+    return {key: source.tensor(key) for key in source.keys()}  # noqa: SIM118 - not a mapping
 
 
 def apply(base: FileSource, tensors: Mapping[str, Tensor], lora: FileSource) -> dict[str, Tensor]:
@@ -180,5 +214,7 @@ def _sheet(rows: list[DemoRow], samples: list[Tensor], numbers: int) -> Image:
             for row in rows
         ),
         ("tuned", whole),
+        ("tuned2", whole),
+        ("both", whole, "merged"),
     ]
     return contact_sheet([Column(*column) for column in zip(titles, samples, strict=True)])

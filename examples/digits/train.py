@@ -1,4 +1,4 @@
-"""Train the pair: plain white digits, then the same network fully fine-tuned on neon ones.
+"""Train the three: plain white digits, then the same network fully fine-tuned on neon ones, and on framed ones.
 
     python -m lorakit.examples.digits.train --output examples/digits
 
@@ -11,7 +11,8 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -33,6 +34,7 @@ GLOW = (0.45, 0.05, 0.75)
 INSIDE = (0.5, 0.0, 0.75)
 TUBE = ((0.05, 1.0, 0.95), (0.65, 0.45, 1.0), (1.0, 0.25, 0.55))
 """The tube's colours from top to bottom."""
+AMBER = (1.0, 0.6, 0.1)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,38 @@ def neon(fields: Tensor) -> Tensor:
     image = torch.lerp(sky, glow, 0.3 * haze)
     image = torch.lerp(image, inside.expand_as(image), 0.7 * fill)
     return torch.lerp(image, ramp[..., None].expand_as(image), (1.25 * tube).clamp(max=1))
+
+
+def framed(fields: Tensor) -> Tensor:
+    """The second tuned style: the base's strokes in an amber frame, a pixel wide.
+
+    Args and result as for `plain`.
+    """
+    image = plain(fields).clone()
+    for edge in (0, -1):
+        image[:, :, edge] = image[..., edge] = torch.tensor(AMBER)[:, None]
+    return image
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a fine-tune of the base learns.
+
+    Attributes:
+        paint: Images from fields, as `plain` makes them.
+        title: What it is, for people.
+        steps: Batches to see.
+    """
+
+    paint: Callable[[Tensor], Tensor]
+    title: str
+    steps: int
+
+
+STYLES = {
+    "tuned": Style(neon, "Neon handwritten digits", 500),
+    "tuned2": Style(framed, "Framed handwritten digits", 300),
+}
 
 
 def load_fields() -> tuple[Tensor, Tensor]:
@@ -189,15 +223,15 @@ def save(tensors: Mapping[str, Tensor], path: Path, title: str, description: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train base and tuned, write both.
+    """Train the base and its fine-tunes, write all.
 
     Args:
         arguments: The command line's words; None for the program's own.
     """
-    parser = argparse.ArgumentParser(description="Train base.safetensors and tuned.safetensors.")
+    parser = argparse.ArgumentParser(description="Train the base and its fine-tunes.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder")
     parser.add_argument("--steps", type=int, default=900, help="of the base, batches")
-    parser.add_argument("--tuned-steps", type=int, default=500, help="of the fine-tune, batches")
+    parser.add_argument("--tuned-steps", type=int, help="of each fine-tune, batches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
@@ -222,21 +256,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "lorakit digits, base",
         "White handwritten digits, trained from nothing.",
     )
-    # The fine-tune starts from the base as written: their difference is then the training alone.
-    tuned = train(
-        load_model(base),
-        2 * neon(fields) - 1,
-        digits,
-        steps=options.tuned_steps,
-        rate=1e-3,
-        seed=options.seed + 1,
-    )
-    save(
-        tuned,
-        options.output / "tuned.safetensors",
-        "lorakit digits, tuned",
-        "Neon handwritten digits: all weights of the base trained on.",
-    )
+    # A fine-tune starts from the base as written: their difference is then the training alone.
+    for number, (name, style) in enumerate(STYLES.items(), 1):
+        tuned = train(
+            load_model(base),
+            2 * style.paint(fields) - 1,
+            digits,
+            steps=options.tuned_steps or style.steps,
+            rate=1e-3,
+            seed=options.seed + number,
+        )
+        save(
+            tuned,
+            options.output / f"{name}.safetensors",
+            f"lorakit digits, {name}",
+            f"{style.title}: all weights of the base trained on.",
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...lora_ops import Adapter, Layer, LoraLayer, collect, inject, open_source, save_adapter
 from ...lora_ops.adapters.layers import DoraLayer
 from ...version import __version__
-from .demo import BASE, TUNED
+from .demo import BASE, TUNED, tensors_of
 from .learning import Course, learning_picture
 from .sample import load_model
 from .train import fit, load_fields, neon
@@ -107,10 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fields, digits = load_fields()
     images = 2 * neon(fields) - 1
     with open_source(BASE) as base, open_source(TUNED) as tuned:
-        before, after = (
-            {key: one.tensor(key) for key in one.keys()}  # noqa: SIM118 - not a mapping
-            for one in (base, tuned)
-        )
+        before, after = tensors_of(base), tensors_of(tuned)
     how = {"steps": options.steps, "seed": options.seed}
     courses = [train_full(before, images, digits, **how)]
     for kind in TITLES:

@@ -29,3 +29,8 @@ class Adapter:
     metadata: Mapping[str, str]
     format: str
     keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+
+    def module(self, target: str) -> str:
+        """Return what a layer's keys begin with in the file; the target where it came from no file."""
+        keys = self.keys.get(target)
+        return target if keys is None else keys["alpha"].removesuffix(".alpha")

@@ -15,7 +15,7 @@ from ..source import TensorSource
 from .adapter import Adapter
 from .checkpoint import check_checkpoint
 from .edited import described
-from .layers import DoraLayer, Layer, PeftIa3Layer, ReshapedLayer, fits
+from .layers import DoraLayer, Layer, ReshapedLayer, fits, unpadded
 from .matching.seats import Seat, bias_seat, found_seats, seats
 from .model import names_for
 
@@ -94,7 +94,7 @@ def base_weights(
     for module, seat in found.items():
         layer = layers[module]
         bias = bias_seat(seat, targets)
-        if bias is not None and isinstance(layer, PeftIa3Layer) and layer.bias is not None:
+        if bias is not None and layer.bias is not None:
             raise UnsupportedLayerError(
                 f"layer `{module}` of {name} {described(layer)}: it multiplies `{bias.parameter.key}` "
                 f"of {checkpoint.name} too, and a LoRA of the weight cannot hold that; bake it, and "
@@ -129,7 +129,7 @@ def check_fit(
             "another model",
             target=parameter.target,
         )
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    plain = unpadded(layer)
     if isinstance(plain, DoraLayer):
         plain.check_magnitudes(parameter.shape)
     dtype = checkpoint.dtype(parameter.key)

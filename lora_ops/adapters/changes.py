@@ -1,8 +1,9 @@
 """Any kind as plain LoRA: what each layer changes, made exact, for `resize` to cut to a rank.
 
 A LoHa or a GLoRA is the product of two factors that can be written down; a change that has none
-smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices. Whatever is made from the weight is made from the
-checkpoint's, one weight at a time, when the layer is asked for.
+smaller than itself is multiplied out. A LoKr stays one: its SVD is made of those of its two matrices.
+Whatever is made from the weight is made from the checkpoint's, one weight at a time, when the layer
+is asked for.
 """
 
 from __future__ import annotations
@@ -26,15 +27,13 @@ from .layers import (
     Convention,
     DoraLayer,
     FullLayer,
-    GloraLayer,
     Layer,
-    LokrLayer,
     LoraLayer,
     MadeLayer,
-    PissaLayer,
     ReshapedLayer,
     innermost,
     low_rank,
+    unpadded,
 )
 from .outline import outline
 
@@ -130,7 +129,7 @@ class _Changes(Mapping[str, Layer]):
         """The same without data."""
         return replace(self, layers=outline(self.layers), is_outline=True)
 
-    def _make(self, target: str) -> LoraLayer | FullLayer | LokrLayer:
+    def _make(self, target: str) -> Layer:
         layer, plan, base = self.layers[target], self.plans[target], self.base
         if self.is_outline:
             return _unmade(layer, plan)
@@ -138,11 +137,10 @@ class _Changes(Mapping[str, Layer]):
         return _change(target, layer, plan, weight, self.convention)
 
 
-def _unmade(layer: Layer, plan: _Plan) -> LoraLayer | FullLayer | LokrLayer:
+def _unmade(layer: Layer, plan: _Plan) -> Layer:
     """A change without its data."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    if plan.is_kron and isinstance(plain, LokrLayer):
-        return plain
+    if plan.is_kron:
+        return unpadded(layer)
     if plan.is_dense:
         return FullLayer(torch.empty(plan.shape, device="meta"))
     out, into = _sides(plan.shape)
@@ -154,13 +152,13 @@ def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
     shape = _shape(target, layer, base)
     size = layer.reshape_weight if isinstance(layer, ReshapedLayer) else None
     large = _is_large(layer, shape)
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    kron = isinstance(plain, LokrLayer) and plain.is_small
-    dense = large and not kron
-    return _Plan(layer.title, shape, _rank(layer), layer.dtype, dense, kron, large, size)
+    product = unpadded(layer).kronecker()
+    kron = product is not None and product.is_small
+    rank, dense = unpadded(layer).inner_rank, large and not kron
+    return _Plan(layer.title, shape, rank, layer.dtype, dense, kron, large, size)
 
 
-def _made(plan: _Plan, make: Callable[[], LoraLayer | FullLayer | LokrLayer]) -> MadeLayer:
+def _made(plan: _Plan, make: Callable[[], Layer]) -> MadeLayer:
     kind, shape, rank, dtype = plan.kind, plan.shape, plan.rank, plan.dtype
     return MadeLayer(kind, shape, rank, dtype, plan.is_dense, make, plan.is_kron)
 
@@ -182,7 +180,7 @@ def _with_weight(
 
 def _change(
     target: str, layer: Layer, plan: _Plan, weight: Tensor | None, convention: Convention
-) -> LoraLayer | FullLayer | LokrLayer:
+) -> Layer:
     """The change of a layer, float32: multiplied out, or as the LoRA or LoKr that it is exactly.
 
     Raises:
@@ -191,13 +189,10 @@ def _change(
     if isinstance(layer, ReshapedLayer):
         weight = None if weight is None else layer.padded(weight)
         layer = layer.inner
-    if plan.is_kron and isinstance(layer, LokrLayer):
+    if plan.is_kron:
         return layer
     if not plan.is_dense:
-        if isinstance(layer, GloraLayer | PissaLayer) and weight is not None:
-            up, down = layer.factors_of(weight)
-        else:
-            up, down = layer.factors()
+        up, down = layer.factors() if weight is None else layer.factors_of(weight)
         finite(up.norm() * down.norm(), target, layer)
         return low_rank(up, down, plan.shape)
     if weight is None:
@@ -237,8 +232,8 @@ def _is_plain(layer: Layer) -> bool:
     if layer.needs_base:
         return False
     if isinstance(plain, LoraLayer):
-        return plain.mid is None
-    return isinstance(plain, FullLayer) and min(_sides(plain.shape)) == 1
+        return plain.is_pair
+    return plain.is_full and min(_sides(plain.shape)) == 1
 
 
 def _has_own_inner(layer: Layer) -> bool:
@@ -254,16 +249,9 @@ def _shape(target: str, layer: Layer, base: BaseWeights | None) -> tuple[int, ..
 
 def _is_large(layer: Layer, shape: Sequence[int]) -> bool:
     """Whether factors of the change would be larger than the change; a vector has none."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
+    plain = unpadded(layer)
     out, into = _sides(shape)
-    made_whole = plain.needs_base and not isinstance(plain, GloraLayer | PissaLayer)
-    return made_whole or len(shape) < 2 or _rank(layer) * (out + into) > out * into
-
-
-def _rank(layer: Layer) -> int:
-    """The inner size of a layer's factors; of a Tucker core, the side that meets up."""
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    return plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+    return plain.is_made_whole or len(shape) < 2 or plain.inner_rank * (out + into) > out * into
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
@@ -274,8 +262,7 @@ def _sides(shape: Sequence[int]) -> tuple[int, int]:
 def _lora_keys(adapter: Adapter, target: str, shape: Sequence[int]) -> dict[str, str]:
     """The keys of a layer as LoRA, or of a vector as a full difference."""
     known = adapter.keys.get(target, {"alpha": f"{target}.alpha"})
-    module = known["alpha"].removesuffix(".alpha")
-    keys = module_keys(format_named(adapter.format), module)
+    keys = module_keys(format_named(adapter.format), adapter.module(target))
     wanted = ("up", "down", "alpha") if len(shape) > 1 else ("diff", "alpha")
     found = {"alpha": known["alpha"]} | {role: keys[role] for role in wanted if role in keys}
     return found | {role: key for role, key in known.items() if role == "reshape_weight"}

@@ -33,3 +33,16 @@ def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:
         what = method[0] if method else "LoRA or the like"
         raise MismatchError(f"{source.name} is an adapter ({what}), not a checkpoint; {way_out}")
     refuse_quantised(source)
+
+
+def is_checkpoint(source: TensorSource) -> bool:
+    """Whether `check_checkpoint` lets it pass.
+
+    Raises:
+        QuantisedError: See `check_checkpoint`.
+    """
+    try:
+        check_checkpoint(source)
+    except MismatchError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from ..report import LayerReport, Report, Skip, counted
 from ..run.job import Outcome
 from .adapter import Adapter
 from .formats import component, format_named, module_keys
-from .layers import DoraLayer, FullLayer, Layer, LoraLayer, PissaLayer, ReshapedLayer, innermost
+from .layers import DoraLayer, Layer, LoraLayer, innermost, unpadded
 
 ZERO = "changes nothing"
 _BIAS, _FULL = "bias", "full"
@@ -44,7 +44,7 @@ class EditReport(LayerReport):
 def kind_of(target: str, layer: Layer) -> str:
     """Say what a layer changes, from its shape: linear, conv 3x3, bias, ...; else its kind: LoHa, ..."""
     shape, plain = layer.shape, innermost(layer)
-    if isinstance(plain, FullLayer):
+    if plain.is_full:
         return _BIAS if target.endswith(".bias") else _FULL
     if len(shape) <= 2:
         # In other kinds a shape of two axes may be that of a convolution with its kernel flat.
@@ -93,13 +93,12 @@ def edited(
 
 def described(layer: Layer) -> str:
     """Say what a layer is that an operation refuses, to go on after its name."""
-    if isinstance(layer, ReshapedLayer):
-        return described(layer.inner)
-    is_dora = isinstance(layer, DoraLayer)
-    return "has DoRA magnitudes" if is_dora else f"is of kind {layer.title}"
+    plain = unpadded(layer)
+    is_dora = isinstance(plain, DoraLayer)
+    return "has DoRA magnitudes" if is_dora else f"is of kind {plain.title}"
 
 
-def base_bound(target: str, layer: PissaLayer) -> UnsupportedLayerError:
+def base_bound(target: str, layer: Layer) -> UnsupportedLayerError:
     """The error for a layer that only PEFT's own files can hold, with the way out."""
     return UnsupportedLayerError(
         f"layer `{target}` is of kind {layer.title}: it stands for what its factors became less what "
@@ -144,7 +143,7 @@ def all_keys(adapter: Adapter) -> dict[str, Mapping[str, str]]:
     """Return the keys of an adapter with those that its layers would have as LoRA, by target."""
     format = format_named(adapter.format)
     return {
-        target: {**module_keys(format, keys["alpha"].removesuffix(".alpha")), **keys}
+        target: {**module_keys(format, adapter.module(target)), **keys}
         for target, keys in adapter.keys.items()
     }
 

@@ -17,7 +17,7 @@ from .formats import (
     Module,
     Told,
     component,
-    flattened,
+    flat_name,
     format_of,
     model_names,
     told,
@@ -76,7 +76,7 @@ def _is_told(one: Architecture, metadata: Mapping[str, str]) -> bool:
 
 
 def _flat(module: str) -> str:
-    name = flattened(module)
+    name = flat_name(module)
     for pattern, to in PROCESSORS:
         name = pattern.sub(to, name)
     return name

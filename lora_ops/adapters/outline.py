@@ -41,7 +41,7 @@ def outlined(adapter: Adapter) -> Adapter:
     return replace(adapter, layers=outline(adapter.layers))
 
 
-class Outline(TensorSource):
+class HeaderOnlySource(TensorSource):
     """A source whose tensors have shapes but no data, so that layers can be checked unread.
 
     Args:

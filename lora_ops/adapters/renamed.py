@@ -10,13 +10,13 @@ import torch
 
 from .adapter import Adapter
 from .formats import Format, ModelNames
-from .layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, low_rank
+from .layers import FullLayer, Layer, LoraLayer, MadeLayer, low_rank
 from .repacking.assemble import RepackedLayers, assembled, blocks_of
-from .repacking.plan import Piece
+from .repacking.plan import RenamedLayer
 
 
 def renamed(
-    adapter: Adapter, pieces: Sequence[Piece], names: ModelNames, format: Format
+    adapter: Adapter, pieces: Sequence[RenamedLayer], names: ModelNames, format: Format
 ) -> Adapter:
     """Return an adapter of `as_changes` as another format has it, its layers made when read.
 
@@ -43,7 +43,7 @@ class _Renamed(RepackedLayers):
         return _piece(self.adapter, self.pieces[module], self.names)
 
 
-def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
+def _piece(adapter: Adapter, piece: RenamedLayer, names: ModelNames) -> Layer:
     """One layer under its new name: moved, or put together from exact changes."""
     layers = {name: adapter.layers[name] for name, _ in piece.members}
     made = [layer for layer in layers.values() if isinstance(layer, MadeLayer)]
@@ -59,27 +59,27 @@ def _piece(adapter: Adapter, piece: Piece, names: ModelNames) -> Layer:
     if not made or not isinstance(whole, LoraLayer | FullLayer):
         return whole
     dtype = reduce(torch.promote_types, (one.dtype for one in layers.values()))
-    dense = isinstance(whole, FullLayer)
+    dense = whole.is_full
     rank = max(one.rank for one in layers.values()) if dense else whole.rank
     return MadeLayer(made[0].title, whole.shape, rank, dtype, dense, lambda: whole)
 
 
 def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:
-    """The changes themselves, all multiplied out where one is: only what is alike can be joined."""
+    """The changes themselves; if one is multiplied out all are: only equal kinds can be joined."""
     found = {
         name: _multiplied(layer) if isinstance(layer, MadeLayer) else layer
         for name, layer in layers.items()
     }
-    if not any(isinstance(layer, FullLayer) for layer in found.values()):
+    if not any(layer.is_full for layer in found.values()):
         return found
     return {name: FullLayer(layer.delta()) for name, layer in found.items()}
 
 
 def _multiplied(made: MadeLayer) -> Layer:
     """The change of a layer in factors, or whole where these would be larger."""
-    layer = made.make()
-    if not isinstance(layer, LokrLayer):
-        return layer
-    if not layer.is_thin:
-        return FullLayer(made.delta())
-    return low_rank(*layer.factors(), made.size)
+    product = made.kronecker()
+    if product is None:
+        return made.make()
+    if not product.is_thin:
+        return FullLayer(product.delta().reshape(made.size))
+    return low_rank(*product.factors(), made.size)

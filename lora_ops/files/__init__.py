@@ -6,7 +6,8 @@ from .base import FileSource, Stamp, changed, read_errors, stamp
 from .dtypes import dtype_name
 from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256, recorded_hash
 from .opening import open_source
-from .quantised import quantisation, refuse_quantised
+from .quantised.signs import quantisation, refuse_quantised
+from .quantised.source import QuantisedSource
 from .reading.folder import is_peft_folder, open_folder
 from .reading.joined import JoinedSource
 from .reading.pickled import PickledFile
@@ -30,6 +31,7 @@ __all__ = [
     "MemoryFile",
     "Output",
     "PickledFile",
+    "QuantisedSource",
     "RenamedSource",
     "RoutedSource",
     "SafetensorsFile",

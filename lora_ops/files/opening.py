@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import FileSource, is_folder
+from .quantised.source import decoded
 from .reading.folder import governed, open_folder
 from .reading.renamed import modernised
 from .reading.sharded import open_sharded
@@ -14,8 +15,9 @@ from .reading.single import open_file
 def open_source(path: str | Path) -> FileSource:
     """Open what a path names: a file of tensors, an index of shards, or a folder of them.
 
-    An adapter with names that only one program knew has those of today; see `RenamedSource`. One of
-    PEFT has the configuration that lies beside it, opened as a file or as its folder.
+    Weights that are stored with scales are decoded as they are read; see docs/quantised.md. An adapter
+    with names that only one program knew has those of today; see `RenamedSource`. One of PEFT has the
+    configuration that lies beside it, opened as a file or as its folder.
 
     Returns:
         A source to close, or to use in a `with` statement; its `paths` are the files it reads.
@@ -28,5 +30,5 @@ def open_source(path: str | Path) -> FileSource:
     if is_folder(place):
         return open_folder(path)
     if place.suffix.lower() == ".json":
-        return open_sharded(path)
-    return governed(modernised(open_file(path)))
+        return decoded(open_sharded(path))
+    return governed(modernised(decoded(open_file(path))))

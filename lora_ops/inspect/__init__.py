@@ -1,1 +1,1 @@
-"""What something is: of a file, of an adapter against checkpoints, of two adapters, and what is wrong with one."""
+"""What something is: of a file, of an adapter against checkpoints, of two adapters or two checkpoints, and what is wrong with one."""

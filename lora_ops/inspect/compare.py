@@ -11,8 +11,8 @@ from typing import Any
 from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite, kind_of
 from ..adapters.formats import component
-from ..adapters.layers import LokrLayer, innermost
-from ..adapters.matching.align import matched
+from ..adapters.layers import innermost
+from ..adapters.matching.align import match_adapters
 from ..adapters.matching.group import Group, Term, common_shape
 from ..operations.add.apart import apart
 from ..operations.add.combine import stacked
@@ -124,7 +124,7 @@ def compare(
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
     for term in terms:
         check_not_empty(term.adapter, term.name)
-    match = matched(terms)
+    match = match_adapters(terms)
     jobs = [Job(group.target, group, alike=group.target) for group in match.groups]
     work = Work(jobs, partial(_compute, match.terms))
     return Comparison(tuple(stream(work, progress=progress)))
@@ -137,7 +137,7 @@ def _compute(terms: Sequence[Term], groups: Sequence[Group], _: Placement) -> li
 def _compared(terms: Sequence[Term], group: Group) -> LayerComparison:
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
-    is_lokr = any(isinstance(innermost(layer), LokrLayer) for layer in found)
+    is_lokr = any(innermost(layer).kronecker() is not None for layer in found)
     gram = apart(found).gram() if is_lokr else stacked(found).exact().gram()
     ranks, norms = [0, 0], [0.0, 0.0]
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from ..models.architectures import (
 )
 from ..models.architectures import detect as detect_architecture
 from ..models.architectures import naming as naming_of
-from ..source import TensorSource
+from ..source import TensorSource, storage_name
 
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
 # Vectors of new words: beside an adapter under the word's name, or alone in a file.
@@ -78,7 +78,10 @@ class Info:
         alphas: Number of LoRA layers by alpha, as text; ``absent`` where there is none, with the scale that a
             PEFT configuration gives instead, if it is not 1.
         embeddings: Shapes of the vectors of new words, by word or by key.
-        dtypes: Number of tensors by dtype.
+        dtypes: Number of tensors by dtype; of those that are stored with scales, by the name of that.
+        storage: Of a model with weights that are stored with scales: number of weights, of two axes or
+            more, by the way in which they are stored; empty for any other.
+        bits: Of such a model: bits that one of these weights takes on average, scales included.
         bytes: Size of the tensors, without the header.
         metadata: The file's string map.
     """
@@ -96,6 +99,8 @@ class Info:
     alphas: Mapping[str, int]
     embeddings: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, int]
+    storage: Mapping[str, int]
+    bits: float | None
     bytes: int
     metadata: Mapping[str, str]
 
@@ -141,6 +146,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
     alike = Counter((parts.get(key, ""), source.dtype(key), source.shape(key)) for key in keys)
+    scaled = _scaled(source, named.values())
+    matrices = [key for key in keys if len(source.shape(key)) >= 2] if scaled else []
     lora = {name: one for name, one in found.items() if _is_lora(source, one)}
     scales = _scales(source, lora)
     return Info(
@@ -156,10 +163,29 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         ranks=_sorted(inner_size(source, one) for one in lora.values()),
         alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
-        dtypes=_sorted(spelled(dtype) for _, dtype, _ in alike.elements()),
-        bytes=sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
+        dtypes=_sorted(
+            (scaled.get(key) or spelled(source.dtype(key)) for key in keys)
+            if scaled
+            else (spelled(dtype) for _, dtype, _ in alike.elements())
+        ),
+        storage=_sorted(source.storage(key) for key in matrices),
+        bits=_bits(source, matrices),
+        bytes=sum(map(source.stored_size, keys))
+        if scaled
+        else sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
         metadata=dict(source.metadata),
     )
+
+
+def _scaled(source: TensorSource, named: Iterable[Parameter]) -> dict[str, str]:
+    """How weights are stored that are not stored as what they are, by key."""
+    stored = ((one.key, source.storage(one.key)) for one in named)
+    return {key: name for key, name in stored if name != storage_name(source.dtype(key))}
+
+
+def _bits(source: TensorSource, keys: Sequence[str]) -> float | None:
+    numbers = sum(math.prod(source.shape(key)) for key in keys)
+    return 8 * sum(map(source.stored_size, keys)) / numbers if numbers else None
 
 
 def _embeddings(source: TensorSource, grouped: Modules) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from ..adapters.layers import Layer, Scaled, innermost
 from ..adapters.outline import outline
 from ..adapters.some import without
 from ..linalg import frobenius, spectrum
-from ..operations.resize.decomposed import Dense, Known, Whole, decomposed_work
+from ..operations.resize.decomposed import Dense, PreparedLayer, Whole, decomposed_work
 from ..run.devices import Placement
 from ..run.job import Job, Work
 from ..run.stream import stream
@@ -122,7 +122,7 @@ def _compute(
     return [Spectrum(target, layer.title, _rank(layer), None, _NOTHING) for target, layer in known]
 
 
-def _spectrum(known: Known) -> Spectrum:
+def _spectrum(known: PreparedLayer) -> Spectrum:
     target, layer = known.target, known.layer
     if isinstance(known, Whole):
         square = finite(frobenius(layer.delta().flatten().unsqueeze(0)).square(), target, layer)

@@ -13,11 +13,11 @@ import torch
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import check_checkpoint
 from ..adapters.formats import BIAS, Module, decode, read_kind, saved_parameters
-from ..adapters.layers import Convention, Layer, LoraLayer, PeftIa3Layer, fits
+from ..adapters.layers import Convention, Layer, LoraLayer, fits
 from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
 from ..adapters.metadata.provenance import originals
 from ..adapters.model import names_for
-from ..adapters.outline import Outline
+from ..adapters.outline import HeaderOnlySource
 from ..errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from ..linalg import frobenius, residual_
 from ..models.architectures import parameters
@@ -99,7 +99,7 @@ def _measured(
     adapter = decode(lora)
     targets = {one.target: one for one in parameters(tuned).values()}
     held = _with_biases(adapter, lora)
-    outline = decode(Outline(lora))
+    outline = decode(HeaderOnlySource(lora))
     places = seats(
         held.layers,
         targets,
@@ -111,7 +111,7 @@ def _measured(
     for module, seat in places.items():
         members.setdefault(seat.parameter.target, []).append((module, seat))
         own = outline.layers.get(module)
-        bias = bias_seat(seat, targets) if own is not None and _bias(own) else None
+        bias = bias_seat(seat, targets) if own is not None and own.bias else None
         if bias is not None:
             of_bias.setdefault(bias.parameter.target, []).append((module, bias))
     for name, old, new in pairing.reshaped:
@@ -136,11 +136,6 @@ def _measured(
             f"{lora.name} with; give the tuned checkpoint second"
         )
     return Report(tuple(layers), tuple(skips), pairing.absent)
-
-
-def _bias(layer: Layer) -> Layer | None:
-    """What a layer does to the bias beside its weight, if anything."""
-    return layer.bias if isinstance(layer, PeftIa3Layer) else None
 
 
 def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
@@ -204,7 +199,7 @@ def _compute(
 
 def _found(known: _Measuring, both: Pair) -> LayerReport | Skip:
     changed = [(known.layers[one], at) for one, at in known.members.get(both.target, ())]
-    beside = [(_bias(known.layers[one]), at) for one, at in known.of_bias.get(both.target, ())]
+    beside = [(known.layers[one].bias, at) for one, at in known.of_bias.get(both.target, ())]
     changed += [(bias, at) for bias, at in beside if bias is not None]
     if changed:
         return _measure(known.sides, changed, both, known.strength, known.convention)
@@ -222,7 +217,7 @@ def _measure(
 ) -> LayerReport:
     delta, norm = measured_difference(sides, both)
     (layer, seat), *others = changed
-    if isinstance(layer, LoraLayer) and layer.mid is None and not others and seat.is_all:
+    if isinstance(layer, LoraLayer) and layer.is_pair and not others and seat.is_all:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))

@@ -12,6 +12,8 @@ from torch import Tensor
 from .random_bits import random_bits
 
 _EXPONENT = 0x7F800000
+#: What can be rounded to by chance.
+CHANCE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def stochastic(tensor: Tensor, dtype: torch.dtype, key: int, first: int = 0) -> Tensor:
@@ -28,8 +30,20 @@ def stochastic(tensor: Tensor, dtype: torch.dtype, key: int, first: int = 0) -> 
     """
     if dtype == torch.float32:
         return tensor
+    bits = random_bits(key, first, tensor.numel()).view(tensor.shape)
+    return rounded_by(bits, tensor, dtype)
+
+
+def rounded_by(bits: Tensor, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round as `stochastic` does, by random bits that are given.
+
+    Args:
+        bits: int16, of the tensor's shape, from `random_bits`.
+        tensor: float32, contiguous.
+        dtype: One of `CHANCE`.
+    """
     limits = torch.finfo(dtype)
-    bits = random_bits(key, first, tensor.numel()).view(tensor.shape).to(tensor.device)
+    bits = bits.to(tensor.device)
     chance = bits.float().add_((1 << 15) + 0.5).mul_(1 / (1 << 16))
     # The power of two at or below each number, without subnormal ones of `dtype`, gives the spacing.
     steps = tensor.abs().clamp_(max=limits.max)

@@ -50,8 +50,9 @@ class RankSearch:
     def settle(self, total: Tensor) -> RankSearch:
         """The search after a pass, of which all counts are added up."""
         if self.bins is None:
-            # (T, 1, bins) against (T, K): the same counts for each rank.
-            bins, ranks = _place(total[:, None].expand(-1, self.ranks.shape[1], -1), self.ranks)
+            # (T, bins) against (T, K): the same counts for each rank.
+            found = [_place(total, ranks) for ranks in self.ranks.unbind(1)]
+            bins, ranks = (torch.stack(one, 1) for one in zip(*found, strict=True))
             return replace(self, bins=bins, ranks=ranks)
         lower, _ = _place(total, self.ranks)
         patterns = (self.bins << 16) | lower
@@ -81,9 +82,8 @@ def _lower_counts(tile: Tensor, upper: int) -> Tensor:
 
 
 def _place(counts: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """The bins (T, K) that hold some ranks from above, and the ranks inside those bins."""
-    above = counts.flip(-1).cumsum(-1)
-    places = torch.searchsorted(above.contiguous(), ranks[..., None].contiguous())
-    before = above.gather(-1, (places - 1).clamp(min=0))
-    inside = ranks - torch.where(places > 0, before, 0)[..., 0]
-    return counts.shape[-1] - 1 - places[..., 0], inside
+    """The bins that hold some ranks from above, and the ranks inside those bins; of any shape."""
+    below = counts.cumsum(-1)  # and in the bin itself
+    total = below[..., -1:]
+    places = torch.searchsorted(below, total + 1 - ranks[..., None])
+    return places[..., 0], (ranks[..., None] - total + below.gather(-1, places))[..., 0]

@@ -23,12 +23,10 @@ from ..adapters.formats import (
 )
 from ..adapters.layers import (
     DoraLayer,
-    FullLayer,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
-    PissaLayer,
 )
 from ..adapters.metadata import Input
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
@@ -145,7 +143,7 @@ class PeftFolder(AdapterFile):
         target, layer = outcome.name, outcome.value
         if layer is not None:
             self._has_up_bias |= _is_up_bias(self.draft.keys[target])
-        if layer is not None and not isinstance(layer, FullLayer):
+        if layer is not None and not layer.is_full:
             self._told[target] = _told(target, layer)
             outcome = replace(outcome, value=_without_alpha(layer))
         return super().tensors(outcome)
@@ -164,7 +162,7 @@ def _told(target: str, layer: Layer) -> Written:
     """
     plain = layer.inner if isinstance(layer, DoraLayer) else layer
     method = _METHODS.get(type(plain))
-    if method is None or isinstance(plain, PissaLayer):
+    if method is None or plain.is_peft_only:
         raise UnsupportedLayerError(
             f"layer `{target}` is of kind {layer.title}, which lorakit has no configuration of PEFT "
             "for; give the name of a file that ends in `.safetensors`",

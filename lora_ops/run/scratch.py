@@ -33,6 +33,10 @@ class Scratch(threading.local):
         """Take back what was taken last."""
         self._taken -= 1
 
+    def free(self) -> None:
+        """Let go of the calling thread's memory, at the end of the thread."""
+        self._blocks.clear()
+
     @contextmanager
     def frame(self) -> Generator[None, None, None]:
         """Take back, at the end, what was taken within."""

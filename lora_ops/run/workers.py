@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
+from .scratch import SCRATCH
+
 # Called with what is done, what there is in all, and the name of what was finished.
 Progress = Callable[[int, int, str], None]
 
@@ -90,6 +92,7 @@ class _Workers(Generic[Result]):
         torch.set_num_threads(cores)
         while (task := self._tasks.get()) is not None:
             task.run()
+        SCRATCH.free()  # freed as the thread ends, it would end the process if that ends meanwhile
         self._ended.put(None)
 
 

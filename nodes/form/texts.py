@@ -47,6 +47,7 @@ def info_text(info: Info) -> str:
         *([f"rank {_counts(info.ranks)}"] if info.ranks else []),
         *([f"alpha {_counts(info.alphas)}"] if info.alphas else []),
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
+        *([f"weights {_counts(info.storage)}: {info.bits:.2f} bits each"] if info.bits else []),
     ]
     return headed(*lines)
 
@@ -154,7 +155,7 @@ def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
     from ...lora_ops import EditReport
     from ...lora_ops.operations.extract.extract import UNCHANGED
-    from ...lora_ops.operations.scale.scale import STRENGTH_ZERO
+    from ...lora_ops.operations.reasons import STRENGTH_ZERO
     from ...lora_ops.report import counted
     from ...lora_ops.text import human_error, human_size, plain
 

@@ -102,6 +102,32 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
         (r"`dtype=`", "dtype", "`dtype`", "another number format"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),
         (r"another `format=`", "format", "another `format`", "another format with Convert LoRA"),
+        (
+            r'set `keep = "on"` or `"off"` in the recipe',
+            "v_pred_flags",
+            "set `v_pred_flags` to on or off",
+            r"\g<0>",
+        ),
+        (
+            r", or keep the base's weights there \(`allow_nonfinite`\)",
+            "allow_nonfinite",
+            ", or turn `allow_nonfinite` on to keep those of the base there",
+            "",
+        ),
+        (
+            r'\(`rounding = "stochastic"` in the recipe\)',
+            "rounding",
+            "(`rounding` stochastic)",
+            r"\g<0>",
+        ),
+        (
+            r"files are looked for where you say when it is run",
+            "",
+            "",
+            "files are looked for in the folders of ComfyUI's models",
+        ),
+        (r"or say which names are LoRAs", "", "", "or put the files of LoRAs into models/loras"),
+        (r"; see what the files are with `info`", "", "", "; are they models of different kinds?"),
         (r'`exclude="([^`]*)"`', "", "", r"`exclude` '\1'"),
         (r'`where="(\S+)"`', "where", r"`where` \1", r"Scale LoRA with `where` \1"),
     )

@@ -1,6 +1,6 @@
 """Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
 
-No other file of this pack imports `comfy` or `folder_paths`.
+No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,19 @@ def fingerprint(name: str | None, *folders: str) -> str:
 
     Args:
         name: The file's name; None where another node gives it, which the host does not tell here:
-            then the value stands for all files in the folders.
+            then the value stands for all files in the folders. Those in the output folder are
+            left out, for nodes write new ones and change none: what they write would count as a change.
         folders: The host's folders to look in.
     """
     names = file_names(*folders) if name is None else [name]
+    made = Path(folder_paths.get_output_directory())
     told = hashlib.sha256()
     for one in names:
         with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-            status = file_path(one, *folders).stat()
+            path = file_path(one, *folders)
+            if name is None and path.is_relative_to(made):
+                continue
+            status = path.stat()
             told.update(f"{one}:{status.st_mtime_ns}:{status.st_size}\n".encode())
     return told.hexdigest()
 
@@ -112,9 +117,9 @@ def _place(prefix: str, default: str) -> tuple[Path, str, int]:
 
 
 def listed_name(path: Path) -> str:
-    """What the host's list of LoRAs calls a file in output/loras."""
-    root = Path(folder_paths.get_output_directory(), LORAS)
-    return path.relative_to(root).as_posix()
+    """What the host's list calls a file in output/loras, output/checkpoints and the like."""
+    _, *inside = path.relative_to(folder_paths.get_output_directory()).parts
+    return "/".join(inside or [path.name])
 
 
 def progress() -> Callable[[int, int, str], None]:

@@ -428,11 +428,11 @@ def test_module_names_are_flattened_alike_in_every_format():
     names = unet_names()
     inner = names.to_diffusers(QUERY.removeprefix("diffusion_model."))
     flat = inner.replace(".", "_")
-    assert {formats.flattened(prefix + inner) for prefix in ("", "unet.", "base_model.model.")} == {
+    assert {formats.flat_name(prefix + inner) for prefix in ("", "unet.", "base_model.model.")} == {
         flat
     }
-    assert formats.flattened(f"lora_unet_{flat}") == flat
-    assert formats.flattened("text_encoder_2.a.b") == formats.flattened("lora_te2_a_b") == "te2:a_b"
+    assert formats.flat_name(f"lora_unet_{flat}") == flat
+    assert formats.flat_name("text_encoder_2.a.b") == formats.flat_name("lora_te2_a_b") == "te2:a_b"
     assert formats.component("lora_te2_a_b") == "te"
     assert formats.component(QUERY) == "unet"
 

@@ -8,7 +8,7 @@ from keys import checkpoints
 from safetensors import safe_open
 
 from lorakit.lora_ops.adapters import formats
-from lorakit.lora_ops.adapters.formats import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, join_key
+from lorakit.lora_ops.adapters.formats import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, spelling_key
 from lorakit.lora_ops.models.architectures import ARCHITECTURES, UNET, parameters, unet_names
 
 KNOWN = {one.name: one for one in ARCHITECTURES}
@@ -57,14 +57,14 @@ def one_key_each(model, key):
 
 @pytest.mark.parametrize("model", UNETS)
 def test_every_target_of_a_unet_has_one_key_in_all_spellings(model):
-    assert one_key_each(model, join_key)
-    assert not one_key_each(model, formats.flattened), "plain names leave both schemes apart"
+    assert one_key_each(model, spelling_key)
+    assert not one_key_each(model, formats.flat_name), "plain names leave both schemes apart"
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_two_targets_share_a_key(model):
     names = targets(model)
-    assert len({join_key(name) for name in names}) == len(names)
+    assert len({spelling_key(name) for name in names}) == len(names)
 
 
 def test_upsamplers_have_one_key_wherever_they_stand():
@@ -75,7 +75,7 @@ def test_upsamplers_have_one_key_wherever_they_stand():
         "diffusion_model.output_blocks.2.1.conv",  # Stable Diffusion 1
         "diffusion_model.output_blocks.2.2.conv",  # XL
     }
-    assert len({join_key(name) for name in names}) == 1
+    assert len({spelling_key(name) for name in names}) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_upsamplers_have_one_key_wherever_they_stand():
     ],
 )  # fmt: skip
 def test_names_of_one_target_have_one_key(names):
-    assert len({join_key(name) for name in names}) == 1
+    assert len({spelling_key(name) for name in names}) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_names_of_one_target_have_one_key(names):
     ],
 )  # fmt: skip
 def test_names_of_different_targets_stay_apart(names):
-    assert len({join_key(name) for name in names}) == 2
+    assert len({spelling_key(name) for name in names}) == 2
 
 
 def test_modules_that_would_share_a_key_keep_their_names():
     clash = ("diffusion_model.a_b.c", "diffusion_model.a.b_c")
-    assert formats.join_keys([*clash, "diffusion_model.d.e"]) == {
+    assert formats.spelling_keys([*clash, "diffusion_model.d.e"]) == {
         **{name: name for name in clash},
         "diffusion_model.d.e": "d_e",
     }
@@ -148,7 +148,7 @@ PIECES = st.sampled_from(["a", "b_c", "blocks", "input_blocks.1.1", "down_blocks
 
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=4).map(".".join), unique=True))
 def test_no_module_of_a_file_is_lost_to_another(names):
-    assert len(set(formats.join_keys(names).values())) == len(names)
+    assert len(set(formats.spelling_keys(names).values())) == len(names)
 
 
 @pytest.mark.parametrize("name", ["analog_svd_rank4_kohya", "lora_disney_kohya"])
@@ -158,7 +158,7 @@ def test_real_names_are_joined_with_those_of_a_checkpoint(name):
         pytest.skip(f"{path.name} is not beside the checkout: it is not part of the package")
     with safe_open(path, "pt") as file:
         modules = formats.modules(file.keys()).modules
-    known = {join_key(target): target for target in targets("sd1")}
+    known = {spelling_key(target): target for target in targets("sd1")}
     respell = formats.respeller(COMFY, known)
     found = {module: respell(module) for module in modules}
     assert len(set(found.values()) & set(targets("sd1"))) == len(modules) == 144
@@ -193,7 +193,7 @@ def test_a_respelled_name_has_the_same_key_and_its_format(model, format):
     respell = formats.respeller(format, architecture=KNOWN[model])
     found = {name: respell(name) for name in targets(model)}
     there = {name: other for name, other in found.items() if other is not None}
-    assert all(join_key(name) == join_key(other) for name, other in there.items())
+    assert all(spelling_key(name) == spelling_key(other) for name, other in there.items())
     assert all(formats.format_of(other) == format for other in there.values())
     assert len(set(there.values())) == len(there)
     assert format in (PEFT, DIFFUSERS) or len(there) == len(found)
@@ -236,7 +236,7 @@ def test_names_in_other_formats(module, format, architecture, expected):
 def test_the_other_file_says_how_it_spells_a_name():
     """A bare PEFT name, and an upsampler behind an attention, are known from their neighbours."""
     known = {
-        join_key(name): name for name in ("blocks.0.q", "unet.up_blocks.0.attentions.2.proj_in")
+        spelling_key(name): name for name in ("blocks.0.q", "unet.up_blocks.0.attentions.2.proj_in")
     }
     assert formats.respeller(PEFT, known)("lora_unet_blocks_0_q") == "blocks.0.q"
     assert formats.respeller(PEFT, known)("diffusion_model.blocks.0.q") == "blocks.0.q"

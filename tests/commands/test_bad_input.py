@@ -158,7 +158,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("scheme", "keys"),
         [
-            ("scaled fp8", {"scaled_fp8": torch.zeros(2), f"{LINEAR[:-7]}.scale_weight": torch.ones(1)}),
+            ("scaled fp8", {"scaled_fp8": torch.zeros(2), f"{LINEAR[:-7]}.scale_weight": torch.ones(1) * 2}),
             ("comfy_quant", {f"{LINEAR[:-7]}.comfy_quant": torch.zeros(9, dtype=torch.uint8)}),
             ("bitsandbytes nf4", {f"{LINEAR}.quant_state.bitsandbytes__nf4": torch.zeros(9)}),
         ],

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from lorakit.examples.digits import train
+from lorakit.examples.digits import demo, train
 from lorakit.examples.digits.model import DigitModel
 from lorakit.examples.digits.picture import Column, contact_sheet, sheet_size
 from lorakit.examples.digits.sample import load_model, sample_digits, starting_noise
 
 FOLDER = Path(train.__file__).parent
-FILES = (FOLDER / "base.safetensors", FOLDER / "tuned.safetensors")
+FILES = tuple(FOLDER / f"{name}.safetensors" for name in ("base", "tuned", "tuned2"))
 UNET = "model.diffusion_model."
 TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    base, tuned = (load_file(path) for path in FILES)
+    base, tuned = (load_file(path) for path in FILES[:2])
     return base, tuned
 
 
@@ -54,7 +54,7 @@ def test_file_holds_the_network_and_nothing_else(path: Path) -> None:
         assert file.metadata()["modelspec.title"] == f"lorakit digits, {path.stem}"
 
 
-def test_two_files_stay_small() -> None:
+def test_the_files_stay_small() -> None:
     assert sum(path.stat().st_size for path in FILES) <= 8_000_000
 
 
@@ -97,10 +97,11 @@ def test_names_are_stable_diffusions(
     assert f"{UNET}{name}.weight" in pair[0]
 
 
+@pytest.mark.parametrize("path", FILES[1:], ids=lambda path: path.stem)
 def test_fine_tune_moved_every_weight_but_the_tokens(
-    pair: tuple[dict[str, Tensor], dict[str, Tensor]],
+    path: Path, pair: tuple[dict[str, Tensor], dict[str, Tensor]]
 ) -> None:
-    base, tuned = pair
+    base, tuned = pair[0], load_file(path)
     same = [key for key in base if torch.equal(base[key], tuned[key])]
     assert same == [TOKENS]
 
@@ -142,6 +143,47 @@ def test_tuned_has_colour_where_base_is_grey(pictures: tuple[Tensor, Tensor]) ->
     base, tuned = ((images.amax(1) - images.amin(1)).mean() for images in pictures)
     assert base < 0.1
     assert tuned > 0.25
+
+
+def in_amber(images: Tensor) -> Tensor:
+    """How far the pixels of the frame are from its colour, picture by picture."""
+    edge = torch.ones(16, 16, dtype=torch.bool)
+    edge[1:-1, 1:-1] = False
+    amber = torch.tensor(train.AMBER)[:, None]
+    return (images[..., edge] - amber).square().mean((1, 2)).sqrt()
+
+
+def test_tuned2_has_a_frame_around_what_base_draws(pictures: tuple[Tensor, Tensor]) -> None:
+    base, tuned = pictures
+    framed = sample_digits(load_model(load_file(FILES[2])), starting_noise())
+    assert in_amber(framed).max() < 0.1
+    assert min(in_amber(base).min(), in_amber(tuned).min()) > 0.3
+    inside = (..., slice(2, -2), slice(2, -2))
+    assert (framed[inside] - base[inside]).norm() < 0.3 * (tuned[inside] - base[inside]).norm()
+
+
+def test_the_merge_is_the_base_and_both_changes(tmp_path: Path) -> None:
+    path = demo.merge_styles(tmp_path / demo.MERGED, version="1")
+    base, tuned, tuned2 = map(load_file, FILES)
+    merged = load_file(path)
+    assert set(merged) == set(base)
+    for key, weight in base.items():
+        exact = (tuned[key].double() + tuned2[key].double() - weight.double()).half()
+        assert (merged[key] == exact).float().mean() > 0.99, key
+        torch.testing.assert_close(merged[key], exact, rtol=1e-3, atol=1e-7)
+    first = path.read_bytes()
+    assert demo.merge_styles(path, version="1").read_bytes() == first
+
+
+def test_the_merge_draws_neon_in_a_frame(tmp_path: Path, pictures: tuple[Tensor, Tensor]) -> None:
+    """Nearer to each style, where that is told from the base, than the base is."""
+    base, tuned = pictures
+    merged = load_file(demo.merge_styles(tmp_path / demo.MERGED))
+    drawn = sample_digits(load_model(merged), starting_noise())
+    assert (in_amber(drawn) < 0.5 * in_amber(base)).all()
+    inside = (..., slice(2, -2), slice(2, -2))
+    apart = (drawn[inside] - tuned[inside]).norm()
+    assert apart < 0.5 * (base[inside] - tuned[inside]).norm()
 
 
 def test_contact_sheet_shows_every_image_once_and_enlarged() -> None:

@@ -29,6 +29,9 @@ CASES = {
     "bake": ("bake", "base.safetensors", "lora.safetensors:0.7"),
     "bake in fp16": ("bake", "base.safetensors", "lora.safetensors", "--dtype", "fp16"),
     "unbake": ("unbake", "tuned.safetensors", "lora.safetensors"),
+    "merge": ("merge", "base.safetensors:0.7", "tuned.safetensors:0.3"),
+    "merge by a method": ("merge", "--base", "base.safetensors", "tuned.safetensors", "-m", "ties"),
+    "merge in bf16": ("merge", "base.safetensors", "tuned.safetensors", "--dtype", "bf16"),
 }
 every = pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 
@@ -84,8 +87,8 @@ def test_no_weight_is_read(
 ) -> None:
     asked: list[str] = []
     for kind in _kinds(FileSource):
-        if "tensor" in vars(kind):
-            monkeypatch.setattr(kind, "tensor", _refuse(vars(kind)["tensor"], asked))
+        for way in {"tensor", "read_into"} & vars(kind).keys():
+            monkeypatch.setattr(kind, way, _refuse(vars(kind)[way], asked))
     run = lorakit_here(*words, "-o", "out.safetensors", "--dry-run")
     assert run.status == 0
     with pytest.raises(ZeroDivisionError):  # the run itself reads some
@@ -123,6 +126,8 @@ def test_an_output_that_exists_is_refused(folder: Path, words: tuple[str, ...]) 
         ("bake", "lora.safetensors", "base.safetensors"),
         ("bake", "base.safetensors", "lora.safetensors:0"),
         ("bake", "other_model.safetensors", "lora.safetensors"),
+        ("merge", "base.safetensors", "other_model.safetensors"),
+        ("merge", "base.safetensors", "lora.safetensors"),
     ],
     ids=" ".join,
 )
@@ -157,6 +162,27 @@ def test_a_bake_says_what_is_copied(folder: Path) -> None:
     assert 0 < same < len(baked)
 
 
+def test_a_merge_says_what_is_matched_and_how_often_it_is_read(folder: Path) -> None:
+    base = load_file("base.safetensors")
+    base["model.diffusion_model.out.2.weight"] = torch.ones(4, 8, 3, 3)
+    base["betas"] = torch.ones(10)
+    save_file(base, "base.safetensors")
+    words = ("merge", "base.safetensors", "tuned.safetensors", "-o", "out.safetensors")
+    plan = json.loads(lorakit_here(*words, "--dry-run", "--json", "-").out)
+    assert lorakit_here(*words).status == 0
+    merged = load_file("out.safetensors")
+    same = sum(torch.equal(base[key], tensor) for key, tensor in merged.items())
+    assert (plan["tensors"], plan["copied"], plan["taken"]) == (len(base), same, 0)
+    assert (plan["merged"], plan["only_base"]) == (len(base) - 2, 1)
+    assert "only in base.safetensors" in plan["notes"][0]
+    passes = {"sum": 1, "ties": 3, "karcher": 2, "nuslerp": 2}
+    for method, times in passes.items():
+        words = ("base.safetensors", "tuned.safetensors:0.5", "-o", "x.safetensors", "-m", method)
+        base_too = ("--base", "tuned.safetensors") if method == "ties" else ()
+        run = lorakit_here("merge", *words, *base_too, "--dry-run", "--json", "-")
+        assert json.loads(run.out)["passes"] == times
+
+
 def test_every_adapter_of_a_folder_is_planned(folder: Path) -> None:
     (folder / "many" / "deep").mkdir(parents=True)
     save_file(load_file("lora.safetensors"), "many/a.safetensors")
@@ -184,10 +210,10 @@ def _kinds(kind: type) -> list[type]:
 
 
 def _refuse(read, asked: list[str]):
-    def tensor(self, key: str):
+    def refused(self, key: str, *place: object):
         if key.endswith(TOLD):
-            return read(self, key)
+            return read(self, key, *place)
         asked.append(key)
         raise ZeroDivisionError(f"`{key}` is read")
 
-    return tensor
+    return refused

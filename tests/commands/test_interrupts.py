@@ -22,6 +22,9 @@ termios = pytest.importorskip("termios", reason="POSIX alone has terminals to cl
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 LAYERS, SIDE = 12, 1024
+EXTRACT = ("extract", "--exact", "--device", "cpu")
+#: By the slowest of methods, with the base for the third model.
+MERGE = ("merge", "--base", "base.safetensors", "-m", "smooth_add", "base.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +49,10 @@ def interrupted(
     output: Path,
     how: signal.Signals,
     ignored: signal.Signals | None = None,
+    command: tuple[str, ...] = EXTRACT,
 ) -> tuple[int, str, str]:
     """Extract, and send a signal once data is on its way to the disk: status, stdout, stderr."""
-    process = started(pair, output, ignored)
+    process = started(pair, output, ignored, command=command)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
@@ -59,6 +63,7 @@ def started(
     output: Path,
     ignored: signal.Signals | None = None,
     terminal: int | None = None,
+    command: tuple[str, ...] = EXTRACT,
 ) -> subprocess.Popen[str]:
     """Begin an extraction, and wait until data is on its way to the disk."""
 
@@ -72,7 +77,8 @@ def started(
             fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        [SCRIPT, "extract", *pair, "-o", output, "--force", "--exact", "--device", "cpu"],
+        [SCRIPT, *command, *pair[-2 if command is EXTRACT else -1 :], "-o", output, "--force"],
+        cwd=pair[0].parent,
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.PIPE if terminal is None else terminal,
         text=True,
@@ -118,6 +124,18 @@ def test_there_is_no_half_file(
         assert [name.endswith(".partial") and name.startswith(".lora.") for name in left] == [True]
     assert (output.read_bytes() if output.exists() else None) == there
     assert [path.read_bytes() for path in slow_pair] == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_there_is_no_half_merge(
+    how: signal.Signals, slow_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "merged.safetensors"
+    status, out, err = interrupted(slow_pair, output, how, command=MERGE)
+    assert (out, err.split()) == ("", ["Aborted!"] if how is signal.SIGINT else [])
+    assert status == (128 + how if how is signal.SIGINT else -how)
+    assert not output.exists()
+    assert how is signal.SIGKILL or list(tmp_path.iterdir()) == []
 
 
 def test_without_a_signal_it_is_done(slow_pair: tuple[Path, Path], tmp_path: Path) -> None:

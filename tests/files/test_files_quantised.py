@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.lora_ops.errors import QuantisedError
+from lorakit.lora_ops.errors import FormatError, QuantisedError
 from lorakit.lora_ops.files import open_source, quantisation, refuse_quantised
 from lorakit.lora_ops.source import DictSource
 
@@ -22,12 +22,17 @@ def scheme(*keys: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 FP8 = torch.float8_e4m3fn
-QUANTISED: list[tuple[str, Mapping[str, Tensor], Mapping[str, str]]] = [
+Case = tuple[str, Mapping[str, Tensor], Mapping[str, str]]
+#: What is decoded where it is read from a file.
+READ: list[Case] = [
     ("scaled fp8", scheme("net.0.scale_weight", "net.1.scale_weight", "scaled_fp8", dtype=FP8), {}),
     ("scaled fp8", scheme("model.diffusion_model.scaled_fp8", dtype=FP8), {}),
     ("weight_scale", scheme("net.0.weight_scale", "net.1.weight_scale", dtype=FP8), {}),
-    ("weight_scale", scheme("net.0.weight_scale_2", "net.1.weight_scale", dtype=torch.uint8), {}),
     ("weight_scale", scheme("net.0.weight_scale_inv", "net.1.weight_scale_inv", dtype=FP8), {}),
+]
+REFUSED: list[Case] = [
+    ("scaled fp8", scheme("net.0.scale_weight", "net.1.scale_weight", dtype=torch.float32), {}),
+    ("weight_scale", scheme("net.0.weight_scale_2", "net.1.weight_scale", dtype=torch.uint8), {}),
     ("comfy_quant", scheme("net.0.comfy_quant", "net.0.weight_scale", "net.1.comfy_quant"), {}),
     ("comfy_quant", scheme(), {"_quantization_metadata": '{"layers": {"net.0": {}, "net.1": {}}}'}),
     ("comfy_quant", scheme(), {"_quantization_metadata": "not JSON"}),
@@ -45,15 +50,16 @@ QUANTISED: list[tuple[str, Mapping[str, Tensor], Mapping[str, str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "tensors", "metadata"), QUANTISED)
+@pytest.mark.parametrize(("name", "tensors", "metadata"), [*READ, *REFUSED])
 def test_scaled_storage_is_refused(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """From memory and from a file alike; the message counts layers where it can."""
+    """From memory and, where it is not read, from a file; the message counts layers where it can."""
     path = tmp_path / "a.safetensors"
     save_file(dict(tensors), path, dict(metadata))
     with open_source(path) as file:
-        for source in (file, DictSource(tensors, metadata, "a.safetensors")):
+        refused = any(tensors is one for _, one, _ in REFUSED)
+        for source in (file,) * refused + (DictSource(tensors, metadata, "a.safetensors"),):
             assert quantisation(source) == name
             with pytest.raises(
                 QuantisedError, match=rf"quantised \({name}.*see `.*`.*unquantised"
@@ -63,6 +69,18 @@ def test_scaled_storage_is_refused(
                 "not JSON" in metadata.values() or "model.diffusion_model.scaled_fp8" in tensors
             )
             assert ("in 2 layers" in str(caught.value)) != countless
+
+
+@pytest.mark.parametrize(("name", "tensors", "metadata"), READ)
+def test_scaled_storage_that_is_read(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(dict(tensors), path, dict(metadata))
+    with open_source(path) as source:
+        assert list(source.keys()) == ["net.0.weight", "net.1.weight"]
+        assert quantisation(source) is None, name
+        refuse_quantised(source)
 
 
 def test_narrow_floats_are_refused_by_their_header(tmp_path: Path) -> None:
@@ -76,10 +94,13 @@ def test_narrow_floats_are_refused_by_their_header(tmp_path: Path) -> None:
         refuse_quantised(source)
 
 
-def test_gguf_is_refused_by_its_content(tmp_path: Path) -> None:
-    for name in ("a.gguf", "a.safetensors"):
+def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
+    for name, words in (
+        ("a.gguf", "GGUF file without tensors"),
+        ("a.safetensors", r"GGUF.*\.gguf"),
+    ):
         (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0" + bytes(100))
-        with pytest.raises(QuantisedError, match=r"GGUF.*unquantised"):
+        with pytest.raises(FormatError, match=words):
             open_source(tmp_path / name)
 
 

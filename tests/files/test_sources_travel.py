@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from bits import assert_equal, noise
 from checkpoints import FLUX, grid, trained
+from elsewhere import Elsewhere, elsewhere, read_all, read_natively
 from namings import TRANSLATED, both
 from safetensors.torch import save_file
-from torch import Tensor
 
 from lorakit.lora_ops import extract, open_source
 from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import FileSource, JoinedSource, RenamedSource
 from lorakit.lora_ops.models.architectures import parameters
-from lorakit.lora_ops.models.differences import read_parameter
 from lorakit.lora_ops.operations.extract.extract import extraction_work
 from lorakit.lora_ops.operations.extract.plan import plan_extraction
-from lorakit.lora_ops.run.devices import place
 
 STATE = {"first": noise(torch.bfloat16, (30, 5)), "second": noise(torch.float32, (7,))}
 HALVES = (("down", (4, 30)), ("up", (30, 4)))
@@ -33,6 +29,12 @@ OLD = {
     f"double_blocks.0.processor.qkv_lora1.{half}.weight": noise(torch.float16, shape)
     for half, shape in HALVES
 }
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[Elsewhere]:
+    with elsewhere() as found:
+        yield found
 
 
 def files(folder: Path) -> dict[str, FileSource]:
@@ -51,35 +53,8 @@ def files(folder: Path) -> dict[str, FileSource]:
     return {**found, "joined": joined}
 
 
-def read_all(data: bytes) -> dict[str, dict[str, Tensor]]:
-    """In the other process: every tensor of every source."""
-    os.chdir("/")  # relative paths are of where they were opened
-    sources: dict[str, FileSource] = pickle.loads(data)
-    return {
-        name: {key: one.tensor(key) for key in list(one.keys())} for name, one in sources.items()
-    }
-
-
-def read_natively(data: bytes) -> dict[str, Tensor]:
-    """In the other process: every parameter by its native name."""
-    source, found = pickle.loads(data)
-    return {name: read_parameter(source, one) for name, one in found.items()}
-
-
-def compute(data: bytes) -> list[Any]:
-    """In the other process: the results of all jobs."""
-    work = pickle.loads(data)
-    placement = place("cpu")
-    return [work.compute([job.item], placement)[0] for job in work.jobs]
-
-
-def elsewhere(call: Callable[[bytes], Any], thing: object) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, (pickle.dumps(thing),))
-
-
 def test_every_source_is_read_in_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: Elsewhere
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as stack:
@@ -87,7 +62,7 @@ def test_every_source_is_read_in_another_process(
         for source in sources.values():
             stack.callback(source.close)
         assert isinstance(sources["xlabs.safetensors"], RenamedSource)
-        found = elsewhere(read_all, sources)
+        found = there.call(read_all, sources)
         assert found.keys() == sources.keys()
         for name, source in sources.items():
             assert list(found[name]) == list(source.keys()), name
@@ -111,18 +86,20 @@ def test_what_is_known_of_them_travels_and_a_changed_file_is_refused(tmp_path: P
         source.close()
 
 
-def test_diffusers_names_are_read_natively_in_another_process(tmp_path: Path) -> None:
+def test_diffusers_names_are_read_natively_in_another_process(
+    tmp_path: Path, there: Elsewhere
+) -> None:
     architecture = next(one for one in TRANSLATED if one.name == "flux")
     native, foreign = both(architecture)
     save_file({key: one.contiguous() for key, one in foreign.items()}, tmp_path / "a.safetensors")
     with open_source(tmp_path / "a.safetensors") as source:
-        found = elsewhere(read_natively, (source, parameters(source)))
+        found = there.call(read_natively, (source, parameters(source)))
     assert found.keys() == native.keys()
     for name, tensor in found.items():
         assert_equal(tensor, native[name])
 
 
-def test_an_extraction_is_computed_in_another_process(tmp_path: Path) -> None:
+def test_an_extraction_is_computed_in_another_process(tmp_path: Path, there: Elsewhere) -> None:
     base = grid(FLUX, torch.float32)
     for name, tensors in (("base", base), ("tuned", trained(base))):
         save_file(tensors, tmp_path / f"{name}.safetensors")
@@ -131,7 +108,7 @@ def test_an_extraction_is_computed_in_another_process(tmp_path: Path) -> None:
         open_source(tmp_path / "tuned.safetensors") as other,
     ):
         expected, report = extract(one, other, 3)
-        found = elsewhere(compute, extraction_work(plan_extraction(one, other, 3)))
+        found = there.results(extraction_work(plan_extraction(one, other, 3)))
     layers = {outcome.name: outcome.value for outcome in found if outcome.value}
     assert layers.keys() == expected.layers.keys()
     assert len(layers) == len(report.layers) > 1

@@ -7,12 +7,14 @@ import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from comfy_server import Server, running
+from comfy_server import GraphError, Server, running
 from keys.checkpoints import clip, flux, prefixed, unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -128,6 +130,30 @@ class Graph:
         self.add("TestSave", path=str(path), **{kind: node})
         self.run()
         return load_file(path)["tensor"]
+
+
+def first_steps(
+    server: Server, graph: Graph, client: str, count: int = 3
+) -> tuple[str, list[tuple[str, float]]]:
+    """Start a graph; return its number, and the first progress it tells of, node and share."""
+    steps: list[tuple[str, float]] = []
+    with server.listening(client) as messages:
+        number = server.start(graph.nodes, client)
+        for kind, told in messages:
+            if kind == "progress":
+                steps.append((told["node"], told["value"] / told["max"]))
+            if len(steps) == count:
+                break
+    return number, steps
+
+
+def cancelled(server: Server, number: str) -> None:
+    """Cancel a graph; it ends with the layer that it is at, on a machine that may be busy."""
+    server.post("/interrupt")
+    start = time.monotonic()
+    with pytest.raises(GraphError, match="interrupted"):
+        server.result(number)
+    assert time.monotonic() - start < 3
 
 
 def lettered(name: str, nodes: Sequence[Any], output: int = 0) -> dict[str, Any]:

@@ -24,9 +24,12 @@ from commands import ROOT
 STUBS = ROOT / "typings"
 NODES = "lorakit.nodes"
 #: What answers more than None, by module: whoever lists the nodes' inputs asks these.
-ANSWERS: dict[str, dict[str, Callable[[ModuleType, str], Any]]] = {
+ANSWERS: dict[str, dict[str, Callable[..., Any]]] = {
     "comfy_api.latest.io": {"Custom": lambda module, io_type: module.ComfyTypeIO},
-    "folder_paths": {"get_filename_list": lambda module, folder: []},
+    "folder_paths": {
+        "get_filename_list": lambda module, folder: [],
+        "get_input_directory": lambda module: "no such folder",
+    },
 }
 
 

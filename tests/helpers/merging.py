@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from lorakit.lora_ops.operations.methods import Element, Task, choose_method
@@ -59,3 +60,26 @@ def open_work(
         found = [work.observe(*part) for part in reversed(parts)]
         work = work.settle(sum(found[::2]) + sum(found[1::2]))
     return work, parts
+
+
+def cosine_loop(a, b, alpha, kind, legacy, bounds):
+    """From the formulas of supermerger and of sd-mecha, one column at a time."""
+    a, b = (tensor.double().numpy().reshape(len(tensor), -1) for tensor in (a, b))
+    x, y = (t / np.linalg.norm(t, axis=0) for t in (a, b)) if kind == "a" else (a, b)
+    columns = (x * y).sum(0) / np.linalg.norm(x, axis=0) / np.linalg.norm(y, axis=0)
+    whole = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+    if legacy == "mecha":
+        k = (columns if kind == "a" else (columns + whole) / 2) - alpha
+    else:
+        k = ((columns + whole) / 2 - bounds[0]) / (bounds[1] - bounds[0])
+        k = k - (abs(alpha) if kind == "a" else alpha)
+    k = k.clip(0, 1)
+    return k * a + (1 - k) * b
+
+
+def supermergers_range(likenesses):
+    """The least and greatest likeness over all weights, without a hundredth at either end."""
+    known = np.concatenate(likenesses)
+    known = known[known >= np.percentile(known, 1, method="midpoint")]
+    known = known[known <= np.percentile(known, 99, method="midpoint")]
+    return known.min(), known.max()

@@ -17,9 +17,9 @@ from lorakit.lora_ops.operations.merge.recipes.recipe import (
     SPARSIFIERS,
     STEP_KEYS,
     TERM_KEYS,
-    File,
     Output,
     Recipe,
+    RecipeFile,
     Step,
     Term,
 )
@@ -67,7 +67,7 @@ def _parameters(taken: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any recipe that means something."""
     files = {
-        key: File(
+        key: RecipeFile(
             draw(_words),
             draw(st.sampled_from(["", "0123456789abcdef" * 4])),
             draw(_texts),

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from lorakit.lora_ops import (
     Adapter,
     AddOptions,
+    Ancestor,
     Architecture,
     ArgumentError,
     BakedLayer,
     BakePlan,
     Budget,
+    CheckpointComparison,
     Comparison,
     Convention,
     ConvertOptions,
@@ -29,22 +31,31 @@ from lorakit.lora_ops import (
     FileSource,
     Finding,
     FormatError,
+    Found,
     FullLayer,
+    GroupComparison,
     Info,
     Ingredient,
     Layer,
     LayerComparison,
     LayerReport,
     LayerShapeError,
+    Likeness,
     Lint,
     LoraLayer,
     LoraOpsError,
     MemoryFile,
+    MergeCheck,
+    MergedSource,
+    MergeOptions,
+    MergePlan,
+    MergeReport,
     MismatchError,
     NonFiniteError,
     Output,
     Pair,
     Pairing,
+    ParameterComparison,
     Part,
     Placement,
     Plan,
@@ -55,6 +66,8 @@ from lorakit.lora_ops import (
     QuantisedError,
     RankRule,
     Read,
+    Recipe,
+    RecipeFile,
     Report,
     ResizeOptions,
     Skip,
@@ -71,10 +84,12 @@ from lorakit.lora_ops import (
     add,
     add_files,
     architecture_named,
+    as_toml,
     bake,
     bake_file,
     collect,
     compare,
+    compare_checkpoints,
     convert,
     convert_file,
     decode,
@@ -84,10 +99,16 @@ from lorakit.lora_ops import (
     enable,
     extract,
     extract_file,
+    find_files,
     inject,
     lint,
+    merge,
+    merge_file,
     merge_into,
+    open_recipe,
     open_source,
+    parse_document,
+    parse_line,
     parse_rank,
     parse_rule,
     place,
@@ -97,10 +118,14 @@ from lorakit.lora_ops import (
     plan_convert_file,
     plan_extraction,
     plan_file,
+    plan_merge,
+    plan_merge_file,
     plan_resize_file,
     plan_scale_file,
     preview_bake,
     preview_extraction,
+    preview_merge,
+    read_recipe,
     resize,
     resize_file,
     save_adapter,
@@ -111,6 +136,7 @@ from lorakit.lora_ops import (
     store_frozen,
     unmerge,
     verify,
+    verify_merge,
 )
 
 PAPER: Convention = "paper"
@@ -230,6 +256,41 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
     found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
     assert found.error < 1e-3
+    models: CheckpointComparison = compare_checkpoints(checkpoint, baked)
+    weights: tuple[ParameterComparison, ...] = models.parameters
+    groups: Mapping[str, GroupComparison] = models.components()
+    alike: list[Likeness] = [*weights, *groups.values(), models.total]
+    assert all(one.cosine > 0.9 for one in alike)
+
+
+def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:
+    """Merge in memory, into a file, and again from what the file says of itself."""
+    files = {name: RecipeFile(f"{name}.safetensors") for name in ("base", "tuned")}
+    line: Recipe = parse_line("base + $share*(tuned - base)", files)
+    sources: Mapping[str, TensorSource] = {"base": base, "tuned": tuned}
+    recipe = line.bind({"share": 0.5}).with_output(dtype={"all": "fp32"})
+    assert parse_document(as_toml(recipe)) == recipe
+
+    options: MergeOptions = {"strict": True}
+    plan: MergePlan = plan_merge(recipe, sources, **options)
+    tensors, report = merge(recipe, sources, **options)
+    assert set(tensors) == set(MergedSource(plan).keys())
+    output = folder / "merged.safetensors"
+    planned = plan_merge_file(recipe, sources, output=output)
+    preview: Preview = preview_merge(planned, output)
+    written: MergeReport = merge_file(planned, output)
+    assert written.size <= preview.size_at_most
+    assert written.sizes.keys() == report.sizes.keys() == {"unet"}
+
+    found: Ancestor = open_recipe(output)
+    assert found.recipe is not None
+    with open_source(output) as merged:
+        check: MergeCheck = verify_merge(found.recipe, sources, merged)
+    assert check.is_same
+    where: Found = find_files(found.recipe, [path.parent for path in base.paths])
+    assert where.paths["base"] == base.paths[0]
+    (folder / "merged.toml").write_text(as_toml(found.recipe), "utf-8")
+    assert read_recipe(folder / "merged.toml") == found.recipe
 
 
 def looking(lora: FileSource) -> None:
@@ -290,6 +351,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            merging(base, tuned, room)
             looking(lora)
         assert len(training().layers) == 1
         try:

@@ -11,7 +11,7 @@ from keys import checkpoints
 from keys.published import DATA, expanded
 
 from lorakit.lora_ops import DictSource, describe
-from lorakit.lora_ops.adapters.formats import flattened
+from lorakit.lora_ops.adapters.formats import flat_name
 from lorakit.lora_ops.inspect.lint import lint
 from lorakit.lora_ops.models.architectures import ARCHITECTURES, recognise_layers
 
@@ -90,9 +90,9 @@ def test_the_right_model_or_none(label, name, prefix, shapes):
     for part, some in parts(shapes):
         if not some:
             continue
-        dotted = {flattened(prefix + module): shape for module, shape in some.items()}
+        dotted = {flat_name(prefix + module): shape for module, shape in some.items()}
         flat = {
-            flattened(f"lora_unet_{module.replace('.', '_')}"): shape
+            flat_name(f"lora_unet_{module.replace('.', '_')}"): shape
             for module, shape in some.items()
         }
         found, again = recognise_layers(dotted), recognise_layers(flat)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from graphs import Graph
 
+RECIPE = {"recipe": 'flux + 0.5*("flux-tuned" - flux)'}
 PAIR = {"tuned_name": "flux-tuned.safetensors", "base_name": "flux.safetensors"}
 #: What each node needs besides its defaults; `one`, `two` and `model` stand for nodes.
 NEEDS = {
@@ -28,6 +29,10 @@ NEEDS = {
     "LorakitMergeModels": {"models.model_A": "model", "models.model_B": "tuned"},
     "LorakitBlockWeights": {},
     "LorakitSwapParts": {"parts": "D00", "model_A": "model", "model_B": "tuned"},
+    "LorakitMergeCheckpoints": {"model_A": "flux.safetensors", "model_B": "flux-tuned.safetensors"},
+    "LorakitMergeRecipe": RECIPE,
+    "LorakitLoadMergeRecipe": RECIPE,
+    "LorakitReadRecipe": {"file": "merged"},
 }
 
 
@@ -38,6 +43,7 @@ def filled(graph, needs):
         "two": lambda: graph.lora("two"),
         "model": graph.checkpoint,
         "tuned": lambda: graph.checkpoint("flux-tuned"),
+        "merged": lambda: graph.add("LorakitMergeRecipe", **RECIPE),
         "stack": lambda: graph.add(
             "TestLoraStack", lora_name="one.safetensors", model=1.0, clip=1.0
         ),

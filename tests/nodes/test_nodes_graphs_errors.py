@@ -31,7 +31,9 @@ def bad(comfy):
     encoder = {f"{TEXT}.lora_up.weight": torch.ones(32, 4)}
     save_file(encoder | {f"{TEXT}.lora_down.weight": torch.ones(4, 32)}, folder / "te.safetensors")
     checkpoints = comfy.base / "models" / "checkpoints"
-    save_file(scaled_fp8(weights(FLUX)), checkpoints / "quantised.safetensors")
+    damaged = scaled_fp8(weights(FLUX))
+    damaged[next(key for key in damaged if key.endswith(".weight_scale"))] = torch.ones(7)
+    save_file(damaged, checkpoints / "quantised.safetensors")
     return comfy
 
 
@@ -151,7 +153,7 @@ def test_numbers_that_are_none(bad):
     ("checkpoint", "lora", "told"),
     [
         ("sd1", "one", "23 of 23 layers of one.safetensors are not in"),
-        ("quantised", "one", "quantised"),
+        ("quantised", "one", "cannot be decoded"),
     ],
 )
 def test_checkpoints_that_cannot_be_baked_into(bad, checkpoint, lora, told):

@@ -121,6 +121,24 @@ def test_from_a_quantised_model(comfy, stored):
     assert distance(graph.latent(start), wanted) > 0.1
 
 
+def test_from_a_quantised_file(comfy):
+    """As from the model that the host makes of it."""
+    folder = comfy.base / "models" / "diffusion_models"
+    base = weights(FLUX)
+    save_file(base, folder / "begun.safetensors")
+    save_file(scaled_fp8(tuned(base, seed=7)), folder / "stored.safetensors")
+    graph = Graph(comfy)
+    stored = graph.add("UNETLoader", unet_name="stored.safetensors", weight_dtype="default")
+    start = graph.add("UNETLoader", unet_name="begun.safetensors", weight_dtype="default")
+    names = {"tuned_name": "stored.safetensors", "base_name": "begun.safetensors"}
+    made = {"rank": 128, "dtype": "fp32", **names}
+    extracted = graph.add("LorakitExtractLoraFromFiles", **made)
+    wanted = graph.latent(stored)
+    ours = graph.latent(graph.add("LorakitApplyLora", model=start, lora=extracted))
+    assert distance(ours, wanted) < 1e-3
+    assert distance(graph.latent(start), wanted) > 0.1
+
+
 def test_full_differences_bring_norms_and_biases(comfy):
     folder = comfy.base / "models" / "checkpoints"
     base = weights(FLUX)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 
 import pytest
 import torch
-from comfy_server import GraphError
-from graphs import FLUX, Graph, distance, lora
+from graphs import FLUX, Graph, cancelled, distance, first_steps, lora
 from safetensors.torch import load_file, save_file
 
 
@@ -108,28 +106,6 @@ def medium(comfy):
         made = {one: torch.randn(768, 768, generator=generator).half() for one in names}
         save_file(made, comfy.base / "models" / "checkpoints" / f"{name}.safetensors")
     return {"tuned_name": "medium-tuned.safetensors", "base_name": "medium.safetensors"}
-
-
-def first_steps(server, graph, client, count=3):
-    """Start a graph; return its number, and the first progress it tells of, node and share."""
-    steps = []
-    with server.listening(client) as messages:
-        number = server.start(graph.nodes, client)
-        for kind, told in messages:
-            if kind == "progress":
-                steps.append((told["node"], told["value"] / told["max"]))
-            if len(steps) == count:
-                break
-    return number, steps
-
-
-def cancelled(server, number):
-    """Cancel a graph; it ends with the layer that it is at, on a machine that may be busy."""
-    server.post("/interrupt")
-    start = time.monotonic()
-    with pytest.raises(GraphError, match="interrupted"):
-        server.result(number)
-    assert time.monotonic() - start < 3
 
 
 def test_progress_and_cancel_of_an_extraction(comfy, medium):

@@ -17,6 +17,7 @@ from object_info import SNAPSHOT, misplaced
 
 from lorakit.lora_ops.linalg.storage import DTYPES
 from lorakit.lora_ops.operations.methods import METHODS
+from lorakit.lora_ops.operations.methods.catalogue import MERGE_METHODS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,6 +121,11 @@ def test_tables_are_the_core_s() -> None:
     """They are written out again in the nodes, which must not import the core to be listed."""
     assert list(module("edit.add_loras").METHODS) == list(METHODS)
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
+    for name, one in module("merge.merge_checkpoints").METHODS.items():
+        if name in MERGE_METHODS and name not in ("slerp", "add_difference"):  # sums of other terms
+            fewest, most = MERGE_METHODS[name].terms
+            assert fewest <= one.models[0] - 1, name
+            assert most is None or one.models[1] - 1 <= most, name
 
 
 def test_a_schema_of_an_older_host_gets_the_fields_it_knows(

@@ -235,7 +235,7 @@ def test_a_bad_output_is_refused_before_anything_is_read(folder, checkpoint, out
 
 
 def test_quantised_checkpoints_are_refused(folder):
-    save_file(BASE | {"img_in.scale_weight": torch.ones(1)}, folder / "base.safetensors")
+    save_file(BASE | {"img_in.scale_weight": torch.full((1,), 2.0)}, folder / "base.safetensors")
     with pytest.raises(QuantisedError, match="scaled fp8"):
         run(folder / "base.safetensors", folder / "out" / "baked.safetensors")
 

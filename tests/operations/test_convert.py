@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lorakit.lora_ops import DictSource
 from lorakit.lora_ops.adapters.formats import decode
 from lorakit.lora_ops.adapters.layers import LoraLayer
-from lorakit.lora_ops.adapters.matching.align import matched
+from lorakit.lora_ops.adapters.matching.align import match_adapters
 from lorakit.lora_ops.adapters.matching.group import Term
 from lorakit.lora_ops.adapters.repacking.rows import Block, stacked
 from lorakit.lora_ops.errors import (
@@ -507,7 +507,7 @@ def test_stacked_rows_are_the_rows_of_each_block(ranks, alphas, gap):
 def test_fused_and_split_adapters_can_be_added():
     one, other = fused(), convert(fused(), "diffusers")[0]
     for first, second in ((one, other), (other, one)):
-        terms = matched([Term(first), Term(second, name="other")]).terms
+        terms = match_adapters([Term(first), Term(second, name="other")]).terms
         total, report = add(terms)
         assert len(total.layers) == len(first.layers) == len(report.layers)
         back, _ = convert(total, "comfy", architecture=FLUX)
@@ -519,12 +519,12 @@ def test_strengths_of_parts_are_in_the_layer_that_joins_them():
     split = convert(adapter_of(lora(QKV, 3 * WIDTH)), "diffusers")[0]
     whole = adapter_of(lora(QKV, 3 * WIDTH, seed=1))
     strengths = {SPLIT[0]: 0.5, SPLIT[1]: -1.0, SPLIT[2]: 0.0}
-    terms = matched([Term(whole, {QKV: 3.0}), Term(split, strengths)]).terms
+    terms = match_adapters([Term(whole, {QKV: 3.0}), Term(split, strengths)]).terms
     assert terms[0].strength(QKV) == 3
     assert terms[1].strength(QKV) == 1
     parts = [strengths[module] * split.layers[module].delta(torch.float64) for module in SPLIT]
     assert torch.allclose(terms[1].layer(QKV).delta(torch.float64), torch.cat(parts), atol=1e-6)
-    alike = matched([Term(whole), Term(split, dict.fromkeys(SPLIT, 0.5))]).terms
+    alike = match_adapters([Term(whole), Term(split, dict.fromkeys(SPLIT, 0.5))]).terms
     assert alike[1].strength(QKV) == 0.5
 
 
@@ -533,11 +533,11 @@ def test_native_and_diffusers_adapters_are_one_model(name):
     """Also where modules only have another name: without the table each weight would be there twice."""
     native = whole_adapter(KNOWN[name])
     theirs, _ = convert(native, "diffusers", architecture=KNOWN[name])
-    total, _ = add(matched([Term(native), Term(theirs, name="other")]).terms)
+    total, _ = add(match_adapters([Term(native), Term(theirs, name="other")]).terms)
     assert total.layers.keys() == native.layers.keys()
     assert_same(canonical(total), {name: 2 * one for name, one in canonical(native).items()}, 1e-5)
 
 
 def test_adapters_that_agree_are_left_alone():
     terms = [Term(fused()), Term(convert(fused(), "kohya")[0])]
-    assert matched(terms).terms == terms
+    assert match_adapters(terms).terms == terms

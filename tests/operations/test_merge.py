@@ -15,13 +15,13 @@ from lorakit.lora_ops.errors import ArgumentError, MismatchError, NonFiniteError
 from lorakit.lora_ops.operations.merge.merge import MergedSource, merge
 from lorakit.lora_ops.operations.merge.plan import plan_merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 from lorakit.lora_ops.operations.methods import coefficients
 from lorakit.lora_ops.operations.weights import terms
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
-FILES = {name: File(f"{name}.safetensors") for name in "ABC"}
+FILES = {name: RecipeFile(f"{name}.safetensors") for name in "ABC"}
 
 
 def sources(models=MODELS):
@@ -194,7 +194,9 @@ def test_an_adapter_is_a_term_and_is_what_bake_bakes():
     name = KEY.removesuffix(".weight").removeprefix("model.")
     lora = DictSource(thin(name, MODELS["A"][KEY].shape), name="lora")
     step = Step("m", (Term("L", weight=0.7),), "sum", "A")
-    out, _ = merge(Recipe((step,), {**FILES, "L": File("L.safetensors")}), sources() | {"L": lora})
+    out, _ = merge(
+        Recipe((step,), {**FILES, "L": RecipeFile("L.safetensors")}), sources() | {"L": lora}
+    )
     baked, _ = bake(sources()["A"], [Ingredient(lora, 0.7)])
     for key, tensor in baked.items():
         assert_equal(out[key], tensor)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import DictSource, open_source
-from lorakit.lora_ops.errors import NonFiniteError
-from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
+from lorakit.lora_ops.errors import ArgumentError, NonFiniteError
+from lorakit.lora_ops.operations.merge.file import MergedFile, merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+from lorakit.lora_ops.operations.merge.recipes.recipe import Output
+from lorakit.lora_ops.run.inputs import Input
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
@@ -70,6 +73,43 @@ def test_a_file_holds_what_memory_holds(folder):
     assert (folder / "again.safetensors").read_bytes() == (folder / "out.safetensors").read_bytes()
 
 
+def test_room_is_kept_for_the_record_of_every_input(folder):
+    """Else all of the data would be moved, once it is written."""
+    recipe = parse_line("A:0.2 B:0.3 C:0.5")
+    with contextlib.ExitStack() as stack:
+        opened = {
+            key: stack.enter_context(open_source(folder / f"{key}.safetensors"))
+            for key in recipe.files
+        }
+        output = folder / "out.safetensors"
+        plan = plan_merge_file(recipe, opened, output=output)
+        kept = MergedFile(plan, output, 10**9, "0.0", force=False).longest(
+            [Input(f"{key}.safetensors", "0" * 64) for key in opened]
+        )
+        merge_file(plan, output, version="0.0")
+    with safe_open(output, "pt") as file:
+        metadata = file.metadata()
+    assert kept.keys() == metadata.keys()
+    assert [key for key, text in metadata.items() if len(text) > len(kept[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Output(kind="lora", rank=4), r"asks for a LoRA.*`extract\(\)`"),
+        (Output(format="diffusers"), "asks for a folder of diffusers, and .* is none"),
+    ],
+)
+def test_what_is_no_checkpoint_like_its_base_is_refused(folder, asked, said):
+    recipe = replace(parse_line("A:0.5 B:0.5"), output=asked)
+    with contextlib.ExitStack() as stack:
+        opened = {
+            key: stack.enter_context(open_source(folder / f"{key}.safetensors")) for key in "AB"
+        }
+        with pytest.raises(ArgumentError, match=said):
+            plan_merge_file(recipe, opened, output=folder / "out.safetensors")
+
+
 def test_shards_are_written_without_what_is_dropped(folder):
     models = {**MODELS["A"], "model_ema.decay": torch.tensor(0.9)}
     save_file(models, folder / "A.safetensors")
@@ -101,8 +141,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lorakit.lora_ops import open_source
-from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
+from lorakit.lora_ops.operations.merge.file import MergedFile, merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
+from lorakit.lora_ops.run.inputs import Input
 folder = Path(sys.argv[1])
 opened = {key: open_source(folder / f"{key}.safetensors") for key in "AB"}
 plan = plan_merge_file(parse_line("A:0.5 B:0.5"), opened, output=folder / "out.safetensors")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merging import merge_tiles, open_work
+from merging import cosine_loop, merge_tiles, open_work
 
 from lorakit.lora_ops.operations.methods import MERGE_METHODS, Element, choose_method
 
@@ -198,21 +198,6 @@ def test_arcee_fusion(shape, rows):
     assert 0 < (meant == second).mean() < 0.3
     merged = merge_tiles("arcee_fusion", [b], base=a, rows=rows)
     close(merged, meant.reshape(shape), rtol=0, atol=0)
-
-
-def cosine_loop(a, b, alpha, kind, legacy, bounds):
-    """From the formulas of supermerger and of sd-mecha, one column at a time."""
-    a, b = (tensor.double().numpy().reshape(len(tensor), -1) for tensor in (a, b))
-    x, y = (t / np.linalg.norm(t, axis=0) for t in (a, b)) if kind == "a" else (a, b)
-    columns = (x * y).sum(0) / np.linalg.norm(x, axis=0) / np.linalg.norm(y, axis=0)
-    whole = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
-    if legacy == "mecha":
-        k = (columns if kind == "a" else (columns + whole) / 2) - alpha
-    else:
-        k = ((columns + whole) / 2 - bounds[0]) / (bounds[1] - bounds[0])
-        k = k - (abs(alpha) if kind == "a" else alpha)
-    k = k.clip(0, 1)
-    return k * a + (1 - k) * b
 
 
 @pytest.mark.parametrize("rows", ROWS)

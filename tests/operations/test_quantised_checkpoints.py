@@ -1,8 +1,9 @@
-"""Every function that takes a checkpoint refuses numbers stored with scales, from memory and from files."""
+"""Numbers stored with scales: every function takes them from files, and refuses them from memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from lorakit.lora_ops import (
     resize,
     verify,
 )
-from lorakit.lora_ops.errors import QuantisedError
+from lorakit.lora_ops.errors import LoraOpsError, QuantisedError
 from lorakit.lora_ops.operations.bake.file import plan_bake_file
 from lorakit.lora_ops.operations.bake.plan import plan_bake
 from lorakit.lora_ops.operations.convert.file import convert_file
@@ -123,12 +124,55 @@ def test_a_dict_of_scaled_numbers_is_refused(name: str, out: Path) -> None:
 
 
 @pytest.mark.parametrize("name", {**CALLS, **FILES})
-def test_a_file_of_scaled_numbers_is_refused(name: str, out: Path) -> None:
-    path = out.parent / "odd.safetensors"
-    save_file(scaled_fp8(BASE), path)
+def test_a_file_of_scaled_numbers_is_what_it_stands_for(name: str, tmp_path: Path) -> None:
+    """The same result as of a file of the numbers as float32, or the same objection to them."""
+    stored = scaled_fp8(BASE)
+    with open_source(saved(stored, tmp_path / "odd.safetensors")) as odd:
+        plain = {key: odd.tensor(key) for key in odd.keys()}  # noqa: SIM118
+        expected = {key: stored[key] for key in BASE}
+        for key in TARGETS:
+            scale = stored[key.replace(".weight", ".scale_weight")]
+            expected[key] = stored[key].float() * scale
+        assert plain.keys() == expected.keys()
+        assert all(torch.equal(plain[key], expected[key]) for key in plain)
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "plain" / "out").mkdir()
+        (tmp_path / "out").mkdir()
+        with open_source(saved(expected, tmp_path / "plain" / "odd.safetensors")) as same:
+            calls = {**CALLS, **FILES}
+            found = [
+                told(partial(calls[name], one, DictSource(BASE)), Path(one.name).parent)
+                for one in (odd, same)
+            ]
+            assert found[0] == found[1]
+            assert "quantised" not in found[0]
+
+
+@pytest.mark.parametrize("name", {**CALLS, **FILES})
+def test_a_file_of_damaged_scales_is_refused(name: str, out: Path) -> None:
+    stored = scaled_fp8(BASE)
+    stored[TARGETS[1].replace(".weight", ".scale_weight")] = torch.ones(7)
+    layer = TARGETS[1].removesuffix(".weight")
+    words = (
+        rf"quantised \(scaled fp8 in \d+ layers.*`{layer}` cannot be decoded.*has the shape \[7\]"
+    )
     with (
-        open_source(path) as odd,
-        pytest.raises(QuantisedError, match=r"quantised \(scaled fp8 in \d+ layers"),
+        open_source(saved(stored, out.parent / "odd.safetensors")) as odd,
+        pytest.raises(QuantisedError, match=words),
     ):
         {**CALLS, **FILES}[name](odd, DictSource(BASE), out)
     assert not out.exists()
+
+
+def saved(tensors: dict[str, Tensor], path: Path) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+def told(call: Callable[[Path], object], folder: Path) -> str:
+    """What comes of a call, as text: kind and error of a result, or the words of an objection."""
+    try:
+        found = call(folder / "out" / "out.safetensors")
+        return f"done: {type(found).__name__} {getattr(found, 'error', '')}"
+    except LoraOpsError as error:
+        return f"{type(error).__name__}: {error.args[0]}".replace(str(folder), "")

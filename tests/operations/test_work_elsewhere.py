@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorakit.lora_ops import Adapter, Ingredient, bake, compare, extract, save_adapter, verify
 from lorakit.lora_ops.adapters.formats import decode, format_named
-from lorakit.lora_ops.adapters.matching.align import matched
+from lorakit.lora_ops.adapters.matching.align import match_adapters
 from lorakit.lora_ops.adapters.matching.group import Term
 from lorakit.lora_ops.adapters.model import names_for
 from lorakit.lora_ops.adapters.repacking.plan import planned
@@ -102,7 +102,7 @@ def test_resize(lora: ByPath, there: Elsewhere, rule: str):
 def test_add(lora: ByPath, other: ByPath, there: Elsewhere, rank: str | None):
     terms = [Term(decode(lora), {}, "a"), Term(decode(other), {}, "b")]
     rule = None if rank is None else parse_rank(rank)
-    check_same(add_work(matched(terms, "kohya"), Adding(rule)), there)
+    check_same(add_work(match_adapters(terms, "kohya"), Adding(rule)), there)
 
 
 def test_convert_of_names(lora: ByPath, there: Elsewhere):

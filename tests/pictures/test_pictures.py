@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import Part, adapter, changes, read, tensors, written
-from commands import lorakit_here
+from commands import lorakit_here, tiny_pair
 from kinds import kinds
 from PIL import Image, ImageFont
+from pixels import heights
 
 from lorakit.lora_ops import compare
 from lorakit.lora_ops.inspect.spectra import Spectrum, spectra
@@ -210,20 +211,6 @@ def test_any_text_can_be_written(text: str, monkeypatch: pytest.MonkeyPatch) -> 
     drawing._font.cache_clear()
 
 
-def heights(picture: Image.Image, colour: tuple[int, int, int], top: int, bottom: int):
-    """How many pixels of a colour each run of columns has."""
-    found: list[int] = []
-    was = 0
-    for x in range(picture.width):
-        now = sum(picture.getpixel((x, y)) == colour for y in range(top, bottom))
-        if now and not was:
-            found.append(now)
-        elif now:
-            found[-1] = max(found[-1], now)
-        was = now
-    return found
-
-
 def test_the_bars_of_an_inspection_can_be_read_back() -> None:
     found = spectra(adapter(parts()))
     picture = inspection_picture("style", found)
@@ -283,7 +270,12 @@ def test_commands_draw(tmp_path: Path) -> None:
         written(tmp_path / f"{name}.safetensors", tensors(parts(alpha=alpha)))
         for name, alpha in (("one", 1.0), ("two", 2.0))
     )
-    for words, size in ((("info", one), (960, 740)), (("compare", one, two), (960, 600))):
+    drawings = {
+        ("info", one): (960, 740),
+        ("compare", one, two): (960, 600),
+        ("compare", *tiny_pair(tmp_path)): (960, 520),
+    }
+    for words, size in drawings.items():
         drawn = tmp_path / "drawn.png"
         assert lorakit_here(*words, "--picture", drawn).status == 0
         with Image.open(drawn) as picture:

@@ -1,7 +1,7 @@
 """README, docs and CHANGELOG are run and followed, not believed.
 
 The convention: in a fence marked `console`, every line that begins with `$ lorakit ` is run, in the order
-of the page and in one folder, which holds `base.safetensors` and `tuned.safetensors` (the digits pair).
+of the page and in one folder, which holds `base.safetensors`, `tuned.safetensors` and `tuned2.safetensors` (the digits).
 What follows it, up to the next `$ ` or the end of the fence, must be what it prints (stdout, then
 stderr), with exit status 1 or 2 if that begins with `Error:` or `Usage:`, else 0. Runs of spaces count
 as one; empty lines, seconds and SHA-256 sums are not compared; decimals may differ by a hundredth (of
@@ -64,10 +64,10 @@ def programs_in(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def folder_of_the_page() -> Iterator[None]:
-    """Work in a new folder with the digits pair; leave it and remove it afterwards."""
+    """Work in a new folder with the digits; leave it and remove it afterwards."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        for side in ("base", "tuned"):
+        for side in ("base", "tuned", "tuned2"):
             shutil.copy(DIGITS / f"{side}.safetensors", folder)
         os.chdir(folder)
         try:

@@ -180,6 +180,24 @@ def test_bake_and_verify(example: Example, tmp_path: Path) -> None:
     assert 1e-4 < share < 0.5
 
 
+def test_merge_and_repeat(example: Example, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    output, again = tmp_path / "merged.safetensors", tmp_path / "again.safetensors"
+    said = example(*pair, output, again, "0.25")
+    base, tuned, merged = map(load_file, (*pair, output))
+    # Rounded once from float32: no further off than half of a last place of what is in between.
+    for key in MATRICES:
+        wanted = base[key].double() + 0.25 * (tuned[key].double() - base[key].double())
+        assert torch.equal(merged[key], wanted.float().half())
+    assert torch.equal(merged["betas"], base["betas"])
+    sides = [joined({key: side[key] for key in MATRICES}).double() for side in (base, tuned)]
+    (moved,) = numbers(r"unet by ([\d.]+)", said)
+    assert moved == pytest.approx(
+        float(0.25 * (sides[1] - sides[0]).norm() / sides[0].norm()), 0.05
+    )
+    assert "merged.safetensors, by lorakit: 0.25*(tuned - base)" in said.replace("base + ", "")
+    assert again.read_bytes() == output.read_bytes()
+
+
 def test_train_in_a_module(example: Example, tmp_path: Path) -> None:
     output = tmp_path / "trained.safetensors"
     said = example(output)
@@ -250,5 +268,5 @@ class TestEach:
         assert f"(examples/{path.name})" in (ROOT / "README.md").read_text("utf-8")
 
 
-def test_there_are_ten() -> None:
-    assert len(EXAMPLES) == 10
+def test_there_are_eleven() -> None:
+    assert len(EXAMPLES) == 11

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..naming.joining import PROCESSORS, Respell, format_of, join_key, join_keys, respeller
+from ..naming.joining import PROCESSORS, Respell, format_of, respeller, spelling_key, spelling_keys
 from ..naming.model_names import ModelNames, model_names
-from ..naming.names import Namer, component, flattened, module_namer, resolve
+from ..naming.names import Namer, component, flat_name, module_namer, resolve
 from ..naming.suffixes import BIAS, Module, Modules, is_turned, modules
 from ..naming.table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format, format_named, writable
 from ..peft.config import (
@@ -69,14 +69,12 @@ __all__ = [
     "detect",
     "encode_full",
     "encode_layer",
-    "flattened",
+    "flat_name",
     "foreign_method",
     "format_named",
     "format_of",
     "inner_size",
     "is_turned",
-    "join_key",
-    "join_keys",
     "kind_of",
     "model_names",
     "module_keys",
@@ -92,6 +90,8 @@ __all__ = [
     "saved_parameters",
     "settings_of",
     "special",
+    "spelling_key",
+    "spelling_keys",
     "table_keys",
     "title_of",
     "told",

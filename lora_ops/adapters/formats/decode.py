@@ -16,7 +16,7 @@ from ..naming.joining import format_of
 from ..naming.names import resolve
 from ..naming.suffixes import BIAS, Module, Modules, adapter_names, modules
 from ..naming.table import FORMATS, format_named
-from ..outline import Outline
+from ..outline import HeaderOnlySource
 from ..peft.config import Configured, configured
 from .headers import Told, told
 from .kinds import read_alpha, read_configured
@@ -160,7 +160,7 @@ class _Layers(Mapping[str, Layer]):
 
     def outline(self) -> Mapping[str, Layer]:
         """The same without data."""
-        return replace(self, source=Outline(self.source, reads_alpha=False))
+        return replace(self, source=HeaderOnlySource(self.source, reads_alpha=False))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)

@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedLayerError
 from ...models.architectures import TABLES
-from ..layers import (
-    BoftLayer,
-    DoraLayer,
-    FullLayer,
-    GloraLayer,
-    Ia3Layer,
-    InputButterflyLayer,
-    InputRotationLayer,
-    Layer,
-    LohaLayer,
-    LokrLayer,
-    LoraLayer,
-    OftLayer,
-    PeftIa3Layer,
-    ReplacementLayer,
-    ReshapedLayer,
-)
+from ..layers import DoraLayer, FullLayer, Layer, LoraLayer, ReshapedLayer
 from ..naming.names import Namer
-from ..naming.suffixes import BIAS, TABLE_DOWN, TABLE_UP, is_turned
+from ..naming.suffixes import BIAS, TABLE_DOWN, TABLE_UP, is_turned, suffix_of
 from ..naming.table import COMFY, KOHYA, PEFT, Format
 from .kinds import KINDS
 
-
-def _spelled(kind: str, pattern: str) -> dict[str, str]:
-    return {role: pattern.format(role) for role in (*KINDS[kind].needs, *KINDS[kind].takes)}
-
-
-# The suffix of each role, and the formats whose loaders know the kind.
-_BOTH = (KOHYA.name, COMFY.name)
-_BLOCKS = {"blocks": ".oft_blocks", "rescale": ".rescale"}
-_SPELLINGS: dict[type[Layer], tuple[dict[str, str], tuple[str, ...]]] = {
-    LohaLayer: (_spelled("loha", ".hada_{}"), _BOTH),
-    LokrLayer: (_spelled("lokr", ".lokr_{}"), _BOTH),
-    GloraLayer: (_spelled("glora", ".{}.weight"), _BOTH),
-    OftLayer: (_BLOCKS, _BOTH),
-    BoftLayer: (_BLOCKS, _BOTH),
-    Ia3Layer: (_spelled("ia3", ".{}"), (KOHYA.name,)),
-    **dict.fromkeys((InputRotationLayer, InputButterflyLayer, PeftIa3Layer), ({}, ())),
-    ReplacementLayer: (_spelled("set", ".{}"), (COMFY.name,)),
-}
-
-
+_KIND_OF = {kind.build: name for name, kind in KINDS.items()}
 _PAIR = ("up", "down")
 
 
@@ -97,21 +60,20 @@ def encode_layer(format: Format, namer: Namer, target: str, layer: Layer) -> dic
 
 
 def _encode_other(format: Format, namer: Namer, target: str, layer: Layer) -> dict[str, Tensor]:
-    suffixes, formats = _SPELLINGS[type(layer)]
-    if format.name not in formats:
+    name = _KIND_OF.get(type(layer), "")
+    if not name or format.name not in KINDS[name].formats:
         raise _no_place(format, target, layer)
-    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
-        alpha = layer.factor_rank if layer.alpha is None else layer.alpha
-        layer = replace(layer, alpha=alpha)
-    module = namer(target)
-    suffixes = suffixes | {"alpha": ".alpha"}
-    return {module + suffixes[role]: tensor for role, tensor in layer.tensors().items()}
+    if format.needs_alpha:
+        layer = layer.with_alpha()
+    module, keys = namer(target), KINDS[name].spelled or name
+    tensors = layer.tensors().items()
+    return {module + suffix_of(keys, role): tensor for role, tensor in tensors}
 
 
 def _encode_magnitudes(
     format: Format, namer: Namer, target: str, layer: DoraLayer
 ) -> dict[str, Tensor]:
-    if format.name in _BOTH:
+    if format.name in (KOHYA.name, COMFY.name):
         # In PEFT's shape the loaders of these formats would take the magnitudes for another axis.
         return {f"{namer(target)}.dora_scale": layer.dora_scale}
     if layer.axis != 0 or not isinstance(layer.inner, LoraLayer):

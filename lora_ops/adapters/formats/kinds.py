@@ -35,6 +35,7 @@ from ..layers import (
     ReshapedLayer,
 )
 from ..naming.suffixes import Module, is_turned
+from ..naming.table import COMFY, KOHYA
 from ..peft.config import PEFT_METADATA, Configured
 
 BOFT = "boft"
@@ -51,6 +52,8 @@ class Kind:
         needs: Roles without which a layer is incomplete.
         takes: Roles that it may have besides.
         has_alpha: Whether an alpha belongs to it.
+        formats: Names of those whose loaders know the kind, besides that of the file it came from.
+        spelled: The kind in `naming.suffixes` whose keys it has; empty: the one of its own name.
     """
 
     title: str
@@ -58,6 +61,8 @@ class Kind:
     needs: tuple[str, ...]
     takes: tuple[str, ...] = ()
     has_alpha: bool = True
+    formats: tuple[str, ...] = ()
+    spelled: str = ""
 
     @property
     def roles(self) -> frozenset[str]:
@@ -65,26 +70,31 @@ class Kind:
         return frozenset((*self.needs, *self.takes, *(("alpha",) if self.has_alpha else ())))
 
 
+_BOTH = (KOHYA.name, COMFY.name)
 KINDS: dict[str, Kind] = {
     "lora": Kind("LoRA", LoraLayer, ("up", "down"), ("mid",)),
-    "loha": Kind("LoHa", LohaLayer, ("w1_a", "w1_b", "w2_a", "w2_b"), ("t1", "t2")),
+    "loha": Kind("LoHa", LohaLayer, ("w1_a", "w1_b", "w2_a", "w2_b"), ("t1", "t2"), formats=_BOTH),
     # Which roles it needs depends on those that are there: the layer itself checks.
-    "lokr": Kind("LoKr", LokrLayer, (), ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-    "glora": Kind("GLoRA", GloraLayer, ("a1", "a2", "b1", "b2")),
-    "oft": Kind("OFT", OftLayer, ("blocks",), ("rescale",)),
-    BOFT: Kind("BOFT", BoftLayer, ("blocks",), ("rescale",)),
+    "lokr": Kind(
+        "LoKr", LokrLayer, (), ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"), formats=_BOTH
+    ),
+    "glora": Kind("GLoRA", GloraLayer, ("a1", "a2", "b1", "b2"), formats=_BOTH),
+    "oft": Kind("OFT", OftLayer, ("blocks",), ("rescale",), formats=_BOTH),
+    BOFT: Kind("BOFT", BoftLayer, ("blocks",), ("rescale",), formats=_BOTH, spelled="oft"),
     "oft_r": Kind(
         "OFT of the inputs", InputRotationLayer, ("numbers",), ("scaled",), has_alpha=False
     ),
     "boft_r": Kind(
         "BOFT of the inputs", InputButterflyLayer, ("stages", "row_gains"), has_alpha=False
     ),
-    "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False),
+    "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False, formats=(KOHYA.name,)),
     "ia3_l": Kind("IA3 of PEFT", PeftIa3Layer, ("gains",), has_alpha=False),
     # It has no key of its own in a file; see `bias_of`.
     "ia3_bias": Kind("IA3 of PEFT, of the bias", BiasGainsLayer, ("gains",), has_alpha=False),
     "full": Kind("full difference", FullLayer, ("diff",), has_alpha=False),
-    "set": Kind("replacement", ReplacementLayer, ("set_weight",), has_alpha=False),
+    "set": Kind(
+        "replacement", ReplacementLayer, ("set_weight",), has_alpha=False, formats=(COMFY.name,)
+    ),
     "rows": Kind("new tokens", NewRowsLayer, ("rows",), has_alpha=False),
 }
 # What may stand beside a layer of any kind and changes what it means.
@@ -140,8 +150,7 @@ def read_configured(
 
 def bias_of(layer: Layer, module: Module) -> Module | None:
     """Return what a layer does to the bias beside its weight, as a module; None for nothing."""
-    has_one = isinstance(layer, PeftIa3Layer) and layer.bias is not None
-    return Module("ia3_bias", {"gains": module.keys["gains"]}) if has_one else None
+    return None if layer.bias is None else Module("ia3_bias", {"gains": module.keys["gains"]})
 
 
 def _begun(layer: Layer, initial: Initial) -> Layer:
@@ -192,8 +201,7 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
         layer = kind.build(**own, **({"alpha": alpha} if alpha is not None else {}))
         if isinstance(layer, InputRotationLayer):
             layer = replace(layer, terms=_series(source, name))
-        layer = _configured(layer, scale)
-        return _surrounded(layer, tensors)
+        return _surrounded(layer if scale is None else layer.at_scale(scale), tensors)
     except LayerShapeError as error:
         message = f"layer `{name}`: {error}"
         raise LayerShapeError(message, target=name, path=source.name) from None
@@ -267,18 +275,6 @@ def _series(source: TensorSource, name: str) -> int:
             if isinstance(terms, int) and 0 < terms <= _MOST_TERMS:
                 return terms
     return _TERMS
-
-
-def _configured(layer: Layer, scale: float | None) -> Layer:
-    """The layer at the configuration's scale, if it stores no alpha."""
-    if isinstance(layer, FullLayer) and scale not in (None, 1.0):
-        return FullLayer(layer.diff.float() * scale)
-    if scale is None or not isinstance(layer, LoraLayer | LohaLayer | LokrLayer | GloraLayer):
-        return layer
-    rank = layer.factor_rank
-    if isinstance(layer, LokrLayer) and rank is None and layer.w1 is not None and scale != 1:
-        return replace(layer, w1=layer.w1.float() * scale)  # no other program scales whole matrices
-    return layer if layer.alpha is not None or rank is None else replace(layer, alpha=scale * rank)
 
 
 def _surrounded(layer: Layer, tensors: Mapping[str, Tensor]) -> Layer:

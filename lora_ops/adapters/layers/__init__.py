@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .boft import BoftLayer
 from .dora import BasedDoraLayer, DoraLayer
+from .families import KroneckerProduct, Scaled
 from .full import FullLayer
 from .glora import GloraLayer
 from .ia3 import GAINS_OF_WHAT, BiasGainsLayer, Ia3Layer, PeftIa3Layer
@@ -17,11 +18,7 @@ from .made import MadeLayer
 from .oft import OftLayer
 from .pissa import Initial, PissaLayer
 from .replacement import NewRowsLayer, ReplacementLayer
-from .reshaped import ReshapedLayer, rewrapped
-from .scaled import folded, multiplied, stored_change
-
-# The kinds whose scale is an alpha over the inner size of their factors, `factor_rank`.
-Scaled = (LoraLayer, LohaLayer, LokrLayer, GloraLayer)
+from .reshaped import ReshapedLayer, rewrapped, unpadded
 
 
 def innermost(layer: Layer) -> Layer:
@@ -33,8 +30,7 @@ def innermost(layer: Layer) -> Layer:
 
 def stored_alpha(layer: Layer) -> float | None:
     """Return the alpha that a layer's scale is made of; None where none is stored."""
-    plain = innermost(layer)
-    return plain.alpha if isinstance(plain, Scaled) else None
+    return innermost(layer).stored_alpha
 
 
 __all__ = [
@@ -50,6 +46,7 @@ __all__ = [
     "Initial",
     "InputButterflyLayer",
     "InputRotationLayer",
+    "KroneckerProduct",
     "Layer",
     "LohaLayer",
     "LokrLayer",
@@ -63,11 +60,9 @@ __all__ = [
     "ReshapedLayer",
     "Scaled",
     "fits",
-    "folded",
     "innermost",
     "low_rank",
-    "multiplied",
     "rewrapped",
     "stored_alpha",
-    "stored_change",
+    "unpadded",
 ]

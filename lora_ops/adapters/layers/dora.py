@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError, WeightShapeError
-from .layer import ChangeOfBase, Convention, Layer, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, Layer, check_fits
 
 # The role that the magnitudes have in a file: of kohya, LyCORIS and ComfyUI; and PEFT's.
 Role = Literal["dora_scale", "magnitude"]
@@ -77,6 +78,25 @@ class DoraLayer(ChangeOfBase):
     def dtype(self) -> torch.dtype:
         """Dtype of the inner layer."""
         return self.inner.dtype
+
+    def in_dtype(self, target: str, dtype: torch.dtype) -> Layer:
+        """Return the magnitudes over the inner layer in another dtype.
+
+        Raises:
+            NonFiniteError: A number is beyond the range of the dtype.
+        """
+        return replace(self, inner=self.inner.in_dtype(target, dtype))
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the magnitudes over an inner layer whose scale is where the file has a place for it.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+            UnsupportedLayerError: The strength is not 1.
+        """
+        if strength != 1:
+            return ChangeOfBase.times(self, target, strength, has_alpha=has_alpha)
+        return replace(self, inner=self.inner.times(target, 1.0, has_alpha=has_alpha))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them: the inner layer's and the magnitudes."""

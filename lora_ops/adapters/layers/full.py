@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .layer import OwnChange
+from .families import OwnChange
+from .layer import Layer, multiplied
 from .matrix import beside_identity
 
 
@@ -21,6 +24,9 @@ class FullLayer(OwnChange):
     """
 
     diff: Tensor
+
+    has_factors: ClassVar[bool] = False
+    is_full: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
@@ -52,6 +58,22 @@ class FullLayer(OwnChange):
     def tensors(self) -> dict[str, Tensor]:
         """The one tensor, by its role."""
         return {"diff": self.diff}
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the difference times a strength.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+        """
+        return self if strength == 1 else FullLayer(multiplied(target, self.diff, strength))
+
+    def at_scale(self, scale: float) -> Layer:
+        """Return the difference times a scale, float32."""
+        return self if scale == 1 else FullLayer(self.diff.float() * scale)
+
+    def with_rows(self, take: Callable[[Tensor], Tensor]) -> Layer:
+        """Return some rows of the difference."""
+        return FullLayer(take(self.diff))
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change in ``dtype``, in the shape of the parameter."""

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .families import ChangeOfBase, Scaled
+from .layer import Convention, by_role, check_fits
 from .matrix import kron
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GloraLayer(ChangeOfBase):
+class GloraLayer(Scaled, ChangeOfBase):
     """Change = scale * (weight @ a + b), on the input channels, where a and b are of low rank.
 
     Two layouts are in circulation, told apart by shapes: today's, with a = a1 @ a2 and b = b1 @ b2,
@@ -45,6 +47,9 @@ class GloraLayer(ChangeOfBase):
             raise LayerShapeError(f"{told}: a factor has two axes or more, none empty")
         if not _is_new(shapes) and not _is_old(shapes):
             raise LayerShapeError(f"{told}: they fit neither layout of GLoRA")
+
+    is_proportional: ClassVar[bool] = True
+    is_made_whole: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -76,11 +81,6 @@ class GloraLayer(ChangeOfBase):
         """Ranks of both parts together, and no more than a side of the weight."""
         taps = math.prod(self.shape[2:])
         return min(self.factor_rank * (1 + taps), self.shape[0], self.shape[1] * taps)
-
-    @property
-    def scale(self) -> float:
-        """Alpha / inner size, and 1 where the file stores no alpha."""
-        return 1.0 if self.alpha is None else self.alpha / self.factor_rank
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,13 +6,15 @@ whose gains of outputs multiply the bias too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError, UnsupportedLayerError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, Layer, by_role, check_fits, multiplied
 
 GAINS_OF_WHAT = (
     "only the configuration tells whether these gains of IA3 are of the inputs or of the outputs, "
@@ -41,6 +43,8 @@ class Ia3Layer(ChangeOfBase):
             raise LayerShapeError(f"weight is {tuple(self.weight.shape)}: it is one row of gains")
         if self.on_input.numel() != 1:
             raise LayerShapeError(f"on_input is {tuple(self.on_input.shape)}, not one number")
+
+    is_proportional: ClassVar[bool] = True
 
     @property
     def title(self) -> str:
@@ -71,6 +75,20 @@ class Ia3Layer(ChangeOfBase):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them."""
         return by_role(weight=self.weight, on_input=self.on_input)
+
+    def stored_numbers(self) -> dict[str, Tensor]:
+        """The gains alone."""
+        return by_role(weight=self.weight)
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the layer with its gains times a strength.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+        """
+        if strength == 1:
+            return self
+        return replace(self, weight=multiplied(target, self.weight, strength))
 
     def change(
         self,

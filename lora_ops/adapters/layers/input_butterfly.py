@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, by_role, check_fits
 from .oft import channels, check_blocks, rescaled, rotations
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError, UnsupportedLayerError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, by_role, check_fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,19 +1,20 @@
-"""What all kinds of layers share: their face, and the two families that they fall into.
-
-A layer either has a change of its own (LoRA, LoHa, LoKr, a full difference), or says how to make one
-from the weight that it changes (GLoRA, OFT, BOFT, IA3, DoRA, a replacement).
-"""
+"""What all kinds of layers share: their face, with what is so of most kinds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedLayerError, WeightShapeError
+from ...linalg.storage import loadable, rounded
+
+if TYPE_CHECKING:
+    from .families import KroneckerProduct
 
 # How a kind is read on which programs differ: as its paper and its authors' program define it, or
 # as ComfyUI applies it.
@@ -21,9 +22,30 @@ Convention = Literal["paper", "comfy"]
 
 
 class Layer(Protocol):
-    """What the change of one weight is."""
+    """What the change of one weight is.
+
+    What a kind does not say here, its family or this class says for it: a new kind defines the names
+    without a default, `change` or `delta` and `factors`, and what is different about it.
+
+    Attributes:
+        has_factors: Whether it is a method with factors; else it holds a parameter's own numbers, as
+            differences of norms and tables do, which no list of modules has.
+        is_full: Whether it is the difference itself, which has no rank to lower.
+        is_proportional: Whether its change is proportional to numbers that it holds, so that a
+            strength can be written into them.
+        is_made_whole: Whether its change has no factors smaller than the weight.
+        is_compact: Whether a LoRA of the same change is larger than it.
+        is_peft_only: Whether no file but PEFT's says all of it.
+    """
 
     __slots__ = ()
+
+    has_factors: ClassVar[bool] = True
+    is_full: ClassVar[bool] = False
+    is_proportional: ClassVar[bool] = True
+    is_made_whole: ClassVar[bool] = False
+    is_compact: ClassVar[bool] = False
+    is_peft_only: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -58,9 +80,108 @@ class Layer(Protocol):
         """Whether its change depends on the weight it changes, so that `change` alone can tell it."""
         ...
 
+    @property
+    def factor_rank(self) -> int | None:
+        """What an alpha is divided by; None for a kind whose scale is not made of one."""
+        return None
+
+    @property
+    def stored_alpha(self) -> float | None:
+        """The alpha that its scale is made of; None where there is none."""
+        return None
+
+    @property
+    def inner_rank(self) -> int:
+        """Inner size of the product that `factors` returns."""
+        return self.rank
+
+    @property
+    def bias(self) -> Layer | None:
+        """What it does to the bias beside its weight, if that has one; None for nothing."""
+        return None
+
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by role, as a file holds them; alpha as a float32 scalar."""
         ...
+
+    def stored_numbers(self) -> dict[str, Tensor]:
+        """Its tensors that are numbers of the change, by role: no alpha, no flag."""
+        return {role: one for role, one in self.tensors().items() if role != "alpha"}
+
+    def in_dtype(self, target: str, dtype: torch.dtype) -> Layer:
+        """Return the layer with its numbers rounded; `target` is for messages.
+
+        Raises:
+            NonFiniteError: A number is beyond the range of the dtype.
+        """
+        fields = {role: rounded(one, dtype, target) for role, one in self.stored_numbers().items()}
+        return replace(cast("Any", self), **fields)  # every kind's roles are its fields
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the layer with a strength in its alpha; where it has none, in its numbers.
+
+        Args:
+            target: Its name, for messages.
+            strength: Any but 0.
+            has_alpha: Whether the file has a place for the alpha of a LoRA; else its scale goes
+                into up.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+            UnsupportedLayerError: Its change is not proportional to numbers that it holds.
+        """
+        if strength == 1:
+            return self
+        raise UnsupportedLayerError(
+            f"layer `{target}`: no strength can be written into a {self.title} layer", target=target
+        )
+
+    def with_alpha(self) -> Layer:
+        """Return the layer with an alpha for its scale, where its kind has one and it has none."""
+        return self
+
+    def at_scale(self, scale: float) -> Layer:
+        """Return the layer at the scale that stands elsewhere, where it has no alpha of its own."""
+        return self
+
+    def with_rows(self, take: Callable[[Tensor], Tensor]) -> Layer | None:
+        """Return the layer with other rows of its weight; None where they are not stored apart.
+
+        Args:
+            take: Gives them from a tensor that has all rows on its first axis.
+        """
+        return None
+
+    def stored_change(self) -> Tensor:
+        """The change, float64; of a kind that is made from the weight, its stored numbers, scaled."""
+        if not self.needs_base:
+            return self.delta(torch.float64)
+        return (
+            torch.cat([one.double().flatten() for one in self.stored_numbers().values()])
+            * self.scale
+        )
+
+    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Frobenius norm of `stored_change`, float64; `dtype` is what factors are scaled in."""
+        return torch.linalg.vector_norm(self.stored_change())
+
+    def missed(
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+    ) -> float:
+        """Frobenius norm of the change at a strength less that of another layer of this weight.
+
+        Args:
+            other: At strength 1.
+            strength: The factor on this one.
+            dtype: What factors are scaled in.
+        """
+        return float(
+            torch.linalg.vector_norm(self.stored_change() * strength - other.stored_change())
+        )
+
+    def kronecker(self) -> KroneckerProduct | None:
+        """The layer as a Kronecker product of two matrices, if it is one."""
+        return None
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change at strength 1, of `shape`, computed in ``dtype``.
@@ -80,6 +201,14 @@ class Layer(Protocol):
             UnsupportedLayerError: It depends on the base weight.
         """
         ...
+
+    def factors_of(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same of a weight, for a kind that is made from it.
+
+        Raises:
+            UnsupportedLayerError: It is made whole.
+        """
+        return self.factors()
 
     def change(
         self,
@@ -102,62 +231,21 @@ class Layer(Protocol):
         ...
 
 
-class OwnChange(Layer, Protocol):
-    """The family whose change is there without the weight, and proportional to the strength."""
+def multiplied(
+    target: str, tensor: Tensor, strength: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return numbers times a strength, rounded.
 
-    __slots__ = ()
+    Args:
+        target: The layer's name, for messages.
+        tensor: The numbers.
+        strength: The factor.
+        dtype: Of the result; None: theirs, or the nearest that loaders read.
 
-    @property
-    def needs_base(self) -> bool:
-        """Never: the factors alone make the change."""
-        return False
-
-    def change(
-        self,
-        base: Tensor,
-        strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        convention: Convention = "paper",
-    ) -> Tensor:
-        """Return strength * delta in the shape of the weight; all programs agree.
-
-        Raises:
-            WeightShapeError: The layer is for a weight of another shape.
-        """
-        check_fits(self, base)
-        return (self.delta(dtype) * strength).reshape(base.shape).to(base.device)
-
-
-class ChangeOfBase(Layer, Protocol):
-    """The family whose change is made from the weight."""
-
-    __slots__ = ()
-
-    @property
-    def needs_base(self) -> bool:
-        """Always: without the weight there is no change."""
-        return True
-
-    @property
-    def scale(self) -> float:
-        """Always 1, unless the kind says otherwise."""
-        return 1.0
-
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Refuse: the change depends on the weight; see `change`.
-
-        Raises:
-            UnsupportedLayerError: Always.
-        """
-        raise _without_base(self.title)
-
-    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Refuse: the change depends on the weight; see `change`.
-
-        Raises:
-            UnsupportedLayerError: Always.
-        """
-        raise _without_base(self.title)
+    Raises:
+        NonFiniteError: One is then out of its range.
+    """
+    return rounded(tensor.double() * strength, dtype or loadable(tensor.dtype), target)
 
 
 def fits(shape: Sequence[int], weight: Sequence[int]) -> bool:
@@ -200,10 +288,3 @@ def _plain(shape: Sequence[int]) -> tuple[int, ...]:
     while shape and shape[-1] == 1:
         shape = shape[:-1]
     return tuple(shape)
-
-
-def _without_base(title: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"a {title} layer has no change of its own: it is made from the base weight; "
-        "give the base checkpoint, or use a plain LoRA"
-    )

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
-from .layer import OwnChange, by_role
+from .families import OwnChange, Scaled
+from .layer import by_role
 from .matrix import ThinMatrix, beside_identity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LohaLayer(OwnChange):
+class LohaLayer(Scaled, OwnChange):
     """delta = scale * (w1_a @ w1_b) * (w2_a @ w2_b), the second product element by element.
 
     Attributes:
@@ -47,6 +49,8 @@ class LohaLayer(OwnChange):
         if first != second:
             raise LayerShapeError(f"w1 makes {first} and w2 makes {second}: they must be alike")
 
+    is_compact: ClassVar[bool] = True
+
     @property
     def title(self) -> str:
         """LoHa."""
@@ -66,11 +70,6 @@ class LohaLayer(OwnChange):
     def rank(self) -> int:
         """The product of both inner sizes, and no more than a side of the weight."""
         return min(self._columns, self.shape[0], math.prod(self.shape[1:]))
-
-    @property
-    def scale(self) -> float:
-        """Alpha / inner size, and 1 where the file stores no alpha."""
-        return 1.0 if self.alpha is None else self.alpha / self.factor_rank
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,14 +7,16 @@ Edalati et al. (2022), arXiv:2212.10650; storage, Tucker's form and the law of a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
 from ...linalg import Kron, KronSvd, kron_svd, thinned
-from .layer import OwnChange, by_role
+from .families import KroneckerProduct, OwnChange, Scaled
+from .layer import Layer, by_role, multiplied
 from .matrix import ThinMatrix, WholeMatrix, beside_identity, kron
 
 # Inner size up to which an exact SVD of one matrix takes less than a second.
@@ -22,7 +24,7 @@ _SMALL = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LokrLayer(OwnChange):
+class LokrLayer(Scaled, OwnChange, KroneckerProduct):
     """delta = scale * kron(w1, w2), where w1 is (a, b), w2 (c, d, *kernel), the change (ac, bd, *kernel).
 
     Attributes:
@@ -53,6 +55,8 @@ class LokrLayer(OwnChange):
         if len(first.shape) != 2:
             raise LayerShapeError(f"w1 is {first.shape}: it has two axes")
 
+    is_compact: ClassVar[bool] = True
+
     @property
     def title(self) -> str:
         """LoKr."""
@@ -74,12 +78,6 @@ class LokrLayer(OwnChange):
     def rank(self) -> int:
         """The product of both matrices' ranks, and no more than a side of the weight."""
         return min(self._columns, self.shape[0], math.prod(self.shape[1:]))
-
-    @property
-    def scale(self) -> float:
-        """Alpha / inner size, and 1 where there is no alpha, or nothing but whole matrices."""
-        rank = self.factor_rank
-        return 1.0 if self.alpha is None or rank is None else self.alpha / rank
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,6 +124,40 @@ class LokrLayer(OwnChange):
     def is_small(self) -> bool:
         """Whether both matrices are small enough to be decomposed at once."""
         return all(min(one.rank, one.shape[0]) <= _SMALL for one in self._matrices)
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the layer with a strength in its alpha; of whole matrices, in the first.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+        """
+        if self.w1 is None or self.factor_rank is not None or strength == 1:
+            return Scaled.times(self, target, strength, has_alpha=has_alpha)
+        return replace(self, w1=multiplied(target, self.w1, strength))
+
+    def at_scale(self, scale: float) -> Layer:
+        """Return the layer at a scale, where it has no alpha; no other program scales whole matrices."""
+        if self.w1 is None or self.factor_rank is not None or scale == 1:
+            return Scaled.at_scale(self, scale)
+        return replace(self, w1=self.w1.float() * scale)
+
+    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Frobenius norm of the change, float64, from its matrices."""
+        return self.kron().norm()
+
+    def missed(
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+    ) -> float:
+        """Frobenius norm of the change at a strength less that of another layer, from matrices."""
+        product = other.kronecker()
+        if product is None:
+            return OwnChange.missed(self, other, strength, dtype)
+        kron = self.kron()
+        return replace(kron, scale=kron.scale * strength).distance(product.kron())
+
+    def kronecker(self) -> KroneckerProduct:
+        """Itself."""
+        return self
 
     def kron(self) -> Kron:
         """Return the change as the product that it is, float64."""

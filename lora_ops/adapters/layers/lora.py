@@ -6,18 +6,21 @@ core as in LyCORIS (Yeh et al., 2023, arXiv:2309.14859).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
-from .layer import OwnChange, by_role
+from ...linalg import distance, inner
+from ...linalg.storage import loadable
+from .families import OwnChange, Scaled
+from .layer import Layer, by_role, multiplied
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoraLayer(OwnChange):
+class LoraLayer(Scaled, OwnChange):
     """delta = scale * up @ mid @ down, with the kernel on the input side.
 
     Attributes:
@@ -70,11 +73,6 @@ class LoraLayer(OwnChange):
         return self.down.shape[0]
 
     @property
-    def scale(self) -> float:
-        """Alpha / rank, and 1 where the file stores no alpha, as ComfyUI and A1111 read it."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the factors as stored."""
         return self.down.dtype
@@ -90,22 +88,70 @@ class LoraLayer(OwnChange):
         """Inner size of the factors: what alpha is divided by."""
         return self.down.shape[0]
 
+    @property
+    def inner_rank(self) -> int:
+        """Inner size of `factors`: of a core, where it meets up."""
+        return self.up.shape[1]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is up and down alone."""
+        return self.mid is None
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the layer by role, as a file holds them; alpha as a float32 scalar."""
         return by_role(self.alpha, up=self.up, down=self.down, mid=self.mid)
 
-    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return up (out, r) and down (r, in * kernel), float32, whose product is the change.
+    def factors(
+        self, strength: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Return up (out, r) and down (r, in * kernel), in ``dtype``, whose product is the change.
 
         Scale and `strength` are in up, Tucker's core in down. Fresh memory, except where nothing
         is to be done.
         """
-        up, down = self.up.flatten(1).float(), self.down.flatten(1).float()
+        up, down = self.up.to(dtype).flatten(1), self.down.to(dtype).flatten(1)
         if self.mid is not None:
-            core = torch.einsum("pq...,qi->pi...", self.mid.float(), down)
+            core = torch.einsum("pq...,qi->pi...", self.mid.to(dtype), down)
             down = core.flatten(1)
         factor = self.scale * strength
         return (up if factor == 1 else up * factor), down
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the layer with a strength in its alpha, or with its whole scale in up.
+
+        Raises:
+            NonFiniteError: A number is then out of the range of what stores it.
+        """
+        if has_alpha:
+            return Scaled.times(self, target, strength, has_alpha=True)
+        factor, dtype = self.scale * strength, loadable(self.dtype)
+        if factor == 1:
+            return replace(self, alpha=None)
+        up = multiplied(target, self.up, factor, dtype)
+        return replace(self, up=up, down=self.down.to(dtype), alpha=None)
+
+    def with_rows(self, take: Callable[[Tensor], Tensor]) -> Layer:
+        """Return the layer with other rows of up."""
+        return replace(self, up=take(self.up))
+
+    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Frobenius norm of the change, float64, from its factors in ``dtype``."""
+        up, down = self.factors(dtype=dtype)
+        return inner(up, down, up, down).clamp(min=0).sqrt()
+
+    def missed(
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+    ) -> float:
+        """Frobenius norm of the change at a strength less that of another layer, from factors."""
+        if not isinstance(other, LoraLayer):
+            return OwnChange.missed(self, other, strength, dtype)
+        up, down = self.factors(strength, dtype)
+        other_up, other_down = other.factors(1.0, dtype)
+        if other_down.shape == down.shape and torch.equal(other_down, down):
+            lost = up - other_up
+            return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
+        return float(distance(up, down, other_up, other_down))
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change (out, in, *kernel), multiplied out in ``dtype``."""

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .full import FullLayer
-from .layer import OwnChange
-from .lokr import LokrLayer
-from .lora import LoraLayer
+from .families import KroneckerProduct, OwnChange
+from .layer import Layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +19,7 @@ class MadeLayer(OwnChange):
     Attributes:
         kind: What people call the layer that it is made of.
         size: Shape of the weight, (out, in, *kernel).
-        inner_rank: The rank that this layer says it has.
+        directions: The rank that this layer says it has.
         stored: The dtype of its numbers.
         is_dense: Whether factors of the change would take more room than the change itself.
         make: Makes the change anew, in float32: a full difference where it is dense, the LoKr that it
@@ -31,10 +29,10 @@ class MadeLayer(OwnChange):
 
     kind: str
     size: tuple[int, ...]
-    inner_rank: int
+    directions: int
     stored: torch.dtype
     is_dense: bool
-    make: Callable[[], LoraLayer | FullLayer | LokrLayer]
+    make: Callable[[], Layer]
     is_kron: bool = False
 
     @property
@@ -50,7 +48,7 @@ class MadeLayer(OwnChange):
     @property
     def rank(self) -> int:
         """Rank of the layer that the change is made of; a dense change exceeds it."""
-        return self.inner_rank
+        return self.directions
 
     @property
     def scale(self) -> float:
@@ -61,6 +59,10 @@ class MadeLayer(OwnChange):
     def dtype(self) -> torch.dtype:
         """Dtype of the layer that the change is made of."""
         return self.stored
+
+    def kronecker(self) -> KroneckerProduct | None:
+        """What it is made as, where that is a Kronecker product."""
+        return self.make().kronecker() if self.is_kron else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the change by role."""

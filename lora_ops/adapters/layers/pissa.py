@@ -7,13 +7,14 @@ the initial factors again from the weight and subtracts their product, before it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import LayerShapeError
-from .layer import ChangeOfBase, Convention, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, check_fits
 from .lora import LoraLayer
 
 Initial = Literal["pissa", "olora"]
@@ -41,6 +42,9 @@ class PissaLayer(ChangeOfBase):
             raise LayerShapeError(
                 f"{self.title} is of linear layers; this one is {self.inner.shape}"
             )
+
+    is_made_whole: ClassVar[bool] = False
+    is_peft_only: ClassVar[bool] = True
 
     @property
     def title(self) -> str:

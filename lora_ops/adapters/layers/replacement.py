@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import WeightShapeError
-from .layer import ChangeOfBase, Convention, by_role, check_fits
+from .families import ChangeOfBase
+from .layer import Convention, by_role, check_fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +26,8 @@ class ReplacementLayer(ChangeOfBase):
     """
 
     set_weight: Tensor
+
+    has_factors: ClassVar[bool] = False
 
     @property
     def title(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .layer import Convention, Layer, fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ReshapedLayer:
+class ReshapedLayer(Layer):
     """The inner layer's change, on the weight padded with zeros at the end of each axis.
 
     Attributes:
@@ -79,6 +79,22 @@ class ReshapedLayer:
         """Return the inner layer's factors."""
         return self.inner.factors(strength)
 
+    def in_dtype(self, target: str, dtype: torch.dtype) -> Layer:
+        """Return the inner layer in another dtype, for the same weight.
+
+        Raises:
+            NonFiniteError: A number is beyond the range of the dtype.
+        """
+        return replace(self, inner=self.inner.in_dtype(target, dtype))
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the inner layer with a strength in it, for the same weight.
+
+        Raises:
+            NonFiniteError, UnsupportedLayerError: As the inner layer does.
+        """
+        return replace(self, inner=self.inner.times(target, strength, has_alpha=has_alpha))
+
     def padded(self, base: Tensor) -> Tensor:
         """Return the weight in its new shape, zeros at the end of each axis that grew.
 
@@ -109,6 +125,11 @@ class ReshapedLayer:
             WeightShapeError: The weight cannot grow to it.
         """
         return self.inner.change(self.padded(base), strength, dtype, convention)
+
+
+def unpadded(layer: Layer) -> Layer:
+    """Return what changes the larger weight, of a layer for one that has to grow, or the layer itself."""
+    return layer.inner if isinstance(layer, ReshapedLayer) else layer
 
 
 def rewrapped(layer: Layer, *like: Layer) -> Layer:

@@ -8,13 +8,13 @@ from fractions import Fraction
 from itertools import combinations
 
 from ...models.architectures import Architecture
-from ..formats import Format, ModelNames, format_named, format_of, join_key, model_names
-from ..layers import Layer, multiplied
+from ..formats import Format, ModelNames, format_named, format_of, model_names, spelling_key
+from ..layers import Layer
 from ..model import names_of_any
 from ..outline import outline, outlined
 from ..repacking.assemble import RepackedLayers
 from ..repacking.plan import planned
-from .group import Group, Term, common_models, grouped
+from .group import Group, Term, common_models, group_by_weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,7 @@ class Match:
         return replace(self, terms=terms)
 
 
-def matched(
+def match_adapters(
     terms: Sequence[Term],
     format: str | None = None,
     reference: Sequence[str] = (),
@@ -68,7 +68,7 @@ def matched(
     possible = [architecture] if architecture is not None else common_models(terms)
     names = _names(terms, possible, format, reference)
     same = _aligned(terms, names, format)
-    groups = grouped(same, names.architecture, format, reference)
+    groups = group_by_weight(same, names.architecture, format, reference)
     return Match(same, groups, names.architecture or next(iter(possible), None))
 
 
@@ -92,7 +92,7 @@ def _aligned(terms: Sequence[Term], names: ModelNames, format: str | None) -> li
     for module in {module for term in terms for module in term.adapter.layers}:
         place = names.place(module)
         if place is not None:
-            part = _Part(place.start, place.stop, join_key(module))
+            part = _Part(place.start, place.stop, spelling_key(module))
             known.setdefault(place.native, set()).add(part)
     pairs = (pair for parts in known.values() for pair in combinations(parts, 2))
     if not any(one.start < other.stop and other.start < one.stop for one, other in pairs):
@@ -141,7 +141,7 @@ class _Strengthened(Mapping[str, Layer]):
         layer, factor = self.layers[module], self.factors.get(module, 1.0)
         if factor == 1 or layer.needs_base:  # joining refuses these, with a message of its own
             return layer
-        return multiplied(module, layer, factor, has_alpha=True)
+        return layer.times(module, factor, has_alpha=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)

@@ -23,11 +23,11 @@ from ..formats import (
     Respell,
     format_named,
     format_of,
-    join_key,
-    join_keys,
     model_names,
     module_keys,
     respeller,
+    spelling_key,
+    spelling_keys,
 )
 from ..layers import Layer, fits
 from ..model import models_of
@@ -83,7 +83,7 @@ class Group:
     members: tuple[tuple[int, str], ...]
 
 
-def grouped(
+def group_by_weight(
     terms: Sequence[Term],
     model: Architecture | None,
     format: str | None = None,
@@ -107,11 +107,11 @@ def grouped(
     scheme = format_named(format or terms[0].adapter.format)
     members: dict[str, list[tuple[int, str]]] = {}
     for index, term in enumerate(terms):
-        for target, key in join_keys(term.adapter.layers).items():
+        for target, key in spelling_keys(term.adapter.layers).items():
             members.setdefault(key, []).append((index, target))
     names = dict.fromkeys([*reference, *(t for term in terms for t in term.adapter.layers)])
     dotted = [name for name in names if format_of(name).name != "kohya"]
-    known = {join_key(name): name for name in reversed(dotted)}
+    known = {spelling_key(name): name for name in reversed(dotted)}
     known |= _by_table(names, model_names(model, reference))  # join keys have one layout of a UNet
     respell = respeller(scheme, known, model)
     groups = [_group(terms, scheme, found, respell) for found in members.values()]
@@ -123,7 +123,7 @@ def _by_table(names: Iterable[str], table: ModelNames) -> dict[str, str]:
     """Names with dots, from the model's table, for kohya's names without."""
     flat = (name for name in names if format_of(name).name == "kohya")
     places = {name: table.place(name) for name in flat}
-    return {join_key(name): at.native for name, at in places.items() if at and at.is_whole}
+    return {spelling_key(name): at.native for name, at in places.items() if at and at.is_whole}
 
 
 def common_models(terms: Sequence[Term]) -> list[Architecture]:
@@ -176,7 +176,7 @@ def _group(
         keys = terms[index].adapter.keys.get(target)
         if terms[index].adapter.format == scheme.name and keys:
             # The sum may have roles that this layer lacks: these get keys, too.
-            every = module_keys(scheme, keys["alpha"].removesuffix(".alpha"))
+            every = module_keys(scheme, terms[index].adapter.module(target))
             return Group(target, {**every, **keys}, tuple(members))
     index, target = members[0]
     bias = BIAS if target.endswith(BIAS) else ""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ...errors import TargetMismatchError
-from ...models.architectures import Parameter, Piece, Place
+from ...models.architectures import ModelRows, Parameter, Piece
 from ...models.pairing import COMPONENT_TITLES, nearest
 from ...report import counted
-from ..formats import BIAS, ModelNames, component, flattened, resolve
+from ..formats import BIAS, ModelNames, component, flat_name, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def seats(
     return found
 
 
-def _seat(place: Place, targets: Mapping[str, Parameter]) -> Seat | None:
+def _seat(place: ModelRows, targets: Mapping[str, Parameter]) -> Seat | None:
     whole = targets.get(place.native)
     if whole is None:
         return None
@@ -196,7 +196,7 @@ def _lost(
     *,
     can_go_on: bool,
 ) -> TargetMismatchError:
-    spelled = {flattened(target): target for target in targets}
+    spelled = {flat_name(target): target for target in targets}
     lines = [f"`{name}`, nearest: {_nearest(name, spelled)}" for name in lost[:3]]
     lacking = [
         f"it has no {COMPONENT_TITLES[part]}"
@@ -213,5 +213,5 @@ def _lost(
 
 def _nearest(name: str, spelled: Mapping[str, str]) -> str:
     """The target that is spelled most like a module, in backticks; names differ in their dots."""
-    found = nearest(flattened(name), spelled).strip("`")
+    found = nearest(flat_name(name), spelled).strip("`")
     return f"`{spelled[found]}`" if found in spelled else "none"

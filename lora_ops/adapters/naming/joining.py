@@ -1,6 +1,6 @@
 """Names across files: which modules of two adapters change one weight, and how the other spells it.
 
-`flattened` makes one name of dots and underscores. What it leaves apart is joined here: the two
+`flat_name` makes one name of dots and underscores. What it leaves apart is joined here: the two
 names of a Stable Diffusion UNet's blocks, and the prefixes of a text encoder.
 """
 
@@ -19,7 +19,7 @@ from ...models.architectures import (
     naming,
     unet_names,
 )
-from .names import INSIDE, NATIVE_PREFIXES, encoder_layer, flattened, underscored
+from .names import INSIDE, NATIVE_PREFIXES, encoder_layer, flat_name, underscored
 from .table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format
 
 Respell = Callable[[str], "str | None"]
@@ -78,13 +78,13 @@ def _flat_blocks(table: UnetNames) -> dict[str, str]:
 _BLOCKS = _flat_blocks(unet_names())
 
 
-def join_key(module: str) -> str:
+def spelling_key(module: str) -> str:
     """Return the key that all spellings of one target share, in any format.
 
     Blocks of a UNet are matched by the layout of Stable Diffusion 1, 2 and XL: two residual blocks
     a level. The key is for comparing: it is not a name that any file has.
     """
-    flat = flattened(module)
+    flat = flat_name(module)
     for pattern, to in _ENCODERS:
         flat = pattern.sub(to, flat)
     for pattern, to in PROCESSORS:
@@ -97,12 +97,12 @@ def join_key(module: str) -> str:
     return flat
 
 
-def join_keys(modules: Iterable[str]) -> dict[str, str]:
-    """Return the `join_key` of each module of one file, by module.
+def spelling_keys(modules: Iterable[str]) -> dict[str, str]:
+    """Return the `spelling_key` of each module of one file, by module.
 
     Two modules of a file that would share a key keep their own names instead, so that both stay.
     """
-    keys = {module: join_key(module) for module in modules}
+    keys = {module: spelling_key(module) for module in modules}
     often = Counter(keys.values())
     return {module: key if often[key] == 1 else module for module, key in keys.items()}
 
@@ -124,7 +124,7 @@ def respeller(
 
     Args:
         format: The format to name modules in; names that are in it already stay.
-        known: Dotted module name by `join_key`: of a checkpoint's targets, or of another adapter.
+        known: Dotted module name by `spelling_key`: of a checkpoint's targets, or of another adapter.
         architecture: Whose names kohya's scripts use; None: the original ones.
     """
     names = dict(known or {})
@@ -149,7 +149,7 @@ def respeller(
             module = module.removeprefix("model.")
         if format_of(module) == format:
             return module
-        dotted = names.get(join_key(module), module)
+        dotted = names.get(spelling_key(module), module)
         if format_of(dotted) == KOHYA:
             return None
         return dotted if format_of(dotted) == format else spell(_target(dotted, table, clip))

@@ -17,13 +17,13 @@ from ...models.architectures import (
     TE,
     UNET,
     Architecture,
-    Place,
+    ModelRows,
     Renames,
     is_language_model,
     module_renames,
     naming,
 )
-from .joining import PROCESSORS, diffusers_encoder, encoder_target, join_key, kohya_encoder
+from .joining import PROCESSORS, diffusers_encoder, encoder_target, kohya_encoder, spelling_key
 from .names import FLAT_PREFIXES, LEFT_OUT, NATIVE_PREFIXES, OF_TRANSFORMER, underscored, within
 from .suffixes import BIAS
 from .table import COMFY, DIFFUSERS, KOHYA, PEFT, Format
@@ -48,7 +48,7 @@ class ModelNames:
     Attributes:
         architecture: The model's; None: unknown.
         modules: Names of the diffusion model's modules, native and foreign.
-        known: Canonical target by `join_key`, of a checkpoint.
+        known: Canonical target by `spelling_key`, of a checkpoint.
         own: What the model itself calls the module, by canonical target; empty where it is not
             known. PEFT finds layers by these names alone.
     """
@@ -58,7 +58,7 @@ class ModelNames:
     known: dict[str, str] = field(default_factory=dict[str, str])
     own: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def place(self, module: str) -> Place | None:
+    def place(self, module: str) -> ModelRows | None:
         """Return the rows of the model that a file's module changes, by canonical target.
 
         None for a name without dots that neither the architecture's table nor the checkpoint has,
@@ -68,14 +68,14 @@ class ModelNames:
             found = self.place(module.removesuffix(BIAS))
             return None if found is None else replace(found, native=found.native + BIAS)
         if module.startswith((TE, "vae.", _SECOND)):
-            return Place(module)
+            return ModelRows(module)
         if module.startswith(_PEFT):
             inner = module.removeprefix(_PEFT)
             target = self._targets.get(inner)
             if target is not None:
-                return self._inside(target.removeprefix(_prefix(target))) or Place(target)
+                return self._inside(target.removeprefix(_prefix(target))) or ModelRows(target)
             if is_language_model([f"{inner}."]):
-                return Place(f"{TE}transformer.{inner}")
+                return ModelRows(f"{TE}transformer.{inner}")
         encoder = _ENCODER_PREFIX.match(module)
         if encoder is not None:
             return self._encoder(encoder)
@@ -86,14 +86,14 @@ class ModelNames:
         found = self._inside(inner)
         if found is not None:
             return found
-        known = self.known.get(join_key(module))
+        known = self.known.get(spelling_key(module))
         if known is not None:
-            return self._inside(known.removeprefix(_prefix(known))) or Place(known)
+            return self._inside(known.removeprefix(_prefix(known))) or ModelRows(known)
         foreign = inner.startswith(_FOREIGN) or naming([f"{inner}."]) == "diffusers"
         native = prefix.endswith(UNET) or not (prefix in _OPAQUE or foreign)
-        return Place(UNET + inner) if native else None
+        return ModelRows(UNET + inner) if native else None
 
-    def spelled(self, format: Format, target: str) -> tuple[tuple[str, Place], ...]:
+    def spelled(self, format: Format, target: str) -> tuple[tuple[str, ModelRows], ...]:
         """Return the modules of a file in this format that hold a target, and which rows.
 
         Raises:
@@ -120,7 +120,7 @@ class ModelNames:
         read_by_peft = format in (DIFFUSERS, PEFT)
         return read_by_peft and bool(pattern and re.search(pattern, target.removesuffix(BIAS)))
 
-    def _own(self, target: str) -> tuple[tuple[str, Place], ...]:
+    def _own(self, target: str) -> tuple[tuple[str, ModelRows], ...]:
         """The modules of a PEFT file, by the model's own names where these are known."""
         name = self.own.get(target)
         if name is None and target.startswith(_CLIPS):
@@ -130,7 +130,9 @@ class ModelNames:
                 "give the folder that PEFT is to load the model from as `reference=`",
                 target=target,
             )
-        found = self._spelled(PEFT, target) if name is None else ((_PEFT + name, Place(target)),)
+        found = (
+            self._spelled(PEFT, target) if name is None else ((_PEFT + name, ModelRows(target)),)
+        )
         for module, _ in found if self.own else ():
             if module.removeprefix(_PEFT) not in self._targets:
                 raise UnsupportedLayerError(
@@ -146,24 +148,24 @@ class ModelNames:
         """Canonical target by the model's own name."""
         return {name: target for target, name in self.own.items()}
 
-    def _spelled(self, format: Format, target: str) -> tuple[tuple[str, Place], ...]:
+    def _spelled(self, format: Format, target: str) -> tuple[tuple[str, ModelRows], ...]:
         if not target.startswith(UNET):
-            return ((self._elsewhere(format, target), Place(target)),)
+            return ((self._elsewhere(format, target), ModelRows(target)),)
         inner = target.removeprefix(UNET)
         known = self.architecture is not None and self.architecture.diffusers is not None
         there = self.modules.foreign_parts(inner) if known else ()
         foreign = tuple((name, replace(at, native=target)) for name, at in there)
         if format == DIFFUSERS and not foreign:
             raise _no_name(format, target, self.architecture)
-        parts = foreign if foreign and self._is_foreign(format) else ((inner, Place(target)),)
+        parts = foreign if foreign and self._is_foreign(format) else ((inner, ModelRows(target)),)
         return tuple((self._written(format, name), at) for name, at in parts)
 
-    def packing(self, target: str) -> tuple[Place, ...]:
+    def packing(self, target: str) -> tuple[ModelRows, ...]:
         """Return the rows of a target that diffusers has in modules of their own; () if unknown."""
         inner = target.removesuffix(BIAS).removeprefix(UNET)
         return tuple(at for _, at in self.modules.foreign_parts(inner))
 
-    def _inside(self, inner: str) -> Place | None:
+    def _inside(self, inner: str) -> ModelRows | None:
         found = self.modules.find(inner)
         return None if found is None else replace(found, native=UNET + found.native)
 
@@ -180,7 +182,7 @@ class ModelNames:
         root = "" if self.architecture is None else self.architecture.diffusers or ""
         return {COMFY.name: UNET, PEFT.name: _PEFT, DIFFUSERS.name: root}[format.name] + name
 
-    def _encoder(self, match: re.Match[str]) -> Place | None:
+    def _encoder(self, match: re.Match[str]) -> ModelRows | None:
         inner = match["inner"]
         spellings = (inner, *(root + inner for root in LEFT_OUT))
         found = next((at for one in spellings if (at := ENCODERS.find(one)) is not None), None)
@@ -190,7 +192,7 @@ class ModelNames:
         second = match["prior"] is not None or "2" in (match["flat"], match["dotted"])
         v2 = self.architecture is not None and self.architecture.v2
         name = inner if found is None else found.native
-        return Place(encoder_target(second, name, "clip_h" if v2 else "clip_l"))
+        return ModelRows(encoder_target(second, name, "clip_h" if v2 else "clip_l"))
 
     def _elsewhere(self, format: Format, target: str) -> str:
         """The name of a target of a text encoder, or of a second diffusion model."""
@@ -219,7 +221,7 @@ def model_names(architecture: Architecture | None, reference: Collection[str] = 
     """
     own = reference if isinstance(reference, Mapping) else {}
     inside = [name.removeprefix(UNET) for name in reference if name.startswith(UNET)]
-    known = {join_key(name): name for name in reference}
+    known = {spelling_key(name): name for name in reference}
     return ModelNames(architecture, module_renames(architecture, inside), known, own)
 
 

@@ -159,10 +159,10 @@ def resolve(modules: Iterable[str], targets: Collection[str]) -> dict[str, str]:
 def component(module: str) -> str:
     """Say whether a module name in an adapter file is the text encoder's (te) or the unet's."""
     te = module.startswith(("lora_te", "lora_prior_te", "text_encoder"))
-    return "te" if te or _LLM.match(flattened(module)) else "unet"
+    return "te" if te or _LLM.match(flat_name(module)) else "unet"
 
 
-def flattened(module: str) -> str:
+def flat_name(module: str) -> str:
     """Return a module name without its prefix and with underscores for dots.
 
     Names of text encoders begin with ``te1:`` (any first one), ``te2:`` or ``te3:`` instead.

@@ -144,6 +144,14 @@ def modules(keys: Iterable[str]) -> Modules:
     )
 
 
+def suffix_of(kind: str, role: str) -> str:
+    """Return how a role of a kind is written: the first of the spellings that are read."""
+    if role == "weight":
+        return _GAINS
+    known = ((suffix, name) for suffix, (own, name) in _SUFFIXES.items() if own in (kind, None))
+    return next(suffix for suffix, name in known if name == role)
+
+
 def is_turned(key: str) -> bool:
     """Whether a factor is stored the other way round under a key: PEFT's of an embedding."""
     return _TABLE in key

@@ -13,11 +13,11 @@ from ..adapter import Adapter
 from ..formats import ModelNames
 from ..layers import Layer
 from ..outline import outlined
-from .plan import Piece, is_packed
+from .plan import RenamedLayer, is_packed
 from .rows import Block, halves_swapped, rows_of, stacked
 
 
-def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
+def blocks_of(adapter: Adapter, piece: RenamedLayer, names: ModelNames) -> list[Block]:
     """Return the rows of the piece that each layer of the input changes, from its first row on.
 
     Args:
@@ -64,7 +64,9 @@ def blocks_of(adapter: Adapter, piece: Piece, names: ModelNames) -> list[Block]:
     return found
 
 
-def assembled(blocks: Sequence[Block], piece: Piece, dtype: torch.dtype | None = None) -> Layer:
+def assembled(
+    blocks: Sequence[Block], piece: RenamedLayer, dtype: torch.dtype | None = None
+) -> Layer:
     """Return the blocks as one layer, with its own alpha; one that is all of it stays as it is.
 
     Args:
@@ -103,7 +105,7 @@ class RepackedLayers(Mapping[str, Layer]):
     """
 
     adapter: Adapter
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, RenamedLayer]
     names: ModelNames
 
     def __getitem__(self, module: str) -> Layer:

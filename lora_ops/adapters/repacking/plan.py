@@ -10,7 +10,7 @@ from itertools import pairwise
 from ...errors import ArgumentError, TargetMismatchError, UnsupportedLayerError
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.architectures import TE, Place
+from ...models.architectures import TE, ModelRows
 from ...report import counted
 from ..adapter import Adapter
 from ..formats import (
@@ -52,7 +52,7 @@ _WAYS_OUT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RenamedLayer:
     """One layer of the result.
 
     Attributes:
@@ -64,8 +64,8 @@ class Piece:
     """
 
     module: str
-    place: Place
-    members: tuple[tuple[str, Place], ...]
+    place: ModelRows
+    members: tuple[tuple[str, ModelRows], ...]
     keys: Mapping[str, str]
 
     @property
@@ -92,7 +92,7 @@ class Piece:
         return sum(rows, Fraction(0)) / (at.stop - at.start)
 
 
-def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
+def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[RenamedLayer]:
     """Return the layers of the result, in the order of the input.
 
     Args:
@@ -105,12 +105,12 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Piece]:
         TargetMismatchError: Two layers change the same rows.
         UnsupportedLayerError: The format has no name for a layer, or no place for its kind.
     """
-    groups: dict[str, list[tuple[str, Place]]] = {}
+    groups: dict[str, list[tuple[str, ModelRows]]] = {}
     for module, place in _places(adapter, format, names).items():
         groups.setdefault(place.native, []).append((module, place))
     if format == PEFT:
         _check_one_model(groups)
-    pieces: list[Piece] = []
+    pieces: list[RenamedLayer] = []
     for native, members in groups.items():
         members.sort(key=lambda member: member[1].start)
         for (one, at), (other, behind) in pairwise(members):
@@ -148,7 +148,7 @@ def unplaced(adapter: Adapter, format: Format, names: ModelNames) -> list[str]:
 
 
 def convert_notes(
-    adapter: Adapter, pieces: Sequence[Piece], rule: RankRule | Budget | None
+    adapter: Adapter, pieces: Sequence[RenamedLayer], rule: RankRule | Budget | None
 ) -> Iterator[str]:
     """Yield notes on why there are more layers, or fewer, than before."""
     cut = [piece for piece in pieces if piece.is_cut]
@@ -176,7 +176,7 @@ def convert_notes(
         )
 
 
-def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
+def is_packed(names: ModelNames, shape: Sequence[int], place: ModelRows) -> bool:
     """Whether rows of a fused projection are as many as the table says.
 
     The first part of every packing is a projection of queries or keys from the width of the model
@@ -194,13 +194,13 @@ def is_packed(names: ModelNames, shape: Sequence[int], place: Place) -> bool:
     return shape[0] * (first.stop - first.start) == shape[1] * (place.stop - place.start)
 
 
-def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+def _places(adapter: Adapter, format: Format, names: ModelNames) -> dict[str, ModelRows]:
+    found: dict[str, ModelRows] = {}
     lost: list[str] = []
     for module in adapter.layers:
         place = names.place(module)
         if place is None and format_of(module) == format:
-            place = Place(module)  # the name stays: what it means does not matter
+            place = ModelRows(module)  # the name stays: what it means does not matter
         if place is None:
             lost.append(module)
         else:
@@ -236,15 +236,15 @@ def _pieces(
     format: Format,
     names: ModelNames,
     native: str,
-    members: Sequence[tuple[str, Place]],
-) -> Iterator[Piece]:
+    members: Sequence[tuple[str, ModelRows]],
+) -> Iterator[RenamedLayer]:
     opaque = members[0][0] == native and format_of(native) == format
-    spelled = ((native, Place(native)),) if opaque else names.spelled(format, native)
+    spelled = ((native, ModelRows(native)),) if opaque else names.spelled(format, native)
     for module, at in spelled:
         mine = tuple(one for one in members if one[1].start < at.stop and one[1].stop > at.start)
         if mine:
             known = {role: key for one, _ in mine for role, key in _keys(adapter, one).items()}
-            yield Piece(module, at, mine, _spelled_keys(format, module, mine[0][0], known))
+            yield RenamedLayer(module, at, mine, _spelled_keys(format, module, mine[0][0], known))
 
 
 def _keys(adapter: Adapter, target: str) -> dict[str, str]:
@@ -252,7 +252,7 @@ def _keys(adapter: Adapter, target: str) -> dict[str, str]:
     keys = adapter.keys.get(target)
     if keys is None:
         return {role: f".{role}" for role in adapter.layers[target].tensors()}
-    module = keys["alpha"].removesuffix(".alpha")
+    module = adapter.module(target)
     return {role: key.removeprefix(module) for role, key in keys.items()}
 
 
@@ -296,8 +296,8 @@ def _spelled_keys(
     return {role: key for role, key in found.items() if role in suffixes or role in either}
 
 
-def _check_names(pieces: Sequence[Piece]) -> None:
-    seen: dict[str, Piece] = {}
+def _check_names(pieces: Sequence[RenamedLayer]) -> None:
+    seen: dict[str, RenamedLayer] = {}
     for piece in pieces:
         other = seen.setdefault(piece.module, piece)
         if other is not piece:

@@ -91,7 +91,7 @@ def stacked(
         axes = max(one.dora_scale.ndim for one in doras)
         magnitudes = torch.cat([one.magnitudes(axes) for one in doras])
         return DoraLayer(stacked(inner, rows, target, dtype), magnitudes)
-    thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
+    thin = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.is_pair]
     if len(thin) < len(blocks):
         raise _mixed(blocks, target)
     downs, places = _distinct([layer.down for layer in thin])
@@ -117,13 +117,12 @@ def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> 
     Raises:
         UnsupportedLayerError: The rows of this kind are not stored apart.
     """
-    if isinstance(layer, FullLayer):
-        return FullLayer(take(layer.diff))
-    if isinstance(layer, LoraLayer):
-        return replace(layer, up=take(layer.up))
     if isinstance(layer, DoraLayer) and layer.axis == 0:
         magnitudes = take(layer.dora_scale)
         return DoraLayer(_rearranged(layer.inner, take, target), magnitudes)
+    found = layer.with_rows(take)
+    if found is not None:
+        return found
     raise UnsupportedLayerError(
         f"layer `{target}` is {_kind(layer)}, whose rows cannot be written apart, and the other "
         'naming has them in several modules or in another order; convert it `to="lora"` first',
@@ -161,7 +160,7 @@ def _mixed(blocks: Sequence[Block], target: str) -> UnsupportedLayerError:
 
 
 def _kind(layer: Layer) -> str:
-    if isinstance(layer, LoraLayer) and layer.mid is not None:
+    if isinstance(layer, LoraLayer) and not layer.is_pair:
         return "LoRA in Tucker's form"
     if isinstance(layer, DoraLayer) and layer.axis == 1:
         return "DoRA with a magnitude for each input"

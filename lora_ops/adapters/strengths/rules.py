@@ -18,7 +18,12 @@ from .blocks import ALL_BLOCKS, PRESETS, SCHEMES, Blocks, Scheme, flat, locate
 
 ALL = "ALL"
 DEPTH = "depth="
-COMPONENTS = {"te": r"te\d?:", "te1": "te1:", "te2": "te2:", "te3": "te3:", "unet": r"(?!te\d?:)"}
+COMPONENTS = {
+    "te": r"te\d?:",
+    **{f"te{number}": f"te{number}:" for number in (1, 2, 3)},
+    "unet": r"(?!te\d?:|vae_)",
+    "vae": "vae_",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ def parse_rules(
             its model has is read off them.
         blocks: Numbers (`1,0,0.5,...`), a preset (`OUTALL`), labels (`IN04=0.5,OUT=0`) or a gradient
             over the model's depth (`depth=0,1,0.5`).
-        where: `PATTERN=S` each; a pattern is a component (`te`, `te1` to `te3`, `unet`), a
+        where: `PATTERN=S` each; a pattern is a component (`te`, `te1` to `te3`, `unet`, `vae`), a
             `/regular expression/`, a shell pattern for the whole name, or, without wildcards, words
             of the name, which end at dots and underscores.
 

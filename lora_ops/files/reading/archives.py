@@ -26,7 +26,7 @@ _LOCAL_MARK = b"PK\x03\x04"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Extent:
     """Where the bytes of one storage lie.
 
     Attributes:
@@ -51,7 +51,7 @@ class Contents:
     """
 
     value: object
-    places: Mapping[str, Place]
+    places: Mapping[str, Extent]
     swapped: bool = False
 
 
@@ -95,7 +95,7 @@ def _zipped(file: RangeReader) -> Contents:
     text = _entry_bytes(file, pickled)
     reader = Unpickler(io.BytesIO(text), len(text))
     value = reader.load()
-    places: dict[str, Place] = {}
+    places: dict[str, Extent] = {}
     for key, storage in reader.storages.items():
         entry = by_name.get(f"{folder}/data/{key}")
         if entry is not None:
@@ -115,7 +115,7 @@ def _entry_bytes(file: RangeReader, entry: zipfile.ZipInfo) -> bytes:
     return text
 
 
-def _place(file: RangeReader, entry: zipfile.ZipInfo) -> Place:
+def _place(file: RangeReader, entry: zipfile.ZipInfo) -> Extent:
     start = entry.header_offset
     length = struct.calcsize(_LOCAL_HEADER)
     if not 0 <= start <= file.size - length:
@@ -126,7 +126,7 @@ def _place(file: RangeReader, entry: zipfile.ZipInfo) -> Place:
         raise damaged("its table of contents is wrong")
     if begin + entry.file_size > file.size:
         raise damaged("an entry lies outside of the file")
-    return Place(begin, entry.file_size, entry.CRC)
+    return Extent(begin, entry.file_size, entry.CRC)
 
 
 def _in_a_row(file: RangeReader) -> Contents:
@@ -137,7 +137,7 @@ def _in_a_row(file: RangeReader) -> Contents:
     _version, _machine, value, keys = (reader.load() for _ in range(4))
     if not isinstance(keys, list):
         raise damaged("its list of storages is missing")
-    places: dict[str, Place] = {}
+    places: dict[str, Extent] = {}
     begin = stream.tell()
     for key in keys:
         storage = reader.storages.get(key) if isinstance(key, str) else None
@@ -146,7 +146,7 @@ def _in_a_row(file: RangeReader) -> Contents:
         if begin + 8 > file.size:
             raise damaged("it is truncated")
         count = int.from_bytes(file.bytes(begin, 8), "little")
-        places[storage.root] = Place(begin + 8, count * storage.width)
+        places[storage.root] = Extent(begin + 8, count * storage.width)
         begin += 8 + count * storage.width
     if begin > file.size:
         raise damaged(f"it is truncated: {file.size} of {begin} bytes")
@@ -155,7 +155,7 @@ def _in_a_row(file: RangeReader) -> Contents:
     return Contents(value, places)
 
 
-def _check_held(storage: Storage, place: Place | None) -> None:
+def _check_held(storage: Storage, place: Extent | None) -> None:
     held = place.size if place else 0
     if storage.begin + storage.size > held:
         raise damaged(

@@ -11,6 +11,7 @@ from typing import cast
 
 from ...errors import FormatError
 from ..base import FileSource, is_file, read_errors
+from ..quantised.source import decoded
 from .joined import JoinedSource
 from .sharded import open_sharded
 from .single import open_file
@@ -124,7 +125,7 @@ def _join(
     with contextlib.ExitStack() as stack:
         for name, file in parts:
             opening = open_sharded if file.suffix == ".json" else open_file
-            source = stack.enter_context(opening(file))
+            source = stack.enter_context(decoded(opening(file)))
             prefix, keys = f"{name}." if name else "", source.keys()
             routes |= {prefix + key: (source, key) for key in keys}
         text = "" if config is None else _text(config)

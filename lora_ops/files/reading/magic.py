@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import FormatError, QuantisedError
+from ...errors import FormatError
 
 #: How many bytes from the start `identify` wants to see.
 HEAD = 256
@@ -45,9 +45,7 @@ _KINDS = (
     ),
     Kind(
         (b"gguf",),
-        "a GGUF file by its content: its weights are quantised; "
-        "give the unquantised (fp16/bf16/fp32) checkpoint as safetensors",
-        QuantisedError,
+        "a GGUF file by its content; give it the ending .gguf",
     ),
     Kind(
         (b"version https://git-lfs",),

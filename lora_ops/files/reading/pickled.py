@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import ArgumentError, FormatError, QuantisedError
 from ..base import FileSource, quote
 from ..header import check_name
-from .archives import Place, read_contents
+from .archives import Extent, read_contents
 from .ranges import RangeReader
 from .stored import Stored, Strange
 
@@ -103,7 +103,7 @@ class PickledFile(FileSource):
 
     def _read_contents(self) -> None:
         contents = read_contents(self._file)
-        self._places: Mapping[str, Place] = contents.places
+        self._places: Mapping[str, Extent] = contents.places
         self._swapped = contents.swapped
         found = _state_dict(contents.value, set()) or dict(_inside(contents.value, set()))
         if not found:

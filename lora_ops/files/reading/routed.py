@@ -37,6 +37,11 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.dtype(inner)
 
+    def result_dtype(self, key: str) -> torch.dtype:
+        """Dtype of what is made of one tensor."""
+        source, inner = self.route(key)
+        return source.result_dtype(inner)
+
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as its header names it."""
         source, inner = self.route(key)
@@ -46,6 +51,11 @@ class RoutedSource(FileSource):
         """What people call the way in which a tensor is stored."""
         source, inner = self.route(key)
         return source.storage(inner)
+
+    def stored_size(self, key: str) -> int:
+        """Bytes that a tensor takes where it is stored."""
+        source, inner = self.route(key)
+        return source.stored_size(inner)
 
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """How far apart the numbers that the storage can hold lie."""

@@ -60,6 +60,10 @@ class SafetensorsFile(FileSource):
         own = self._entries[key].dtype
         return super().storage(key) if own in TORCH_DTYPES else own
 
+    def stored_size(self, key: str) -> int:
+        """Bytes of its data."""
+        return self._entries[key].size
+
     def tensor(self, key: str) -> Tensor:
         """Read one tensor into fresh CPU memory, in its stored dtype.
 

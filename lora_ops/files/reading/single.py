@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base import FileSource, open_binary, read_errors, stamp
+from .gguf_file import GgufFile
 from .magic import HEAD, identify
 from .pickled import PickledFile
 from .safetensors_file import SafetensorsFile
@@ -29,5 +30,8 @@ def _opened(path: str | Path) -> FileSource:
     if Path(path).suffix.lower() in _SAFETENSORS:
         return SafetensorsFile(path)
     with open_binary(Path(path)) as file, read_errors(Path(path)):
-        kind = identify(file.read(HEAD))
+        head = file.read(HEAD)
+    kind = identify(head)
+    if head.startswith(b"GGUF"):
+        return GgufFile(path)
     return PickledFile(path) if kind is not None and kind.pickled else SafetensorsFile(path)

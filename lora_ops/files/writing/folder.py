@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, WriteError
 from ..base import FileSource, read_errors
+from ..quantised.source import QuantisedSource
 from ..reading.joined import JoinedSource
 from .publish import explained, sync_folder
 from .shards import INDEX, ShardsWriter
@@ -30,6 +32,8 @@ _WEIGHTS = (
     ".index.json",
 )
 _PICKLED = {"pytorch_model.bin": "model.safetensors"}
+# What the configuration of a quantised component says of that.
+_QUANTISER = {"quantization_config", "_pre_quantization_dtype"}
 
 
 def check_folder(output: Path, source: FileSource) -> None:
@@ -186,9 +190,10 @@ class FolderWriter:
             written = [writer.finish(metadata, hash_keys=hash_keys) for writer in self._writers]
             self._files.close()
             size = sum(one.size for one in written)
+            decoded = _decoded(self._source)
             for name in beside_weights(self._source)[0]:
                 (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(self._source.name) / name, self._folder / name)
+                _copy(Path(self._source.name) / name, self._folder / name, name.parent in decoded)
                 size += (self._folder / name).stat().st_size
             if _is_empty_folder(self._output):
                 self._output.rmdir()
@@ -219,6 +224,29 @@ def _name_of(file: Path, folder: Path) -> Path:
     if name.suffix == ".safetensors":
         return name
     return name.with_name(_PICKLED.get(name.name, f"{name.stem}.safetensors"))
+
+
+def _decoded(source: JoinedSource) -> set[Path]:
+    """The folders of components that were quantised, and are not in what is written."""
+    return {
+        Path(member.name).relative_to(source.name).parent
+        for member, _ in source.members()
+        if isinstance(member, QuantisedSource)
+    }
+
+
+def _copy(file: Path, to: Path, decoded: bool) -> None:
+    """Copy a file; without the name of a quantiser if it is the configuration of what was decoded."""
+    shutil.copyfile(file, to)
+    if not decoded or file.name != "config.json":
+        return
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON: nobody reads a quantiser in it
+        config: object = json.loads(to.read_text("utf-8"))
+        if isinstance(config, dict) and _QUANTISER & cast("dict[str, object]", config).keys():
+            kept = {
+                k: v for k, v in cast("dict[str, object]", config).items() if k not in _QUANTISER
+            }
+            to.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -21,11 +21,11 @@ from ...adapters.formats import (
     read_kind,
 )
 from ...adapters.formats import detect as detect_format
-from ...adapters.layers import DoraLayer, Layer, ReshapedLayer
+from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...errors import LayerShapeError, LoraOpsError
-from ...models.architectures import ARCHITECTURES, TE, Architecture, Place
+from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
 
 
@@ -52,7 +52,7 @@ class Part:
     kind: str
     layer: Layer | None
     trouble: LoraOpsError | None
-    place: Place | None
+    place: ModelRows | None
     stranger: str
     rank: int | None
     alpha: float | None
@@ -151,7 +151,7 @@ def subject(
     keys = source.keys()
     format = detect_format(keys, source.name)
     grouped = modules(keys)
-    outline = Outline(source)
+    outline = HeaderOnlySource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible
@@ -162,7 +162,7 @@ def subject(
     for name, module in grouped.modules.items():
         layer, trouble = built[name]
         alpha = _alpha(source, module)
-        rank = _rank(layer) if layer is not None else _stored_rank(source, module)
+        rank = innermost(layer).factor_rank if layer is not None else _stored_rank(source, module)
         stored = None if alpha is None or not rank else alpha / rank
         parts.append(
             Part(
@@ -192,12 +192,6 @@ def _built(
         return read_kind(outline, name, Module(module.kind, keys)), None
     except LoraOpsError as error:
         return None, error
-
-
-def _rank(layer: Layer) -> int | None:
-    if isinstance(layer, DoraLayer | ReshapedLayer):
-        return _rank(layer.inner)
-    return getattr(layer, "factor_rank", None)
 
 
 def _stored_rank(source: TensorSource, module: Module) -> int | None:
@@ -238,7 +232,7 @@ def has(names: ModelNames, module: str) -> bool:
     return _packed(names, module) is not None
 
 
-def _packed(names: ModelNames, module: str) -> Place | None:
+def _packed(names: ModelNames, module: str) -> ModelRows | None:
     """Where a module is in a model, if that has it."""
     place = names.place(module)
     return place if place is not None and names.packing(place.native) else None

@@ -10,7 +10,7 @@ from .encoders import TE
 from .language import is_language_model
 from .lookup import ENCODERS, module_renames
 from .recognition import Recognition, Shape, recognise_layers
-from .renames import Packing, Place, Renames
+from .renames import ModelRows, Packing, Renames
 from .unet_blocks import Layout, UnetNames, layout_names, unet_names
 
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
     "Condition",
     "Kohya",
     "Layout",
+    "ModelRows",
     "Packing",
     "Parameter",
     "Piece",
-    "Place",
     "Recognition",
     "Renames",
     "Shape",

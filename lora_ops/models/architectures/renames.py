@@ -53,7 +53,7 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelRows:
     """Rows of a native module.
 
     Attributes:
@@ -83,17 +83,17 @@ class Renames:
     native: _Index
     foreign: _Index
 
-    def find(self, name: str) -> Place | None:
+    def find(self, name: str) -> ModelRows | None:
         """Return where a module is in the native model; None for one that no packing names.
 
         Args:
             name: Native or foreign, without any prefix, with dots or underscores.
         """
         for packing, _, numbers in _matches(name, self.native):
-            return Place(packing.native.format(*numbers))
+            return ModelRows(packing.native.format(*numbers))
         for packing, index, numbers in _matches(name, self.foreign):
             start, stop = packing.spans[index]
-            return Place(packing.native.format(*numbers), start, stop, packing.swapped)
+            return ModelRows(packing.native.format(*numbers), start, stop, packing.swapped)
         return None
 
     def packed(self, foreign: str) -> Iterator[Packing]:
@@ -102,12 +102,12 @@ class Renames:
             parts = tuple(name.format(*numbers) for name in packing.foreign)
             yield replace(packing, native=packing.native.format(*numbers), foreign=parts)
 
-    def foreign_parts(self, native: str) -> tuple[tuple[str, Place], ...]:
+    def foreign_parts(self, native: str) -> tuple[tuple[str, ModelRows], ...]:
         """Return what stands for a native module in the foreign model; () if nothing is known."""
         for packing, _, numbers in _matches(native, self.native):
             names = (name.format(*numbers) for name in packing.foreign)
             return tuple(
-                (name, Place(native, start, stop, packing.swapped))
+                (name, ModelRows(native, start, stop, packing.swapped))
                 for name, (start, stop) in zip(names, packing.spans, strict=True)
             )
         return ()

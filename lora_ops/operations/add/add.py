@@ -26,16 +26,8 @@ from ...adapters.edited import (
     skipped,
 )
 from ...adapters.formats import format_named
-from ...adapters.layers import (
-    Layer,
-    LohaLayer,
-    LokrLayer,
-    ReshapedLayer,
-    innermost,
-    multiplied,
-    rewrapped,
-)
-from ...adapters.matching.align import Match, matched
+from ...adapters.layers import Layer, ReshapedLayer, innermost, rewrapped
+from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Group, Term, common_shape
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
@@ -46,14 +38,13 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ..methods import METHODS, check_method, coefficients
+from ..reasons import RANK_ZERO, STRENGTH_ZERO
 from ..resize.layer import in_dtype
 from .apart import is_bulky
 from .combine import Combination, concatenated, recompressed, side_by_side, stacked, summed
 
-STRENGTH_ZERO = "strength 0"
 CANCELS = "the inputs cancel"
 NOT_IN_LAST = "not in the last input"
-RANK_ZERO = "rank 0 by the rule"
 # A sum whose norm is below this share of the inputs' norms is rounding.
 _NOTHING = 1e-6
 # Above this share, float32 inner products give the norm of a sum to 1e-4.
@@ -124,7 +115,7 @@ def add(
     scheme = format_named(format or terms[0].adapter.format)
     chosen = None if rule is None else parse_rank(rule)
     adding = Adding(chosen, method, parameters or {}, dtype, scheme.keeps_alpha)
-    match = matched(terms, scheme.name, reference, architecture)
+    match = match_adapters(terms, scheme.name, reference, architecture)
     work = add_work(match, adding)
     results = stream(work, place(device), ahead=AHEAD, progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
@@ -284,9 +275,9 @@ def _carried(sum_: Combination, adding: Adding, keys: Mapping[str, str]) -> Laye
         return None
     (layer,), (coefficient,) = sum_.layers, sum_.coefficients
     plain = innermost(layer)
-    if not isinstance(plain, LohaLayer | LokrLayer) or layer.tensors().keys() - keys:
+    if not plain.is_compact or layer.tensors().keys() - keys:
         return None
-    carried = multiplied(sum_.target, plain, coefficient, has_alpha=True)
+    carried = plain.times(sum_.target, coefficient, has_alpha=True)
     return rewrapped(in_dtype(sum_.target, carried, adding.dtype), layer)
 
 

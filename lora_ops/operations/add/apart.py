@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from ...adapters.layers import FullLayer, Layer, LokrLayer, innermost
+from ...adapters.layers import FullLayer, Layer, innermost
 from ...linalg import Kron, Operator, Part, part_inner
 
 
@@ -69,14 +69,15 @@ def apart(layers: Sequence[Layer]) -> Apart:
 
 def is_bulky(layer: Layer) -> bool:
     """Whether factors of a layer would be larger than the weight, and the layer is far smaller."""
-    plain = innermost(layer)
-    return isinstance(plain, LokrLayer) and not plain.is_thin
+    product = innermost(layer).kronecker()
+    return product is not None and not product.is_thin
 
 
 def _part(layer: Layer) -> Part:
     plain = innermost(layer)
-    if isinstance(plain, LokrLayer):
-        return plain.kron()
+    product = plain.kronecker()
+    if product is not None:
+        return product.kron()
     if isinstance(plain, FullLayer):
         return plain.diff.float().reshape(len(plain.diff) if plain.diff.ndim else 1, -1)
     return layer.factors()

@@ -189,7 +189,7 @@ def concatenated(
         has_alpha: Whether the file has a place for alpha.
     """
     stack = sum_.stack
-    if not _has_space(sum_) or any(isinstance(one, FullLayer) for one in sum_.layers):
+    if not _has_space(sum_) or any(one.is_full for one in sum_.layers):
         return None
     if isinstance(stack, Apart):
         return None
@@ -250,7 +250,7 @@ def _written(
 
 def _plain(layers: Sequence[Layer]) -> list[LoraLayer] | None:
     """The layers if all are two factors of one dtype that loaders read: they are joined as stored."""
-    plain = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.mid is None]
+    plain = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.is_pair]
     dtypes = {factor.dtype for layer in plain for factor in (layer.up, layer.down)}
     is_one = len(dtypes) == 1 and dtypes == set(map(loadable, dtypes))
     return plain if is_one and len(plain) == len(layers) else None

@@ -15,7 +15,7 @@ from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
 from ...adapters.formats import decode, format_named
 from ...adapters.layers import FullLayer, Layer, innermost
-from ...adapters.matching.align import Match, matched
+from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
@@ -32,7 +32,8 @@ from ..methods import METHODS, check_method
 from ..output import Draft
 from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
-from .add import AHEAD, NOT_IN_LAST, RANK_ZERO, STRENGTH_ZERO, Adding, add_notes, add_work
+from ..reasons import RANK_ZERO, STRENGTH_ZERO
+from .add import AHEAD, NOT_IN_LAST, Adding, add_notes, add_work
 from .extras import Extras, extras_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def plan_add_files(
     known = [one.target for one in parameters(reference).values()] if reference else []
     architecture = options.get("architecture")
     model = None if architecture is None else architecture_named(architecture)
-    match = matched(terms, scheme.name, known, model)
+    match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
     adding = Adding(chosen, method, told, options.get("dtype"), has_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}

@@ -25,6 +25,7 @@ from ...run.job import Job, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..reasons import STRENGTH_ZERO
 from ..weights.change import BakedLayer
 from ..weights.shares import Share
 from ..weights.terms import matrix
@@ -32,7 +33,6 @@ from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
 
 NO_PARAMETER = "not in the checkpoint"
-NO_STRENGTH = "strength 0"
 
 # A layer whose stored change points less than this along its true change is called lost.
 SURVIVES = 0.9  # cosine
@@ -115,7 +115,7 @@ def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Rep
     layers = tuple(one for one in known if isinstance(one, BakedLayer))
     skips = [one for one in known if isinstance(one, Skip)]
     skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
-    skips += [_skip(share, NO_STRENGTH, 0.0) for share in plan.idle]
+    skips += [_skip(share, STRENGTH_ZERO, 0.0) for share in plan.idle]
     return Report(layers, tuple(skips), (*plan.notes, *_notes(layers)))
 
 

@@ -25,7 +25,7 @@ from ...adapters.formats import (
 from ...adapters.layers import Convention
 from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
@@ -84,8 +84,8 @@ def plan_bake(
     Args:
         checkpoint: What is to be changed.
         ingredients: The adapters, of any naming that the checkpoint's targets can be found under.
-        dtype: Of the result's floating point numbers; None: each as it is stored. What belongs to
-            no model (`other.`, such as a noise schedule) always stays as it is stored.
+        dtype: Of the result's floating point numbers; None: each as it is stored, bfloat16 for what is
+            stored with scales. What belongs to no model (`other.`, such as a noise schedule) always stays as it is stored.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
         dora: Whose convention, of DoRA and other kinds that programs read differently; see
@@ -125,7 +125,7 @@ def plan_bake(
         change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
-    dtypes = {key: checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
+    dtypes = {key: checkpoint.result_dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
         dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
     return BakePlan(
@@ -211,7 +211,9 @@ def adapter_shares(
     seat_of = found_seats(
         names,
         targets,
-        lambda: names_for(decode(Outline(source)), detect_architecture(known), list(targets)),
+        lambda: names_for(
+            decode(HeaderOnlySource(source)), detect_architecture(known), list(targets)
+        ),
         adapter=source.name,
         checkpoint=checkpoint.name,
         allow_partial=allow_partial,

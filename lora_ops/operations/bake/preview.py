@@ -14,9 +14,10 @@ from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import Skip
 from ..preview import PlannedLayer, Preview
+from ..reasons import STRENGTH_ZERO
 from ..weights.output import is_index
 from ..weights.shares import Share
-from .bake import NO_PARAMETER, NO_STRENGTH
+from .bake import NO_PARAMETER
 from .plan import BakePlan
 
 # Bytes of the record of a bake, beside what the checkpoint says of itself; of each input.
@@ -58,7 +59,7 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         ),
         skips=(
             *(_skip(share, NO_PARAMETER) for share in plan.lost),
-            *(_skip(share, NO_STRENGTH) for share in plan.idle),
+            *(_skip(share, STRENGTH_ZERO) for share in plan.idle),
         ),
         notes=plan.notes,
         by_component=True,

@@ -10,7 +10,7 @@ from ...adapters.edited import check_not_empty
 from ...adapters.layers import Layer
 from ...adapters.outline import outline, outlined
 from ...adapters.repacking.assemble import assembled, blocks_of
-from ...adapters.repacking.plan import Piece
+from ...adapters.repacking.plan import RenamedLayer
 from ...files import dtype_name
 from ...files.header import header_room
 from ...report import Skip
@@ -27,7 +27,7 @@ _ROLES = ("up", "down", "alpha")
 
 def foresee_renaming(
     adapter: Adapter,
-    pieces: Sequence[Piece],
+    pieces: Sequence[RenamedLayer],
     left: Sequence[str],
     converting: Converting,
     notes: Sequence[str],
@@ -79,7 +79,7 @@ def foresee_lowering(lowering: Lowering, *, overhead: int) -> Foreseen:
     return replace(found, skips=(*found.skips, *_skips(lowering.adapter, lowering.left)))
 
 
-def _rows(layer: Layer, piece: Piece) -> list[Row]:
+def _rows(layer: Layer, piece: RenamedLayer) -> list[Row]:
     """What a layer has in the header beyond what a LoRA has, which the draft counts for each."""
     named = ((role, tensor) for role, tensor in layer.tensors().items() if role not in _ROLES)
     return [(piece.keys[role], dtype_name(one.dtype), tuple(one.shape)) for role, one in named]

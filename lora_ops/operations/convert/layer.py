@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import base_bound, check_not_empty, edited, finite, skipped
 from ...adapters.formats import Format, ModelNames
 from ...adapters.layers import (
     DoraLayer,
-    GloraLayer,
     Layer,
-    LohaLayer,
-    LokrLayer,
     LoraLayer,
-    PissaLayer,
     ReshapedLayer,
-    folded,
     low_rank,
-    rewrapped,
-    stored_change,
 )
 from ...adapters.repacking.assemble import assembled, blocks_of
-from ...adapters.repacking.plan import Piece
+from ...adapters.repacking.plan import RenamedLayer
 from ...errors import ArgumentError, UnsupportedLayerError
-from ...linalg import distance, factored_svd, inner, thinned
+from ...linalg import factored_svd, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable, rounded
 from ...run.devices import Placement, upload
@@ -62,8 +54,8 @@ class Converting:
 
 
 def convert_work(
-    adapter: Adapter, pieces: Sequence[Piece], converting: Converting
-) -> Work[Piece, Outcome[Layer]]:
+    adapter: Adapter, pieces: Sequence[RenamedLayer], converting: Converting
+) -> Work[RenamedLayer, Outcome[Layer]]:
     """Return the jobs of a conversion, a layer of the result each, and how they are done.
 
     A layer whose numbers are only moved is not measured, unless that is asked for: its report has
@@ -80,7 +72,7 @@ def convert_work(
 
 
 def _compute(
-    adapter: Adapter, converting: Converting, pieces: Sequence[Piece], where: Placement
+    adapter: Adapter, converting: Converting, pieces: Sequence[RenamedLayer], where: Placement
 ) -> list[Outcome[Layer]]:
     return [_converted(adapter, piece, converting, where) for piece in pieces]
 
@@ -128,7 +120,7 @@ def _left_out(target: str, layer: Layer) -> Outcome[Layer]:
 
 
 def _converted(
-    adapter: Adapter, piece: Piece, converting: Converting, where: Placement
+    adapter: Adapter, piece: RenamedLayer, converting: Converting, where: Placement
 ) -> Outcome[Layer]:
     blocks = blocks_of(adapter, piece, converting.names)
     whole = assembled(blocks, piece)
@@ -138,48 +130,35 @@ def _converted(
     if moved and _has_numbers_of(whole, result) and not converting.measures:
         return edited(piece.module, result, norm=0.0, residual=0.0, was=(was,))
     exact = assembled(blocks, piece, torch.float64)  # a single block is exact as it is
-    norm = finite(_norm(exact), piece.module, whole)
-    return edited(piece.module, result, norm=norm, residual=_missed(exact, result), was=(was,))
+    norm = finite(_factors_in(exact).norm(), piece.module, whole)
+    # Of DoRA, that of the inner change; of what is made from the weight, that of the stored numbers.
+    residual = _factors_in(exact).missed(_factors_in(result))
+    return edited(piece.module, result, norm=norm, residual=residual, was=(was,))
 
 
-def written_as(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+def written_as(
+    layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement
+) -> Layer:
     """The layer as the format holds it, in the dtype that is asked for."""
     formed = _formed(layer, piece, converting, where)
     dtype = converting.dtype
-    return formed if dtype is None else _in_dtype(formed, dtype, piece.module)
+    return formed if dtype is None else formed.in_dtype(piece.module, dtype)
 
 
-def _in_dtype(layer: Layer, dtype: torch.dtype, target: str) -> Layer:
-    """The layer with its numbers rounded, those of DoRA's magnitudes apart."""
-    if isinstance(layer, ReshapedLayer):
-        return rewrapped(_in_dtype(layer.inner, dtype, target), layer)
-    if isinstance(layer, DoraLayer):
-        return replace(layer, inner=_in_dtype(layer.inner, dtype, target))
-    numbers = {
-        role: rounded(tensor, dtype, target)
-        for role, tensor in layer.tensors().items()
-        if role not in ("alpha", "on_input")
-    }
-    return replace(cast("LoraLayer", layer), **numbers)  # every kind's roles are its fields
-
-
-def _formed(layer: Layer, piece: Piece, converting: Converting, where: Placement) -> Layer:
+def _formed(layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement) -> Layer:
     """The layer as the format holds it."""
     format, target = converting.format, piece.module
-    if isinstance(layer, PissaLayer):
+    if layer.is_peft_only:
         raise base_bound(target, layer)
     if isinstance(layer, DoraLayer):
         return _magnified(layer, _formed(layer.inner, piece, converting, where), format, target)
-    if isinstance(layer, LohaLayer | LokrLayer | GloraLayer) and format.needs_alpha:
-        rank = layer.factor_rank
-        return replace(layer, alpha=float(rank)) if layer.alpha is None and rank else layer
-    if not isinstance(layer, LoraLayer):
+    if isinstance(layer, ReshapedLayer):
         return layer
-    if piece.is_joined and converting.rule is not None:
+    if isinstance(layer, LoraLayer) and piece.is_joined and converting.rule is not None:
         layer = _lowered(layer, converting.rule, target, where)
-    if format.needs_alpha and layer.alpha is None:
-        layer = replace(layer, alpha=float(layer.rank))
-    return layer if format.keeps_alpha or converting.configured else folded(target, layer)
+    if format.needs_alpha:
+        layer = layer.with_alpha()
+    return layer.times(target, 1.0, has_alpha=format.keeps_alpha or converting.configured)
 
 
 def _magnified(layer: DoraLayer, inner: Layer, format: Format, target: str) -> DoraLayer:
@@ -230,41 +209,3 @@ def _has_numbers_of(layer: Layer, result: Layer) -> bool:
 def _factors_in(layer: Layer) -> Layer:
     """The layer that is computed with: DoRA's inner one, as magnitudes are only moved."""
     return layer.inner if isinstance(layer, DoraLayer) else layer
-
-
-def _norm(layer: Layer) -> Tensor:
-    """Frobenius norm of a change, float64; of DoRA, that of the inner change.
-
-    For a kind that needs the base weight it is the norm of the stored numbers: no change is known.
-    """
-    inside = _factors_in(layer)
-    if isinstance(inside, LoraLayer):
-        up, down = _factors(inside)
-        return inner(up, down, up, down).clamp(min=0).sqrt()
-    if isinstance(inside, LokrLayer):
-        return inside.kron().norm()
-    return torch.linalg.vector_norm(stored_change(inside))
-
-
-def _missed(exact: Layer, result: Layer) -> float:
-    """Frobenius norm of the exact change less that of the layer that is written."""
-    mine, theirs = _factors_in(exact), _factors_in(result)
-    if isinstance(mine, LokrLayer) and isinstance(theirs, LokrLayer):
-        return mine.kron().distance(theirs.kron())
-    if not isinstance(mine, LoraLayer) or not isinstance(theirs, LoraLayer):
-        lost = stored_change(mine) - stored_change(theirs)
-        return float(torch.linalg.vector_norm(lost))
-    up, down = _factors(mine)
-    other_up, other_down = _factors(theirs)
-    if other_down.shape == down.shape and torch.equal(other_down, down):
-        lost = up - other_up
-        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-    return float(distance(up, down, other_up, other_down))
-
-
-def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """Up with the scale, and down, both float64; Tucker's core in down."""
-    up, down = layer.up.double().flatten(1) * layer.scale, layer.down.double().flatten(1)
-    if layer.mid is None:
-        return up, down
-    return up, torch.einsum("pq...,qi->pi...", layer.mid.double(), down).flatten(1)

@@ -16,7 +16,7 @@ from ...adapters.formats import PEFT, decode, format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.model import names_for
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...adapters.some import without
 from ...files import FileSource, Output, check_output
@@ -202,7 +202,7 @@ def _lowering(
         targets, _ = _referred(base)
     lowering = plan_to_lora(
         adapter,
-        decode(Outline(source, reads_alpha=False)).layers,
+        decode(HeaderOnlySource(source, reads_alpha=False)).layers,
         options.get("rule"),
         format=format,
         architecture=known or model,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...adapters.adapter import Adapter
 from ...adapters.edited import base_bound, check_not_empty, edited, summarise
 from ...adapters.formats import PEFT, as_stored, encode_layer, format_named
-from ...adapters.layers import DoraLayer, Layer, PissaLayer, innermost, multiplied, stored_alpha
+from ...adapters.layers import innermost, stored_alpha
 from ...adapters.metadata import HASH_KEYS, Input, Operation, Result, Source, edited_metadata
 from ...adapters.model import recognised
 from ...files import MemoryFile, check_output, save
@@ -72,10 +72,10 @@ def adapter_file(adapter: Adapter, name: str, *, version: str = "") -> MemoryFil
     reports = []
     for target, layer in adapter.layers.items():
         plain = innermost(layer)
-        if isinstance(plain, PissaLayer):
+        if plain.is_peft_only:
             raise base_bound(target, plain)
         known = adapter.keys.get(target, {})
-        own = layer if scheme.keeps_alpha else _without_alpha(target, layer)
+        own = layer if scheme.keeps_alpha else layer.times(target, 1.0, has_alpha=False)
         if own.tensors().keys() <= known.keys():
             found = ((known[role], tensor) for role, tensor in own.tensors().items())
             tensors |= {key: as_stored(key, tensor) for key, tensor in found}
@@ -112,10 +112,3 @@ def _rooted(adapter: Adapter) -> Adapter:
             for target, keys in adapter.keys.items()
         },
     )
-
-
-def _without_alpha(target: str, layer: Layer) -> Layer:
-    """The layer with its scale in its factors."""
-    if isinstance(layer, DoraLayer):
-        return replace(layer, inner=_without_alpha(target, layer.inner))
-    return multiplied(target, layer, 1.0, has_alpha=False)

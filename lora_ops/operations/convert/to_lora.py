@@ -16,7 +16,7 @@ from ...adapters.formats import format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.model import names_for
 from ...adapters.renamed import renamed
-from ...adapters.repacking.plan import Piece, convert_notes, planned, unplaced
+from ...adapters.repacking.plan import RenamedLayer, convert_notes, planned, unplaced
 from ...adapters.some import without
 from ...linalg.ranks.budgets import Budget, parse_rule
 from ...linalg.ranks.rules import RankRule
@@ -48,7 +48,7 @@ class Lowering:
 
     adapter: Adapter
     changes: Adapter
-    pieces: Sequence[Piece]
+    pieces: Sequence[RenamedLayer]
     rule: RankRule | Budget | None
     resizing: Resizing
     architecture: Architecture | None
@@ -122,7 +122,7 @@ def plan_to_lora(
     names = names_for(adapter, architecture, reference, scheme)
     left = unplaced(changes, scheme, names) if allow_partial else []
     changes = without(changes, left)
-    pieces: list[Piece] = []
+    pieces: list[RenamedLayer] = []
     if format is not None:
         pieces = planned(changes, scheme, names)
         changes = renamed(changes, pieces, names, scheme)

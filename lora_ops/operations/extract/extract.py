@@ -35,6 +35,7 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..reasons import RANK_ZERO
 from .plan import Plan, PlanOptions, plan_extraction
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ ROUNDING = "only storage rounding differs"
 NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
-RANK_ZERO = "rank 0 by the rule"
 
 
 def extract(

@@ -26,7 +26,8 @@ class PlanOptions(TypedDict, total=False):
 
     Attributes:
         dtype: Dtype of the factors: float16, bfloat16 or float32. None: the tuned checkpoint's, if
-            it is one of these; else float32 for float64, float16 for float8.
+            it is one of these; else float32 for float64, float16 for float8, bfloat16 for what is stored
+            with scales.
         components: Of `unet`, `te`, `vae`; None: the unet and the text encoders.
         include: Shell patterns; only targets that fit one are extracted.
         exclude: Shell patterns; targets that fit one are not extracted.
@@ -121,5 +122,5 @@ def plan_extraction(
 
 def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.dtype(both.tuned.key) for both in pairs)
+    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
     return loadable(counts.most_common(1)[0][0]) if counts else torch.float16

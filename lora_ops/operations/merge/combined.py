@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from ..methods.choosing import Chosen
 from ..methods.elements.work import Task, Work
 from ..methods.kinds import Element, Linear, Span
 from ..methods.linear import Coefficients, weighed
-from ..weights.terms import Rows, tile_height, tiles_of
-from .combine import Difference, Leaf, Node, Opening, Sum, Weighted
+from ..weights.terms import Between, Rows, Stored, tile_height, tiles_of
+from .combine import Difference, Sum, Weighted
+from .opening import Node, Opening, filled
+from .survey import Survey
 
 # A sum of coefficients that misses 1 by no more is 1.
 _ROUNDING = 1e-12
@@ -34,7 +36,7 @@ class Combination:
         has_base: Whether the recipe has a base.
         name: The parameter's canonical name, for random numbers.
         seed: For random numbers.
-        survey: What the method made of the whole model.
+        survey: Of all weights of the step, for a method that asks for one.
     """
 
     base: Node
@@ -44,7 +46,7 @@ class Combination:
     has_base: bool
     name: str = ""
     seed: int = 0
-    survey: Tensor | None = None
+    survey: Survey | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -70,25 +72,44 @@ class Combination:
         how = self.chosen.method.how
         if isinstance(how, Linear):
             return self._linear(self._solved(how), at)
-        rows = [term.open(at) for term in self._seen]
+        if not at.is_as_model:  # what is asked of a weight does not depend on how a file stores it
+            return at.placed(at.read(self))
         if isinstance(how, Span):
-            return self._spanned(how, rows, at)
-        task = Task(
-            at.parameter.shape,
-            self.weights,
-            self.chosen.parameters,
-            self.name,
-            self.seed,
-            self.survey,
-        )
-        base = None if self._of_changes or not self.has_base else self.base.open(at)
-        return Worked.of(how.begin(task), rows, base, at, whole=how.whole)
+            return self._spanned(how, [at.open(term) for term in self._seen], at)
+        survey = self.survey.found() if self.survey is not None else None
+        return self._worked(how, at, survey, combines=True)
 
-    def leaves(self) -> Iterator[Leaf]:
+    def work(self, at: Opening) -> Work:
+        """The work on one weight as a survey asks for it: after its passes, before it combines."""
+        how = self.chosen.method.how
+        if not isinstance(how, Element):
+            raise TypeError(f"`{self.chosen.name}` has no survey")
+        return self._worked(how, at, None, combines=False).work
+
+    @property
+    def passes(self) -> int:
+        """How often files are read before the first row can be given, without what is below."""
+        how = self.chosen.method.how
+        if isinstance(how, Element):
+            return how.begin(self._task((1, 1), None)).passes
+        return int(isinstance(how, Span))
+
+    def _task(self, shape: tuple[int, ...], survey: Tensor | None) -> Task:
+        return Task(shape, self.weights, self.chosen.parameters, self.name, self.seed, survey)
+
+    def _worked(
+        self, how: Element, at: Opening, survey: Tensor | None, *, combines: bool
+    ) -> Worked:
+        rows = [at.open(term) for term in self._seen]
+        base = None if self._of_changes or not self.has_base else at.open(self.base)
+        task = self._task(at.parameter.shape, survey)
+        work = how.begin(task)
+        return Worked.of(work, rows, base, at, whole=how.whole, combines=combines)
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
         """See `Node`."""
-        yield from self.base.leaves()
-        for term in self.terms:
-            yield from term.leaves()
+        return self.base, *self.terms
 
     @property
     def _of_changes(self) -> bool:
@@ -117,17 +138,21 @@ class Combination:
     def _linear(self, solved: Coefficients, at: Opening) -> Rows:
         there = [(c, t) for c, t in zip(solved.terms, self.terms, strict=True) if c]
         if self._is_exact(solved):
-            rows = [(c, term.open(at)) for c, term in there]
+            rows = [(c, at.open(term)) for c, term in there]
             if abs(solved.base) > _ROUNDING:
                 last = rows[-1][0] if rows else 0.0
-                rows.insert(0, (1 - last, self.base.open(at)))
+                rows.insert(0, (1 - last, at.open(self.base)))
+            if len(rows) == 2 and rows[0][0] + rows[1][0] == 1:
+                (_, one), (share, other) = rows
+                if isinstance(one, Stored) and isinstance(other, Stored):
+                    return Between(one, other, share)
             return Mean([c for c, _ in rows], [row for _, row in rows], at.weight.shape)
-        rows = [(c, self._change(term).open(at)) for c, term in there]
+        rows = [(c, at.open(self._change(term))) for c, term in there]
         left = solved.base + math.fsum(solved.terms) - 1
         if not any(term.is_whole for term in self.terms) and not self.has_base:
             left = 0.0  # a sum of changes
         if abs(left) > _ROUNDING:
-            rows.append((left, self.base.open(at)))
+            rows.append((left, at.open(self.base)))
         return Weighted([row for _, row in rows], [c for c, _ in rows], at.weight.shape)
 
     def _spanned(self, how: Span, rows: Sequence[Rows], at: Opening) -> Rows:
@@ -137,7 +162,7 @@ class Combination:
         factors = coefficients(how.name, gram, strengths, **numbers).tolist()
         if self._of_changes:
             return Weighted(rows, factors, at.weight.shape)
-        return Weighted([*rows, self.base.open(at)], [*factors, -1.0], at.weight.shape)
+        return Weighted([*rows, at.open(self.base)], [*factors, -1.0], at.weight.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,7 +195,13 @@ class Worked:
 
     @staticmethod
     def of(
-        work: Work, terms: Sequence[Rows], base: Rows | None, at: Opening, *, whole: bool
+        work: Work,
+        terms: Sequence[Rows],
+        base: Rows | None,
+        at: Opening,
+        *,
+        whole: bool,
+        combines: bool,
     ) -> Worked:
         """Go through the passes of a method; through all of the weight at once where it must.
 
@@ -180,23 +211,22 @@ class Worked:
             base: The same.
             at: Where.
             whole: Whether a tile must be the whole weight.
+            combines: Whether rows are asked for then, not the work alone.
         """
         shape = at.weight.shape
         whole = whole or len(at.parameter.shape) < 2
         parts = [slice(0, shape[0])] if whole else list(tiles_of(shape))
         found = Worked(work, terms, base, shape)
-        while work.passes:
-            total: Tensor | None = None
-            for part in parts:
-                with SCRATCH.frame():
-                    seen = work.observe(*found._tiles(part), part.start)
-                    total = seen.clone() if total is None else total + seen
-            work = work.settle(total if total is not None else torch.zeros(0))
-            found = Worked(work, terms, base, shape)
-        if not whole:
-            return found
         with SCRATCH.frame():
-            done = work.combine(*found._tiles(parts[0]), 0).clone()
+            kept = found._tiles(parts[0]) if len(parts) == 1 and (work.passes or whole) else None
+            while work.passes:
+                total: Tensor | None = None
+                for part in parts:
+                    with SCRATCH.frame():
+                        seen = work.observe(*(kept or found._tiles(part)), part.start)
+                        total = seen.clone() if total is None else total.add_(seen)
+                work = work.settle(total if total is not None else torch.zeros(0))
+            done = work.combine(*kept, 0).clone() if whole and kept and combines else None
         return Worked(work, terms, base, shape, done)
 
     def rows(self, part: slice, out: Tensor) -> Tensor:
@@ -224,9 +254,7 @@ class Worked:
             parts = list(tiles_of(self.shape))
         for one in parts:
             place = tile[one.start - part.start : one.stop - part.start]
-            found = term.rows(one, place)
-            if found is not place:
-                place.copy_(found)
+            filled(term, one, place)
 
 
 def _gram(terms: Sequence[Rows], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,7 @@ from ..weights.output import (
     shards_of,
     write_tensor,
 )
-from .merge import MergeOptions, MergeReport, merge_into, merge_jobs, summarise_merge
+from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
@@ -61,13 +61,15 @@ def plan_merge_file(
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; or the base is no file.
+        ArgumentError: The output cannot or must not be written; the base is no file; or the recipe
+            asks for a LoRA, or for a folder of diffusers where the base is none.
         LoraOpsError: See `plan_merge`.
     """
     plan = plan_merge(recipe, sources, **options)
+    _check_kind(plan)
     if output is None:
         return plan
-    base, inputs = _base(plan), paths_of(*sources.values())
+    base, inputs = base_file(plan), paths_of(*sources.values())
     check_place(output, base, inputs, force=force)
     if is_folder(base):
         if added := [key for key in plan.tensors if key not in set(base.keys())]:
@@ -106,10 +108,11 @@ def merge_file(
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
+    look_over(plan, progress)
     sink = MergedFile(plan, output, shard_size, version, force)
     results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
     report = write(sink, results, started=started)
-    return replace(sink.report(), notes=report.notes, seconds=report.seconds, size=report.size)
+    return replace(sink.made, notes=report.notes, seconds=report.seconds, size=report.size)
 
 
 class MergedFile(CheckpointFile):
@@ -121,7 +124,12 @@ class MergedFile(CheckpointFile):
         shard_size: See `merge_file`.
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
+
+    Attributes:
+        made: The report, once all is written.
     """
+
+    made: MergeReport
 
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
@@ -130,11 +138,13 @@ class MergedFile(CheckpointFile):
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
         rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
-        super().__init__(output, _base(plan), rows, shard_size=shard_size, force=force)
+        super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
-        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
+        # Inputs are told apart by their hashes: each has its own entry.
+        known = [replace(one, sha256=f"{number:064x}") for number, one in enumerate(inputs)]
+        return self._record(known, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
@@ -145,7 +155,8 @@ class MergedFile(CheckpointFile):
 
     def report(self) -> MergeReport:
         """The report."""
-        return summarise_merge(self._plan, self.reports)
+        self.made = summarise_merge(self._plan, self.reports)
+        return self.made
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
@@ -155,7 +166,12 @@ class MergedFile(CheckpointFile):
         plan = self._plan
         *first, last = plan.recipe.steps
         shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
-        recipe = replace(plan.recipe, steps=(*first, replace(last, measured=shown)))
+        files = {
+            name: replace(file, bytes=_bytes(plan.sources[name])) if name in self._names else file
+            for name, file in plan.recipe.files.items()
+        }
+        steps = (*first, replace(last, measured=shown))
+        recipe = replace(plan.recipe, steps=steps, files=files)
         parents = {
             name: Parent(one, plan.sources[name].metadata)
             for name, one in zip(self._names, inputs, strict=True)
@@ -165,7 +181,33 @@ class MergedFile(CheckpointFile):
         return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
 
 
-def _base(plan: MergePlan) -> FileSource:
+def _bytes(source: TensorSource) -> int | None:
+    """Size of a file, by which it is found under another name; None for several files, or none."""
+    paths = paths_of(source)
+    return paths[0].stat().st_size if len(paths) == 1 else None
+
+
+def _check_kind(plan: MergePlan) -> None:
+    """Refuse what is no checkpoint as its base is one."""
+    asked = plan.recipe.output
+    if asked.kind == "lora":
+        raise ArgumentError(
+            "the recipe asks for a LoRA, and this writes checkpoints; give the merge to `extract()` as the "
+            "tuned one: `MergedSource(plan)`"
+        )
+    if asked.format == "diffusers" and not is_folder(plan.base):
+        raise ArgumentError(
+            f"the recipe asks for a folder of diffusers, and {plan.base.name} is none; give one as base, "
+            "or leave `format` out"
+        )
+
+
+def base_file(plan: MergePlan) -> FileSource:
+    """Return the base, which the result is made like.
+
+    Raises:
+        ArgumentError: It is no file.
+    """
     if not isinstance(plan.base, FileSource):
         raise ArgumentError(f"{plan.base.name} is no file; merge in memory")
     return plan.base

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...adapters.strengths.rules import parse_rules
 from ...errors import WeightShapeError
 from ...models.architectures import Parameter, parameters
 from ...source import TensorSource
@@ -26,9 +27,18 @@ class Model:
     parameters: Mapping[str, Parameter]
 
     @staticmethod
-    def of(source: TensorSource) -> Model:
-        """Read the headers."""
-        return Model(source, parameters(source))
+    def of(source: TensorSource, part: str = "") -> Model:
+        """Read the headers.
+
+        Args:
+            source: A checkpoint.
+            part: The one component to look at, as `parts` of a recipe has it; empty for all.
+        """
+        found = parameters(source)
+        if part:
+            rules = parse_rules([one.target for one in found.values()], where=[f"{part}=1"])
+            found = {key: one for key, one in found.items() if one.target in rules[0].names}
+        return Model(source, found)
 
     def matching(self, one: Parameter, base: TensorSource) -> Parameter | None:
         """Return the parameter here that belongs to one of the base; None where there is none.

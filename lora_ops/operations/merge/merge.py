@@ -27,9 +27,9 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.bake import SURVIVES
 from ..weights.tiles import Planned, Put, compute, computed
-from .combine import MergedLayer
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
+from .step import MergedLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,6 +58,8 @@ class MergeReport(Report):
         only_others: Parameters that only others have, by their file.
         sizes: Norm of the change as a share of the base's, by component.
         blocks: The same by block, for models whose blocks are known.
+        measured: Share of the merged numbers that change, gain and cosine were measured on: of large
+            weights some rows of each.
     """
 
     merged: int = 0
@@ -66,6 +68,7 @@ class MergeReport(Report):
     only_others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     sizes: Mapping[str, float] = field(default_factory=dict[str, float])
     blocks: Mapping[str, float] = field(default_factory=dict[str, float])
+    measured: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: as any report, and what is in it of the models."""
@@ -77,6 +80,7 @@ class MergeReport(Report):
             "only_others": {name: list(names) for name, names in self.only_others.items()},
             "sizes": dict(self.sizes),
             "blocks": dict(self.blocks),
+            "measured": self.measured,
         }
 
 
@@ -100,11 +104,23 @@ def merge(
     """
     started = time.perf_counter()
     plan = plan_merge(recipe, sources, **options)
+    look_over(plan, progress)
     work = Work(merge_jobs(plan), partial(_compute, plan))
     outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))
     report = summarise_merge(plan, (one for outcome in outcomes for one in outcome.reports))
     report = replace(report, seconds=time.perf_counter() - started)
     return {one.name: one.value for one in outcomes if one.value is not None}, report
+
+
+def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
+    """Read the models for those steps that look at all of them first; else that is done when it is needed.
+
+    Args:
+        plan: From `plan_merge`.
+        progress: Called after each weight of such a pass.
+    """
+    for survey in plan.surveys:
+        survey.found(progress)
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:
@@ -182,6 +198,7 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
             one: _size([layer for layer in layers if layer.component == one]) for one in components
         },
         blocks=blocks,
+        measured=_measured(layers),
     )
 
 
@@ -192,6 +209,13 @@ def _size(layers: Sequence[MergedLayer]) -> float:
     return change / base if base else 0.0
 
 
+def _measured(layers: Sequence[MergedLayer]) -> float:
+    """Share of all numbers that were measured."""
+    counts = [math.prod(layer.shape) for layer in layers]
+    seen = math.fsum(layer.measured * n for layer, n in zip(layers, counts, strict=True))
+    return seen / sum(counts) if sum(counts) else 1.0
+
+
 def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]) -> Iterator[str]:
     is_taken = any(not one.steps and one.source is not plan.base for one in plan.tensors.values())
     if not is_taken and not any(layer.cosine for layer in layers):
@@ -199,13 +223,19 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"
         )
-    eaten = [layer for layer in layers if layer.norm > 0 and layer.cosine < SURVIVES]
+    by_chance = plan.recipe.output.rounding == "stochastic"
+
+    def left(layer: MergedLayer) -> float:  # chance keeps the change and adds noise
+        return layer.gain if by_chance else layer.cosine
+
+    eaten = [layer for layer in layers if layer.norm > 0 and left(layer) < SURVIVES]
     if eaten:
-        worst = min(eaten, key=lambda layer: layer.cosine)
+        worst = min(eaten, key=left)
         yield (
             f"rounding ate {counted(len(eaten), 'parameter')} of {len(layers)}: of the change of "
             f"`{worst.target}` a share of {worst.gain:.2f} is left, at a cosine of {worst.cosine:.2f}; "
-            "write a wider dtype, merge all steps in one recipe, or keep the change as a LoRA"
+            "write a wider dtype, merge all steps in one recipe, keep the change as a LoRA, or round by "
+            'chance (`rounding = "stochastic"` in the recipe)'
         )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]
     if kept:

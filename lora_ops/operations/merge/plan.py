@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import MismatchError
 from ...linalg.storage import DTYPES
@@ -16,10 +16,16 @@ from ...models.architectures import Parameter
 from ...report import counted
 from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
-from .combine import Leaf, Merged, Sum
+from .combine import Leaf, Sum
+from .combined import Combination
+from .components import COMPONENTS, with_components
 from .matched import EMA
+from .opening import Node
+from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
+from .step import Merged
+from .survey import Survey
 
 _FLAGS = ("v_pred", "ztsnr")
 
@@ -40,6 +46,8 @@ class MergePlan:
         dropped: Keys of the base that are left out: averages of the weights.
         notes: What is worth a sentence.
         allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
+        surveys: What steps ask of all of their weights first.
+        passes: How often files are read at most, by the weight that asks for most.
     """
 
     recipe: Recipe
@@ -53,6 +61,8 @@ class MergePlan:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     allow_nonfinite: bool = False
+    surveys: tuple[Survey, ...] = ()
+    passes: int = 1
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -64,7 +74,7 @@ def plan_merge(
     recipe: Recipe,
     sources: Mapping[str, TensorSource],
     *,
-    components: Sequence[str] = ("unet", "te"),
+    components: Sequence[str] = COMPONENTS,
     strict: bool = False,
     allow_nonfinite: bool = False,
     allow_partial: bool = False,
@@ -78,7 +88,8 @@ def plan_merge(
     Args:
         recipe: With numbers for all names; see `Recipe.bind`.
         sources: The files by the recipe's names: checkpoints and adapters.
-        components: Which are merged; `vae` among them merges it too.
+        components: Which are merged; `vae` among them merges it too. The plan's recipe says so in its
+            parts, so that it gives the same again.
         strict: Whether a parameter that not all have is an error.
         allow_nonfinite: Keep the base's weight where some model's is not finite.
         allow_partial: Leave out layers of adapters that the base has no parameter for.
@@ -89,31 +100,36 @@ def plan_merge(
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
+    check_output(recipe.output)
     resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    told = with_components(recipe, components, resolver.base, sources)
+    if told != recipe:
+        recipe = told
+        resolver = Resolver(told, sources, COMPONENTS, allow_partial=allow_partial, dora=dora)
     base = resolver.base
     check_checkpoint(base.source)
     steps: dict[str, list[Merged]] = {}
     taken: dict[str, Leaf] = {}
     merged: list[str] = []
+    nodes: list[Node] = []
     only_base: list[str] = []
     for name, parameter in base.parameters.items():
         if not resolver.is_merged(parameter):
             continue
-        nodes = [(one, resolver.node(parameter, one)) for one in parameter.pieces or (None,)]
-        if all(node is None for _, node in nodes):
+        node = resolver.node(parameter)
+        if node is None:
             if not resolver.is_elsewhere(name):
                 only_base.append(name)
             continue
         merged.append(name)
-        for piece, node in nodes:
-            if node is None:
-                continue
-            lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
-            if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
-                taken[parameter.key] = lone
-                continue
+        nodes.append(node)
+        lone = node.terms[0] if isinstance(node, Sum) and len(node.terms) == 1 else node
+        if isinstance(lone, Leaf) and _same_place(lone.parameter, parameter):
+            taken[parameter.key] = lone
+            continue
+        for piece in parameter.pieces or (None,):
             at = parameter if piece is None else piece.parameter
-            step = Merged(at, base.source, node, parameter, piece)
+            step = Merged(at, base.source, node, (parameter, piece))
             steps.setdefault(at.key, []).append(step)
     if not merged:
         raise MismatchError(
@@ -130,14 +146,17 @@ def plan_merge(
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
     dtypes = _dtypes(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
+    seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
         if key in dropped:
             continue
         stored = base.source.dtype(key)
-        dtype = dtypes.get(key, stored) if stored.is_floating_point else stored
+        dtype = stored
+        if stored.is_floating_point:
+            dtype = dtypes.get(key, base.source.result_dtype(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
-        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())))
+        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)
@@ -153,7 +172,22 @@ def plan_merge(
         dropped=dropped,
         notes=tuple(notes),
         allow_nonfinite=allow_nonfinite,
+        surveys=resolver.surveys,
+        passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
+
+
+def _passes(nodes: Sequence[Node]) -> int:
+    """How often files are read at most to compute these, a pass of each step after the other's."""
+    known: dict[int, int] = {}
+
+    def before(node: Node) -> int:
+        if id(node) not in known:
+            own = node.passes if isinstance(node, Combination) else 0
+            known[id(node)] = own + max(map(before, node.parts), default=0)
+        return known[id(node)]
+
+    return 1 + max(map(before, nodes), default=0)
 
 
 def _same_place(one: Parameter, other: Parameter) -> bool:
@@ -221,18 +255,10 @@ def _flags(
             del tensors[flag]
         elif recipe.output.keep == "auto":
             others = [name for name, one in sources.items() if (flag in set(one.keys())) != had]
-            others = [name for name in others if _is_model(sources[name])]
+            others = [name for name in others if is_checkpoint(sources[name])]
             if others:
                 does = "lacks" if had else "has"
                 yield (
                     f"`{others[0]}` {does} the flag `{flag}`, the base does not agree: the base decides; "
                     'set `keep = "on"` or `"off"` in the recipe'
                 )
-
-
-def _is_model(source: TensorSource) -> bool:
-    try:
-        check_checkpoint(source)
-    except MismatchError:
-        return False
-    return True

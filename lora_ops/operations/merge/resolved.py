@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
+from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
-from ...adapters.strengths.ingredient import Ingredient
-from ...adapters.strengths.rules import parse_rules, strengths
+from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
-from ...models.parameter import Piece
 from ...source import TensorSource
-from ..bake.plan import adapter_shares
-from ..methods.choosing import Chosen, choose_method
-from ..methods.elements.work import Value
-from ..weights.shares import Share
-from .combine import Adapted, Difference, Leaf, Node, Sum
+from .combine import Adapted, Difference, Leaf, Sum
 from .combined import Combination
 from .matched import EMA, Model
+from .opening import Node
 from .recipes.recipe import Recipe, Step, Term
+from .settled import SettledTerm, settled_adapter, settled_method, settled_term
+from .spelled import plainly
+from .survey import Survey
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Term:
-    """A term of a step, for all parameters.
-
-    Attributes:
-        of: A file or a step.
-        minus: Likewise, or empty.
-        weights: By the parameter's target.
-        shares: Of an adapter, by the parameter.
-    """
-
-    of: str
-    minus: str
-    weights: Mapping[str, float]
-    shares: Mapping[Parameter, tuple[Share, ...]] = field(default_factory=dict)
+#: A weight in the place of the base's, and changes.
+_Value: TypeAlias = tuple[Node | None, tuple[Node, ...]]
 
 
 class Resolver:
@@ -65,12 +50,14 @@ class Resolver:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
         self._recipe, self._sources = recipe, sources
         self._dora: Convention = dora
-        self._steps = {step.name: step for step in recipe.steps}
+        self._steps = {step.name: plainly(step) for step in recipe.steps}
         self._models: dict[str, Model] = {}
+        self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
+        self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
         self._allow_partial = allow_partial
         base = self._base_file(recipe.steps[-1].name)
-        self.base = self._model(base)
+        self.base = self._models[base] = Model.of(self._source(base))
         self._components = {*components, *_whole_parts(recipe)}
         names = [p.target for p in self.base.parameters.values() if self.is_merged(p)]
         if not names:
@@ -79,9 +66,26 @@ class Resolver:
             )
         self._names = names
         self._parts = self._of_parts()
-        self._terms = {name: self._opened(step) for name, step in self._steps.items()}
-        self._chosen = {name: self._method(step) for name, step in self._steps.items()}
+        self._terms = {
+            name: [self._opened(step, term) for term in step.terms]
+            for name, step in self._steps.items()
+        }
+        self._chosen = {
+            name: settled_method(step, self._adapters)
+            for name, step in self._steps.items()
+            if step.terms  # without, it is its base
+        }
+        self._surveys = {
+            name: Survey(chosen)
+            for name, chosen in self._chosen.items()
+            if chosen.survey is not None
+        }
         self.used = [self._source(name) for name in self._files()]
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:
+        """What steps ask of all of their weights first, in the order of the steps."""
+        return tuple(self._surveys.values())
 
     def is_merged(self, parameter: Parameter) -> bool:
         """Whether a parameter of the base is to be looked for in the others at all."""
@@ -89,8 +93,22 @@ class Resolver:
         return floats and parameter.component in self._components
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether another model has a parameter of this name."""
-        return any(name in model.parameters for model in self._others())
+        """Whether another model has a parameter of this name, or none is asked for it."""
+        others = [model for model in self._others() if name in model.parameters]
+        return bool(others) or not self._asked(self.base.parameters[name])
+
+    def _asked(self, parameter: Parameter) -> bool:
+        """Whether another file has a say in what becomes of a parameter."""
+        names, seen = [self._parts.get(parameter.target, self._recipe.steps[-1].name)], set[str]()
+        while names:
+            name = names.pop()
+            if name in self._steps and name not in seen:
+                step = self._steps[name]
+                names += [step.base, *(n for term in step.terms for n in (term.of, term.minus))]
+            elif name in self._sources and self._sources[name] is not self.base.source:
+                return True
+            seen.add(name)
+        return False
 
     def only_others(self) -> dict[str, tuple[str, ...]]:
         """Parameters that other models have and the base lacks, by the name of the file."""
@@ -106,42 +124,54 @@ class Resolver:
             if model.source is not self.base.source
         }
 
-    def node(self, parameter: Parameter, piece: Piece | None = None) -> Node | None:
-        """Return what becomes of a parameter: a weight, or a change; None where it stays.
-
-        Args:
-            parameter: Of the base.
-            piece: One of its pieces, where the base has it in such.
-        """
-        self._at = parameter if piece is None else piece.parameter
+    def node(self, parameter: Parameter) -> Node | None:
+        """Return what becomes of a parameter of the base: a weight, or a change; None where it stays."""
         root = self._parts.get(parameter.target, self._recipe.steps[-1].name)
+        self._values.clear()
+        self._wholes.clear()
         whole, changes = self._value(root, parameter)
         if whole is None and not changes:
             return None
         return Sum((*([whole] if whole is not None else []), *changes))
 
-    def _value(self, name: str, one: Parameter) -> tuple[Node | None, tuple[Node, ...]]:
+    def _value(self, name: str, one: Parameter) -> _Value:
         """What a file or step is, against the base: a weight in its place, and changes of that."""
-        if name in self._sources:
-            other = self._model(name).matching(one, self.base.source)
-            if other is None or self._sources[name] is self.base.source:
-                return None, ()
-            if not self._sources[name].dtype(other.key).is_floating_point:
-                return None, ()
-            return Leaf(self._sources[name], other), ()
+        if name not in self._values:
+            of = self._of_file if name in self._sources else self._of_step
+            self._values[name] = of(name, one)
+        return self._values[name]
+
+    def _of_file(self, name: str, one: Parameter) -> _Value:
+        other = self._model(name).matching(one, self.base.source)
+        if other is None or self._sources[name] is self.base.source:
+            return None, ()
+        if not self._sources[name].dtype(other.key).is_floating_point:
+            return None, ()
+        return Leaf(self._sources[name], other), ()
+
+    def _of_step(self, name: str, one: Parameter) -> _Value:
         step = self._steps[name]
         start = step.base or self._first(step)
         whole, changes = self._value(start, one) if start else (None, ())
-        base = self._whole((whole, changes), one)
+        if not step.terms:
+            return whole, changes
+        base = self._whole(start, one)
         terms: list[Node] = []
         weights: list[float] = []
         for term in self._terms[name]:
+            if not start:
+                self._check_alone(name, term, one)
             node = self._node(term, one, base)
-            if node is None and not step.base and not step.terms:
-                continue
+            if step.base and isinstance(node, Difference) and node.minus == base:
+                node = node.of  # A + w (B - A) is (1 - w) A + w B, to the bit
+            has_places = self._chosen[name].method.terms == (2, 2)
+            if node is None and has_places and term.of not in self._adapters:
+                return whole, changes  # of B and C, one is not there
             weights.append(term.weights.get(one.target, 0.0))
             terms.append(node if node is not None else base)
-        if not terms or all(term == base or not w for term, w in zip(terms, weights, strict=True)):
+        moves = self._chosen[name].method.moves  # also where no weight says so
+        pairs = zip(terms, weights, strict=True)
+        if all(term == base or not (weight or moves) for term, weight in pairs):
             return whole, changes
         found = Combination(
             base,
@@ -151,35 +181,50 @@ class Resolver:
             bool(step.base),
             one.name,
             step.seed or 0,
+            self._surveys.get(name),
         )
+        if found.survey is not None:
+            found.survey.add(one, self.base.source, found)
         if found.lone is not None:
             return (None, ()) if found.lone == Leaf(self.base.source, one) else (found.lone, ())
         return (found, ()) if found.is_whole else (whole, (*changes, found))
 
-    def _whole(self, value: tuple[Node | None, tuple[Node, ...]], one: Parameter) -> Node:
-        whole, changes = value
-        start = whole if whole is not None else Leaf(self.base.source, one)
-        return Sum((start, *changes)) if changes else start
+    def _whole(self, name: str, one: Parameter) -> Node:
+        """What a file or step is, as a weight; that of the base for no name."""
+        if name not in self._wholes:
+            whole, changes = self._value(name, one) if name else (None, ())
+            start = whole if whole is not None else Leaf(self.base.source, one)
+            self._wholes[name] = Sum((start, *changes)) if changes else start
+        return self._wholes[name]
 
-    def _node(self, term: _Term, one: Parameter, base: Node) -> Node | None:
+    def _node(self, term: SettledTerm, one: Parameter, base: Node) -> Node | None:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
-            shares = term.shares.get(self._at, ())
-            return Adapted(shares, self._dora) if shares else None
+            shares = term.shares.get(one, ())
+            return Adapted(shares, base, self._dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
                 return None
-            sides = [self._whole(self._value(name, one), one) for name in (term.of, term.minus)]
+            sides = [self._whole(name, one) for name in (term.of, term.minus)]
             return None if sides[0] == sides[1] else Difference(*sides)
         if term.of in self._steps and self._is_change(term.of):
             _, changes = self._value(term.of, one)
             return Sum(changes) if changes else None
         if not self._has(term.of, one):
             return None
-        return self._whole(self._value(term.of, one), one)
+        return self._whole(term.of, one)
 
     def _has(self, name: str, one: Parameter) -> bool:
         return name in self._steps or one.name in self._model(name).parameters
+
+    def _check_alone(self, name: str, term: SettledTerm, one: Parameter) -> None:
+        """Refuse layers that are made from a weight in a step that has none."""
+        made = [share.name for share in term.shares.get(one, ()) if share.needs_base]
+        if made:
+            raise ArgumentError(
+                f"step `{name}`: layer `{made[0]}` of `{term.of}` is made from the weight that it "
+                "changes, and the step has none; give it a `base`"
+            )
 
     def _is_change(self, name: str) -> bool:
         """Whether a file or step is a change, not a model."""
@@ -215,7 +260,8 @@ class Resolver:
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = Model.of(self._source(name))
+            file = self._recipe.files.get(name)
+            self._models[name] = Model.of(self._source(name), file.part if file else "")
         return self._models[name]
 
     def _others(self) -> Iterator[Model]:
@@ -232,8 +278,15 @@ class Resolver:
                 names[name] = None
         for name in names:
             if self._source(name) and name not in self._adapters:
+                check_checkpoint(self._source(name))
                 self._model(name)
         return list(names)
+
+    def _opened(self, step: Step, term: Term) -> SettledTerm:
+        if term.of in self._adapters:
+            adapter = self._sources[term.of]
+            return settled_adapter(step, term, adapter, self.base, self._names, self._allow_partial)
+        return settled_term(step, term, self._names)
 
     def _of_parts(self) -> dict[str, str]:
         """The file or step that gives a target, where it is not the last step."""
@@ -250,64 +303,6 @@ class Resolver:
                 raise ArgumentError(f"parts: {self.base.source.name} has no `{part}`")
             found |= dict.fromkeys(targets, name)
         return found
-
-    def _opened(self, step: Step) -> list[_Term]:
-        return [self._term(step, term) for term in step.terms]
-
-    def _term(self, step: Step, term: Term) -> _Term:
-        if term.elemental:
-            raise ArgumentError(
-                f"step `{step.name}`: `elemental` is not understood; write `where` in its place"
-            )
-        weight, blocks = term.weight, term.blocks or None
-        if isinstance(weight, tuple):
-            if blocks:
-                raise ArgumentError(
-                    f"step `{step.name}`: `{term.of}` has a gradient and `blocks`; give one of them"
-                )
-            weight, blocks = 1.0, "depth=" + ",".join(map(str, weight))
-        number = float(weight)
-        if term.of in self._adapters:
-            one = Ingredient(self._sources[term.of], number, blocks, term.where)
-            shares: dict[Parameter, tuple[Share, ...]] = {}
-            for share in adapter_shares(
-                one, 1, self.base.parameters, self.base.source, self._allow_partial
-            ):
-                if share.seat is not None and share.strength:
-                    for seat in share.seat.pieces or (share.seat,):
-                        at = seat.parameter if seat.piece is None else seat.piece.parameter
-                        shares[at] = (*shares.get(at, ()), replace(share, seat=seat))
-            return _Term(term.of, "", dict.fromkeys(self._names, 1.0), shares)
-        weights = strengths(self._names, strength=number, blocks=blocks, where=term.where)
-        return _Term(term.of, term.minus, weights)
-
-    def _method(self, step: Step) -> Chosen:
-        name, given = step.method, dict[str, Value]()
-        for key, value in step.parameters.items():
-            given[key] = tuple(map(float, value)) if isinstance(value, tuple) else value
-        for key in {key for term in step.terms for key in term.parameters}:
-            own = [term.parameters.get(key, step.parameters.get(key)) for term in step.terms]
-            if any(one is None or isinstance(one, tuple) for one in own):
-                raise ArgumentError(
-                    f"step `{step.name}`: give `{key}` for each term, or for the step"
-                )
-            given[key] = tuple(float(one) for one in own)  # type: ignore[arg-type]
-        if step.sparsify != "none":
-            given["sparsify"] = step.sparsify
-            name = "sparse" if name in ("sum", "average") else name
-        if step.legacy:
-            given["legacy"] = step.legacy
-        if name == "average" and any(term.of in self._adapters for term in step.terms):
-            raise ArgumentError(
-                f"step `{step.name}`: an adapter has no share in an average; use `sum`"
-            )
-        chosen = choose_method(name, len(step.terms), bool(step.base), given)
-        if chosen.survey is not None:
-            raise ArgumentError(
-                f"step `{step.name}`: method `{step.method}` looks at the whole model first, which is "
-                'not done here; use `legacy = "mecha"`, which does not'
-            )
-        return chosen
 
 
 def _whole_parts(recipe: Recipe) -> set[str]:

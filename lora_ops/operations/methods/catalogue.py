@@ -101,7 +101,7 @@ MERGE_METHODS: dict[str, MergeMethod] = {
         terms=(2, 2),
     ),
     "sigmoid": MergeMethod(
-        Linear(linear.sigmoid), "Chattiori's; at alpha = 0 it is B / 2", terms=(1, 1)
+        Linear(linear.sigmoid), "Chattiori's; at alpha = 0 it is B / 2", terms=(1, 1), moves=True
     ),
     "ties": MergeMethod(
         Element(partial(SparseWork.begin, elected=True)),
@@ -182,12 +182,14 @@ MERGE_METHODS: dict[str, MergeMethod] = {
         "A's structure with B's details",
         terms=(1, 1),
         parameters=_COSINE,
+        moves=True,
     ),
     "cosine_b": MergeMethod(
         Element(partial(CosineWork, kind="b"), survey=survey),
         "B's structure with A's details",
         terms=(1, 1),
         parameters=_COSINE,
+        moves=True,
     ),
     "tensor_sum": MergeMethod(
         Element(RowsWork.begin),

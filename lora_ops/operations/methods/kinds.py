@@ -62,6 +62,7 @@ class MergeMethod:
         base: Whether it must have a base, may have one, or never has.
         of: Whether it sees terms as their changes against the base, where there is one, or as they are.
         parameters: What it takes besides weights, by name.
+        moves: Whether it changes the base where all weights are 0.
     """
 
     how: Linear | Span | Element
@@ -70,3 +71,4 @@ class MergeMethod:
     base: Literal["needed", "optional", "none"] = "needed"
     of: Literal["changes", "weights"] = "weights"
     parameters: Mapping[str, AnyParameter] = field(default_factory=dict[str, AnyParameter])
+    moves: bool = False

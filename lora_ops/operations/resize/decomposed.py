@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import described, finite
-from ...adapters.layers import FullLayer, Layer, LokrLayer, LoraLayer, MadeLayer, innermost
+from ...adapters.layers import KroneckerProduct, Layer, MadeLayer, innermost
 from ...adapters.outline import outline
 from ...errors import UnsupportedLayerError
 from ...linalg import FactoredSvd, KronSvd, factored_svd, frobenius, thinned
@@ -68,10 +68,12 @@ class Dense:
     total: Tensor
 
 
-Known: TypeAlias = Decomposed | Dense | Whole
+PreparedLayer: TypeAlias = Decomposed | Dense | Whole
 
 
-def decomposed_work(adapter: Adapter, function: Callable[[Known], Result]) -> Work[str, Result]:
+def decomposed_work(
+    adapter: Adapter, function: Callable[[PreparedLayer], Result]
+) -> Work[str, Result]:
     """Return the jobs of a function of each layer with its decomposition, and how they are done.
 
     Layers of one form are alike: stacked, they are decomposed together.
@@ -95,7 +97,7 @@ def _job(target: str, form: tuple[tuple[int, ...], ...]) -> Job[str]:
 
 def _compute(
     layers: Mapping[str, Layer],
-    function: Callable[[Known], Result],
+    function: Callable[[PreparedLayer], Result],
     targets: Sequence[str],
     placement: Placement,
 ) -> list[Result]:
@@ -105,11 +107,11 @@ def _compute(
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
     """The shapes of the factors that are stacked; none for a layer that is not."""
     plain = innermost(layer)
-    if isinstance(plain, FullLayer) or layer.needs_base or _kron(plain) is not None:
+    if plain.is_full or layer.needs_base or _kron(plain) is not None:
         return ()
     if isinstance(plain, MadeLayer) and plain.is_dense:
         return ((layer.shape[0], math.prod(layer.shape[1:])),)
-    rank = plain.up.shape[1] if isinstance(plain, LoraLayer) else plain.rank
+    rank = plain.inner_rank
     return (layer.shape[0], rank), (rank, math.prod(layer.shape[1:]))
 
 
@@ -125,21 +127,21 @@ def all_directions(layer: Layer) -> int:
 
 def _decompose(
     layers: Mapping[str, Layer], targets: Sequence[str], placement: Placement
-) -> Iterator[Known]:
+) -> Iterator[PreparedLayer]:
     thin: dict[str, Layer] = {}
     ups: list[Tensor] = []
     downs: list[Tensor] = []
     for target in targets:
         layer = layers[target]
-        if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
+        if innermost(layer).is_full and not layer.needs_base:
             yield Whole(target, layer)
             continue
         check_own(target, layer)
         plain = innermost(layer)
-        lokr = _kron(plain)
-        if lokr is not None:
-            finite(lokr.kron().norm(), target, lokr)
-            yield Decomposed(target, layer, lokr.svd())
+        product = _kron(plain)
+        if product is not None:
+            finite(product.kron().norm(), target, product)
+            yield Decomposed(target, layer, product.svd())
             continue
         if isinstance(plain, MadeLayer) and plain.is_dense:
             matrix = upload(plain.delta().flatten(1), placement)
@@ -162,12 +164,10 @@ def _decompose(
         yield Decomposed(target, layer, stack[index])
 
 
-def _kron(plain: Layer) -> LokrLayer | None:
+def _kron(plain: Layer) -> KroneckerProduct | None:
     """The layer as a LoKr whose two matrices can be decomposed apart; None for others."""
-    if isinstance(plain, MadeLayer) and plain.is_kron:
-        made = plain.make()
-        return made if isinstance(made, LokrLayer) else None
-    return plain if isinstance(plain, LokrLayer) and plain.is_small else None
+    product = plain.kronecker()
+    return product if product is not None and product.is_small else None
 
 
 def check_own(target: str, layer: Layer) -> None:

@@ -13,7 +13,6 @@ from ...adapters.edited import ZERO, edited, finite, has_numbers_of, skipped
 from ...adapters.layers import (
     BasedDoraLayer,
     Layer,
-    LokrLayer,
     LoraLayer,
     MadeLayer,
     innermost,
@@ -29,9 +28,8 @@ from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
 from ...report import Skip
 from ...run.job import Outcome
+from ..reasons import RANK_ZERO
 from .decomposed import Decomposed, Dense, Whole
-
-RANK_ZERO = "rank 0 by the rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[
     if not rank:
         return skipped(target, layer, RANK_ZERO, norm)
     plain = innermost(layer)
-    has_core = isinstance(plain, LoraLayer) and plain.mid is not None
+    has_core = isinstance(plain, LoraLayer) and not plain.is_pair
     if rank >= layer.rank and not has_core and not isinstance(plain, MadeLayer):
         result = rewrapped(_kept(target, plain, resizing), layer)
         residual = 0.0 if has_numbers_of(result, layer) else _missed(known, result, total)
@@ -185,23 +183,21 @@ def _kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
 
 
 def in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
-    """Return a layer whose tensors are called in a file as its fields are, rounded.
+    """Return a layer with its numbers rounded, or itself where they need not be.
 
     Raises:
         NonFiniteError: A number is beyond the range of the dtype.
     """
-    tensors = {role: one for role, one in layer.tensors().items() if role != "alpha"}
-    if all(dtype in (None, one.dtype) for one in tensors.values()):
+    if dtype is None or all(one.dtype == dtype for one in layer.stored_numbers().values()):
         return layer
-    fields = {role: rounded(one, dtype or one.dtype, target) for role, one in tensors.items()}
-    return replace(layer, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return layer.in_dtype(target, dtype)
 
 
 def _missed(known: Decomposed, result: Layer, total: Tensor) -> float:
     """Frobenius norm of the change less what is written."""
     before, after = innermost(known.layer), innermost(result)
-    if isinstance(before, LokrLayer) and isinstance(after, LokrLayer):
-        return before.kron().distance(after.kron())
+    if before.kronecker() is not None and after.kronecker() is not None:
+        return before.missed(after)
     return known.svd.missed(*after.factors(), total)
 
 

@@ -24,7 +24,7 @@ from ...adapters.layers import (
     innermost,
 )
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
-from ...adapters.outline import Outline, outline
+from ...adapters.outline import HeaderOnlySource, outline
 from ...errors import ArgumentError
 from ...files import FileSource, Output
 from ...linalg.ranks.budgets import Budget, parse_rule, spend
@@ -37,9 +37,10 @@ from ..edit import EditPlan, Foreseen
 from ..output import draft_of
 from ..peft_folder import check_written, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
+from ..reasons import RANK_ZERO
 from .decomposed import all_directions, check_own
 from .importance import importance_work, weighed
-from .layer import RANK_ZERO, Resizing
+from .layer import Resizing
 from .resize import FIXED, rank_size, resize_notes, resize_work
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def plan_resize_file(
         )
     adapter = decode(source)
     if base is not None:
-        layers = decode(Outline(source, reads_alpha=False)).layers
+        layers = decode(HeaderOnlySource(source, reads_alpha=False)).layers
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = draft_of(source, adapter, output, force, (relative_to, base))

@@ -32,8 +32,9 @@ from ...run.job import Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from .decomposed import Dense, Known, Whole, decomposed_work
-from .layer import RANK_ZERO, Resizing, cut, remeasured, resized, whole
+from ..reasons import RANK_ZERO
+from .decomposed import Dense, PreparedLayer, Whole, decomposed_work
+from .layer import Resizing, cut, remeasured, resized, whole
 
 # What a layer takes in a file beside its factors and its name: alpha.
 FIXED = 4
@@ -128,7 +129,7 @@ def run_resize(
     yield from stream(resize_work(adapter, resizing, where), where, progress=progress)
 
 
-def _resized(resizing: Resizing, ranks: Mapping[str, int], known: Known) -> Outcome[Layer]:
+def _resized(resizing: Resizing, ranks: Mapping[str, int], known: PreparedLayer) -> Outcome[Layer]:
     if isinstance(known, Whole):
         return whole(known, resizing)
     if isinstance(known, Dense):
@@ -178,7 +179,7 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
     return dict(zip(spectra, ranks, strict=True))
 
 
-def _measured(resizing: Resizing, known: Known) -> tuple[str, LayerSpectrum | int]:
+def _measured(resizing: Resizing, known: PreparedLayer) -> tuple[str, LayerSpectrum | int]:
     """What a budget has to know of a layer: its spectrum; of one without, its bytes."""
     if isinstance(known, Whole):
         return known.target, sum(

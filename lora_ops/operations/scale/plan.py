@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ...adapters.adapter import Adapter
 from ...adapters.formats import decode, format_named
-from ...adapters.layers import multiplied
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import outline
 from ...adapters.strengths.ingredient import Ingredient
@@ -19,7 +18,8 @@ from ..edit import EditPlan, Foreseen, planned_work
 from ..output import draft_of
 from ..peft_folder import check_written, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
-from .scale import STRENGTH_ZERO, check_proportional, scale_work
+from ..reasons import STRENGTH_ZERO
+from .scale import check_proportional, scale_work
 
 
 def plan_scale_file(ingredient: Ingredient, output: Output, *, force: bool = False) -> EditPlan:
@@ -84,6 +84,6 @@ def foresee_scale(adapter: Adapter, factors: Mapping[str, float], *, has_alpha: 
         if strength == 0:
             skips.append(planned_skip(target, layer, STRENGTH_ZERO))
             continue
-        size += stored_size(multiplied(target, layer, strength, has_alpha))
+        size += stored_size(layer.times(target, strength, has_alpha=has_alpha))
         planned.append(planned_layer(target, layer, f"times {strength:g}"))
     return Foreseen(planned, size, skips)

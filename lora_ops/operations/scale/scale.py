@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import (
@@ -20,27 +18,15 @@ from ...adapters.edited import (
     skipped,
 )
 from ...adapters.formats import format_named
-from ...adapters.layers import (
-    GloraLayer,
-    Ia3Layer,
-    Layer,
-    LokrLayer,
-    LoraLayer,
-    ReshapedLayer,
-    innermost,
-    multiplied,
-    stored_change,
-)
+from ...adapters.layers import Layer, innermost, unpadded
 from ...adapters.strengths.rules import strengths
 from ...errors import UnsupportedLayerError
-from ...linalg import inner
 from ...report import Report
 from ...run.devices import Placement
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
-
-STRENGTH_ZERO = "strength 0"
+from ..reasons import STRENGTH_ZERO
 
 
 def scale(
@@ -104,10 +90,10 @@ def _compute(
 
 def _scaled(target: str, layer: Layer, strength: float, has_alpha: bool) -> Outcome[Layer]:
     check_proportional(target, layer)
-    norm = abs(strength) * finite(_norm(layer), target, layer)
+    norm = abs(strength) * finite(innermost(layer).norm(torch.float32), target, layer)
     if strength == 0:
         return skipped(target, layer, STRENGTH_ZERO, norm)
-    result = multiplied(target, layer, strength, has_alpha)
+    result = layer.times(target, strength, has_alpha=has_alpha)
     return edited(
         target,
         result,
@@ -124,8 +110,7 @@ def check_proportional(target: str, layer: Layer) -> None:
     Raises:
         UnsupportedLayerError: Says what to do instead.
     """
-    plain = layer.inner if isinstance(layer, ReshapedLayer) else layer
-    if not plain.needs_base or isinstance(plain, GloraLayer | Ia3Layer):
+    if unpadded(layer).is_proportional:
         return
     raise UnsupportedLayerError(
         f"layer `{target}` {described(layer)}: its change is not proportional to its factors, "
@@ -135,27 +120,7 @@ def check_proportional(target: str, layer: Layer) -> None:
     )
 
 
-def _norm(layer: Layer) -> Tensor:
-    """Frobenius norm of a layer's change, float64, from its factors."""
-    plain = innermost(layer)
-    if isinstance(plain, LoraLayer):
-        up, down = plain.factors()
-        return inner(up, down, up, down).clamp(min=0).sqrt()
-    if isinstance(plain, LokrLayer):
-        return plain.kron().norm()
-    return torch.linalg.vector_norm(stored_change(plain))
-
-
 def _missed(layer: Layer, result: Layer, strength: float) -> float:
     """Frobenius norm of what rounding took; alpha, which is not rounded, takes nothing."""
     before, after = innermost(layer), innermost(result)
-    if has_numbers_of(after, before):
-        return 0.0
-    if isinstance(before, LoraLayer):
-        up, down = before.factors(strength)
-        lost = up - after.factors()[0]
-        return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
-    if isinstance(before, LokrLayer) and isinstance(after, LokrLayer):
-        kron = before.kron()
-        return replace(kron, scale=kron.scale * strength).distance(after.kron())
-    return float(torch.linalg.vector_norm(stored_change(before) * strength - stored_change(after)))
+    return 0.0 if has_numbers_of(after, before) else before.missed(after, strength, torch.float32)

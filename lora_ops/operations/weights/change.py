@@ -12,12 +12,28 @@ from ...errors import NonFiniteError
 from ...models.architectures import Parameter
 from ...models.differences import read_parameter
 from ...models.pairing import parameter_kind
+from ...models.parameter import Piece
 from ...report import LayerReport, Skip
 from .shares import Share
 from .step import Measured, not_numbers
-from .terms import Delta, Rows, Stored
+from .terms import Delta, Rows, Stored, matrix
 
 NO_CHANGE = "the layer is zero"
+
+
+def as_stored(weight: Tensor, parameter: Parameter, piece: Piece | None = None) -> Tensor:
+    """Return a weight as a file stores it, as a matrix: all of it, or a piece.
+
+    Args:
+        weight: As the model has it.
+        parameter: Where the file has it, or the piece.
+        piece: Which; None for all of the weight.
+    """
+    if piece is not None:
+        weight = weight[slice(*piece.rows)]
+        weight = torch.cat(weight.chunk(2)[::-1]) if piece.swapped else weight
+        weight = weight.reshape(piece.parameter.shape)
+    return matrix(weight).mT if parameter.transposed else matrix(weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,14 @@ class Change:
     parameter: Parameter
     shares: tuple[Share, ...]
     dora: Convention = "paper"
+
+    @property
+    def place(self) -> tuple[Parameter, Piece | None]:
+        """See `Step`."""
+        seat = self.shares[0].seat
+        if seat is not None and seat.piece is not None:
+            return seat.parameter, seat.piece
+        return self.parameter, None
 
     @property
     def every(self) -> int:

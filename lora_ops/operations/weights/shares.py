@@ -8,7 +8,7 @@ from ...adapters.edited import described
 from ...adapters.formats import Configured, Module, read_configured
 from ...adapters.layers import Layer
 from ...adapters.matching.seats import Seat
-from ...adapters.outline import Outline
+from ...adapters.outline import HeaderOnlySource
 from ...errors import UnsupportedLayerError
 from ...source import TensorSource
 
@@ -51,7 +51,7 @@ def check_kind(share: Share, sign: int = 1) -> Layer:
         UnsupportedLayerError: It is of a kind that is not read, or that cannot be taken out.
         LayerShapeError: Its factors do not fit together.
     """
-    layer = read_configured(Outline(share.source), share.name, share.module, share.told)
+    layer = read_configured(HeaderOnlySource(share.source), share.name, share.module, share.told)
     if sign < 0 and layer.needs_base:
         raise UnsupportedLayerError(
             f"layer `{share.name}` {described(layer)}: what it changed was made from the weight as "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from ...models.architectures import Parameter
+from ...models.architectures import Parameter, Piece
 from ...report import LayerReport, Skip
 from .terms import Rows, Stored
 
@@ -24,12 +24,14 @@ class Measured:
         moved: Of the change as stored: written - base.
         lost: Of the difference of the two.
         base: Of the weight that is changed.
+        share: Of the numbers, those that were measured; the norms are as if the others were like them.
     """
 
     norm: float
     moved: float
     lost: float
     base: float
+    share: float = 1.0
 
     @property
     def cosine(self) -> float:
@@ -46,10 +48,10 @@ class Measured:
 
     @staticmethod
     def joined(tiles: list[tuple[float, float, float, float]], share: float = 1.0) -> Measured:
-        """Of a whole weight, from tiles that are a share of it: as if the others were like them."""
-        whole = math.sqrt(share) or 1.0
-        norms = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
-        return Measured(*(math.hypot(*one) / whole for one in norms))
+        """Of a whole weight, from its tiles, of which a share was measured."""
+        columns = zip((0.0, 0.0, 0.0, 0.0), *tiles, strict=True)
+        norm, moved, lost, base = (math.hypot(*column) for column in columns)
+        return Measured(norm, moved, lost, base, share)
 
 
 class Step(Protocol):
@@ -61,8 +63,13 @@ class Step(Protocol):
         ...
 
     @property
+    def place(self) -> tuple[Parameter, Piece | None]:
+        """The model's parameter, and which piece of it this is, where it lies in pieces."""
+        ...
+
+    @property
     def every(self) -> int:
-        """One in how many tiles is measured: measuring takes longer than adding up."""
+        """One in how many rows of a large weight is measured: that takes longer than adding up."""
         ...
 
     def change(self, weight: Stored, dtype: torch.dtype) -> Rows:

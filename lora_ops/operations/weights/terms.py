@@ -47,6 +47,10 @@ class Replacement:
 
     weight: Rows
 
+    def rounded(self, part: slice, out: Tensor) -> bool:
+        """Compute rows as they are written, where the weight can; see `Between`."""
+        return isinstance(self.weight, Between) and self.weight.rounded(part, out)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Of the weight."""
@@ -123,14 +127,21 @@ class Stored:
         self._memory = SCRATCH.take(size, dtype)
         self._buffer = SCRATCH.take(size if self._tensor is None else (0, 0), self._stored)
         self._last: tuple[slice, Tensor] | None = None
+        self._read: tuple[int, int] | None = None
 
     def stored(self, part: slice) -> Tensor:
-        """Read some rows in the dtype that they are stored in; not to be written into."""
+        """Read some rows in the dtype that they are stored in; not to be written into.
+
+        Of a part with a step all rows are read, and remembered as any other part.
+        """
         if self._tensor is not None:
             return self._tensor[part]
         memory = self._buffer[: part.stop - part.start]
-        self.source.read_into(self.key, (self._first + part.start) * self.shape[1], memory)
-        return memory
+        if self._read != (part.start, part.stop):
+            self._read = None  # should reading fail
+            self.source.read_into(self.key, (self._first + part.start) * self.shape[1], memory)
+            self._read = part.start, part.stop
+        return memory[:: part.step]
 
     def whole(self) -> Tensor:
         """Read all rows, as `stored` does."""
@@ -144,6 +155,44 @@ class Stored:
         if self._last is None or self._last[0] != part:
             self._last = part, self._memory[: len(out)].copy_(self.stored(part))
         return self._last[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Between:
+    """Rows on the way from one tensor to another: a share of the second, the rest of the first."""
+
+    one: Stored
+    other: Stored
+    share: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of both."""
+        return self.one.shape
+
+    def rows(self, part: slice, out: Tensor) -> Tensor:
+        """See `Rows`; the part may have a step."""
+        memory = SCRATCH.take(out.shape, out.dtype)
+        one, other = self.one.rows(part, memory), self.other.rows(part, memory)
+        torch.lerp(one, other, self.share, out=out)
+        SCRATCH.give_back()
+        return out
+
+    def rounded(self, part: slice, out: Tensor) -> bool:
+        """Compute rows in the dtype of the result, where both are stored in it.
+
+        Of 16 bits torch interpolates in float32 and rounds once: what `rows` gives, rounded.
+
+        Returns:
+            Whether it did.
+        """
+        if out.dtype not in (torch.float16, torch.bfloat16):
+            return False
+        one, other = self.one.stored(part), self.other.stored(part)
+        if one.dtype != out.dtype or other.dtype != out.dtype:
+            return False
+        torch.lerp(one, other, self.share, out=out)
+        return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,12 @@ from ...linalg.storage import spelled
 from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
+from .rounding import ByChance
 from .step import Measured, Step
-from .terms import Replacement, Rows, Stored, tile_height, tiles_of, wide
+from .terms import Replacement, Stored, tile_height, tiles_of, wide
+
+# Elements that a sample of a tile has at least.
+_SAMPLE = 1 << 16
 
 #: Takes a piece of the result: its first element, and the numbers, which may change afterwards.
 Put: TypeAlias = Callable[[int, Tensor], None]
@@ -32,6 +36,7 @@ class Planned:
         own: Its key there.
         dtype: It is written in.
         steps: What is added to the parameters in it.
+        seed: By which these are rounded up or down by chance; None: to the nearest.
     """
 
     key: str
@@ -39,6 +44,7 @@ class Planned:
     own: str
     dtype: torch.dtype
     steps: Sequence[Step] = ()
+    seed: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,7 +114,9 @@ def _ranges(steps: Sequence[Step], rows: int) -> Iterator[tuple[int | None, tupl
 class _Tiles:
     """Some rows of the tensor that the result begins as, tile by tile, and where they go."""
 
-    def __init__(self, planned: Planned, rows: tuple[int, int], put: Put) -> None:
+    def __init__(
+        self, planned: Planned, rows: tuple[int, int], put: Put, step: Step | None = None
+    ) -> None:
         stored = planned.source.dtype(planned.own)
         self.dtype = wide(stored, planned.dtype)
         self.weight = Stored(planned.source, planned.own, self.dtype, rows)
@@ -116,6 +124,9 @@ class _Tiles:
         self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
+        self._chance: ByChance | None = None
+        if step is not None and planned.seed is not None:
+            self._chance = ByChance.of(planned.seed, planned.dtype, *step.place)
 
     def __iter__(self) -> Iterator[slice]:
         return tiles_of(self.weight.shape)
@@ -124,8 +135,14 @@ class _Tiles:
         """Memory for a tile in the dtype of the computation."""
         return SCRATCH.take((self.height, self.columns), self.dtype)
 
-    def round(self, tile: Tensor) -> Tensor:
-        """The numbers in the dtype of the result."""
+    def rounded(self, part: slice) -> Tensor | None:
+        """Memory for a tile of the result; None where only `round` may make it."""
+        return None if self._chance is not None else self._rounded[: part.stop - part.start]
+
+    def round(self, tile: Tensor, part: slice) -> Tensor:
+        """The numbers of some rows in the dtype of the result."""
+        if self._chance is not None:
+            return self._chance.round(tile, part.start)
         return self._rounded[: len(tile)].copy_(tile)
 
     def put(self, part: slice, tile: Tensor) -> None:
@@ -136,7 +153,7 @@ class _Tiles:
         """Hand on what is stored. NaN and infinity may stay, not arise."""
         tile = self.weight.stored(part)
         if tile.dtype != self._planned.dtype:
-            before, tile = tile, self.round(tile)
+            before, tile = tile, self.round(tile, part)
             before = before.to(self.dtype)
             lost = before.isfinite() & ~tile.to(self.dtype).isfinite()
             if bool(lost.any()):
@@ -154,64 +171,94 @@ def _convert(planned: Planned, rows: tuple[int, int], put: Put) -> None:
 
 def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> LayerReport | Skip:
     """Write the rows of a parameter, with what a step adds to them."""
-    tiles = _Tiles(planned, rows, put)
-    change = step.change(tiles.weight, tiles.dtype)
-    memory = [tiles.memory() for _ in range(3)]
+    tiles = _Tiles(planned, rows, put, step)
+    changed = _Changed(tiles, step)
     measured: list[tuple[float, float, float, float]] = []
-    seen, is_changed = 0, False
-    for number, part in enumerate(tiles):
-        d, w, x = (one[: part.stop - part.start] for one in memory)
-        if is_changed and number % step.every:
-            tiles.put(part, _plain(tiles, step, change, part, w, d, x))
-            continue
-        seen += d.numel()
-        w = tiles.weight.rows(part, w)
-        result: Tensor | None = None
-        if isinstance(change, Replacement):
-            result = change.rows(part, x)
-            torch.sub(result, w, out=d)
-        else:
-            d = change.rows(part, d)
-        norm = _norm(d)
-        if norm == 0:
+    seen = 0  # rows
+    for part in tiles:
+        rounded, fits = changed.compute(part)
+        every = max(1, min(step.every, rounded.numel() // _SAMPLE))
+        if planned.seed is not None:
+            every = 1  # chance makes noise, of which a sample would have more
+        found = changed.measure(part, rounded, every)
+        if not found[0] and every > 1:
+            every = 1
+            found = changed.measure(part, rounded, every)
+        measured.append(found)
+        seen += -(-len(rounded) // every)
+        if not found[0]:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
-            measured.append((0.0, 0.0, 0.0, _norm(w)))
-            continue
-        is_changed = True
-        rounded = tiles.round(torch.add(w, d, out=x) if result is None else result)
-        moved = _norm(x.copy_(rounded).sub_(w))
-        lost = _norm(x.sub_(d))
-        if not math.isfinite(lost):
-            raise _fault(step, w, d, planned.dtype)
-        tiles.put(part, rounded)
-        measured.append((norm, moved, lost, _norm(w)))
-    share = seen / max(1, tiles.count * tiles.columns)
-    return step.report(change, Measured.joined(measured, share))
+        elif fits:
+            tiles.put(part, rounded)
+        else:
+            raise changed.fault(part, planned.dtype)
+    return step.report(changed.change, Measured.joined(measured, seen / max(1, tiles.count)))
 
 
-def _plain(
-    tiles: _Tiles, step: Step, change: Rows, part: slice, w: Tensor, d: Tensor, x: Tensor
-) -> Tensor:
-    """Compute a tile that is not measured; only whether its numbers fit is asked."""
-    if isinstance(change, Replacement):
-        result = change.rows(part, x)
-    else:
-        result = torch.add(tiles.weight.rows(part, w), change.rows(part, d), out=x)
-    rounded = tiles.round(result)
-    low, high = (float(one) for one in torch.aminmax(result))
-    # One that is a little larger than the largest may be rounded to it.
-    if not max(-low, high) <= torch.finfo(rounded.dtype).max and not bool(
-        rounded.float().isfinite().all()
-    ):
-        w = tiles.weight.rows(part, w)
-        raise _fault(step, w, torch.sub(result, w, out=d), rounded.dtype)
-    return rounded
+class _Changed:
+    """What a step makes of tiles, and how that is measured; each method overwrites the memory."""
+
+    def __init__(self, tiles: _Tiles, step: Step) -> None:
+        self._tiles, self._step = tiles, step
+        self.change = step.change(tiles.weight, tiles.dtype)
+        self._memory = [tiles.memory() for _ in range(3)]
+        self._exact: Tensor | None = None
+
+    def compute(self, part: slice) -> tuple[Tensor, bool]:
+        """The result as it is written, and whether all of it is finite."""
+        tiles, (d, w, x) = self._tiles, self._of(part)
+        self._exact = None
+        if isinstance(self.change, Replacement):
+            direct = tiles.rounded(part)
+            if direct is not None and self.change.rounded(part, direct):
+                return direct, _fits(direct, direct.dtype)
+            exact = self._exact = self.change.rows(part, x)
+        else:
+            self._exact = self.change.rows(part, d)
+            exact = torch.add(tiles.weight.rows(part, w), self._exact, out=x)
+        rounded = tiles.round(exact, part)
+        # One that is a little larger than the largest may be rounded to it.
+        return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
+
+    def measure(
+        self, part: slice, rounded: Tensor, every: int
+    ) -> tuple[float, float, float, float]:
+        """Norms as in `Measured`, from one in so many rows of what `compute` gave last."""
+        some = slice(part.start, part.stop, every)
+        d, w, x = (one[: -(-len(rounded) // every)] for one in self._of(part))
+        exact, base = self._exact, self._tiles.weight.rows(some, w)
+        exact = self.change.rows(some, x) if exact is None else exact[::every].contiguous()
+        if isinstance(self.change, Replacement):
+            exact = torch.sub(exact, base, out=d)
+        whole = math.sqrt(rounded.numel() / max(1, exact.numel()))
+        norm, size = _norm(exact), _norm(base)
+        if not norm:
+            return 0.0, 0.0, 0.0, whole * size
+        moved = _norm(x.copy_(rounded[::every]).sub_(base))
+        return whole * norm, whole * moved, whole * _norm(x.sub_(exact)), whole * size
+
+    def fault(self, part: slice, dtype: torch.dtype) -> NonFiniteError:
+        """The error for a tile that is not finite."""
+        d, w, x = self._of(part)
+        base = self._tiles.weight.rows(part, w)
+        if isinstance(self.change, Replacement):
+            d = torch.sub(self.change.rows(part, x), base, out=d)
+        else:
+            d = self.change.rows(part, d)
+        what = f"layer `{self._step.parameter.target}`"
+        return self._step.not_finite(base, d) or _overflow(what, base + d, dtype)
+
+    def _of(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        d, w, x = (one[: part.stop - part.start] for one in self._memory)
+        return d, w, x
 
 
-def _fault(step: Step, w: Tensor, d: Tensor, dtype: torch.dtype) -> NonFiniteError:
-    """The error for a tile that is not finite."""
-    what = f"layer `{step.parameter.target}`"
-    return step.not_finite(w, d) or _overflow(what, w + d, dtype)
+def _fits(numbers: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all numbers are finite and in the range of a dtype."""
+    if not numbers.numel():
+        return True
+    low, high = (float(one) for one in torch.aminmax(numbers))
+    return max(-low, high) <= torch.finfo(dtype).max
 
 
 def _norm(tile: Tensor) -> float:

@@ -12,7 +12,7 @@ from lorakit.lora_ops.errors import ArgumentError, FormatError
 from lorakit.lora_ops.operations.merge.recipes.ancestry import Parent, merged_metadata, recipe_of
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_expression
 from lorakit.lora_ops.operations.merge.recipes.find import find_files
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 from lorakit.lora_ops.run.inputs import Input
 
 A, B, C, D = (letter * 64 for letter in "abcd")
@@ -52,7 +52,7 @@ def test_a_merge_of_merges_can_be_read_back():
     )
     found = recipe_of(outer, "y.safetensors")
     assert found.program == "lorakit"
-    assert found.recipe.files["X"] == File("x.safetensors", "f" * 64)
+    assert found.recipe.files["X"] == RecipeFile("x.safetensors", "f" * 64)
     assert found.recipe.steps == parse_expression("0.9*X + 0.1*N").steps
     assert names(found) == {
         "y.safetensors": [
@@ -135,12 +135,12 @@ def test_files_are_found_by_name_then_by_hash(tmp_path):
     write(tmp_path / "models" / "b.safetensors", b"other")
     write(tmp_path / "models" / "notes.txt", b"third")
     files = {
-        "A": File("a.safetensors", first),
-        "B": File("b.safetensors", second, bytes=6),
-        "C": File("c.safetensors", "0" * 64, url="https://x.org/c", bytes=5),
-        "D": File("A"),
-        "E": File("e.safetensors"),
-        "F": File("b.safetensors", "1" * 64),
+        "A": RecipeFile("a.safetensors", first),
+        "B": RecipeFile("b.safetensors", second, bytes=6),
+        "C": RecipeFile("c.safetensors", "0" * 64, url="https://x.org/c", bytes=5),
+        "D": RecipeFile("A"),
+        "E": RecipeFile("e.safetensors"),
+        "F": RecipeFile("b.safetensors", "1" * 64),
     }
     recipe = Recipe((Step("s", tuple(Term(key) for key in files)),), files)
     hashed = []
@@ -164,7 +164,7 @@ def test_files_are_found_by_name_then_by_hash(tmp_path):
     assert "`A` is known by its name alone" in notes
     assert "`e.safetensors` was not found; the recipe has no hash" in notes
     assert "`b.safetensors` is there, but is another file" in notes
-    unsized = Recipe(recipe.steps[:1], {**files, "B": File("b.safetensors", second)})
+    unsized = Recipe(recipe.steps[:1], {**files, "B": RecipeFile("b.safetensors", second)})
     assert "B" not in find_files(unsized, [tmp_path / "models"]).paths
     assert (
         find_files(unsized, [tmp_path / "models"], hash_all=True).paths["B"].name

@@ -14,10 +14,11 @@ from lorakit.lora_ops.operations.merge.recipes.document import (
     as_json,
     as_toml,
     from_tree,
+    parse_checked,
     parse_document,
     read_recipe,
 )
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Recipe, Step, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 
 GOOD = """lorakit = 1
 title = "a mix"
@@ -61,7 +62,7 @@ def test_the_text_is_the_same_each_time(recipe):
 
 
 def test_what_a_person_writes_is_what_is_written():
-    recipe = parse_document(GOOD, METHODS)
+    recipe = parse_checked(GOOD, METHODS)
     assert as_toml(recipe) == GOOD
     assert recipe.steps[1].terms[0].weight == (0.0, 0.5, 1.0)
     assert recipe.steps[1].parameters == {"density": 0.5}
@@ -70,7 +71,7 @@ def test_what_a_person_writes_is_what_is_written():
 
 def test_json_has_what_was_measured_and_toml_has_not():
     step = Step("s", (Term("B"),), base="A", measured={"changed": 5.0, "gain": 0.25})
-    files = {"A": File("a.safetensors", bytes=10), "B": File("b.safetensors")}
+    files = {"A": RecipeFile("a.safetensors", bytes=10), "B": RecipeFile("b.safetensors")}
     recipe = Recipe((step,), files)
     read = parse_document(as_json(recipe))
     assert read.steps[0].measured == {"changed": 5.0, "gain": 0.25}
@@ -119,7 +120,7 @@ def test_json_has_what_was_measured_and_toml_has_not():
 def test_what_means_nothing_is_told_with_its_place(old, new, words):
     assert old in GOOD
     with pytest.raises(ArgumentError) as caught:
-        parse_document(GOOD.replace(old, new, 1), METHODS)
+        parse_checked(GOOD.replace(old, new, 1), METHODS)
     assert [word for word in words if word not in str(caught.value)] == []
     assert str(caught.value).splitlines()[0].isprintable()
 
@@ -149,7 +150,7 @@ def test_changes_and_whole_models_need_a_base():
 
 def test_a_name_that_ends_like_a_file_is_one():
     recipe = parse_document('lorakit = 1\n[[step]]\nterms = [{of = "x.safetensors"}]\n')
-    assert recipe.files == {"x.safetensors": File("x.safetensors")}
+    assert recipe.files == {"x.safetensors": RecipeFile("x.safetensors")}
     assert recipe.steps[0].name == "step1"
 
 

@@ -9,7 +9,7 @@ from commands import ROOT
 from recipes import METHODS
 
 from lorakit.lora_ops.operations.merge.recipes.checks import check
-from lorakit.lora_ops.operations.merge.recipes.document import as_json, as_toml, parse_document
+from lorakit.lora_ops.operations.merge.recipes.document import as_json, as_toml, parse_checked
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 from lorakit.lora_ops.operations.merge.recipes.recipe import Output, Term
 
@@ -19,14 +19,14 @@ FIRST, BLOCKS, DIFFERENCE, TIES, FLUX, LORA, LEGACY = range(7)
 
 
 def read(index):
-    return parse_document(DOCUMENTS[index], METHODS)
+    return parse_checked(DOCUMENTS[index], METHODS)
 
 
 @pytest.mark.parametrize("index", range(7))
 def test_every_document_of_the_page_is_a_recipe(index):
     recipe = read(index)
-    assert parse_document(as_toml(recipe), METHODS) == recipe
-    assert parse_document(as_json(recipe), METHODS) == recipe
+    assert parse_checked(as_toml(recipe), METHODS) == recipe
+    assert parse_checked(as_json(recipe), METHODS) == recipe
 
 
 def test_there_are_no_others():

@@ -18,7 +18,7 @@ from lorakit.lora_ops.operations.merge.recipes.foreign import (
     of_text,
     read_foreign,
 )
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import RecipeFile, Term
 
 RECORDS = FOREIGN["records"]
 A, B, C = ((letter * 64) for letter in "abc")
@@ -46,8 +46,8 @@ def test_every_record_is_a_document(name):
 def test_webui():
     found = read("webui weighted")
     assert found.recipe.files == {
-        "A": File("amodel.safetensors", A),
-        "B": File("bmodel.safetensors", B),
+        "A": RecipeFile("amodel.safetensors", A),
+        "B": RecipeFile("bmodel.safetensors", B),
     }
     (step,) = found.recipe.steps
     assert (step.base, step.method, step.terms) == ("A", "lerp", (Term("B", weight=0.3),))

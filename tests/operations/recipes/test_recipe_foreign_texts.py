@@ -16,7 +16,7 @@ from lorakit.lora_ops.operations.merge.recipes.foreign import (
     of_metadata,
     of_text,
 )
-from lorakit.lora_ops.operations.merge.recipes.recipe import File, Term
+from lorakit.lora_ops.operations.merge.recipes.recipe import RecipeFile, Term
 
 PLAN = """+DHP, https://civitai.com/models/436585/dhxl
 +ST, https://civitai.com/models/1, %LR
@@ -36,7 +36,7 @@ CM Nova + _B "0,1,1,1,1,0.3,0.2,0,0,0,0,0,0,0,0,0,0,0,0,0,0.4,1,1,1,1,1" Final
 def test_plans():
     found = of_text(PLAN)
     got = [
-        (one.base and found.recipe.files.get(one.base, File(one.base)).name, one.sparsify)
+        (one.base and found.recipe.files.get(one.base, RecipeFile(one.base)).name, one.sparsify)
         for one in found.recipe.steps
     ]
     assert got == [

@@ -11,7 +11,7 @@ class Section:
 
     Attributes:
         label: What its blocks are called, before their number.
-        pattern: Regular expression at the start of a flattened name (`formats.flattened`, blocks of
+        pattern: Regular expression at the start of a flattened name (`formats.flat_name`, blocks of
             a UNet in their original names); group 1 is the block's number.
         count: How many blocks the model has; None: as many as the file shows.
         rest: The block's number for a name that fits the pattern without a number.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ....models.architectures import recognise_layers, unet_names
-from ...formats import component, flattened
+from ...formats import component, flat_name
 from .layouts import ANY_STACK, LAYOUTS, Layout, Section
 
 _TE = re.compile(r"te\d?:")
@@ -76,7 +76,11 @@ def locate(names: Iterable[str]) -> Blocks | None:
         None where the names show no numbered block, or several stacks of them that no layout knows.
     """
     flats = {name: flat(name) for name in names}
-    likeliest = recognise_layers(dict.fromkeys(map(flattened, flats))).possible[:1]
+    # What tells models apart are their modules: not biases beside them, nor a VAE, as checkpoints have.
+    layers = [
+        flat_name(name).removesuffix("_bias") for name in flats if not name.startswith("vae.")
+    ]
+    likeliest = recognise_layers(dict.fromkeys(layers)).possible[:1]
     known = {one.name for one in likeliest}
     for layout in (*LAYOUTS, *_lone_stack(flats.values())):
         of = {name: block for name, plain in flats.items() if (block := _block(plain, layout))}
@@ -90,13 +94,13 @@ def locate(names: Iterable[str]) -> Blocks | None:
 
 
 def flat(name: str) -> str:
-    """`formats.flattened`, with the blocks of a UNet by their original names.
+    """`formats.flat_name`, with the blocks of a UNet by their original names.
 
     Names of text encoders begin with `te1:`, `te2:` or `te3:`, or `te:` if which is not known.
     """
     if name.startswith(_CLIP_H):  # the only encoder of Stable Diffusion 2
         name = name.replace("clip_h", "clip_l", 1)
-    plain = flattened(name)
+    plain = flat_name(name)
     if component(name) == "te":
         return plain if _TE.match(plain) else f"te:{plain}"
     ends = (at for at in range(len(plain), 0, -1) if plain[at : at + 1] in ("_", ""))

@@ -14,7 +14,7 @@ from .document import from_tree
 from .expression import as_expression
 from .foreign import of_metadata, of_record
 from .foreign.found import mapping, names_by_hash, text
-from .recipe import File, Recipe
+from .recipe import Recipe, RecipeFile
 
 RECIPE = "lorakit.recipe"
 _SD_RECIPE, _SD_MODELS = "sd_merge_recipe", "sd_merge_models"
@@ -51,7 +51,7 @@ class Ancestor:
         lost: What could not be carried of its recipe.
     """
 
-    file: File
+    file: RecipeFile
     program: str = ""
     recipe: Recipe | None = None
     parents: tuple[Ancestor, ...] = ()
@@ -60,7 +60,7 @@ class Ancestor:
     def lines(self, indent: str = "") -> Iterator[str]:
         """The tree for people, a line a file."""
         made = f", by {self.program}" if self.program else ""
-        how = as_expression(self.recipe) if self.recipe else None
+        how = as_expression(replace(self.recipe, parts={})) if self.recipe else None
         digits = f" ({self.file.sha256[:10]})" if self.file.sha256 else ""
         yield f"{indent}{self.file.name}{digits}{made}{f': {how}' if how else ''}"
         for parent in self.parents:
@@ -164,7 +164,7 @@ def recipe_of(metadata: Mapping[str, str], name: str = "this file") -> Ancestor:
     parents = _parents(recipe, known, set(), left)
     if left[0] <= 0:
         lost = (*lost, f"more than {_MOST} ancestors: the rest is left out")
-    return Ancestor(File(name), program, recipe, parents, lost)
+    return Ancestor(RecipeFile(name), program, recipe, parents, lost)
 
 
 def _own(written: object) -> tuple[str, Recipe | None, tuple[str, ...]]:

@@ -18,8 +18,9 @@ from .recipe import (
     SPARSIFIERS,
     STEP_KEYS,
     TERM_KEYS,
-    File,
+    Output,
     Recipe,
+    RecipeFile,
     Step,
     Term,
     Value,
@@ -93,7 +94,8 @@ def check(
         _check_step(where, step, methods)
         spaces[step.name] = given[step.name] = _space(where, step, given)
     _check_parts(recipe, given)
-    _check_output(recipe, spaces[recipe.steps[-1].name])
+    check_output(recipe.output)
+    _check_kind(recipe.output, spaces[recipe.steps[-1].name])
     return spaces
 
 
@@ -129,7 +131,7 @@ def _check_name(name: str, what: str) -> None:
         )
 
 
-def _check_file(key: str, file: File) -> None:
+def _check_file(key: str, file: RecipeFile) -> None:
     where = f"file `{plain(key)}`"
     if not file.name.strip() or not file.name.isprintable() or len(file.name) > _LONGEST:
         raise ArgumentError(f"{where}: `{plain(file.name[:40])}` is no name of a file")
@@ -260,8 +262,8 @@ def _check_parts(recipe: Recipe, given: Mapping[str, str]) -> None:
             raise _unknown("parts", f"`{part}`", name, given, recipe)
 
 
-def _check_output(recipe: Recipe, last: str) -> None:
-    output = recipe.output
+def check_output(output: Output) -> None:
+    """Raise an `ArgumentError` for words of an output that mean nothing."""
     for key, choices in _CHOICES.items():
         _check_choice("output", key, getattr(output, key), choices)
     for part, dtype in output.dtype.items():
@@ -269,6 +271,9 @@ def _check_output(recipe: Recipe, last: str) -> None:
         _check_choice(f"output: dtype of `{part}`", "dtype", dtype, DTYPES)
     if output.format not in FORMATS:
         parse_size(output.format)
+
+
+def _check_kind(output: Output, last: str) -> None:
     if output.rank is not None and output.kind != "lora":
         raise ArgumentError('output: `rank` is of a LoRA; set `kind = "lora"`')
     if output.kind == "checkpoint" and last == "delta":

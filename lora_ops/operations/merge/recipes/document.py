@@ -14,7 +14,7 @@ from ....errors import ArgumentError, LoraOpsError
 from ....text import plain
 from .checks import Taking, check
 from .places import line_of
-from .recipe import FORMAT, STEP_KEYS, TERM_KEYS, File, Output, Recipe, Step, Term, Value
+from .recipe import FORMAT, STEP_KEYS, TERM_KEYS, Output, Recipe, RecipeFile, Step, Term, Value
 from .table import Table, shown
 from .toml_text import toml_text
 
@@ -23,8 +23,11 @@ _MOST = 4_000_000  # characters of a document
 _SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
-def read_recipe(path: str | Path, methods: Mapping[str, Taking] | None = None) -> Recipe:
+def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe file: TOML, or JSON if it begins with `{`.
+
+    Args:
+        path: The file.
 
     Raises:
         ArgumentError: There is no such file, it is no recipe, or the recipe means nothing.
@@ -37,14 +40,26 @@ def read_recipe(path: str | Path, methods: Mapping[str, Taking] | None = None) -
     except UnicodeDecodeError as error:
         raise ArgumentError(f"the recipe is no UTF-8 text: {error.reason}", path=path) from None
     try:
-        return parse_document(text, methods)
+        return parse_document(text)
     except LoraOpsError as error:
         error.path = error.path or path
         raise
 
 
-def parse_document(text: str, methods: Mapping[str, Taking] | None = None) -> Recipe:
+def parse_document(text: str) -> Recipe:
     """Read a recipe from its text: TOML, or JSON if it begins with `{`.
+
+    Args:
+        text: The document. Names of methods and what they take are checked when it is planned.
+
+    Raises:
+        ArgumentError: With line, table and key, where it is no recipe or means nothing.
+    """
+    return parse_checked(text)
+
+
+def parse_checked(text: str, methods: Mapping[str, Taking] | None = None) -> Recipe:
+    """Read a recipe from its text; see `parse_document`.
 
     Args:
         text: The document.
@@ -82,7 +97,11 @@ def from_tree(tree: object, methods: Mapping[str, Taking] | None = None) -> Reci
 
 
 def as_toml(recipe: Recipe) -> str:
-    """The recipe as TOML: in one order, defaults left out; `parse_document` reads it back as the same."""
+    """Return a recipe as TOML: in one order, defaults left out; `parse_document` reads it back as the same.
+
+    Args:
+        recipe: Any.
+    """
     return toml_text(as_tree(recipe), spread=("files",))
 
 
@@ -185,7 +204,7 @@ def _recipe(top: Table, methods: Mapping[str, Taking] | None) -> Recipe:
     names = {step.name for step in steps}
     for name in (*(name for step in steps for name in _used(step)), *parts.values()):
         if name not in files and name not in names and name.lower().endswith(_SUFFIXES):
-            files[name] = File(name)
+            files[name] = RecipeFile(name)
     recipe = Recipe(tuple(steps), files, title, parts, output)
     check(recipe, methods=methods)
     return recipe
@@ -195,8 +214,8 @@ def _used(step: Step) -> list[str]:
     return [step.base, *(name for term in step.terms for name in (term.of, term.minus))]
 
 
-def _file(table: Table) -> File:
-    found = File(
+def _file(table: Table) -> RecipeFile:
+    found = RecipeFile(
         table.text("name"),
         sha256=table.text("sha256").lower(),
         url=table.text("url"),

@@ -10,7 +10,7 @@ from ....errors import ArgumentError
 from ....text import plain
 from .arithmetic import Addend, Polynomial, parse_amount, parse_sum
 from .checks import check
-from .recipe import File, Recipe, Step, Term
+from .recipe import Recipe, RecipeFile, Step, Term
 
 _TERM = (
     "write NAME, NAME:WEIGHT, NAME:WEIGHT:BLOCKS or NAME:WEIGHT:BLOCKS:WHERE, as in `B:0.3:OUTALL`"
@@ -19,7 +19,7 @@ _TERM = (
 
 def parse_line(
     text: str,
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     deltas: Collection[str] = (),
 ) -> Recipe:
@@ -41,7 +41,7 @@ def parse_line(
 
 def parse_expression(
     text: str,
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     deltas: Collection[str] = (),
 ) -> Recipe:
@@ -91,7 +91,7 @@ def parse_expression(
 
 def parse_terms(
     texts: Sequence[str],
-    files: Mapping[str, File] | None = None,
+    files: Mapping[str, RecipeFile] | None = None,
     *,
     base: str = "",
     method: str = "",
@@ -111,13 +111,30 @@ def parse_terms(
     Raises:
         ArgumentError: A weight is no number, or there is no term.
     """
-    terms = tuple(map(parse_term, texts))
+    return recipe_of_terms(
+        list(map(parse_term, texts)), files, base=base, method=method, deltas=deltas
+    )
+
+
+def recipe_of_terms(
+    terms: Sequence[Term],
+    files: Mapping[str, RecipeFile] | None = None,
+    *,
+    base: str = "",
+    method: str = "",
+    deltas: Collection[str] = (),
+) -> Recipe:
+    """Return the recipe of one step; see `parse_terms`.
+
+    Raises:
+        ArgumentError: There is no term, or the recipe means nothing.
+    """
     if not terms:
         raise ArgumentError("no term; give at least one, as in `A:0.7 B:0.3`")
     whole = [term for term in terms if term.of not in deltas]
     method = method or ("sum" if base or not whole else "average")
     used = [*([base] if base else []), *(term.of for term in terms)]
-    return _recipe(Step("step1", terms, method, base), used, files, deltas)
+    return _recipe(Step("step1", tuple(terms), method, base), used, files, deltas)
 
 
 def parse_term(text: str) -> Term:
@@ -214,13 +231,13 @@ def _paired(addends: Sequence[Addend], deltas: Collection[str]) -> list[Addend]:
 
 
 def _recipe(
-    step: Step, used: Sequence[str], files: Mapping[str, File] | None, deltas: Collection[str]
+    step: Step, used: Sequence[str], files: Mapping[str, RecipeFile] | None, deltas: Collection[str]
 ) -> Recipe:
     kinds = dict.fromkeys(deltas, "lora")
     known = (
         files
         if files is not None
-        else {name: File(name, kind=kinds.get(name, "")) for name in used}
+        else {name: RecipeFile(name, kind=kinds.get(name, "")) for name in used}
     )
     recipe = Recipe((step,), known)
     check(recipe, kinds=kinds)

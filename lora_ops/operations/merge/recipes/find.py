@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ....errors import ArgumentError
+from ....files import INDEX, input_sha256, open_source
 from ....files.hashes import file_sha256
+from ....files.remembered import remembered
 from ....text import plain
-from .recipe import File, Recipe
+from .recipe import Recipe, RecipeFile
 
 _SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_PIPELINE = "model_index.json"  # in a folder of diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +34,22 @@ class Found:
 
 def find_files(
     recipe: Recipe,
-    folders: Iterable[str | Path],
+    folders: Sequence[str | Path],
     *,
     hash_all: bool = False,
-    sha256: Callable[[Path], str] = file_sha256,
+    sha256: Callable[[Path], str] | None = None,
 ) -> Found:
     """Find the files of a recipe in folders, and in the folders in these.
 
     A file whose name is right is hashed first; if the hash is another's, those of the same size are.
-    Where the recipe has no hash, the name decides.
+    Where the recipe has no hash, the name decides. A model in shards is its index; a folder of diffusers
+    is one model, too.
 
     Args:
         recipe: Any.
         folders: Where to look.
         hash_all: Hash all models, where a file's size is not recorded and no name fits.
-        sha256: What takes the hash of a file.
+        sha256: What takes the hash of a file; None: it is taken, and remembered.
 
     Raises:
         ArgumentError: A folder is none.
@@ -54,7 +59,7 @@ def find_files(
 
     def hash_of(path: Path) -> str:
         if path not in hashes:
-            hashes[path] = sha256(path)
+            hashes[path] = (sha256 or _sha256)(path)
         return hashes[path]
 
     paths: dict[str, Path] = {}
@@ -78,7 +83,15 @@ def find_files(
     return Found(paths, tuple(notes))
 
 
-def _missing(file: File, named: list[Path]) -> str:
+def _sha256(path: Path) -> str:
+    """The hash by which a merge records a file, an index of shards or a folder."""
+    if not path.is_dir() and not path.name.lower().endswith(INDEX):
+        return remembered(path, partial(file_sha256, path))
+    with open_source(path) as source:
+        return input_sha256(source)
+
+
+def _missing(file: RecipeFile, named: list[Path]) -> str:
     if named:
         return f"`{file.name}` is there, but is another file: SHA-256 {file.sha256[:12]}… is wanted"
     url = f"; it can be had at {plain(file.url)}" if file.url else ""
@@ -92,8 +105,10 @@ def _models_in(folders: Iterable[str | Path]) -> list[Path]:
             raise ArgumentError("this is no folder to look for models in", path=folder)
         for place, inner, names in os.walk(folder):
             inner.sort()
+            if _PIPELINE in names:
+                found[Path(place)] = None
             for name in sorted(names):
-                if name.lower().endswith(_SUFFIXES):
+                if name.lower().endswith((*_SUFFIXES, INDEX)):
                     found[Path(place) / name] = None
     return list(found)
 

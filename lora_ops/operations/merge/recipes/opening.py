@@ -9,7 +9,7 @@ from ....files import open_source
 from .ancestry import Ancestor, recipe_of
 from .document import read_recipe
 from .foreign import read_foreign
-from .recipe import File
+from .recipe import RecipeFile
 
 _MODELS = (".safetensors", ".sft", ".safetensors.index.json")
 
@@ -38,9 +38,9 @@ def open_recipe(path: str | Path, row: int | None = None) -> Ancestor:
             )
         return found
     if path.suffix.lower() == ".toml" or _is_ours(path):
-        return Ancestor(File(path.name), "lorakit", read_recipe(path))
+        return Ancestor(RecipeFile(path.name), "lorakit", read_recipe(path))
     found = read_foreign(path, row)
-    return Ancestor(File(path.name), found.program, found.recipe, (), found.lost)
+    return Ancestor(RecipeFile(path.name), found.program, found.recipe, (), found.lost)
 
 
 def _is_ours(path: Path) -> bool:

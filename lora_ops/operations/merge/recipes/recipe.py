@@ -33,7 +33,7 @@ TERM_KEYS = ("of", "minus", "weight", "blocks", "where", "elemental")
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class RecipeFile:
     """A file that goes in.
 
     Attributes:
@@ -137,7 +137,7 @@ class Recipe:
     """
 
     steps: tuple[Step, ...]
-    files: Mapping[str, File] = field(default_factory=dict[str, File])
+    files: Mapping[str, RecipeFile] = field(default_factory=dict[str, RecipeFile])
     title: str = ""
     parts: Mapping[str, str] = field(default_factory=dict[str, str])
     output: Output = field(default_factory=Output)
@@ -154,6 +154,25 @@ class Recipe:
 
         _mapped(self, note)
         return tuple(found)
+
+    def with_output(
+        self, *, dtype: str | Mapping[str, str] = "", rounding: str = "", keep: str = ""
+    ) -> Recipe:
+        """Return the recipe with another output; what is not given stays.
+
+        Args:
+            dtype: `fp32`, `fp16` or `bf16`; by component `{"vae": "fp32", "all": "fp16"}`.
+            rounding: `nearest` or `stochastic`.
+            keep: Whether the flags of v-prediction stay: `auto` (as the base has them), `on`, `off`.
+        """
+        dtypes = {"all": dtype} if dtype and isinstance(dtype, str) else dict(dtype or {})
+        output = replace(
+            self.output,
+            dtype=dtypes or self.output.dtype,
+            rounding=rounding or self.output.rounding,
+            keep=keep or self.output.keep,
+        )
+        return replace(self, output=output)
 
     def bind(self, values: Mapping[str, float]) -> Recipe:
         """Return the recipe with numbers in place of names.

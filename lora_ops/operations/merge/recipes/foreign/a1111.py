@@ -34,12 +34,15 @@ def read(recipe: Mapping[str, object], models: Mapping[str, str]) -> Foreign:
         b = draft.file(sha256=text(recipe.get("secondary_model_hash")))
         if method == "Add difference":
             c = draft.file(sha256=text(recipe.get("tertiary_model_hash")))
-            draft.step([Term(b, c, weight)], base=a)
+            step = draft.step([Term(b, c, weight)], base=a)
         else:
-            draft.step([Term(b, weight=weight)], base=a, method="lerp")
+            step = draft.step([Term(b, weight=weight)], base=a, method="lerp")
             if method != "Weighted sum":
                 draft.lose(f"interpolation `{method}` is unknown: taken for a weighted sum")
-        draft.lose("the VAE was merged like all else; here it stays that of the first model")
+        draft.parts["vae"] = step  # merged like all else
+        draft.lose(
+            "weights that only the second model has were taken from it; here they are left out"
+        )
     vae = text(recipe.get("bake_in_vae"))
     if vae not in ("", "None"):
         draft.parts["vae"] = draft.file(vae)

@@ -12,7 +12,7 @@ from typing import cast
 from .....adapters.metadata.common import from_json
 from .....errors import FormatError
 from .....text import plain
-from ..recipe import File, Output, Recipe, Step, Term
+from ..recipe import Output, Recipe, RecipeFile, Step, Term
 from ..toml_text import number_text
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,7 +49,7 @@ class Draft:
 
     program: str
     models: Mapping[str, str] = field(default_factory=dict[str, str])
-    files: dict[str, File] = field(default_factory=dict[str, File])
+    files: dict[str, RecipeFile] = field(default_factory=dict[str, RecipeFile])
     steps: list[Step] = field(default_factory=list[Step])
     lost: list[str] = field(default_factory=list[str])
     parts: dict[str, str] = field(default_factory=dict[str, str])
@@ -71,7 +71,7 @@ class Draft:
             if (file.sha256 == sha256 and sha256) or (file.name == name and file.sha256 == sha256):
                 return key
         key = _letter(len(self.files))
-        self.files[key] = File(name, sha256, kind=kind, url=url)
+        self.files[key] = RecipeFile(name, sha256, kind=kind, url=url)
         return key
 
     def step(self, terms: Sequence[Term] = (), **settings: object) -> str:

@@ -1,4 +1,4 @@
-"""Recognising weights stored with separate scales, which read plainly would be wrong numbers.
+"""Recognising weights stored with scales, which read plainly would be wrong numbers.
 
 Sources of the names: ComfyUI (scaled fp8, `comfy_quant`, `_quantization_metadata`), compressed
 tensors (`weight_scale`), bitsandbytes, GPTQ and AWQ (`qweight`), Nunchaku (`wscales`), HQQ
@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from ..errors import QuantisedError
-from ..source import TensorSource
-from .base import FileSource, quote
-from .dtypes import DTYPE_NAMES
+from ...errors import QuantisedError
+from ...source import TensorSource
+from ..base import FileSource, quote
+from ..dtypes import DTYPE_NAMES
+from .comfy import METADATA
+from .schemes import quantised_weights
+from .source import QuantisedSource
 
 # Scheme and what its keys look like, surest first. The group is the layer; a marker has none.
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -30,6 +33,7 @@ _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("comfy_quant", r"(.+)\.comfy_quant"),
         ("scaled fp8", r"(.+)\.scale_weight|(?:.+\.)?scaled_fp8"),
         ("weight_scale", r"(.+)\.(?:weight_scale(?:_2|_inv)?|weight_s_rel|weight_s_channel)"),
+        ("torchao", r"(.+)\._weight_qdata"),
         ("GPTQ or AWQ", r"(.+)\.(?:qzeros|g_idx)"),
         ("SVDQuant", r"(.+)\.wscales"),
         ("HQQ", r"(.+)\.W_q"),
@@ -43,8 +47,6 @@ _PACKED = dict.fromkeys(("I8", "U8", "I16", "U16", "I32", "U32"), "packed intege
 # ... and of any tensor: nothing but scaled storage uses elements so narrow.
 _NARROW = {"F4": "4-bit floats", "F6_E2M3": "6-bit floats", "F6_E3M2": "6-bit floats"}
 
-_METADATA_KEY = "_quantization_metadata"  # ComfyUI: JSON, `layers` maps names to settings
-
 
 def quantisation(source: TensorSource) -> str | None:
     """The name of the scheme in which numbers are stored with scales, None for plain numbers.
@@ -55,19 +57,27 @@ def quantisation(source: TensorSource) -> str | None:
 
 
 def refuse_quantised(source: TensorSource) -> None:
-    """Let plain numbers pass.
+    """Let plain numbers pass, also those of a file that is decoded as it is read.
 
     Raises:
-        QuantisedError: numbers are stored with scales; names the scheme, how many layers, an example.
+        QuantisedError: numbers are stored with scales that are not read; names the scheme, how many
+            layers, an example, and what is wrong with it if it is of a scheme that is read.
     """
+    if isinstance(source, QuantisedSource):
+        source.check()
     scheme = quantisation(source)
     if scheme is None:
         return
     found = [(layer, key) for name, layer, key in _signs(source) if name == scheme]
     layers = {layer for layer, _ in found if layer is not None}
     count = f" in {len(layers)} layer{'s' * (len(layers) != 1)}" if layers else ""
+    why = ""
+    try:
+        quantised_weights(source)
+    except QuantisedError as error:
+        why = f", and {error.args[0]}"
     raise QuantisedError(
-        f"the weights are quantised ({scheme}{count}, see {quote(found[0][1])}); "
+        f"the weights are quantised ({scheme}{count}, see {quote(found[0][1])}){why}; "
         "give the unquantised (fp16/bf16/fp32) checkpoint",
         path=source.name,
     )
@@ -80,10 +90,10 @@ def _signs(source: TensorSource) -> Iterator[tuple[str, str | None, str]]:
         for key in keys:
             if match := pattern.fullmatch(key):
                 yield scheme, match[match.lastindex] if match.lastindex else None, key
-    if _METADATA_KEY in source.metadata:
-        layers: list[str | None] = [*_metadata_layers(source.metadata[_METADATA_KEY])]
+    if METADATA in source.metadata:
+        layers: list[str | None] = [*_metadata_layers(source.metadata[METADATA])]
         for layer in layers or [None]:
-            yield "comfy_quant", layer, _METADATA_KEY
+            yield "comfy_quant", layer, METADATA
     for key in keys:
         name = _stored(source, key)
         layer = key.removesuffix(".weight")

@@ -1,0 +1,139 @@
+"""What the options of `lorakit merge` make of a recipe: its parts, numbers, output, or a LoRA of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..lora_ops import (
+    ArgumentError,
+    MergedSource,
+    MergeOptions,
+    Plan,
+    Recipe,
+    TensorSource,
+    plan_file,
+    plan_merge,
+)
+from ..lora_ops.files import check_output
+from ..lora_ops.linalg.storage import DTYPES
+from ..lora_ops.operations.merge.components import COMPONENTS
+from ..lora_ops.operations.merge.recipes.checks import FORMATS, check
+from ..lora_ops.operations.weights.output import SHARD_SIZE
+from ..lora_ops.run.inputs import paths_of
+from ..lora_ops.text import either, parse_size, plain
+from .merge_request import Request
+
+_RANK = "32"
+_COMPONENTS = (*COMPONENTS, "vae")
+
+
+def with_options(
+    recipe: Recipe,
+    request: Request,
+    component: Sequence[str],
+    dtype: Sequence[str],
+    values: Sequence[str],
+    *,
+    rounding: str,
+    keep: str,
+) -> tuple[Recipe, list[str]]:
+    """Return a recipe with what the options say of its parts, its numbers and its output.
+
+    Args:
+        recipe: As it was read.
+        request: Opens the files that components are taken from.
+        component: `NAME`, or `NAME=FILE`.
+        dtype: `D`, or `NAME=D`.
+        values: `NAME=NUMBER`.
+        rounding: See `Recipe.with_output`.
+        keep: See there.
+
+    Returns:
+        The recipe with numbers for all names, and the components that are merged.
+
+    Raises:
+        ArgumentError: One of them means nothing.
+    """
+    merged = [one for text in component if "=" not in text for one in text.split(",")]
+    for one in merged:
+        if one not in _COMPONENTS:
+            raise ArgumentError(f"component `{plain(one)}` is {either(_COMPONENTS)}")
+    parts: dict[str, str] = {}
+    for text in component:
+        name, equals, path = text.partition("=")
+        if equals:
+            parts[name], recipe = request.place(recipe, path)
+    recipe = replace(recipe, parts={**recipe.parts, **parts}).bind(_numbers(recipe, values))
+    dtypes = dict(recipe.output.dtype)
+    for text in (one for texts in dtype for one in texts.split(",")):
+        name, equals, asked = text.partition("=")
+        dtypes |= {name: asked} if equals else {"all": name}
+    recipe = recipe.with_output(dtype=dtypes, rounding=rounding, keep=keep)
+    check(recipe)
+    return recipe, merged or list(COMPONENTS)
+
+
+def _numbers(recipe: Recipe, values: Sequence[str]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for text in values:
+        name, _, number = text.partition("=")
+        try:
+            numbers[name.strip().removeprefix("$")] = float(number)
+        except ValueError:
+            raise ArgumentError(f"`{plain(text)}`: write NAME=NUMBER, as in a=0.3") from None
+    missing = [name for name in recipe.values if name not in numbers]
+    if missing:
+        raise ArgumentError(f"`${missing[0]}` has no value; give one, as in --set {missing[0]}=0.3")
+    return numbers
+
+
+def shard_bytes(text: str) -> int:
+    """Most bytes of a shard, from a size or a format of a recipe."""
+    return SHARD_SIZE if text in FORMATS else parse_size(text)
+
+
+def format_notes(recipe: Recipe, output: Path) -> Iterator[str]:
+    """Say where the output's name is that of another format than the recipe's: the name decides."""
+    asked = recipe.output.format
+    is_one = output.name.lower().endswith(".safetensors")
+    if asked and is_one != (asked == "single"):
+        yield f'the recipe\'s format is "{asked}"; {output.name} is {"one file" if is_one else "not"}'
+
+
+def as_lora(
+    recipe: Recipe,
+    request: Request,
+    rule: str | None,
+    output: Path,
+    force: bool,
+    options: MergeOptions,
+) -> tuple[Plan, TensorSource, MergedSource]:
+    """Plan the extraction of a merge, which is not written, from its base.
+
+    Args:
+        recipe: What is merged, in float32, whatever its output says; that is the LoRA's dtype.
+        request: Its files.
+        rule: Of ranks; None: the recipe's.
+        output: Where the LoRA is to go.
+        force: Whether it may replace a file.
+        options: See `plan_merge`.
+
+    Returns:
+        The plan, and the two checkpoints that it is of.
+    """
+    plan = plan_merge(recipe.with_output(dtype="fp32"), request.sources, **options)
+    merged = MergedSource(plan)
+    stored = plan.base.dtype(next(key for key, one in plan.tensors.items() if len(one.shape) > 1))
+    name = recipe.output.dtype.get("all")
+    found = plan_file(
+        plan.base,
+        merged,
+        rule or recipe.output.rank or _RANK,
+        output=output,
+        force=force,
+        dtype=DTYPES[name] if name else stored if stored in DTYPES.values() else None,
+    )
+    check_output(output, paths_of(*request.sources.values()), force=force)
+    return found, plan.base, merged

@@ -1,0 +1,150 @@
+"""A file of quantised weights as one of plain ones: each is decoded when it is asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...errors import QuantisedError
+from ...source import TensorSource
+from ..base import FileSource
+from ..reading.routed import RoutedSource
+from .comfy import METADATA
+from .schemes import is_suspect, markers, quantised_weights
+from .torchao import described
+from .weight import Plain, QuantisedWeight
+
+
+class QuantisedSource(RoutedSource):
+    """A `TensorSource` over a file, whose quantised weights are float32; what belongs to them is hidden.
+
+    Args:
+        original: The file.
+        weights: Those beside which scales are stored, by key.
+
+    Attributes:
+        original: The file as it is stored.
+        weights: What is decoded, by key.
+    """
+
+    def __init__(
+        self, original: FileSource, weights: Mapping[str, QuantisedWeight | Plain]
+    ) -> None:
+        self.original = original
+        self.weights = {k: one for k, one in weights.items() if isinstance(one, QuantisedWeight)}
+        self.name, self.paths, self.stamps = original.name, original.paths, original.stamps
+        self.spelling = original.spelling
+        false = {METADATA, *described(original.metadata)}
+        self.metadata = {k: v for k, v in original.metadata.items() if k not in false}
+        hidden = set(markers(original))
+        for one in weights.values():
+            hidden.update(one.beside)
+        for one in self.weights.values():
+            hidden.update(one.parts.values())
+        named = {one.parts["codes"]: key for key, one in self.weights.items()}
+        self._names = {
+            named.get(key, key): key
+            for key in original.keys()  # noqa: SIM118
+            if key in named or key not in hidden
+        }
+
+    def keys(self) -> list[str]:
+        """The names of weights, in the order of the file."""
+        return list(self._names)
+
+    def parts(self) -> list[list[str]]:
+        """The names of weights, file by file."""
+        known = {own: key for key, own in self._names.items()}
+        return [[known[own] for own in part if own in known] for part in self.original.parts()]
+
+    def route(self, key: str) -> tuple[FileSource, str]:
+        """The file and its own name of a tensor."""
+        return self.original, self._names[key]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of the weight that a tensor stands for."""
+        one = self.weights.get(key)
+        return super().shape(key) if one is None else one.shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Float32 for what is decoded."""
+        return torch.float32 if key in self.weights else super().dtype(key)
+
+    def dtype_name(self, key: str) -> str:
+        """`F32` for what is decoded."""
+        return "F32" if key in self.weights else super().dtype_name(key)
+
+    def result_dtype(self, key: str) -> torch.dtype:
+        """Bfloat16 for what is decoded: what such models are made from, and far finer than their storage."""
+        return torch.bfloat16 if key in self.weights else super().result_dtype(key)
+
+    def storage(self, key: str) -> str:
+        """What people call the way in which a tensor is stored."""
+        one = self.weights.get(key)
+        return super().storage(key) if one is None else one.storage
+
+    def stored_size(self, key: str) -> int:
+        """Bytes in the file, those of the scales included."""
+        one = self.weights.get(key)
+        if one is None:
+            return super().stored_size(key)
+        return sum(self.original.stored_size(part) for part in one.parts.values())
+
+    def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
+        """How far apart the numbers that the storage can hold lie."""
+        one = self.weights.get(key)
+        if one is None:
+            return super().grid(key, values, start)
+        told = {role: one.parts[role] for role in one.roles_of_steps}
+        return one.steps({r: self.original.tensor(k) for r, k in told.items()}, values, start)
+
+    def tensor(self, key: str) -> Tensor:
+        """Read one tensor, and decode it."""
+        one = self.weights.get(key)
+        if one is None:
+            return super().tensor(key)
+        return one.decode({role: self.original.tensor(part) for role, part in one.parts.items()})
+
+    def read_into(self, key: str, start: int, out: Tensor) -> None:
+        """Fill a buffer with a run of a tensor's numbers; decodes all of it."""
+        if key in self.weights:
+            TensorSource.read_into(self, key, start, out)
+        else:
+            super().read_into(key, start, out)
+
+    def has_ranges(self, key: str) -> bool:
+        """Not of what is decoded."""
+        return key not in self.weights and super().has_ranges(key)
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the numbers of a tensor into an open file, decoded."""
+        if key in self.weights:
+            FileSource.copy_into(self, key, file, offset)
+        else:
+            super().copy_into(key, file, offset)
+
+    def check(self) -> None:
+        """Raise a `QuantisedError` if what decodes the weights is not installed."""
+        for one in self.weights.values():
+            one.check()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.original.close()
+
+
+def decoded(source: FileSource) -> FileSource:
+    """Return a file with its quantised weights as float32; the file itself where there are none.
+
+    One that cannot be decoded is returned as it is stored: `refuse_quantised` says why.
+    """
+    if not is_suspect(source):
+        return source
+    try:
+        weights = quantised_weights(source)
+    except QuantisedError:
+        return source
+    return QuantisedSource(source, weights) if weights or markers(source) else source

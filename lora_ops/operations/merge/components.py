@@ -1,0 +1,31 @@
+"""Which components are merged, said by a recipe: one that is not comes from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ...source import TensorSource
+from .matched import Model
+from .recipes.recipe import Recipe
+
+#: Those that are merged unless a recipe says otherwise.
+COMPONENTS = ("unet", "te")
+
+
+def with_components(
+    recipe: Recipe, components: Sequence[str], base: Model, sources: Mapping[str, TensorSource]
+) -> Recipe:
+    """Return a recipe that merges these components and no others, whoever runs it.
+
+    Args:
+        recipe: Its own parts stay.
+        components: Of `unet`, `te` and `vae`.
+        base: The checkpoint that the others are taken from.
+        sources: The files by the recipe's names.
+    """
+    held = {one.component for one in base.parameters.values()}
+    own = next(name for name, source in sources.items() if source is base.source)
+    parts = {part: own for part in COMPONENTS if part in held and part not in components}
+    parts |= {part: recipe.steps[-1].name for part in components if part in held - {*COMPONENTS}}
+    return replace(recipe, parts=parts | dict(recipe.parts))

@@ -1,0 +1,93 @@
+"""What a merge will do, for people and for machines: from headers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...files import beside_weights, dtype_name
+from ...files.header import header_room
+from ...files.writing.pieces import aligned
+from ...linalg.storage import spelled
+from ...models.architectures import detect, parameters
+from ...models.pairing import parameter_kind
+from ...report import counted
+from ...run.inputs import unhashed
+from ..preview import PlannedLayer, Preview
+from ..weights.output import SHARD_SIZE, is_folder, is_index, shards_of
+from .file import MergedFile, base_file
+from .plan import MergePlan
+
+
+def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE) -> Preview:
+    """Return what a merge will do.
+
+    Args:
+        plan: From `plan_merge_file`.
+        output: Where to.
+        shard_size: See `merge_file`.
+
+    Raises:
+        ArgumentError: The base is no file.
+    """
+    model = detect(parameters(plan.base))
+    names = [name for name in plan.recipe.files if name in plan.sources]
+    taken = sum(not one.steps and one.source is not plan.base for one in plan.tensors.values())
+    dtype = plan.recipe.output.dtype
+    told = ", ".join(f"{part} {name}" for part, name in dtype.items()) or "as stored"
+    counts = {
+        "tensors": len(plan.tensors),
+        "merged": len(plan.merged) - taken,
+        "taken": taken,
+        "copied": len(plan.copied),
+        "left_out": len(plan.dropped),
+        "only_base": len(plan.only_base),
+        "only_others": sum(map(len, plan.only_others.values())),
+        "passes": plan.passes,
+    }
+    methods = dict.fromkeys(step.method for step in plan.recipe.steps)
+    return Preview(
+        output=str(output),
+        size_at_most=_size(plan, output, shard_size),
+        layers=tuple(_layers(plan)),
+        told=f"{', '.join(methods)}, {told}; of {counted(counts['tensors'], 'tensor')} "
+        f"{counts['merged']} merged, {taken} taken, {counts['copied']} copied; "
+        f"read {'once' if plan.passes == 1 else f'up to {plan.passes} times'}",
+        settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},
+        architecture=model.title if model else None,
+        inputs=tuple(f"{name} = {Path(plan.sources[name].name).name}" for name in names),
+        notes=plan.notes,
+        by_component=True,
+    )
+
+
+def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
+    for planned in plan.tensors.values():
+        for parameter in (step.parameter for step in planned.steps):
+            yield PlannedLayer(
+                parameter.target,
+                parameter.component,
+                parameter_kind(parameter),
+                parameter.shape,
+                f"merged, to {spelled(planned.dtype)}",
+            )
+
+
+def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
+    """Bytes of all files of the result, at most."""
+    base = base_file(plan)
+    tensors = plan.tensors.items()
+    data = sum(math.prod(one.shape) * one.dtype.itemsize for _, one in tensors)
+    rows = [(key, dtype_name(one.dtype), one.shape) for key, one in tensors]
+    sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
+    room = 8 + aligned(header_room(rows, sink.longest(list(map(unhashed, sink.sources)))))
+    if is_folder(base):
+        others = sum((Path(base.name) / name).stat().st_size for name in beside_weights(base)[0])
+        return data + room * len(base.paths) + others
+    if not is_index(output):
+        return data + room
+    index = dict.fromkeys(plan.tensors, output.name)
+    shards = shards_of(base, plan.dtypes, shard_size)
+    return data + room * len(shards) + 2 * len(json.dumps(index)) + 1024

@@ -1,0 +1,73 @@
+"""Rounding by chance of a weight's tiles: the same bits for any tiles, threads and naming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...linalg.random_bits import random_bits, random_key
+from ...linalg.stochastic import CHANCE, rounded_by
+from ...models.parameter import Parameter, Piece
+from .change import as_stored
+
+#: In the place of a term's number in the key of its random stream.
+_USE = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ByChance:
+    """How one parameter is rounded: an element by random bits of its own place in the model.
+
+    Attributes:
+        key: Of the stream.
+        dtype: To round to; two bytes a number or one.
+        first: Position of the first element, where the rest follow it as they are stored.
+        bits: Of all elements as they are stored, where they do not.
+    """
+
+    key: int
+    dtype: torch.dtype
+    first: int
+    bits: Tensor | None = None
+
+    @staticmethod
+    def of(seed: int, dtype: torch.dtype, whole: Parameter, piece: Piece | None) -> ByChance | None:
+        """How a parameter is rounded; None where the dtype is not one that is rounded by chance.
+
+        Args:
+            seed: The user's.
+            dtype: To round to.
+            whole: The parameter.
+            piece: The part of it that is stored, where it lies in pieces.
+        """
+        if dtype not in CHANCE:
+            return None
+        key = random_key(seed, whole.name, _USE)
+        parameter = whole if piece is None else piece.parameter
+        is_straight = not parameter.transposed and (piece is None or not piece.swapped)
+        width = 1
+        for length in whole.shape[1:]:
+            width *= length
+        if is_straight:
+            return ByChance(key, dtype, piece.rows[0] * width if piece else 0)
+        count = width * (whole.shape[0] if whole.shape else 1)
+        bits = random_bits(key, 0, count).reshape(whole.shape)
+        return ByChance(key, dtype, 0, as_stored(bits, parameter, piece))
+
+    def round(self, tile: Tensor, first_row: int) -> Tensor:
+        """Round rows of the weight as it is stored; one that does not fit is not finite then.
+
+        Args:
+            tile: (rows, columns).
+            first_row: Of the tile, in the weight.
+        """
+        nearest = tile.to(self.dtype)
+        if not bool(nearest.float().isfinite().all()):
+            return nearest  # is an error
+        if self.bits is not None:
+            bits = self.bits[first_row : first_row + len(tile)]
+        else:
+            bits = random_bits(self.key, self.first + first_row * tile.shape[1], tile.numel())
+        return rounded_by(bits.reshape(tile.shape), tile.float(), self.dtype)

@@ -1,0 +1,59 @@
+"""What is asked of ComfyUI about whole models: where their files lie, and loading one that is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+from torch import Tensor
+
+from . import host
+
+
+def model_folders(*folders: str) -> list[Path]:
+    """Where the host's files of these kinds lie: its folders, and those within that it follows links to."""
+    roots = [Path(root) for folder in folders for root in folder_paths.get_folder_paths(folder)]
+    lying = [host.file_path(name, *folders).parent for name in host.file_names(*folders)]
+    return [folder for folder in dict.fromkeys([*roots, *lying]) if folder.is_dir()]
+
+
+def input_names(*suffixes: str) -> list[str]:
+    """The files in the host's input folder whose names end like this."""
+    names = sorted(one.name for one in _input_folder().glob("*") if one.is_file())
+    return [name for name in names if name.lower().endswith(suffixes)]
+
+
+def input_path(name: str) -> Path:
+    """Where a file of the input folder lies.
+
+    Raises:
+        FileNotFoundError: There is none of that name.
+    """
+    if name not in input_names(""):
+        raise FileNotFoundError(f"no file '{name}' in the input folder")
+    return _input_folder() / name
+
+
+def _input_folder() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def loaded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[Any, Any, Any]:
+    """The MODEL, CLIP and VAE of a checkpoint in memory; None for a CLIP that it has not.
+
+    Raises:
+        ArgumentError: The host knows no such model.
+    """
+    from ...lora_ops import ArgumentError
+
+    folders = folder_paths.get_folder_paths("embeddings")
+    found = comfy.sd.load_state_dict_guess_config(
+        dict(tensors), embedding_directory=folders, metadata=dict(metadata)
+    )
+    if found is None:
+        raise ArgumentError("ComfyUI knows no model of this kind; merge into a file in its place")
+    model, clip, vae, *_ = found
+    return model, clip, vae
