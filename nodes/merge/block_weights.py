@@ -52,7 +52,7 @@ class BlockWeights(io.ComfyNode):
             "BlockWeights",
             "Block Weights",
             description="Strengths by the blocks of a model: sliders, times a preset, times a gradient. Gives "
-            "the text for `blocks` of Apply LoRA, Scale LoRA and Merge Models, and a picture of it.",
+            "the text for `blocks` of Apply LoRA, Scale LoRA and the merging nodes, and a picture of it.",
             search_aliases=["mbw", "lbw", "block weight", "layer weights", "merge blocks"],
             is_output_node=True,
             inputs=[
