@@ -293,3 +293,17 @@ def test_numbers_that_are_none_are_refused_or_left_as_they_are_in_a(three):
     assert torch.equal(held[key].double(), a[key])
     other = key.replace("img_in", "txt_in")
     assert close(held[other], (a[other] + b[other]) / 2)
+
+
+def test_block_weights_go_in(three):
+    """The sliders' text by a link is the text itself."""
+    comfy, (a, b, _) = three[0], three[1].values()
+    graph = Graph(comfy)
+    sliders = graph.add("LorakitBlockWeights", model="other", **{"model.depth_0": 0.25})
+    text = graph.add("PreviewAny", source=sliders[0])
+    path = graph.add("PreviewAny", source=merge(graph, 0.4, blocks=sliders[0])[1])
+    ran = graph.run()
+    assert ran[text]["text"][0].startswith("depth=0.25,")
+    held = load_file(ran[path]["text"][0])
+    key = "model.diffusion_model.double_blocks.0.img_mlp.0.weight"
+    assert close(held[key], a[key] + 0.1 * (b[key] - a[key]))
