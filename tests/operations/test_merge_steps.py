@@ -69,6 +69,19 @@ def test_a_chain_is_its_steps_one_after_another_and_reads_each_file_once_a_pass(
     assert all(one.reads[KEY] <= 3 for one in opened.values())
 
 
+def test_a_chain_on_a_base_in_pieces_is_the_same_and_as_long():
+    """Each step is computed for the whole weight once, however many pieces and steps ask for it."""
+    models = {name: both(architecture_named("flux"), seed) for seed, name in enumerate("ABCD")}
+    recipe = Recipe(tuple(chain(12, "ties")), FILES)
+    native, foreign = (
+        merge(recipe, {name: DictSource(one[at], name=name) for name, one in models.items()})[0]
+        for at in (0, 1)
+    )
+    source = DictSource(foreign)
+    for name, one in parameters(source).items():
+        torch.testing.assert_close(read_parameter(source, one), native[name], rtol=1e-6, atol=1e-7)
+
+
 def test_a_step_that_two_use_is_the_same_for_both():
     shared = Step("s", (Term("B", weight=0.5), Term("C", weight=0.5)), "ties", "A")
     last = Step("out", (Term("s", weight=0.25), Term("s", "D", weight=0.5)), "sum", "A")

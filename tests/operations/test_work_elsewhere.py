@@ -30,6 +30,9 @@ from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
 from lorakit.lora_ops.operations.extract.extract import extraction_work
 from lorakit.lora_ops.operations.extract.plan import plan_extraction
+from lorakit.lora_ops.operations.merge.merge import merge
+from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step
+from lorakit.lora_ops.operations.merge.recipes.recipe import Term as MergeTerm
 from lorakit.lora_ops.operations.resize.importance import importance_work
 from lorakit.lora_ops.operations.resize.layer import Resizing
 from lorakit.lora_ops.operations.resize.resize import resize_work
@@ -166,6 +169,20 @@ def test_bake(tmp_path: Path, there: Elsewhere, monkeypatch: pytest.MonkeyPatch)
     here, report = bake(base, terms)
     monkeypatch.setattr("lorakit.lora_ops.operations.bake.bake.stream", there.stream)
     found, other = bake(base, terms)
+    assert there.done
+    check_equal(found, here)
+    assert replace(other, seconds=0) == replace(report, seconds=0)
+
+
+@pytest.mark.parametrize("method", ["lerp", "ties", "cosine_a"])
+def test_merge(tmp_path: Path, there: Elsewhere, monkeypatch: pytest.MonkeyPatch, method: str):
+    """Methods of one pass and of more, and one that looks at the whole model first."""
+    base, tuned = pair(tmp_path)
+    step = Step("m", (MergeTerm("B", weight=0.4),), method, "A")
+    recipe = Recipe((step,), {name: RecipeFile(f"{name}.safetensors") for name in "AB"})
+    here, report = merge(recipe, {"A": base, "B": tuned})
+    monkeypatch.setattr("lorakit.lora_ops.operations.merge.merge.stream", there.stream)
+    found, other = merge(recipe, {"A": base, "B": tuned})
     assert there.done
     check_equal(found, here)
     assert replace(other, seconds=0) == replace(report, seconds=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ...adapters.strengths.rules import parse_rules
+from ...errors import ArgumentError
 from ...source import TensorSource
 from .matched import Model
 from .recipes.recipe import Recipe
@@ -29,3 +31,32 @@ def with_components(
     parts = {part: own for part in COMPONENTS if part in held and part not in components}
     parts |= {part: recipe.steps[-1].name for part in components if part in held - {*COMPONENTS}}
     return replace(recipe, parts=parts | dict(recipe.parts))
+
+
+def whole_parts(recipe: Recipe) -> set[str]:
+    """Components that the parts of a recipe are of."""
+    return {"te" if part.startswith("te") else part for part in recipe.parts}
+
+
+def part_targets(recipe: Recipe, base: Model, names: Sequence[str]) -> dict[str, str]:
+    """Return the file or step that gives a target, where it is not the last step.
+
+    Args:
+        recipe: With parts.
+        base: The checkpoint that the result has the names of.
+        names: Targets of all that is merged.
+
+    Raises:
+        ArgumentError: The base has no such part.
+    """
+    found: dict[str, str] = {}
+    for part, name in recipe.parts.items():
+        if part == "vae":
+            targets = {one.target for one in base.parameters.values() if one.component == "vae"}
+        else:
+            (rule,) = parse_rules(names, where=[f"{part}=1"])
+            targets = rule.names
+        if not targets:
+            raise ArgumentError(f"parts: {base.source.name} has no `{part}`")
+        found |= dict.fromkeys(targets, name)
+    return found

@@ -120,7 +120,7 @@ def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
         progress: Called after each weight of such a pass.
     """
     for survey in plan.surveys:
-        survey.found(progress)
+        survey(progress)
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:

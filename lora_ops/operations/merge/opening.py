@@ -49,7 +49,9 @@ class Opening:
             self.parameter = replace(parameter, transposed=False, pieces=())
         self.weight, self.dtype = weight, dtype
         self._stored: dict[tuple[int, str, tuple[int, int] | None], Rows] = {}
-        self._shared: dict[int, tuple[Node, Shared]] = {}
+        self._open: dict[
+            int, tuple[Node, Rows]
+        ] = {}  # the nodes too: an id lives as long as they do
         self._model: Opening | None = self if self.is_as_model else None
 
     @property
@@ -70,16 +72,18 @@ class Opening:
 
     def open(self, node: Node) -> Rows:
         """Open a term, or give what it was opened as: a step is one, however many use it."""
-        if id(node) in self._shared:
-            _, shared = self._shared[id(node)]
-            shared.users += 1
-            return shared
-        rows = node.open(self)
-        if isinstance(rows, Stored | Held | Between):  # as good as remembered
+        if id(node) in self._open:
+            _, rows = self._open[id(node)]
+            if isinstance(rows, Shared):
+                rows.users += 1
             return rows
-        shared = Shared(rows, self.dtype)
-        self._shared[id(node)] = node, shared
-        return shared
+        rows = node.open(self)
+        if not isinstance(
+            rows, Stored | Held | Between | Shared
+        ):  # these are as good as remembered
+            rows = Shared(rows, self.dtype)
+        self._open[id(node)] = node, rows
+        return rows
 
     def stored(self, source: TensorSource, parameter: Parameter) -> Rows:
         """Rows of a parameter of some checkpoint, as the output stores it."""

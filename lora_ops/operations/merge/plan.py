@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
@@ -14,6 +15,7 @@ from ...errors import MismatchError
 from ...linalg.storage import DTYPES
 from ...models.architectures import Parameter
 from ...report import counted
+from ...run.workers import Progress
 from ...source import DictSource, TensorSource
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
@@ -25,7 +27,6 @@ from .recipes.checks import check_output
 from .recipes.recipe import Recipe
 from .resolved import Resolver
 from .step import Merged
-from .survey import Survey
 
 _FLAGS = ("v_pred", "ztsnr")
 
@@ -46,7 +47,7 @@ class MergePlan:
         dropped: Keys of the base that are left out: averages of the weights.
         notes: What is worth a sentence.
         allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
-        surveys: What steps ask of all of their weights first.
+        surveys: What is read of all weights of a step first, for methods that ask for it.
         passes: How often files are read at most, by the weight that asks for most.
     """
 
@@ -61,7 +62,7 @@ class MergePlan:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     allow_nonfinite: bool = False
-    surveys: tuple[Survey, ...] = ()
+    surveys: tuple[Callable[[Progress | None], Tensor], ...] = ()
     passes: int = 1
 
     @property
@@ -172,7 +173,7 @@ def plan_merge(
         dropped=dropped,
         notes=tuple(notes),
         allow_nonfinite=allow_nonfinite,
-        surveys=resolver.surveys,
+        surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
 

@@ -8,13 +8,13 @@ from typing import TypeAlias
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
 from ...adapters.layers import Convention
-from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
 from ...source import TensorSource
 from .combine import Adapted, Difference, Leaf, Sum
 from .combined import Combination
+from .components import part_targets, whole_parts
 from .matched import EMA, Model
 from .opening import Node
 from .recipes.recipe import Recipe, Step, Term
@@ -58,14 +58,14 @@ class Resolver:
         self._allow_partial = allow_partial
         base = self._base_file(recipe.steps[-1].name)
         self.base = self._models[base] = Model.of(self._source(base))
-        self._components = {*components, *_whole_parts(recipe)}
+        self._components = {*components, *whole_parts(recipe)}
         names = [p.target for p in self.base.parameters.values() if self.is_merged(p)]
         if not names:
             raise ArgumentError(
                 f"{self.base.source.name} has none of the components {', '.join(components)}"
             )
         self._names = names
-        self._parts = self._of_parts()
+        self._parts = part_targets(recipe, self.base, names)
         self._terms = {
             name: [self._opened(step, term) for term in step.terms]
             for name, step in self._steps.items()
@@ -287,24 +287,3 @@ class Resolver:
             adapter = self._sources[term.of]
             return settled_adapter(step, term, adapter, self.base, self._names, self._allow_partial)
         return settled_term(step, term, self._names)
-
-    def _of_parts(self) -> dict[str, str]:
-        """The file or step that gives a target, where it is not the last step."""
-        found: dict[str, str] = {}
-        for part, name in self._recipe.parts.items():
-            if part == "vae":
-                targets = {
-                    one.target for one in self.base.parameters.values() if one.component == "vae"
-                }
-            else:
-                (rule,) = parse_rules(self._names, where=[f"{part}=1"])
-                targets = rule.names
-            if not targets:
-                raise ArgumentError(f"parts: {self.base.source.name} has no `{part}`")
-            found |= dict.fromkeys(targets, name)
-        return found
-
-
-def _whole_parts(recipe: Recipe) -> set[str]:
-    """Components that `parts` asks for."""
-    return {"te" if part.startswith("te") else part for part in recipe.parts}
