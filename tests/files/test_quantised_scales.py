@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorakit.lora_ops.errors import QuantisedError
 from lorakit.lora_ops.files import QuantisedSource, open_source, refuse_quantised
+from lorakit.lora_ops.files.quantised.fp8 import widened
 
 ROWS, COLUMNS = 6, 256
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -133,6 +134,21 @@ def test_shards_and_folders(tmp_path: Path) -> None:
             assert torch.equal(source.tensor(f"{prefix}net.weight"), expected)
             assert source.own_key(f"{prefix}net.weight") == "net.weight"
             assert [key for part in source.parts() for key in part] == list(source.keys())
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 300_001])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, torch.bfloat16])
+def test_every_code_is_widened(count: int, dtype: torch.dtype) -> None:
+    codes = torch.arange(count * dtype.itemsize).to(torch.uint8).view(dtype)
+    found = widened(codes)
+    assert torch.equal(
+        found.view(torch.int32)[~codes.float().isnan()],
+        codes.float().view(torch.int32)[~codes.float().isnan()],
+    )
+    assert torch.equal(found.isnan(), codes.float().isnan())
+    finite = codes[codes.float().isfinite()]
+    assert torch.equal(widened(finite), finite.float())
+    assert widened(codes).data_ptr() != codes.data_ptr() or not count
 
 
 def text(**settings: object) -> Tensor:
