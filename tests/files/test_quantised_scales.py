@@ -72,6 +72,29 @@ def test_scales_of_blocks(
         assert torch.equal(part, steps[2:4].flatten()[7:])
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (3, 4), (3, 4, 1), (12,), ()])
+def test_experts_in_one_tensor(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """One scale for each, or for each of their rows."""
+    stored, scales = codes(E4M3, 3, 4, 32), torch.rand(shape) + 0.1
+    spread = scales.reshape(3, -1, 1) if shape else scales
+    tensors = {"net.weight": stored, "net.weight_scale": scales}
+    with open_source(saved(tensors, tmp_path)) as source:
+        assert torch.equal(source.tensor("net.weight"), stored.float() * spread)
+        steps = source.grid("net.weight", source.tensor("net.weight"))
+        part = source.grid("net.weight", source.tensor("net.weight")[2], 2 * 4 * 32)
+        assert torch.equal(part, steps[2])
+
+
+def test_a_part_of_a_model_with_the_configuration_of_all(tmp_path: Path) -> None:
+    tensors = {"net.weight": codes(), "net.weight_scale": torch.ones(())}
+    layers = dict.fromkeys(("net", "other"), {"format": "float8_e4m3fn"})
+    told = {"_quantization_metadata": json.dumps({"layers": layers})}
+    save_file(tensors, tmp_path / "a.safetensors", told)
+    with open_source(tmp_path / "a.safetensors") as source:
+        assert list(source.keys()) == ["net.weight"]
+        refuse_quantised(source)
+
+
 def test_kohyas_second_scale(tmp_path: Path) -> None:
     tensors = {"net.weight": codes(), "net.scale_weight": torch.rand(ROWS, 4, 1)}
     tensors["net.scale_weight_tensor"] = torch.tensor(0.25)
