@@ -87,7 +87,7 @@ def test_experts_in_one_tensor(shape: tuple[int, ...], tmp_path: Path) -> None:
 
 def test_a_part_of_a_model_with_the_configuration_of_all(tmp_path: Path) -> None:
     tensors = {"net.weight": codes(), "net.weight_scale": torch.ones(())}
-    layers = dict.fromkeys(("net", "other"), {"format": "float8_e4m3fn"})
+    layers = {name: {"format": "float8_e4m3fn"} for name in ("net", "other")}
     told = {"_quantization_metadata": json.dumps({"layers": layers})}
     save_file(tensors, tmp_path / "a.safetensors", told)
     with open_source(tmp_path / "a.safetensors") as source:
