@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorakit.lora_ops.errors import QuantisedError
 from lorakit.lora_ops.files import QuantisedSource, open_source, refuse_quantised
+from lorakit.lora_ops.files.quantised.fp8 import widened
 
 ROWS, COLUMNS = 6, 256
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -69,6 +70,29 @@ def test_scales_of_blocks(
         assert torch.allclose(steps[inner], expected[inner], rtol=1e-6)
         part = source.grid("net.weight", found.double().abs()[2:4].flatten()[7:], 2 * COLUMNS + 7)
         assert torch.equal(part, steps[2:4].flatten()[7:])
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (3, 4), (3, 4, 1), (12,), ()])
+def test_experts_in_one_tensor(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """One scale for each, or for each of their rows."""
+    stored, scales = codes(E4M3, 3, 4, 32), torch.rand(shape) + 0.1
+    spread = scales.reshape(3, -1, 1) if shape else scales
+    tensors = {"net.weight": stored, "net.weight_scale": scales}
+    with open_source(saved(tensors, tmp_path)) as source:
+        assert torch.equal(source.tensor("net.weight"), stored.float() * spread)
+        steps = source.grid("net.weight", source.tensor("net.weight"))
+        part = source.grid("net.weight", source.tensor("net.weight")[2], 2 * 4 * 32)
+        assert torch.equal(part, steps[2])
+
+
+def test_a_part_of_a_model_with_the_configuration_of_all(tmp_path: Path) -> None:
+    tensors = {"net.weight": codes(), "net.weight_scale": torch.ones(())}
+    layers = {name: {"format": "float8_e4m3fn"} for name in ("net", "other")}
+    told = {"_quantization_metadata": json.dumps({"layers": layers})}
+    save_file(tensors, tmp_path / "a.safetensors", told)
+    with open_source(tmp_path / "a.safetensors") as source:
+        assert list(source.keys()) == ["net.weight"]
+        refuse_quantised(source)
 
 
 def test_kohyas_second_scale(tmp_path: Path) -> None:
@@ -133,6 +157,21 @@ def test_shards_and_folders(tmp_path: Path) -> None:
             assert torch.equal(source.tensor(f"{prefix}net.weight"), expected)
             assert source.own_key(f"{prefix}net.weight") == "net.weight"
             assert [key for part in source.parts() for key in part] == list(source.keys())
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 300_001])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, torch.bfloat16])
+def test_every_code_is_widened(count: int, dtype: torch.dtype) -> None:
+    codes = torch.arange(count * dtype.itemsize).to(torch.uint8).view(dtype)
+    found = widened(codes)
+    assert torch.equal(
+        found.view(torch.int32)[~codes.float().isnan()],
+        codes.float().view(torch.int32)[~codes.float().isnan()],
+    )
+    assert torch.equal(found.isnan(), codes.float().isnan())
+    finite = codes[codes.float().isfinite()]
+    assert torch.equal(widened(finite), finite.float())
+    assert widened(codes).data_ptr() != codes.data_ptr() or not count
 
 
 def text(**settings: object) -> Tensor:

@@ -256,3 +256,29 @@ def test_a_folder_forgets_the_quantiser_of_what_is_decoded(tmp_path: Path) -> No
     exact = tensors[f"{block}.weight"].float() * scale + 1
     assert torch.equal(found[f"{block}.weight"], exact.bfloat16())
     assert found.keys() == {f"{block}.weight", "transformer_blocks.0.norm1_context.linear.weight"}
+
+
+def test_shards_stay_shards(tmp_path: Path) -> None:
+    """A weight and its scale in two of them; what is written has the weight where it was."""
+    block = "double_blocks.0.img_attn.qkv"
+    weight = torch.randn(48, 64)
+    tensors = old_fp8(block, weight) | {"double_blocks.0.img_attn.proj.bias": torch.ones(4)}
+    names = {key: f"part-{number // 2}.safetensors" for number, key in enumerate(tensors)}
+    for file in set(names.values()):
+        save_file({k: t for k, t in tensors.items() if names[k] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    factors = {
+        f"{block}.lora_up.weight": torch.ones(48, 1),
+        f"{block}.lora_down.weight": torch.ones(1, 64),
+    }
+    save_file(
+        {f"diffusion_model.{k}": t for k, t in factors.items()}, tmp_path / "lora.safetensors"
+    )
+    output = tmp_path / "out.safetensors.index.json"
+    with open_source(index) as model, open_source(tmp_path / "lora.safetensors") as adapter:
+        bake_file(plan_bake_file(model, [Ingredient(adapter, 1.0)], output=output), model, output)
+    with open_source(output) as found:
+        exact = tensors[f"{block}.weight"].float() * tensors[f"{block}.scale_weight"] + 1
+        assert torch.equal(found.tensor(f"{block}.weight"), exact.bfloat16())
+        assert sorted(map(len, found.parts())) == [1, 1]

@@ -16,7 +16,7 @@ from oracles import best_error, error_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorakit.lora_ops.errors import ArgumentError, QuantisedError
+from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.files import open_source
 from lorakit.lora_ops.operations.resize.file import resize_file
 
@@ -168,18 +168,24 @@ def test_weights_to_compare_with_need_a_budget(tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_weights_that_are_stored_with_scales_are_no_measure(tmp_path):
+def test_weights_that_are_stored_with_scales_are_measured_with_them(tmp_path):
     """Read plainly, their norms would be wrong by the scales."""
-    key = "diffusion_model.blocks.0.self_attn.q"
-    scaled = {f"{key}.weight": torch.ones(8, 8).to(torch.float8_e4m3fn)}
-    scaled[f"{key}.scale_weight"] = torch.tensor(3.0)
+    keys = [f"diffusion_model.blocks.0.self_attn.{name}" for name in "qk"]
+    codes = torch.ones(8, 8).to(torch.float8_e4m3fn)
+    scaled = {f"{key}.weight": codes for key in keys}
+    scaled = {key: one.clone() for key, one in scaled.items()}
+    scaled[f"{keys[0]}.scale_weight"] = torch.tensor(3.0)
     save_file(scaled, tmp_path / "base.safetensors")
-    factors = {f"{key}.lora_B.weight": torch.ones(8, 2), f"{key}.lora_A.weight": torch.ones(2, 8)}
+    factors = {f"{key}.lora_B.weight": torch.eye(8)[:, :2].clone() for key in keys}
+    factors |= {
+        f"{key}.lora_A.weight": torch.eye(8)[:2] * torch.tensor([[1.0], [0.9]]) for key in keys
+    }
     save_file(factors, tmp_path / "lora.safetensors")
     with (
         open_source(tmp_path / "base.safetensors") as base,
         open_source(tmp_path / "lora.safetensors") as lora,
-        pytest.raises(QuantisedError, match="scale_weight"),
     ):
         resize_file(lora, tmp_path / "out.safetensors", "mean=1", relative_to=base)
-    assert not (tmp_path / "out.safetensors").exists()
+    found = load_file(tmp_path / "out.safetensors")
+    ranks = {key: one.shape[0] for key, one in found.items() if "lora_A" in key}
+    assert ranks == {f"{keys[1]}.lora_A.weight": 2}, "the weight of the other is thrice as large"

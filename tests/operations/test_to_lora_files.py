@@ -341,7 +341,7 @@ WRONG = {
         "packed integers",
     ),
     "quantised": (
-        {f"{QKV}.weight": torch.ones((48, WIDTH), dtype=torch.float8_e4m3fn), f"{QKV}.scale_weight": torch.ones(())},
+        {f"{QKV}.weight": torch.ones((48, WIDTH), dtype=torch.float8_e4m3fn), f"{QKV}.scale_weight": torch.ones(7)},
         QuantisedError,
         "scale",
     ),

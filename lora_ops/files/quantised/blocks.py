@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...spacing import spacing
 from ..base import quote
-from .fp8 import INPUT_SCALES
+from .fp8 import INPUT_SCALES, widened
 from .headers import Headers
 from .weight import Parts, Scaled
 
@@ -30,7 +30,7 @@ class Mxfp8(Scaled):
 
     def codes(self, parts: Parts) -> Tensor:
         """The codes."""
-        return parts["codes"].to(torch.float32, copy=True)
+        return widened(parts["codes"])
 
     def scales(self, parts: Parts) -> Tensor:
         """The powers of two: an exponent is that of a float32; the smallest stands for 0."""

@@ -77,6 +77,8 @@ def from_metadata(headers: Headers) -> Iterator[QuantisedWeight | Plain]:
     if not isinstance(layers, dict):
         raise headers.damaged("", f"{quote(METADATA)} has no `layers`")
     for layer, settings in cast("dict[str, object]", layers).items():
+        if f"{layer}.weight" not in headers:
+            continue  # a part of a model has the configuration of all of it
         if not isinstance(settings, dict):
             raise headers.damaged(layer, f"{quote(METADATA)} has no settings for it")
         found = _configured(headers, layer, cast("Settings", settings), METADATA)

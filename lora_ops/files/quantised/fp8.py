@@ -22,6 +22,8 @@ from .weight import Parts, Plain, Scaled
 #: What belongs to a layer and scales its input.
 INPUT_SCALES = ("input_scale", "scale_input")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_PART = 1 << 18  # numbers that stay in the cache
+_NAN, _NO_SECOND_SIGN = 0x7F, ~0x4000
 # Beside numbers that are no float8, a scale of 1 stands for nothing.
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,7 +42,7 @@ class ScaledFloat(Scaled):
 
     def codes(self, parts: Parts) -> Tensor:
         """The codes."""
-        return parts["codes"].to(torch.float32, copy=True).reshape(self.padded)
+        return widened(parts["codes"]).reshape(self.padded)
 
     def scales(self, parts: Parts) -> Tensor:
         """The scales; kohya's newer files have one more of the whole weight."""
@@ -50,6 +52,24 @@ class ScaledFloat(Scaled):
     def gaps(self, numbers: Tensor) -> Tensor:
         """The unit in the last place."""
         return spacing(numbers, self.dtype)
+
+
+def widened(codes: Tensor) -> Tensor:
+    """Fresh float32 of float8, as `codes.float()` has it, in half the time.
+
+    The bits of an e4m3 number, moved to where float16 has its exponent, are that number over 256; only NaN is
+    not.
+    """
+    if codes.dtype != torch.float8_e4m3fn or not codes.numel() or not codes.is_contiguous():
+        return codes.to(torch.float32, copy=True)
+    bits = codes.view(torch.int8).view(-1)
+    found = torch.empty(codes.shape, dtype=torch.float32)
+    for part, out in zip(bits.split(_PART), found.view(-1).split(_PART), strict=True):
+        if int(part.bitwise_and(_NAN).amax()) == _NAN:
+            return codes.to(torch.float32, copy=True)
+        moved = part.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(_NO_SECOND_SIGN)
+        out.copy_(moved.view(torch.float16)).mul_(256)
+    return found
 
 
 def scaled_fp8(headers: Headers, layer: str, scale: str = "scale_weight") -> ScaledFloat | Plain:

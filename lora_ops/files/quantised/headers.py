@@ -100,7 +100,8 @@ class Headers:
         Args:
             layer: For messages.
             key: Of the scales: one; one a row, as a vector or a column; those of the blocks of each
-                row, as a matrix or with a last axis of 1; or those of tiles.
+                row, as a matrix or with a last axis of 1; or those of tiles. Of a weight of more than
+                two axes: one; one for each of its first axis; or one a row.
             shape: Of the weight.
 
         Raises:
@@ -110,7 +111,11 @@ class Headers:
         rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
         if math.prod(held) == 1:
             return 1, 1
-        if len(held) == 3 and held[-1] == 1:
+        if len(shape) > 2:  # experts in one tensor, or kernels: one for each, or for each row
+            held = next(
+                ((count, 1) for count in (rows, shape[0]) if math.prod(held) == count), held
+            )
+        elif len(held) == 3 and held[-1] == 1:
             held = held[:2]
         if held == (rows,):
             held = (rows, 1)
