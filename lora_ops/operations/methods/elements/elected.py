@@ -17,9 +17,9 @@ def added(tiles: Tensor) -> Tensor:
 
 def elected_signs(tiles: Tensor, *, by_count: bool = False, draw_is_plus: bool = False) -> Tensor:
     """1 or -1 for each element, and 0 for a draw unless that is plus; (rows, columns), new."""
-    memory, sign = torch.empty_like(tiles[0]), torch.zeros_like(tiles[0])
-    for tile in tiles:
-        sign.add_(torch.sign(tile, out=memory) if by_count else tile)
+    sign = torch.sign(tiles[0]) if by_count else tiles[0].clone()
+    for tile in tiles[1:]:
+        sign.add_(torch.sign(tile) if by_count else tile)
     return sign.ge_(0).mul_(2).sub_(1) if draw_is_plus else sign.sign_()
 
 
@@ -34,7 +34,7 @@ def elected_sum(tiles: Tensor, task: Task) -> Tensor:
     elects by count.
 
     Args:
-        tiles: (T, rows, columns) changes, each times its weight already; not written into.
+        tiles: (T, rows, columns) changes, each times its weight already; overwritten.
         task: For `weights`, `elect`, `normalize`, `sparsify` and `legacy`.
 
     Returns:
@@ -47,12 +47,11 @@ def elected_sum(tiles: Tensor, task: Task) -> Tensor:
             normalize = "no" if task.choice("sparsify") in ("dare", "breadcrumbs") else "weights"
     by_count = legacy == "mecha" or task.choice("elect") == "count"
     sign = elected_signs(tiles, by_count=by_count, draw_is_plus=legacy == "mergekit")
-    memory = torch.empty_like(sign)
     total, shares = torch.zeros_like(sign), torch.zeros_like(sign)
     for tile, weight in zip(tiles, task.weights, strict=True):
-        total.add_(torch.mul(tile, sign, out=memory).clamp_(min=0))
+        total.add_(tile.mul_(sign).clamp_(min=0))
         if normalize != "no":
-            shares.add_(memory.sign_(), alpha=weight if normalize == "weights" else 1)
+            shares.add_(tile.sign_(), alpha=weight if normalize == "weights" else 1)
     if normalize == "count":
         total.div_(shares.clamp_(min=1))
     elif normalize == "weights":
