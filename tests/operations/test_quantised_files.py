@@ -173,13 +173,15 @@ def test_bake(opened: dict[str, FileSource], store: str, tmp_path: Path) -> None
         ingredients = [Ingredient(adapter, 1.0)]
         output = tmp_path / "more" / "out.safetensors"
         plan = plan_bake_file(model, ingredients, output=output)
-        bake_file(plan, model, output)
+        report = bake_file(plan, model, output)
         expected, _ = bake(numbers(model), ingredients, dtype=torch.bfloat16)
         found = load_file(output)
         assert found.keys() == BASE.keys()
         for key, tensor in found.items():
             assert tensor.dtype == torch.bfloat16
             assert_equal(tensor, expected[key])
+    note = f"{len(KEYS)} weights stored as {model.storage(KEYS[0])} written as bf16"
+    assert note in report.notes
     assert (found[KEYS[0]].float() - tuned()[KEYS[0]].float()).norm() < 0.1 * found[
         KEYS[0]
     ].float().norm()

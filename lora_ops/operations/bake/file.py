@@ -35,6 +35,7 @@ from ..weights.output import (
     is_folder,
     is_index,
     shards_of,
+    storage_notes,
     write_tensor,
 )
 from .bake import bake_jobs, summarise_bake
@@ -88,7 +89,8 @@ def plan_bake_file(
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    plan = replace(plan, notes=(*plan.notes, *folder_notes(checkpoint)))
+    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes))
+    plan = replace(plan, notes=(*plan.notes, *told))
     if output is not None and is_index(output) and not is_folder(checkpoint):
         shards = shards_of(checkpoint, plan.dtypes, shard_size)
         for path in shard_paths(output, len(shards)):

@@ -29,6 +29,7 @@ from ..weights.output import (
     is_folder,
     is_index,
     shards_of,
+    storage_notes,
     write_tensor,
 )
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
@@ -77,7 +78,8 @@ def plan_merge_file(
     elif is_index(output):
         for path in shard_paths(output, len(shards_of(base, plan.dtypes, shard_size))):
             check_output(path, inputs, force=force)
-    return replace(plan, notes=(*plan.notes, *folder_notes(base)))
+    told = (*folder_notes(base), *storage_notes(base, plan.dtypes))
+    return replace(plan, notes=(*plan.notes, *told))
 
 
 def merge_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ from ...report import LayerReport, Skip, counted
 from ...run.inputs import Input, unhashed
 from ...run.job import Outcome
 from ...run.output import Sink
-from ...source import TensorSource
+from ...source import TensorSource, storage_name
 from .tiles import Planned, Put, compute
 
 #: What has a place for every tensor of a checkpoint.
@@ -81,6 +82,22 @@ def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
             f"{counted(len(left), 'file')} of other weights of the same components left out, the "
             f"first `{left[0]}`"
         )
+
+
+def storage_notes(checkpoint: TensorSource, dtypes: Mapping[str, torch.dtype]) -> Iterator[str]:
+    """Say in what weights are written that are stored with scales.
+
+    Args:
+        checkpoint: What the result is made like.
+        dtypes: Of the result.
+    """
+    found: Counter[tuple[str, torch.dtype]] = Counter()
+    for key in checkpoint.keys():  # noqa: SIM118
+        stored = checkpoint.storage(key)
+        if key in dtypes and stored != storage_name(checkpoint.dtype(key)):
+            found[stored, dtypes[key]] += 1
+    for (stored, dtype), count in found.items():
+        yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"
 
 
 def writer_for(
