@@ -1,4 +1,4 @@
-"""Claim: merging checkpoints takes hardly longer than copying one, a fifth of what other programs take.
+"""Claim: a weighted sum takes 1.6 times the CPU seconds of the least that it is, others 5 times as many.
 
 Writes three fp16 checkpoints with the shapes of SDXL's UNet, its transformers cut in depth until the
 size asked for is reached, to a temporary folder. Runs each job in a process of its own, in turns, with
