@@ -12,7 +12,14 @@ from commands import lorakit_here
 from keys import checkpoints
 from safetensors.torch import save_file
 
-from lorakit.lora_ops import DictSource, decode, describe, open_source, plan_extraction
+from lorakit.lora_ops import (
+    DictSource,
+    TensorSource,
+    decode,
+    describe,
+    open_source,
+    plan_extraction,
+)
 from lorakit.lora_ops.errors import MismatchError, UnknownFormatError
 
 
@@ -104,7 +111,7 @@ def test_a_file_is_called_what_it_is(kind, index):
 
 
 @dataclass
-class HeaderOnly:
+class HeaderOnly(TensorSource):
     """A source of names and shapes: to read a tensor is a fault."""
 
     shapes: dict
