@@ -1,4 +1,4 @@
-"""Claim: a weighted sum takes 1.6 times the CPU seconds of the least that it is, others 5 times as many.
+"""Claim: a weighted sum takes 1.5 times the CPU seconds of the least that it is, others three times as many or more.
 
 Writes three fp16 checkpoints with the shapes of SDXL's UNet, its transformers cut in depth until the
 size asked for is reached, to a temporary folder. Runs each job in a process of its own, in turns, with
