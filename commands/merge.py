@@ -14,7 +14,6 @@ from .options import (
     PATH,
     blocks_option,
     clear_errors,
-    dora_option,
     foretell,
     result_options,
     tell,
@@ -120,7 +119,12 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     type=click.Choice(["auto", "on", "off"]),
     help="Flags of v-prediction: as the base has them, set, or left out.  [default: auto]",
 )
-@dora_option
+@click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    help="Whose reading of the kinds on which programs differ, DoRA above all; docs/kinds.md.  "
+    "[default: paper, or the recipe's]",
+)
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of a shard, as 8GB.  [default: 5GB]")
 @result_options
 def merge(
@@ -141,7 +145,7 @@ def merge(
     allow_partial: bool,
     allow_nonfinite: bool,
     keep: str | None,
-    dora: Convention,
+    dora: Convention | None,
     shard_size: str | None,
     force: bool,
     dry_run: bool,

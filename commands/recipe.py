@@ -34,8 +34,8 @@ _MERGED = (".safetensors", ".sft", ".safetensors.index.json")
 @click.option(
     "--dora",
     type=click.Choice(["paper", "comfy"]),
-    default="paper",
-    help="When verifying: as the LoRAs in it were read when it was merged.",
+    help="When verifying: how the LoRAs in it were read when it was merged; docs/kinds.md.  "
+    "[default: as is recorded]",
 )
 @click.option("--ancestry", is_flag=True, help="Show the tree of its inputs, not the recipe.")
 @click.option(
@@ -51,7 +51,7 @@ def recipe(
     file: Path,
     search: tuple[Path, ...],
     verify: bool,
-    dora: Convention,
+    dora: Convention | None,
     ancestry: bool,
     row: int | None,
     output: Path | None,
@@ -94,7 +94,7 @@ def recipe(
             write_whole(output, as_toml(found.recipe).encode(), replace=force)
 
 
-def _verify(file: Path, search: tuple[Path, ...], dora: Convention) -> None:
+def _verify(file: Path, search: tuple[Path, ...], dora: Convention | None) -> None:
     """Say whether a merged model is what its recipe gives; exit status 1 if not."""
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import ArgumentError, open_recipe, open_source, verify_merge

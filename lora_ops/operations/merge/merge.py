@@ -44,7 +44,7 @@ class MergeOptions(TypedDict, total=False):
     strict: bool
     allow_nonfinite: bool
     allow_partial: bool
-    dora: Convention
+    dora: Convention | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .components import COMPONENTS, with_components
 from .matched import EMA
 from .opening import Node
 from .recipes.checks import check_output
-from .recipes.recipe import Recipe
+from .recipes.recipe import ALLOWED, Recipe
 from .resolved import Resolver
 from .step import Merged
 
@@ -79,7 +79,7 @@ def plan_merge(
     strict: bool = False,
     allow_nonfinite: bool = False,
     allow_partial: bool = False,
-    dora: Convention = "paper",
+    dora: Convention | None = None,
 ) -> MergePlan:
     """Match the checkpoints and settle what becomes of each tensor, from headers alone.
 
@@ -92,9 +92,11 @@ def plan_merge(
         components: Which are merged; `vae` among them merges it too. The plan's recipe says so in its
             parts, so that it gives the same again.
         strict: Whether a parameter that not all have is an error.
-        allow_nonfinite: Keep the base's weight where some model's is not finite.
+        allow_nonfinite: Keep the base's weight where some model's is not finite. This, the next and
+            `dora` are in the plan's recipe, too; what a recipe allows is allowed anyway.
         allow_partial: Leave out layers of adapters that the base has no parameter for.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md. None: the
+            recipe's.
 
     Raises:
         ArgumentError: The recipe means nothing, or names a file or method that is not there.
@@ -102,11 +104,12 @@ def plan_merge(
         WeightShapeError: A parameter has two shapes.
     """
     check_output(recipe.output)
-    resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    recipe = _told(recipe, partial=allow_partial, nonfinite=allow_nonfinite, dora=dora)
+    resolver = Resolver(recipe, sources, components)
     told = with_components(recipe, components, resolver.base, sources)
     if told != recipe:
         recipe = told
-        resolver = Resolver(told, sources, COMPONENTS, allow_partial=allow_partial, dora=dora)
+        resolver = Resolver(told, sources, COMPONENTS)
     base = resolver.base
     check_checkpoint(base.source)
     steps: dict[str, list[Merged]] = {}
@@ -172,10 +175,17 @@ def plan_merge(
         only_others=only_others,
         dropped=dropped,
         notes=tuple(notes),
-        allow_nonfinite=allow_nonfinite,
+        allow_nonfinite="nonfinite" in recipe.output.allow,
         surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
+
+
+def _told(recipe: Recipe, *, dora: Convention | None, **allowed: bool) -> Recipe:
+    """A recipe that says how its files are read, as whoever runs it wants it."""
+    output = recipe.output
+    allow = tuple(name for name in ALLOWED if allowed[name] or name in output.allow)
+    return replace(recipe, output=replace(output, dora=dora or output.dora, allow=allow))
 
 
 def _passes(nodes: Sequence[Node]) -> int:

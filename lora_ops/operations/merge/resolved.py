@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
-from ...adapters.layers import Convention
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
@@ -33,8 +32,6 @@ class Resolver:
         recipe: With numbers for all names.
         sources: The files by the recipe's names.
         components: Which are merged.
-        allow_partial: See `plan_merge`.
-        dora: Likewise.
     """
 
     def __init__(
@@ -42,20 +39,15 @@ class Resolver:
         recipe: Recipe,
         sources: Mapping[str, TensorSource],
         components: Sequence[str],
-        *,
-        allow_partial: bool,
-        dora: Convention,
     ) -> None:
         if recipe.values:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
         self._recipe, self._sources = recipe, sources
-        self._dora: Convention = dora
         self._steps = {step.name: plainly(step) for step in recipe.steps}
         self._models: dict[str, Model] = {}
         self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
         self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
-        self._allow_partial = allow_partial
         base = self._base_file(recipe.steps[-1].name)
         self.base = self._models[base] = Model.of(self._source(base))
         self._components = {*components, *whole_parts(recipe)}
@@ -201,7 +193,7 @@ class Resolver:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
             shares = term.shares.get(one, ())
-            return Adapted(shares, base, self._dora) if shares else None
+            return Adapted(shares, base, self._recipe.output.dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
                 return None
@@ -285,5 +277,6 @@ class Resolver:
     def _opened(self, step: Step, term: Term) -> SettledTerm:
         if term.of in self._adapters:
             adapter = self._sources[term.of]
-            return settled_adapter(step, term, adapter, self.base, self._names, self._allow_partial)
+            allow_partial = "partial" in self._recipe.output.allow
+            return settled_adapter(step, term, adapter, self.base, self._names, allow_partial)
         return settled_term(step, term, self._names)
