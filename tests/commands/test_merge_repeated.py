@@ -9,7 +9,8 @@ import pytest
 import torch
 from checkpoints import SD1, grid, trained
 from commands import DIGITS, lorakit_here
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 BLOCK = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
 
@@ -56,6 +57,44 @@ def test_it_is_made_again_without_being_told_again(
     run = lorakit_here("recipe", *again, "--verify")
     assert (run.status, run.err) == (0, "")
     assert output_of("m.safetensors") == recorded
+
+
+def test_what_verifying_finds_is_json() -> None:
+    words = ("--base", DIGITS / "base.safetensors", f"{DIGITS / 'tuned.safetensors'}:0.5")
+    assert lorakit_here("merge", *words, "-o", "m.safetensors").status == 0
+    verify = ("recipe", "m.safetensors", "--search", DIGITS, "--verify", "--json")
+    found = json.loads(lorakit_here(*verify, "-").out)
+    tensors = load_file("m.safetensors")
+    assert (found["same"], found["equal"]) == (True, len(tensors))
+    with safe_open("m.safetensors", "pt") as file:
+        metadata = file.metadata()
+    key = next(key for key, one in tensors.items() if one.ndim == 2)
+    save_file(tensors | {key: tensors[key] + 1}, "m.safetensors", metadata)
+    assert lorakit_here(*verify, "found.json").status == 1
+    found = json.loads(Path("found.json").read_text("utf-8"))
+    assert (found["same"], list(found["different"])) == (False, [key])
+
+
+def test_it_says_what_is_another_models() -> None:
+    save_file(trained(grid(SD1, torch.float16)), "b.safetensors")
+    run = lorakit_here("merge", "--base", "a.safetensors", "b.safetensors", "-o", "m.safetensors")
+    assert "0 weights merged, 24 taken from another, 3 tensors copied" in run.out
+    words = ("merge", "a.safetensors", "--component", "vae=b.safetensors", "--keep", "on")
+    for dry in ((), ("--dry-run",)):
+        run = lorakit_here(*words, *dry, "--force", "-o", "m.safetensors")
+        told = "of 29 tensors 0 merged, 2 taken, 27 copied" if dry else "0 weights merged, 2 taken"
+        assert told in run.out
+        assert run.out.count("component") == 0  # no table without a row
+
+
+def test_a_lora_of_a_merge_keeps_what_has_no_factors_when_told() -> None:
+    save_file(trained(grid(SD1, torch.float16)), "b.safetensors")
+    words = ("merge", "--base", "a.safetensors", "b.safetensors:0.5", "-r", "4", "--force")
+    run = lorakit_here(*words, "-o", "l.safetensors")
+    assert "--full-differences keeps it" in run.out
+    run = lorakit_here(*words, "--full-differences", "-o", "l.safetensors")
+    assert (run.status, "keeps it" in run.out) == (0, False)
+    assert any(key.endswith(".diff_b") for key in load_file("l.safetensors"))
 
 
 def output_of(path: str) -> object:

@@ -41,6 +41,7 @@ class MergePlan:
         sources: All that is read, by the recipe's names.
         tensors: What becomes of each tensor, by key, in the base's order.
         merged: Names of the parameters that are computed.
+        taken: How many of these are another model's, as they are.
         copied: Keys of the base that stay as they are.
         only_base: Names of parameters of the merged components that no other model has.
         only_others: By the recipe's name of a file, the parameters that the base does not have.
@@ -56,6 +57,7 @@ class MergePlan:
     sources: Mapping[str, TensorSource]
     tensors: Mapping[str, Planned]
     merged: tuple[str, ...]
+    taken: int
     copied: tuple[str, ...]
     only_base: tuple[str, ...]
     only_others: Mapping[str, tuple[str, ...]]
@@ -136,10 +138,7 @@ def plan_merge(
             step = Merged(at, base.source, node, (parameter, piece))
             steps.setdefault(at.key, []).append(step)
     if not merged:
-        raise MismatchError(
-            f"nothing to merge: no weight of {base.source.name} is in another model with a weight "
-            "other than 0; see what the files are with `info`"
-        )
+        raise _nothing(resolver)
     only_others = resolver.only_others()
     if strict and (only_base or any(only_others.values())):
         first = (only_base or [name for names in only_others.values() for name in names])[0]
@@ -170,6 +169,7 @@ def plan_merge(
         sources=dict(sources),
         tensors=tensors,
         merged=tuple(merged),
+        taken=len(taken),
         copied=tuple(key for key, one in tensors.items() if not one.steps and key not in taken),
         only_base=tuple(only_base),
         only_others=only_others,
@@ -178,6 +178,19 @@ def plan_merge(
         allow_nonfinite="nonfinite" in recipe.output.allow,
         surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
+    )
+
+
+def _nothing(resolver: Resolver) -> MismatchError:
+    """Why no weight is to be merged."""
+    base = resolver.base.source
+    if all(one is base for one in resolver.used):
+        return MismatchError(
+            f"nothing to merge: {base.name} is the only model; give another to merge it with"
+        )
+    return MismatchError(
+        f"nothing to merge: no weight of {base.name} is in another model with a weight other than 0; "
+        "see what the files are with `info`"
     )
 
 
