@@ -120,6 +120,27 @@ def test_it_is_one_line_and_no_file(
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('B = {name = "b.safetensors", kind = "lora"}', 'b.safetensors is no LoRA, and the recipe says `kind = "lora"`'),
+        ('B = {name = "l.safetensors", kind = "checkpoint"}', "l.safetensors is a LoRA, and the recipe says"),
+        ('B = {name = "b.safetensors"}', "Error: method `ties` has no parameter `densty`; did you mean `density`?"),
+        ('B = {name = "b.safetensors"}+', "step `step1`: method `ties` has no parameter `densty`"),
+    ],
+)  # fmt: skip
+def test_a_recipe_and_its_files(document: str, said: str, folder: Path) -> None:
+    text = f'lorakit = 1\nfiles = {{A = {{name = "a.safetensors"}}, {document.rstrip("+")}}}\n'
+    text += '[[step]]\nbase = "A"\nmethod = "ties"\ndensty = 0.3\nterms = [{of = "B"}]\n'
+    if document.endswith("+"):
+        text += '[[step]]\nbase = "step1"\nterms = [{of = "B", weight = 0.1}]\n'
+    (folder / "r.toml").write_text(text, "utf-8")
+    run = lorakit_here("merge", "r.toml", "-o", "m.safetensors")
+    assert (run.status, run.out) == (2, "")
+    assert said in run.err
+    assert run.err.count("\n") == 1
+
+
 def test_strict_and_what_is_not_finite(folder: Path) -> None:
     run = lorakit_here(
         *("merge", "a.safetensors", "nan.safetensors"), "--allow-nonfinite", "-o", "m.safetensors"

@@ -48,6 +48,8 @@ class Resolver:
         self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
         self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
+        for name in sources:
+            self._check_kind(name)
         base = self._base_file(recipe.steps[-1].name)
         self.base = self._models[base] = Model.of(self._source(base))
         self._components = {*components, *whole_parts(recipe)}
@@ -63,7 +65,7 @@ class Resolver:
             for name, step in self._steps.items()
         }
         self._chosen = {
-            name: settled_method(step, self._adapters)
+            name: settled_method(step, self._adapters, len(self._steps) == 1)
             for name, step in self._steps.items()
             if step.terms  # without, it is its base
         }
@@ -208,6 +210,17 @@ class Resolver:
 
     def _has(self, name: str, one: Parameter) -> bool:
         return name in self._steps or one.name in self._model(name).parameters
+
+    def _check_kind(self, name: str) -> None:
+        """Refuse a file that is not of the kind that the recipe says."""
+        file = self._recipe.files.get(name)
+        is_lora = name in self._adapters
+        if file and file.kind and (file.kind == "lora") != is_lora:
+            known = "a LoRA" if is_lora else "no LoRA"
+            raise ArgumentError(
+                f"file `{name}`: {self._sources[name].name} is {known}, and the recipe says "
+                f'`kind = "{file.kind}"`; give the file that is meant, or leave `kind` out'
+            )
 
     def _check_alone(self, name: str, term: SettledTerm, one: Parameter) -> None:
         """Refuse layers that are made from a weight in a step that has none."""

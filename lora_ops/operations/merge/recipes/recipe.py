@@ -43,7 +43,7 @@ class RecipeFile:
         name: Its name, without folders.
         sha256: Of all of it, 64 hexadecimal digits; empty where it is not known.
         url: Where it can be had.
-        kind: `checkpoint` or `lora`; empty: told by what is in it.
+        kind: `checkpoint` or `lora`, which the file must be; empty: told by what is in it.
         part: Only this component of it is read; empty for all.
         bytes: Its size; None where it is not known.
     """
