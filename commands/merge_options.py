@@ -20,7 +20,7 @@ from ..lora_ops.files import check_output
 from ..lora_ops.linalg.storage import DTYPES
 from ..lora_ops.operations.merge.components import COMPONENTS
 from ..lora_ops.operations.merge.recipes.checks import FORMATS, check
-from ..lora_ops.operations.weights.output import SHARD_SIZE
+from ..lora_ops.operations.weights.output import SHARD_SIZE, is_index
 from ..lora_ops.run.inputs import paths_of
 from ..lora_ops.text import either, parse_size, plain
 from .merge_request import Request
@@ -122,10 +122,9 @@ def check_used(
             raise ArgumentError(f"{next(iter(names))} is for a model, and a LoRA is written")
     elif "--full-differences" in names:
         raise ArgumentError("--full-differences is for a LoRA; write one with --rank")
-    elif "--shard-size" in names and output.suffix.lower() in (".safetensors", ".sft"):
+    elif "--shard-size" in names and not is_index(output):
         raise ArgumentError(
-            "--shard-size is for shards; write them to a name that ends in `.safetensors.index.json`",
-            path=output,
+            "--shard-size is for shards, whose name ends in `.safetensors.index.json`", path=output
         )
 
 

@@ -115,7 +115,7 @@ class Request:
                 "a recipe says its own methods, blocks and rules: change them there, or write `$name` "
                 "for a number, and give that"
             )
-        is_model = path.name.lower().endswith(_MODELS)
+        is_model = path.is_dir() or path.name.lower().endswith(_MODELS)
         if is_model:
             self.open_file(path)  # if it is broken, that is what is said of it
         try:
@@ -123,7 +123,9 @@ class Request:
         except FormatError as error:
             if is_model:
                 told = (
-                    error if path.name.lower().endswith(MERGED) else f"{path}: no recipe is in it"
+                    error
+                    if path.name.lower().endswith(MERGED) or path.is_dir()
+                    else f"{path}: no recipe is in it"
                 )
                 raise ArgumentError(f"{told}; give a second model to merge it with") from error
             raise
@@ -245,7 +247,7 @@ def _document(rest: Sequence[str], *, is_lone: bool) -> Path | None:
     if len(rest) != 1:
         return None
     path, name = Path(rest[0]), rest[0].lower()
-    if name.endswith(_MODELS):
+    if name.endswith(_MODELS) or path.is_dir():
         return path if is_lone else None
     return path if name.endswith(_RECIPES) else None
 

@@ -64,7 +64,7 @@ def recipe(
     """Say how FILE was merged, as a recipe that can be run again.
 
     FILE is a merged model (by lorakit, A1111, supermerger, model-mixer, Chattiori, sd-mecha, or a
-    graph of ComfyUI), or a recipe: lorakit's own, a graph of ComfyUI (.json), mergekit's .yaml,
+    graph of ComfyUI; a folder of diffusers too), or a recipe: lorakit's own, a graph of ComfyUI (.json), mergekit's .yaml,
     .mecha, a merge plan, or supermerger's mergehistory.csv. The recipe goes to stdout, as TOML; what
     could not be carried, and where files were found, to stderr.
     """
@@ -130,7 +130,7 @@ def _verify(
         from ..terminal.progress import progress_bar
         from .merge_request import Asked, Request
 
-        if not file.name.lower().endswith(MERGED):
+        if not (file.is_dir() or file.name.lower().endswith(MERGED)):
             raise ArgumentError("a merged model is verified, by the recipe in it", path=file)
         open_recipe(file)
         merged = stack.enter_context(open_source(file))

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import SD1, grid, trained
-from commands import DIGITS, lorakit_here
+from commands import DIGITS, contents, lorakit_here
+from namings import both
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from lorakit.lora_ops.models.architectures import architecture_named
 
 BLOCK = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
 
@@ -95,6 +98,27 @@ def test_a_lora_of_a_merge_keeps_what_has_no_factors_when_told() -> None:
     run = lorakit_here(*words, "--full-differences", "-o", "l.safetensors")
     assert (run.status, "keeps it" in run.out) == (0, False)
     assert any(key.endswith(".diff_b") for key in load_file("l.safetensors"))
+
+
+def test_a_folder_is_made_again_from_itself() -> None:
+    for seed, name in enumerate("ab"):
+        _, tensors = both(architecture_named("flux"), seed, torch.bfloat16)
+        weights = Path(name, "transformer", "diffusion_pytorch_model.safetensors")
+        weights.parent.mkdir(parents=True)
+        save_file({key.removeprefix("transformer."): one for key, one in tensors.items()}, weights)
+        weights.with_name("config.json").write_text("{}")
+        index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "x"]}
+        Path(name, "model_index.json").write_text(json.dumps(index))
+    assert lorakit_here("merge", "a", "b:0.5", "-o", "m").status == 0
+    assert lorakit_here("recipe", "m").out.startswith("lorakit = 1")
+    run = lorakit_here("recipe", "m", "--search", ".", "--verify")
+    assert (run.status, f"{len(tensors)} tensors the same" in run.out) == (0, True)
+    assert lorakit_here("merge", "m", "--search", ".", "-o", "again").status == 0
+    assert contents(Path("again")) == contents(Path("m"))
+    run = lorakit_here("merge", "a", "-o", "none")
+    assert (run.status, "give a second model" in run.err) == (2, True)
+    run = lorakit_here("merge", "a", "b", "--shard-size", "1MB", "-o", "none")
+    assert (run.status, "ends in `.safetensors.index.json`" in run.err) == (2, True)
 
 
 def output_of(path: str) -> object:
