@@ -23,7 +23,7 @@ from .combined import Combination
 from .components import COMPONENTS, with_components
 from .matched import EMA
 from .opening import Node
-from .recipes.checks import check_output
+from .recipes.checks import check_order, check_output
 from .recipes.recipe import ALLOWED, Recipe
 from .resolved import Resolver
 from .step import Merged
@@ -105,8 +105,9 @@ def plan_merge(
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
-    check_output(recipe.output)
     recipe = _told(recipe, partial=allow_partial, nonfinite=allow_nonfinite, dora=dora)
+    check_output(recipe.output)
+    check_order(recipe)
     resolver = Resolver(recipe, sources, components)
     told = with_components(recipe, components, resolver.base, sources)
     if told != recipe:
@@ -197,7 +198,8 @@ def _nothing(resolver: Resolver) -> MismatchError:
 def _told(recipe: Recipe, *, dora: Convention | None, **allowed: bool) -> Recipe:
     """A recipe that says how its files are read, as whoever runs it wants it."""
     output = recipe.output
-    allow = tuple(name for name in ALLOWED if allowed[name] or name in output.allow)
+    asked = [name for name in ALLOWED if allowed[name] and name not in output.allow]
+    allow = (*output.allow, *asked)
     return replace(recipe, output=replace(output, dora=dora or output.dora, allow=allow))
 
 

@@ -277,6 +277,18 @@ def check_output(output: Output) -> None:
         parse_size(output.format)
 
 
+def check_order(recipe: Recipe) -> None:
+    """Raise an `ArgumentError` for a recipe without steps, or where a step takes itself or a later one."""
+    if not recipe.steps:
+        raise ArgumentError("the recipe has no step; write at least one")
+    later = {step.name for step in recipe.steps}
+    for step in recipe.steps:
+        for role, name in _references(step):
+            if name in later:
+                raise _unknown(f"step `{plain(step.name)}`", role, name, {}, recipe)
+        later.discard(step.name)
+
+
 def _check_kind(output: Output, last: str) -> None:
     if output.rank is not None and output.kind != "lora":
         raise ArgumentError('output: `rank` is of a LoRA; set `kind = "lora"`')
