@@ -63,10 +63,10 @@ def recipe(
 ) -> None:
     """Say how FILE was merged, as a recipe that can be run again.
 
-    FILE is a merged model (by lorakit, A1111, supermerger, model-mixer, Chattiori, sd-mecha, or a
-    graph of ComfyUI; a folder of diffusers too), or a recipe: lorakit's own, a graph of ComfyUI (.json), mergekit's .yaml,
-    .mecha, a merge plan, or supermerger's mergehistory.csv. The recipe goes to stdout, as TOML; what
-    could not be carried, and where files were found, to stderr.
+    FILE is a merged model, a folder of diffusers too (by lorakit, A1111, supermerger, model-mixer,
+    Chattiori, sd-mecha, or a graph of ComfyUI), or a recipe: lorakit's own, a graph of ComfyUI (.json),
+    mergekit's .yaml, .mecha, a merge plan, or supermerger's mergehistory.csv. The recipe goes to stdout,
+    as TOML; what could not be carried, and where files were found, to stderr.
     """
     with clear_errors():
         _check(
