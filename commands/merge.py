@@ -14,7 +14,6 @@ from .options import (
     PATH,
     blocks_option,
     clear_errors,
-    dora_option,
     foretell,
     result_options,
     tell,
@@ -106,6 +105,11 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     help="Write not the model but its change of the base, as a LoRA of this rank: a number or a rule, "
     "as in extract.  [default: a model]",
 )
+@click.option(
+    "--full-differences",
+    is_flag=True,
+    help="With --rank: keep biases, norms and embeddings whole, too.",
+)
 @click.option("--strict", is_flag=True, help="Refuse models that do not have the same weights.")
 @click.option(
     "--allow-partial",
@@ -120,7 +124,12 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     type=click.Choice(["auto", "on", "off"]),
     help="Flags of v-prediction: as the base has them, set, or left out.  [default: auto]",
 )
-@dora_option
+@click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    help="Whose reading of the kinds on which programs differ, DoRA above all; docs/kinds.md.  "
+    "[default: paper, or the recipe's]",
+)
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of a shard, as 8GB.  [default: 5GB]")
 @result_options
 def merge(
@@ -137,11 +146,12 @@ def merge(
     values: tuple[str, ...],
     search: tuple[Path, ...],
     rank: str | None,
+    full_differences: bool,
     strict: bool,
     allow_partial: bool,
     allow_nonfinite: bool,
     keep: str | None,
-    dora: Convention,
+    dora: Convention | None,
     shard_size: str | None,
     force: bool,
     dry_run: bool,
@@ -168,7 +178,7 @@ def merge(
         from ..terminal.merged import show_merged
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_report
-        from .merge_options import as_lora, format_notes, shard_bytes, with_options
+        from .merge_options import as_lora, check_used, format_notes, shard_bytes, with_options
         from .merge_request import Asked, Request
 
         request = Request(lambda path: stack.enter_context(open_source(path)))
@@ -189,8 +199,20 @@ def merge(
             "dora": dora,
         }
         size = shard_bytes(shard_size or recipe.output.format)
-        if rank is not None or recipe.output.kind == "lora":
-            plan, base_source, merged = as_lora(recipe, request, rank, output, force, options)
+        is_lora = rank is not None or recipe.output.kind == "lora"
+        check_used(
+            *(is_lora, output),
+            parts=component,
+            dtype=dtype,
+            rounding=rounding,
+            keep=keep,
+            shard_size=shard_size,
+            full_differences=full_differences,
+        )
+        if is_lora:
+            plan, base_source, merged = as_lora(
+                recipe, request, rank, output, force, options, full_differences
+            )
             if dry_run:
                 foretell(preview_extraction(plan, output), json_to=json_to)
                 return

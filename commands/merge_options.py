@@ -20,7 +20,7 @@ from ..lora_ops.files import check_output
 from ..lora_ops.linalg.storage import DTYPES
 from ..lora_ops.operations.merge.components import COMPONENTS
 from ..lora_ops.operations.merge.recipes.checks import FORMATS, check
-from ..lora_ops.operations.weights.output import SHARD_SIZE
+from ..lora_ops.operations.weights.output import SHARD_SIZE, is_index
 from ..lora_ops.run.inputs import paths_of
 from ..lora_ops.text import either, parse_size, plain
 from .merge_request import Request
@@ -63,6 +63,12 @@ def with_options(
     parts: dict[str, str] = {}
     for text in component:
         name, equals, path = text.partition("=")
+        if equals and not (name and path):
+            raise ArgumentError(
+                f"component `{plain(text)}`: write PART=MODEL, as in vae=v.safetensors"
+            )
+        if name in parts or (equals and name in merged):
+            raise ArgumentError(f"component `{plain(name)}` is given twice: merge it, or take it")
         if equals:
             parts[name], recipe = request.place(recipe, path)
     recipe = replace(recipe, parts={**recipe.parts, **parts}).bind(_numbers(recipe, values))
@@ -79,14 +85,47 @@ def _numbers(recipe: Recipe, values: Sequence[str]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for text in values:
         name, _, number = text.partition("=")
+        name = name.strip().removeprefix("$")
+        if name in numbers:
+            raise ArgumentError(f"`${plain(name)}` is given twice")
         try:
-            numbers[name.strip().removeprefix("$")] = float(number)
+            numbers[name] = float(number)
         except ValueError:
             raise ArgumentError(f"`{plain(text)}`: write NAME=NUMBER, as in a=0.3") from None
     missing = [name for name in recipe.values if name not in numbers]
     if missing:
         raise ArgumentError(f"`${missing[0]}` has no value; give one, as in --set {missing[0]}=0.3")
     return numbers
+
+
+def check_used(
+    is_lora: bool, output: Path, *, parts: Sequence[str], dtype: Sequence[str], **given: object
+) -> None:
+    """Refuse options that what is written has no use for.
+
+    Args:
+        is_lora: Whether a LoRA is written, not a model.
+        output: Where to.
+        parts: `NAME`, or `NAME=FILE`.
+        dtype: `D`, or `NAME=D`.
+        **given: Values of other options; None, empty or False: not given.
+
+    Raises:
+        ArgumentError: One of them would change nothing.
+    """
+    names = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value}
+    if is_lora:
+        names.pop("--full-differences", None)
+        names |= {f"--dtype {one}": one for one in dtype if "=" in one}
+        names |= {f"--component {one}": one for one in parts if one.partition("=")[0] == "vae"}
+        if names:
+            raise ArgumentError(f"{next(iter(names))} is for a model, and a LoRA is written")
+    elif "--full-differences" in names:
+        raise ArgumentError("--full-differences is for a LoRA; write one with --rank")
+    elif "--shard-size" in names and not is_index(output):
+        raise ArgumentError(
+            "--shard-size is for shards, whose name ends in `.safetensors.index.json`", path=output
+        )
 
 
 def shard_bytes(text: str) -> int:
@@ -109,6 +148,7 @@ def as_lora(
     output: Path,
     force: bool,
     options: MergeOptions,
+    full_differences: bool,
 ) -> tuple[Plan, TensorSource, MergedSource]:
     """Plan the extraction of a merge, which is not written, from its base.
 
@@ -119,6 +159,7 @@ def as_lora(
         output: Where the LoRA is to go.
         force: Whether it may replace a file.
         options: See `plan_merge`.
+        full_differences: Whether it holds changes without a low-rank form, too.
 
     Returns:
         The plan, and the two checkpoints that it is of.
@@ -133,6 +174,7 @@ def as_lora(
         rule or recipe.output.rank or _RANK,
         output=output,
         force=force,
+        full_differences=full_differences,
         dtype=DTYPES[name] if name else stored if stored in DTYPES.values() else None,
     )
     check_output(output, paths_of(*request.sources.values()), force=force)

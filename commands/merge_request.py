@@ -22,6 +22,7 @@ from ..lora_ops.models.pairing import nearest
 from ..lora_ops.operations.merge.recipes.expression import recipe_of_terms
 from ..lora_ops.operations.merge.recipes.recipe import Step, Term
 from ..lora_ops.text import plain
+from .recipe import MERGED
 from .terms import existing, parse_method_words, parse_term
 
 _RECIPES = (".toml", ".json", ".yaml", ".yml", ".mecha", ".csv", ".txt")
@@ -57,11 +58,13 @@ class Request:
 
     Attributes:
         open_file: Opens a file, to be closed when the command ends.
+        is_checked: Whether a merged model is held against its recipe, not merged.
         sources: By the recipe's names.
         notes: What is worth a sentence of how the recipe was read.
     """
 
     open_file: Callable[[Path], FileSource]
+    is_checked: bool = False
     sources: dict[str, FileSource] = field(default_factory=dict[str, FileSource])
     notes: list[str] = field(default_factory=list[str])
 
@@ -77,6 +80,12 @@ class Request:
             ArgumentError: It means nothing, or a file is nowhere.
         """
         given, rest = _sorted(words)
+        recipes = [one for one in rest if _document([one], is_lone=False)]
+        if recipes and len(rest) > 1:
+            raise ArgumentError(
+                f"`{plain(recipes[0])}` is a recipe, which says all that is merged; give other files by "
+                "its names for them, as in `B=PATH`"
+            )
         document = _document(rest, is_lone=not asked.parts and not asked.base)
         if document is not None:
             return self._of_document(document, asked, given, search)
@@ -106,15 +115,23 @@ class Request:
                 "a recipe says its own methods, blocks and rules: change them there, or write `$name` "
                 "for a number, and give that"
             )
+        is_model = path.is_dir() or path.name.lower().endswith(_MODELS)
+        if is_model:
+            self.open_file(path)  # if it is broken, that is what is said of it
         try:
             found = open_recipe(path)
         except FormatError as error:
-            if path.name.lower().endswith(_MODELS):
-                raise ArgumentError(f"{error}; give a second model to merge it with") from error
+            if is_model:
+                told = (
+                    error
+                    if path.name.lower().endswith(MERGED) or path.is_dir()
+                    else f"{path}: no recipe is in it"
+                )
+                raise ArgumentError(f"{told}; give a second model to merge it with") from error
             raise
         if found.recipe is None:
             raise FormatError("no recipe is recorded in it", path=path)
-        if path.name.lower().endswith(_MODELS):
+        if is_model:
             self.notes.append(f"made again by the recipe in {path.name}")
         self.notes += [f"not carried: {one}" for one in found.lost]
         recipe = found.recipe
@@ -131,9 +148,10 @@ class Request:
         lost = [key for key in missing if key not in where.paths]
         if lost:
             told = next(note for note in where.notes if f"`{missing[lost[0]].name}`" in note)
-            raise ArgumentError(
-                f"{told}; say where it is, as in `{lost[0]}=PATH`, or look with --search FOLDER"
-            )
+            way_out = "say where it is with --search FOLDER"
+            if not self.is_checked:
+                way_out = f"say where it is, as in `{lost[0]}=PATH`, or look with --search FOLDER"
+            raise ArgumentError(f"{told}; {way_out}")
         self.notes += where.notes
         for key in recipe.files:
             self.sources[key] = self.open_file(given.get(key) or where.paths[key])
@@ -229,7 +247,7 @@ def _document(rest: Sequence[str], *, is_lone: bool) -> Path | None:
     if len(rest) != 1:
         return None
     path, name = Path(rest[0]), rest[0].lower()
-    if name.endswith(_MODELS):
+    if name.endswith(_MODELS) or path.is_dir():
         return path if is_lone else None
     return path if name.endswith(_RECIPES) else None
 

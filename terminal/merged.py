@@ -55,9 +55,10 @@ def show_merged(report: Report, *, verbose: bool = False) -> None:
             f"as in the base: {counted(number, 'weight')}, {safe(reason)}", highlight=False
         )
     print_notes(console, found.notes)
+    taken = f"{found.taken} taken from another, " if found.taken else ""
     others = sum(map(len, found.only_others.values()))
     console.print(
-        f"[bold]{counted(found.merged, 'weight')} merged, "
+        f"[bold]{counted(found.merged, 'weight')} merged, {taken}"
         f"{counted(found.copied, 'tensor')} copied[/]; only in the base {len(found.only_base)}, "
         f"only in others {others}",
         highlight=False,

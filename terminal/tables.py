@@ -63,7 +63,8 @@ def show_plan(plan: Preview) -> None:
             *(str(len(members)), f"{weights / 1e6:.1f} M"),
             *([_ranks(members)] if has_ranks else []),
         )
-    console.print(table)
+    if groups:
+        console.print(table)
     for reason, number in Counter(one.reason for one in plan.skips).items():
         text = f"left out: {counted(number, 'layer')}, {worded(reason)}"
         console.print(safe(text), highlight=False, soft_wrap=True)

@@ -35,6 +35,12 @@ COMMANDS = {
 _PATTERNS = ("exclude", "where")
 # What a device is chosen by is no command here.
 _ON_THE_CPU = '`place("cpu")`'
+# What a recipe says, where an option says it too.
+_PHRASES = {
+    "(`allow_nonfinite`)": "(--allow-nonfinite)",
+    '(`rounding = "stochastic"` in the recipe)': "(--rounding stochastic)",
+    'set `keep = "on"` or `"off"` in the recipe': "give --keep on or off",
+}
 # An option stands in backticks where the sentence has no other word for what it does.
 _AS_CODE = re.compile(r"(?:convert (?:it|them)(?: with)?|as in) $")
 
@@ -47,6 +53,8 @@ def worded(text: str) -> str:
     """
     if text.partition("(")[0] in COMMANDS:  # a cure is the call itself, without backticks
         return _command(text) or text
+    for said, told in _PHRASES.items():
+        text = text.replace(said, told)
     text = CALL.sub(_called, text.replace(_ON_THE_CPU, "--device cpu"))
     return PARAMETER.sub(_option, text)
 

@@ -287,8 +287,8 @@ def _check_enough(
     raise TargetMismatchError(
         f"only {matched} of {total} weights match between {base[0]} and {tuned[0]}: "
         + "; ".join(lines)
-        + f"; {_counts(pairing)}: are they of one architecture? "
-        "`allow_partial=True` goes on with those that match"
+        + f"; {_counts(pairing)}: are they of one architecture?"
+        + (" `allow_partial=True` goes on with those that match" if not allow_partial else "")
     )
 
 

@@ -99,8 +99,9 @@ def report_text(
     from ...lora_ops.text import human_error, human_size, plain
 
     size = f"{human_size(report.size)}, " if report.size else ""
+    taken = f"{report.taken} taken from another, " if report.taken else ""
     headline = (
-        f"{plain(name)}: {counted(report.merged, 'weight')} merged, "
+        f"{plain(name)}: {counted(report.merged, 'weight')} merged, {taken}"
         f"{counted(report.copied, 'tensor')} copied, {size}"
         f"lost to rounding: {human_error(report.error)} of the change"
     )

@@ -116,4 +116,5 @@ def test_checkpoints_of_two_kinds(pair: tuple[Path, Path]) -> None:
     run = lorakit_here("compare", *pair)
     assert run.status == 1
     assert "only 0 of 8 weights match" in run.err
+    assert "--allow" not in run.err
     assert run.err.count("\n") == 1

@@ -15,6 +15,7 @@ from lorakit.commands.merge_request import _sorted as sorted_words
 from lorakit.commands.terms import parse_term
 from lorakit.lora_ops import ArgumentError
 
+LORA = ("a.safetensors", "b.safetensors", "--rank", "2")
 AB = ("A=a.safetensors", "B=b.safetensors")
 Q = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 
@@ -49,6 +50,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("a.safetensors", "b.safetensors", "-o", "a.safetensors"), 2, "the same file as the input"),
         (("a.safetensors", "b.safetensors", "-o", "m.toml"), 2, ".safetensors"),
         (("a.safetensors", "b.safetensors", "--json", "a.safetensors"), 2, "must end in `.json`"),
+        (("junk.safetensors",), 1, "junk.safetensors: not a safetensors file"),
+        (("a.safetensors",), 2, "give a second model to merge it with"),
+        (("a.safetensors", "a.safetensors"), 1, "a.safetensors is the only model; give another"),
+        (("a.safetensors", "b.safetensors", "r.toml"), 2, "`r.toml` is a recipe, which says all"),
         # Terms.
         (("a.safetensors", "b.safetensors:much"), 2, "is not a finite strength"),
         (("a.safetensors", "b.safetensors:nan"), 2, "is not a finite strength"),
@@ -65,10 +70,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("A + 0.3*(B - A)", *AB, "A=b.safetensors"), 2, "`A` is given twice"),
         (("A + 0.3*(B - A)", *AB, "--base", "a.safetensors"), 2, "a line says its base itself"),
         (("A + $x*(B - A)", *AB), 2, "--set x=0.3"),
+        (("A + $x*(B - A)", *AB, "--set", "x"), 2, "`x`: write NAME=NUMBER, as in a=0.3"),
+        (("A + $x*(B - A)", *AB, "--set", "x=nan"), 2, "`$x` is nan, not a finite number"),
+        (("A + $x*(B - A)", *AB, "--set", "x=1", "--set", "$x=2"), 2, "`$x` is given twice"),
         (("A + 0.3*(B - A)", *AB, "--set", "x=1"), 2, "the recipe has no `$x`"),
         # Methods.
         (("a.safetensors", "b.safetensors", "-m", "slrp"), 2, "did you mean `slerp`?"),
         (("a.safetensors", "b.safetensors", "-m", "ties"), 2, "`ties` needs a base"),
+        (("a.safetensors", "b.safetensors", "-m", "lerp"), 2, "`lerp` needs a base, and beside it 1 of"),
         (("a.safetensors", "b.safetensors", "-m", "slerp,t=2"), 2, "give a number from 0 to 1"),
         (("a.safetensors", "b.safetensors", "-m", "slerp,t"), 2, "write NAME,PARAMETER=VALUE"),
         (("a.safetensors", "b.safetensors", "-m", "slerp,u=1"), 2, "no parameter `u`"),
@@ -80,7 +89,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("a.safetensors", "--component", "clip=b.safetensors"), 2, "clip"),
         (("a.safetensors", "--component", "vae=none.safetensors"), 2, "no such file"),
         (("flux.safetensors", "--component", "te=b.safetensors"), 2, "the file has unet"),
+        (("a.safetensors", "--component", "vae="), 2, "write PART=MODEL"),
+        (("a.safetensors", "--component", "vae=b.safetensors", "--component", "vae"), 2, "given twice"),
         (("a.safetensors", "b.safetensors", "--shard-size", "big"), 2, "is not a size"),
+        (("a.safetensors", "b.safetensors", "--shard-size", "1MB"), 2, "`.safetensors.index.json`"),
+        (("a.safetensors", "b.safetensors", "--full-differences"), 2, "write one with --rank"),
+        ((*LORA, "--shard-size", "1MB"), 2, "--shard-size is for a model, and a LoRA is written"),
+        ((*LORA, "--rounding", "stochastic"), 2, "--rounding is for a model"),
+        ((*LORA, "--keep", "on"), 2, "--keep is for a model"),
+        ((*LORA, "--dtype", "unet=fp32"), 2, "--dtype unet=fp32 is for a model"),
+        ((*LORA, "--component", "vae=b.safetensors"), 2, "--component vae=b.safetensors is for a model"),
+        (("a.safetensors", "nan.safetensors"), 1, "keep the base's weights there (--allow-nonfinite)"),
         (("a.safetensors", "b.safetensors", "--search", "."), 2, "one recipe"),
         (("a.safetensors", "b.safetensors", "--seed", "-1"), 2, "--seed"),
         (("--base", "a.safetensors", "b.safetensors", "-r", "none"), 2, "`none`"),
@@ -99,6 +118,27 @@ def test_it_is_one_line_and_no_file(
     assert said in run.err
     assert run.err.startswith("Usage: ") or run.err.count("\n") == 1
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('B = {name = "b.safetensors", kind = "lora"}', 'b.safetensors is no LoRA, and the recipe says `kind = "lora"`'),
+        ('B = {name = "l.safetensors", kind = "checkpoint"}', "l.safetensors is a LoRA, and the recipe says"),
+        ('B = {name = "b.safetensors"}', "Error: method `ties` has no parameter `densty`; did you mean `density`?"),
+        ('B = {name = "b.safetensors"}+', "step `step1`: method `ties` has no parameter `densty`"),
+    ],
+)  # fmt: skip
+def test_a_recipe_and_its_files(document: str, said: str, folder: Path) -> None:
+    text = f'lorakit = 1\nfiles = {{A = {{name = "a.safetensors"}}, {document.rstrip("+")}}}\n'
+    text += '[[step]]\nbase = "A"\nmethod = "ties"\ndensty = 0.3\nterms = [{of = "B"}]\n'
+    if document.endswith("+"):
+        text += '[[step]]\nbase = "step1"\nterms = [{of = "B", weight = 0.1}]\n'
+    (folder / "r.toml").write_text(text, "utf-8")
+    run = lorakit_here("merge", "r.toml", "-o", "m.safetensors")
+    assert (run.status, run.out) == (2, "")
+    assert said in run.err
+    assert run.err.count("\n") == 1
 
 
 def test_strict_and_what_is_not_finite(folder: Path) -> None:

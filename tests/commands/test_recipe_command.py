@@ -105,6 +105,25 @@ def test_what_is_no_recipe_is_one_line(
     assert run.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--verify", "--ancestry"), "--ancestry is of no use with --verify"),
+        (("--verify", "-o", "r.toml"), "--output is of no use with --verify"),
+        (("--json", "-"), "--json is of no use without --verify"),
+        (("--dora", "comfy"), "--dora is of no use without --verify"),
+        (("--row", "2"), "--row is for a history of merges (.csv)"),
+        (("--ancestry", "-o", "r.toml"), "--ancestry shows the tree instead"),
+    ],
+)
+def test_options_that_would_be_for_nothing_are_errors(
+    words: tuple[str, ...], said: str, merged: Path
+) -> None:
+    run = lorakit_here("recipe", merged, *words)
+    assert (run.status, run.out) == (2, "")
+    assert said in run.err
+
+
 def test_a_model_without_one_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "plain.safetensors"
     save_file({"weight": torch.zeros(2)}, path)

@@ -163,3 +163,16 @@ def test_without_a_weight_it_is_refused():
     # The same LoRA twice, at a half, is the LoRA.
     baked, _ = bake(DictSource(MODELS["A"]), [adapter(thin(NAME, (24, 18)))])
     torch.testing.assert_close(out[KEY], baked[KEY])
+
+
+def test_a_step_takes_files_and_earlier_steps():
+    for steps, said in (
+        ((Step("m", (Term("B"),), base="m"),), "step `m`: base is `m`, which is not yet there"),
+        (
+            (Step("m", (Term("n"),), base="A"), Step("n", (Term("B"),), base="A")),
+            "step `m`: term 1 is `n`, which is not yet there",
+        ),
+        ((), "the recipe has no step"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            merge(Recipe(steps), sources())

@@ -44,7 +44,7 @@ class MergeOptions(TypedDict, total=False):
     strict: bool
     allow_nonfinite: bool
     allow_partial: bool
-    dora: Convention
+    dora: Convention | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class MergeReport(Report):
 
     Attributes:
         merged: How many parameters were computed.
+        taken: How many tensors are another model's, as they are.
         copied: How many tensors stayed the base's.
         only_base: Parameters that only the base has.
         only_others: Parameters that only others have, by their file.
@@ -63,6 +64,7 @@ class MergeReport(Report):
     """
 
     merged: int = 0
+    taken: int = 0
     copied: int = 0
     only_base: tuple[str, ...] = ()
     only_others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -75,6 +77,7 @@ class MergeReport(Report):
         return {
             **Report.to_dict(self),
             "merged": self.merged,
+            "taken": self.taken,
             "copied": self.copied,
             "only_base": list(self.only_base),
             "only_others": {name: list(names) for name, names in self.only_others.items()},
@@ -190,7 +193,8 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
         layers,
         skips,
         (*plan.notes, *_notes(plan, layers, skips)),
-        merged=len(plan.merged),
+        merged=len(plan.merged) - plan.taken,
+        taken=plan.taken,
         copied=len(plan.copied),
         only_base=plan.only_base,
         only_others=plan.only_others,
@@ -217,8 +221,7 @@ def _measured(layers: Sequence[MergedLayer]) -> float:
 
 
 def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]) -> Iterator[str]:
-    is_taken = any(not one.steps and one.source is not plan.base for one in plan.tensors.values())
-    if not is_taken and not any(layer.cosine for layer in layers):
+    if not plan.taken and not any(layer.cosine for layer in layers):
         yield (
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"

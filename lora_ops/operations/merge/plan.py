@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from .combined import Combination
 from .components import COMPONENTS, with_components
 from .matched import EMA
 from .opening import Node
-from .recipes.checks import check_output
-from .recipes.recipe import Recipe
+from .recipes.checks import check_order, check_output
+from .recipes.recipe import ALLOWED, Recipe
 from .resolved import Resolver
 from .step import Merged
 
@@ -41,6 +41,7 @@ class MergePlan:
         sources: All that is read, by the recipe's names.
         tensors: What becomes of each tensor, by key, in the base's order.
         merged: Names of the parameters that are computed.
+        taken: How many of these are another model's, as they are.
         copied: Keys of the base that stay as they are.
         only_base: Names of parameters of the merged components that no other model has.
         only_others: By the recipe's name of a file, the parameters that the base does not have.
@@ -56,6 +57,7 @@ class MergePlan:
     sources: Mapping[str, TensorSource]
     tensors: Mapping[str, Planned]
     merged: tuple[str, ...]
+    taken: int
     copied: tuple[str, ...]
     only_base: tuple[str, ...]
     only_others: Mapping[str, tuple[str, ...]]
@@ -79,7 +81,7 @@ def plan_merge(
     strict: bool = False,
     allow_nonfinite: bool = False,
     allow_partial: bool = False,
-    dora: Convention = "paper",
+    dora: Convention | None = None,
 ) -> MergePlan:
     """Match the checkpoints and settle what becomes of each tensor, from headers alone.
 
@@ -92,21 +94,25 @@ def plan_merge(
         components: Which are merged; `vae` among them merges it too. The plan's recipe says so in its
             parts, so that it gives the same again.
         strict: Whether a parameter that not all have is an error.
-        allow_nonfinite: Keep the base's weight where some model's is not finite.
+        allow_nonfinite: Keep the base's weight where some model's is not finite. This, the next and
+            `dora` are in the plan's recipe, too; what a recipe allows is allowed anyway.
         allow_partial: Leave out layers of adapters that the base has no parameter for.
-        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        dora: Whose convention, of kinds that programs read differently; see docs/kinds.md. None: the
+            recipe's.
 
     Raises:
         ArgumentError: The recipe means nothing, or names a file or method that is not there.
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
+    recipe = _told(recipe, partial=allow_partial, nonfinite=allow_nonfinite, dora=dora)
     check_output(recipe.output)
-    resolver = Resolver(recipe, sources, components, allow_partial=allow_partial, dora=dora)
+    check_order(recipe)
+    resolver = Resolver(recipe, sources, components)
     told = with_components(recipe, components, resolver.base, sources)
     if told != recipe:
         recipe = told
-        resolver = Resolver(told, sources, COMPONENTS, allow_partial=allow_partial, dora=dora)
+        resolver = Resolver(told, sources, COMPONENTS)
     base = resolver.base
     check_checkpoint(base.source)
     steps: dict[str, list[Merged]] = {}
@@ -133,10 +139,7 @@ def plan_merge(
             step = Merged(at, base.source, node, (parameter, piece))
             steps.setdefault(at.key, []).append(step)
     if not merged:
-        raise MismatchError(
-            f"nothing to merge: no weight of {base.source.name} is in another model with a weight "
-            "other than 0; see what the files are with `info`"
-        )
+        raise _nothing(resolver)
     only_others = resolver.only_others()
     if strict and (only_base or any(only_others.values())):
         first = (only_base or [name for names in only_others.values() for name in names])[0]
@@ -167,15 +170,37 @@ def plan_merge(
         sources=dict(sources),
         tensors=tensors,
         merged=tuple(merged),
+        taken=len(taken),
         copied=tuple(key for key, one in tensors.items() if not one.steps and key not in taken),
         only_base=tuple(only_base),
         only_others=only_others,
         dropped=dropped,
         notes=tuple(notes),
-        allow_nonfinite=allow_nonfinite,
+        allow_nonfinite="nonfinite" in recipe.output.allow,
         surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
+
+
+def _nothing(resolver: Resolver) -> MismatchError:
+    """Why no weight is to be merged."""
+    base = resolver.base.source
+    if all(one is base for one in resolver.used):
+        return MismatchError(
+            f"nothing to merge: {base.name} is the only model; give another to merge it with"
+        )
+    return MismatchError(
+        f"nothing to merge: no weight of {base.name} is in another model with a weight other than 0; "
+        "see what the files are with `info`"
+    )
+
+
+def _told(recipe: Recipe, *, dora: Convention | None, **allowed: bool) -> Recipe:
+    """A recipe that says how its files are read, as whoever runs it wants it."""
+    output = recipe.output
+    asked = [name for name in ALLOWED if allowed[name] and name not in output.allow]
+    allow = (*output.allow, *asked)
+    return replace(recipe, output=replace(output, dora=dora or output.dora, allow=allow))
 
 
 def _passes(nodes: Sequence[Node]) -> int:

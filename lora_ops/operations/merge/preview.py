@@ -34,13 +34,12 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
     """
     model = detect(parameters(plan.base))
     names = [name for name in plan.recipe.files if name in plan.sources]
-    taken = sum(not one.steps and one.source is not plan.base for one in plan.tensors.values())
     dtype = plan.recipe.output.dtype
     told = ", ".join(f"{part} {name}" for part, name in dtype.items()) or "as stored"
     counts = {
         "tensors": len(plan.tensors),
-        "merged": len(plan.merged) - taken,
-        "taken": taken,
+        "merged": len(plan.merged) - plan.taken,
+        "taken": plan.taken,
         "copied": len(plan.copied),
         "left_out": len(plan.dropped),
         "only_base": len(plan.only_base),
@@ -53,7 +52,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         size_at_most=_size(plan, output, shard_size),
         layers=tuple(_layers(plan)),
         told=f"{', '.join(methods)}, {told}; of {counted(counts['tensors'], 'tensor')} "
-        f"{counts['merged']} merged, {taken} taken, {counts['copied']} copied; "
+        f"{counts['merged']} merged, {plan.taken} taken, {counts['copied']} copied; "
         f"read {'once' if plan.passes == 1 else f'up to {plan.passes} times'}",
         settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},
         architecture=model.title if model else None,

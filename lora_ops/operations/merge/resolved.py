@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import modules
-from ...adapters.layers import Convention
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...models.pairing import nearest
@@ -33,8 +32,6 @@ class Resolver:
         recipe: With numbers for all names.
         sources: The files by the recipe's names.
         components: Which are merged.
-        allow_partial: See `plan_merge`.
-        dora: Likewise.
     """
 
     def __init__(
@@ -42,20 +39,17 @@ class Resolver:
         recipe: Recipe,
         sources: Mapping[str, TensorSource],
         components: Sequence[str],
-        *,
-        allow_partial: bool,
-        dora: Convention,
     ) -> None:
         if recipe.values:
             raise ArgumentError(f"no value for `${recipe.values[0]}`; give a number for each")
         self._recipe, self._sources = recipe, sources
-        self._dora: Convention = dora
         self._steps = {step.name: plainly(step) for step in recipe.steps}
         self._models: dict[str, Model] = {}
         self._values: dict[str, _Value] = {}  # of one parameter, so that what two use is one
         self._wholes: dict[str, Node] = {}
         self._adapters = {name for name, one in sources.items() if modules(one.keys()).is_adapter}
-        self._allow_partial = allow_partial
+        for name in sources:
+            self._check_kind(name)
         base = self._base_file(recipe.steps[-1].name)
         self.base = self._models[base] = Model.of(self._source(base))
         self._components = {*components, *whole_parts(recipe)}
@@ -71,7 +65,7 @@ class Resolver:
             for name, step in self._steps.items()
         }
         self._chosen = {
-            name: settled_method(step, self._adapters)
+            name: settled_method(step, self._adapters, len(self._steps) == 1)
             for name, step in self._steps.items()
             if step.terms  # without, it is its base
         }
@@ -201,7 +195,7 @@ class Resolver:
         """A term at a parameter; None where it has nothing to say."""
         if term.of in self._adapters:
             shares = term.shares.get(one, ())
-            return Adapted(shares, base, self._dora) if shares else None
+            return Adapted(shares, base, self._recipe.output.dora) if shares else None
         if term.minus:
             if not (self._has(term.of, one) and self._has(term.minus, one)):
                 return None
@@ -216,6 +210,17 @@ class Resolver:
 
     def _has(self, name: str, one: Parameter) -> bool:
         return name in self._steps or one.name in self._model(name).parameters
+
+    def _check_kind(self, name: str) -> None:
+        """Refuse a file that is not of the kind that the recipe says."""
+        file = self._recipe.files.get(name)
+        is_lora = name in self._adapters
+        if file and file.kind and (file.kind == "lora") != is_lora:
+            known = "a LoRA" if is_lora else "no LoRA"
+            raise ArgumentError(
+                f"file `{name}`: {self._sources[name].name} is {known}, and the recipe says "
+                f'`kind = "{file.kind}"`; give the file that is meant, or leave `kind` out'
+            )
 
     def _check_alone(self, name: str, term: SettledTerm, one: Parameter) -> None:
         """Refuse layers that are made from a weight in a step that has none."""
@@ -285,5 +290,6 @@ class Resolver:
     def _opened(self, step: Step, term: Term) -> SettledTerm:
         if term.of in self._adapters:
             adapter = self._sources[term.of]
-            return settled_adapter(step, term, adapter, self.base, self._names, self._allow_partial)
+            allow_partial = "partial" in self._recipe.output.allow
+            return settled_adapter(step, term, adapter, self.base, self._names, allow_partial)
         return settled_term(step, term, self._names)

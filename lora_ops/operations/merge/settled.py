@@ -108,12 +108,13 @@ def _weight(step: Step, term: Term) -> tuple[float, str | None]:
     return 1.0, "depth=" + ",".join(map(str, weight))
 
 
-def settled_method(step: Step, adapters: Collection[str]) -> Chosen:
+def settled_method(step: Step, adapters: Collection[str], is_lone: bool) -> Chosen:
     """Find the method of a step, with all that it takes.
 
     Args:
         step: Any.
         adapters: The names that are adapters.
+        is_lone: Whether it is the recipe's only step; else messages name it.
 
     Raises:
         ArgumentError: See `choose_method`; a parameter is given for some terms only.
@@ -133,4 +134,9 @@ def settled_method(step: Step, adapters: Collection[str]) -> Chosen:
         given["legacy"] = step.legacy
     if name == "average" and any(term.of in adapters for term in step.terms):
         raise ArgumentError(f"step `{step.name}`: an adapter has no share in an average; use `sum`")
-    return choose_method(name, len(step.terms), bool(step.base), given)
+    try:
+        return choose_method(name, len(step.terms), bool(step.base), given)
+    except ArgumentError as error:
+        if is_lone:
+            raise
+        raise ArgumentError(f"step `{step.name}`: {error}") from error

@@ -59,19 +59,21 @@ def choose_method(
         raise ArgumentError(f"unknown method `{name}`{nearest(name, MERGE_METHODS | ALIASES)}")
     method = MERGE_METHODS[name]
     least, most = method.terms
-    if terms < least or (most is not None and terms > most):
-        count = (
-            f"{least}"
-            if least == most
-            else f"{least} or more"
-            if most is None
-            else f"{least} to {most}"
-        )
-        beside = " beside the base" if has_base else ""
-        raise ArgumentError(f"method `{asked}` takes {count} models{beside}, not {terms}")
+    count = (
+        f"{least}"
+        if least == most
+        else f"{least} or more"
+        if most is None
+        else f"{least} to {most}"
+    )
     if has_base and method.base == "none":
         raise ArgumentError(f"method `{asked}` takes no base: give it as a model with a weight")
     if not has_base and method.base == "needed":
-        raise ArgumentError(f"method `{asked}` needs a base: say which model it is")
+        raise ArgumentError(
+            f"method `{asked}` needs a base, and beside it {count} of the models: say which is the base"
+        )
+    if terms < least or (most is not None and terms > most):
+        beside = " beside the base" if has_base else ""
+        raise ArgumentError(f"method `{asked}` takes {count} models{beside}, not {terms}")
     given = dict(preset) | dict(parameters or {})
     return Chosen(name, method, settled(asked, method.parameters, terms, given))

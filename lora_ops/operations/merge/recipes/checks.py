@@ -12,6 +12,7 @@ from ....models.pairing import nearest
 from ....text import either, parse_size, plain
 from .arithmetic import parse_amount
 from .recipe import (
+    ALLOWED,
     KINDS,
     LEGACY,
     PARTS,
@@ -37,6 +38,7 @@ _CHOICES = {
     "rounding": ("nearest", "stochastic"),
     "kind": ("", *KINDS),
     "keep": ("auto", "on", "off"),
+    "dora": ("paper", "comfy"),
 }
 FORMATS = ("", "single", "sharded", "diffusers")
 
@@ -266,11 +268,25 @@ def check_output(output: Output) -> None:
     """Raise an `ArgumentError` for words of an output that mean nothing."""
     for key, choices in _CHOICES.items():
         _check_choice("output", key, getattr(output, key), choices)
+    for one in output.allow:
+        _check_choice("output", "allow", one, ALLOWED)
     for part, dtype in output.dtype.items():
         _check_choice("output: dtype", "component", part, ("all", *PARTS))
         _check_choice(f"output: dtype of `{part}`", "dtype", dtype, DTYPES)
     if output.format not in FORMATS:
         parse_size(output.format)
+
+
+def check_order(recipe: Recipe) -> None:
+    """Raise an `ArgumentError` for a recipe without steps, or where a step takes itself or a later one."""
+    if not recipe.steps:
+        raise ArgumentError("the recipe has no step; write at least one")
+    later = {step.name for step in recipe.steps}
+    for step in recipe.steps:
+        for role, name in _references(step):
+            if name in later:
+                raise _unknown(f"step `{plain(step.name)}`", role, name, {}, recipe)
+        later.discard(step.name)
 
 
 def _check_kind(output: Output, last: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from ....adapters.layers import Convention
 from ....errors import ArgumentError, LoraOpsError
 from ....text import plain
 from .checks import Taking, check
@@ -142,6 +143,8 @@ def as_tree(recipe: Recipe, *, measured: bool = False) -> dict[str, Any]:
         kind=output.kind,
         rank=output.rank,
         keep="" if output.keep == "auto" else output.keep,
+        dora="" if output.dora == "paper" else output.dora,
+        allow=list(output.allow),
     )
     return {key: value for key, value in tree.items() if value or key == "lorakit"}
 
@@ -275,6 +278,8 @@ def _output(table: Table) -> Output:
         kind=table.text("kind"),
         rank=rank,
         keep=table.text("keep", "auto"),
+        dora=cast("Convention", table.text("dora", "paper")),  # `check` says if it is neither
+        allow=table.texts("allow"),
     )
     table.done()
     return found

@@ -19,7 +19,7 @@ def open_recipe(path: str | Path, row: int | None = None) -> Ancestor:
 
     Args:
         path: A recipe (`.toml`, or the JSON that is in the metadata), one of another program, see
-            `foreign.read_foreign`; or a merged model, whose metadata is read.
+            `foreign.read_foreign`; or a merged model, a folder of diffusers too, whose metadata are read.
         row: Of a history of merges, which; None for the last.
 
     Raises:
@@ -27,7 +27,7 @@ def open_recipe(path: str | Path, row: int | None = None) -> Ancestor:
         FormatError: It is no recipe that is known, or a model that has none.
     """
     path = Path(path)
-    if path.name.lower().endswith(_MODELS):
+    if path.is_dir() or path.name.lower().endswith(_MODELS):
         with open_source(path) as source:
             found = recipe_of(source.metadata, path.name)
         if found.recipe is None:

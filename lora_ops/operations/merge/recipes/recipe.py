@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from ....adapters.layers import Convention
 from ....errors import ArgumentError
 from ....models.pairing import nearest
 from ....text import plain
@@ -27,6 +28,8 @@ SPARSIFIERS = ("none", "magnitude", "dare", "della", "breadcrumbs")
 LEGACY = ("supermerger", "chattiori", "model_mixer", "mergekit", "mecha")
 PARTS = ("unet", "te", "te1", "te2", "te3", "vae")
 KINDS = ("checkpoint", "lora")
+#: What is an error unless a recipe, or whoever runs it, allows it.
+ALLOWED = ("partial", "nonfinite")
 #: What a step and a term have of their own: no parameter of a method has such a name.
 STEP_KEYS = ("name", "method", "base", "terms", "sparsify", "legacy", "seed", "measured")
 TERM_KEYS = ("of", "minus", "weight", "blocks", "where", "elemental")
@@ -40,7 +43,7 @@ class RecipeFile:
         name: Its name, without folders.
         sha256: Of all of it, 64 hexadecimal digits; empty where it is not known.
         url: Where it can be had.
-        kind: `checkpoint` or `lora`; empty: told by what is in it.
+        kind: `checkpoint` or `lora`, which the file must be; empty: told by what is in it.
         part: Only this component of it is read; empty for all.
         bytes: Its size; None where it is not known.
     """
@@ -114,6 +117,9 @@ class Output:
         kind: `checkpoint` or `lora`; empty: what the last step is.
         rank: Of a LoRA; a rule, as everywhere. None for none.
         keep: Whether the flags of v-prediction stay: `auto`, `on` or `off`.
+        dora: Whose reading of the kinds on which programs differ, `paper` or `comfy` (docs/kinds.md).
+        allow: What is no error: `partial`, that LoRAs have layers which the base has no weight for;
+            `nonfinite`, that weights of some model are not finite: the base's are kept there.
     """
 
     dtype: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -122,6 +128,8 @@ class Output:
     kind: str = ""
     rank: int | str | None = None
     keep: str = "auto"
+    dora: Convention = "paper"
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
