@@ -119,6 +119,25 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
+#: For a command that writes a checkpoint.
+storing_options = together(
+    click.option(
+        "--to",
+        metavar="STORAGE",
+        help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
+        "fp8_e5m2_scaled or int8; first and last layers, embeddings and norms stay whole.  "
+        "[default: as numbers]",
+    ),
+    click.option(
+        "--whole",
+        metavar="PATTERN",
+        multiple=True,
+        help="With --to, keep these whole too, by the model's own names: 'double_blocks.0.*'. May be "
+        "repeated.",
+    ),
+)
+
+
 def dtype_option(default: str, what: str = "factors") -> Decorator:
     """The option --dtype; `default` says what is taken without it."""
     return click.option(

@@ -26,6 +26,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.bake import SURVIVES
+from ..weights.storing import storing_notes
 from ..weights.tiles import Planned, Put, compute, computed
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
@@ -189,7 +190,7 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
     return MergeReport(
         layers,
         skips,
-        (*plan.notes, *_notes(plan, layers, skips)),
+        (*plan.notes, *storing_notes(known), *_notes(plan, layers, skips)),
         merged=len(plan.merged),
         copied=len(plan.copied),
         only_base=plan.only_base,

@@ -1,0 +1,56 @@
+"""How a weight is written with scales, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ...files.quantised.encoding import Encoder, Scheme
+from ...models.architectures import Parameter
+from ...models.pairing import parameter_kind
+from ...report import LayerReport, Skip, counted
+from ...text import human_error
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer(LayerReport):
+    """A weight written with scales: `norm` is its own, `residual` that of what storing it changed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storing:
+    """How one weight is written.
+
+    Attributes:
+        scheme: In which way.
+        parameter: Which weight it is.
+    """
+
+    scheme: Scheme
+    parameter: Parameter
+
+    def encoder(self) -> Encoder:
+        """What encodes it."""
+        return self.scheme.encoder(self.parameter.key, self.parameter.shape)
+
+    def report(self, encoder: Encoder) -> StoredLayer:
+        """What is said of it, once it is encoded."""
+        one, (norm, residual) = self.parameter, encoder.norms
+        kind = parameter_kind(one)
+        return StoredLayer(one.target, one.component, kind, one.shape, 0, norm, residual)
+
+
+def storing_notes(reports: Iterable[LayerReport | Skip]) -> Iterator[str]:
+    """Say what storing weights with scales has changed.
+
+    Args:
+        reports: Those of all tensors.
+    """
+    stored = [one for one in reports if isinstance(one, StoredLayer)]
+    if stored:
+        worst = max(stored, key=lambda one: one.error)
+        least = min(one.error for one in stored)
+        yield (
+            f"storing {counted(len(stored), 'weight')} with scales changed them by {human_error(least)} to "
+            f"{human_error(worst.error)}, `{worst.target}` the most"
+        )
