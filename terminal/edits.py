@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from ..lora_ops import EditReport, LoraOpsError, Preview
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
-from .layout import fill, new_table, open_console, print_rest, shape_text, tail
+from .layout import fill, new_table, open_console, print_rest, print_stored, shape_text, tail
 
 if TYPE_CHECKING:
     from ..lora_ops import BakedLayer, Comparison, LayerComparison, Report
@@ -116,6 +116,8 @@ def show_baked(report: Report, *, verbose: bool = False) -> None:
 
     rows = [cast("BakedLayer", layer) for layer in report.layers]
     console.print(fill(table, rows, cells, weigh=lambda one: one.residual, verbose=verbose))
+    if verbose:
+        print_stored(console, report)
     print_rest(console, report, outside=_OUTSIDE)
 
 

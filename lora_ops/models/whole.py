@@ -16,7 +16,9 @@ _LAST = "final_layer|final_linear|head|unpatchify"
 _VECTORS = r"\w*embed\w*|label_emb|emb_layers|img_emb|time_projection|adaln_single|distilled_guidance_layer"
 
 #: Of any model: parts of a weight's native name.
-_ANYWHERE = re.compile(rf"(?:^|\.)(?:{_FIRST}|{_LAST}|{_VECTORS}|\w*norm\w*)(?:\.|$)", re.IGNORECASE)
+_ANYWHERE = re.compile(
+    rf"(?:^|\.)(?:{_FIRST}|{_LAST}|{_VECTORS}|\w*norm\w*)(?:\.|$)", re.IGNORECASE
+)
 #: Of any model: how a native name begins.
 _OUTERMOST = re.compile(r"(?:proj_in|proj_out|caption_projection)\.")
 #: By the short name of an architecture: what it has besides, anywhere in a name.

@@ -215,11 +215,7 @@ class Scheme:
 
 #: By the name that users give it.
 SCHEMES: Mapping[str, Scheme] = {
-    "fp8_scaled": Scheme(
-        "fp8 e4m3, scaled", "float8_e4m3fn", torch.float8_e4m3fn, ScaledFloat
-    ),
-    "fp8_e5m2_scaled": Scheme(
-        "fp8 e5m2, scaled", "float8_e5m2", torch.float8_e5m2, ScaledFloat
-    ),
+    "fp8_scaled": Scheme("fp8 e4m3, scaled", "float8_e4m3fn", torch.float8_e4m3fn, ScaledFloat),
+    "fp8_e5m2_scaled": Scheme("fp8 e5m2, scaled", "float8_e5m2", torch.float8_e5m2, ScaledFloat),
     "int8": Scheme("int8", "int8_tensorwise", torch.int8, Rows),
 }

@@ -28,7 +28,7 @@ from ...source import TensorSource
 from ..reasons import STRENGTH_ZERO
 from ..weights.change import BakedLayer
 from ..weights.shares import Share
-from ..weights.storing import storing_notes
+from ..weights.storing import stored_layers, storing_notes
 from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
@@ -117,8 +117,9 @@ def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Rep
     skips = [one for one in known if isinstance(one, Skip)]
     skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
     skips += [_skip(share, STRENGTH_ZERO, 0.0) for share in plan.idle]
-    notes = (*plan.notes, *storing_notes(known), *_notes(layers, bool(plan.storing)))
-    return Report(layers, tuple(skips), notes)
+    stored = stored_layers(known)
+    notes = (*plan.notes, *storing_notes(stored), *_notes(layers, bool(plan.storing)))
+    return Report(layers, tuple(skips), notes, stored=stored)
 
 
 def _notes(layers: Sequence[BakedLayer], with_scales: bool) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...files.quantised.encoding import Encoder, Scheme
@@ -40,13 +40,17 @@ class Storing:
         return StoredLayer(one.target, one.component, kind, one.shape, 0, norm, residual)
 
 
-def storing_notes(reports: Iterable[LayerReport | Skip]) -> Iterator[str]:
+def stored_layers(reports: Iterable[LayerReport | Skip]) -> tuple[StoredLayer, ...]:
+    """Return the weights that were written with scales, of all that is said."""
+    return tuple(one for one in reports if isinstance(one, StoredLayer))
+
+
+def storing_notes(stored: Sequence[StoredLayer]) -> Iterator[str]:
     """Say what storing weights with scales has changed.
 
     Args:
-        reports: Those of all tensors.
+        stored: All of them.
     """
-    stored = [one for one in reports if isinstance(one, StoredLayer)]
     if stored:
         worst = max(stored, key=lambda one: one.error)
         least = min(one.error for one in stored)

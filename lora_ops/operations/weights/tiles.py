@@ -40,7 +40,6 @@ class Put(Protocol):
         ...
 
 
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Planned:
     """One tensor of the output, before it is computed.
