@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import lorakit_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_flux import LAYERS, STRENGTH, UNET, adapter, numbers
@@ -159,7 +161,7 @@ def test_by_chance_the_mean_is_the_number_itself(files: tuple[Path, Path], tmp_p
 
 def test_errors(files: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
-    with pytest.raises(ArgumentError, match="cannot be written as `fp7`"):
+    with pytest.raises(ArgumentError, match="the storage `fp7`"):
         baked(files, output, "fp7")
     tensors = numbers(1)
     tensors["single_blocks.0.linear2.weight"][3, 4] = torch.inf
@@ -177,3 +179,27 @@ def test_only_a_file_holds_scales(files: tuple[Path, Path], tmp_path: Path) -> N
         plan = plan_bake_file(model, [Ingredient(lora, 1.0)], to="int8")
         with pytest.raises(ValueError, match="only a file"):
             list(run_bake(plan))
+
+
+def test_by_the_commands(files: tuple[Path, Path], tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    asked = ("--to", "fp8_scaled", "--whole", "single_blocks.*", "--dtype", "bf16", "--json", "-")
+    done = lorakit_here("bake", *files, "-o", one, *asked)
+    assert (done.status, done.err) == (0, "")
+    stored = json.loads(done.out)["stored"]
+    assert {layer["target"] for layer in stored} == {
+        f"{UNET}{name}" for name in STORED if "single" not in name
+    }
+    assert all(0.025 < layer["error"] < 0.028 for layer in stored)
+    assert load_file(one)["img_in.weight"].dtype == torch.bfloat16
+    done = lorakit_here("merge", one, files[0], "-o", other, *asked[:4])
+    assert (done.status, done.err) == (0, "")
+    assert "10 weights written as fp8 e4m3, scaled; 13 stay whole" in " ".join(done.out.split())
+    with open_source(one) as left, open_source(other) as found:
+        key = "double_blocks.0.img_attn.proj.weight"
+        assert found.storage(key) == "fp8 e4m3, scaled"
+        half = (left.tensor(key).double() + numbers(1)[key].double()) / 2
+        assert (found.tensor(key) - half).norm() < 0.03 * half.norm()
+    done = lorakit_here("bake", *files, "-o", tmp_path / "x.safetensors", "--to", "fp7")
+    assert done.status == 2
+    assert "fp8_e5m2_scaled" in done.err

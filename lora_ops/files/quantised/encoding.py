@@ -36,7 +36,7 @@ class Encoder(ABC):
         self.key, self.shape, self.dtype = key, shape, dtype
         self._norms: dict[int, tuple[float, float]] = {}
 
-    def look(self, rows: Tensor) -> None:
+    def look(self, rows: Tensor) -> None:  # noqa: B027  most need nothing
         """See some rows, for what all of them have in common."""
 
     def encode(

@@ -38,9 +38,7 @@ def plan_storing(
         ArgumentError: No weight can be written so, or there is no such way.
     """
     if to not in SCHEMES:
-        raise ArgumentError(
-            f"weights cannot be written as `{plain(to)}`: it is {either(list(SCHEMES))}"
-        )
+        raise ArgumentError(f"the storage `{plain(to)}` is {either(list(SCHEMES))}")
     if is_folder(checkpoint):
         raise ArgumentError(
             f"{checkpoint.name} is a folder of diffusers, which does not load `{to}`; give a single file"
