@@ -57,7 +57,7 @@ def bake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS in it, each times its strength S.
 
     Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. The
-    report says how much of each change survived the rounding. --to writes them with scales.
+    report says how much of each change survived the rounding.
     """
     _bake(1, **arguments)  # pyright: ignore[reportArgumentType]
 

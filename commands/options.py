@@ -119,6 +119,13 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
+whole_option = click.option(
+    "--whole",
+    metavar="PATTERN",
+    multiple=True,
+    help="Of what --to would store with scales, keep these whole, by the model's own names: "
+    "'double_blocks.0.*'. May be repeated.",
+)
 #: For a command that writes a checkpoint.
 storing_options = together(
     click.option(
@@ -128,13 +135,7 @@ storing_options = together(
         "fp8_e5m2_scaled or int8; first and last layers, embeddings and norms stay whole.  "
         "[default: as numbers]",
     ),
-    click.option(
-        "--whole",
-        metavar="PATTERN",
-        multiple=True,
-        help="With --to, keep these whole too, by the model's own names: 'double_blocks.0.*'. May be "
-        "repeated.",
-    ),
+    whole_option,
 )
 
 

@@ -59,6 +59,10 @@ class Encoder(ABC):
         self._norms[first] = float(exact.norm()), float((numbers - exact).norm())
         return codes, numbers
 
+    def keep(self, weight: Tensor) -> None:
+        """Count a weight that is stored so already: nothing of it changes."""
+        self._norms[0] = float(weight.norm()), 0.0
+
     @abstractmethod
     def scaled(self, rows: Tensor, first: int) -> Tensor:
         """The scales of some rows, in a shape that goes with theirs; remembers them."""

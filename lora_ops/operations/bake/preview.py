@@ -35,7 +35,7 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
     checkpoint = plan.checkpoint
     dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
     copied = sum(
-        key not in plan.changes and checkpoint.dtype(key) == wanted
+        key not in plan.changes and key not in plan.storing and checkpoint.dtype(key) == wanted
         for key, wanted in plan.dtypes.items()
     )
     changed = sum(key in plan.changes for key in plan.dtypes)

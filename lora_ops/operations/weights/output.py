@@ -17,6 +17,7 @@ from ...files import (
     FileSource,
     FolderWriter,
     JoinedSource,
+    QuantisedSource,
     SafetensorsWriter,
     ShardsWriter,
     beside_weights,
@@ -182,7 +183,30 @@ def write_tensor(
     def put(start: int, piece: Tensor, /, beside: str = "") -> None:
         file.write_at(beside or planned.key, start, piece)
 
+    if reports := _copy_stored(planned, file, put):
+        return Outcome(planned.key, None, reports)
     return Outcome(planned.key, None, calculate(planned, put))
+
+
+def _copy_stored(planned: Planned, file: PlacedWriter, put: Put) -> tuple[LayerReport, ...]:
+    """Copy a weight that is to be stored as it is already, byte for byte.
+
+    Returns:
+        What is to be said of it; nothing where it cannot be copied.
+    """
+    source, storing = planned.source, planned.storing
+    if storing is None or planned.steps or not isinstance(source, QuantisedSource):
+        return ()
+    held = storing.held(source, planned.own)
+    if held is None:
+        return ()
+    file.copy(planned.key, source.original, held["weight"])
+    encoder = storing.encoder()
+    for key, part in storing.scheme.beside(encoder):
+        own = held.get(key.rpartition(".")[2])
+        put(0, part if own is None else source.original.tensor(own), beside=key)
+    encoder.keep(source.tensor(planned.own))
+    return (storing.report(encoder),)
 
 
 class CheckpointFile(Sink[Tensor]):

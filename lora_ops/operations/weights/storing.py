@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...files import QuantisedSource
 from ...files.quantised.encoding import Encoder, Scheme
 from ...models.architectures import Parameter
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Skip, counted
+from ...source import TensorSource
 from ...text import human_error
 
 
@@ -32,6 +35,28 @@ class Storing:
     def encoder(self) -> Encoder:
         """What encodes it."""
         return self.scheme.encoder(self.parameter.key, self.parameter.shape)
+
+    def held(self, source: TensorSource, own: str) -> Mapping[str, str] | None:
+        """Where a source has the weight stored in this way: keys in its `original`, by the part's name.
+
+        Args:
+            source: Which.
+            own: The weight's key there.
+
+        Returns:
+            The codes under `weight`; None where it is stored in another way.
+        """
+        one = source.weights.get(own) if isinstance(source, QuantisedSource) else None
+        if one is None or not isinstance(source, QuantisedSource):
+            return None
+        parts, file = self.encoder().parts(), source.original
+        has_all = one.storage == self.scheme.storage and one.parts.keys() == {"codes", "scales"}
+        if not has_all or file.dtype(one.parts["codes"]) != self.scheme.dtype:
+            return None
+        ((name, part),) = parts.items()
+        key = one.parts["scales"]
+        is_same = file.dtype(key) == part.dtype and math.prod(file.shape(key)) == part.numel()
+        return {"weight": one.parts["codes"], name: key} if is_same else None
 
     def report(self, encoder: Encoder) -> StoredLayer:
         """What is said of it, once it is encoded."""
