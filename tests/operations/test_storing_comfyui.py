@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_flux import adapter, numbers
 
 from lorakit.lora_ops import Ingredient, open_source
-from lorakit.lora_ops.files.quantised.encoding import SCHEMES
+from lorakit.lora_ops.files.quantised.storages import SCHEMES
 from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 
 

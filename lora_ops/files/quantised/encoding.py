@@ -1,19 +1,16 @@
-"""Encoding: weights into codes and scales, in ComfyUI's `comfy_quant`, as its own writer has them."""
+"""Encoding: weights into codes and scales, as ComfyUI's own writer has them; `storages.py` has the table."""
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from .comfy import ENDING
 from .fp8 import widened
 
 #: Rounds float32 to the dtype of codes.
@@ -176,50 +173,3 @@ class Rows(Encoder):
     def parts(self) -> dict[str, Tensor]:
         """The scales, a column."""
         return {"weight_scale": self._scales}
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """A way to store weights.
-
-    Attributes:
-        storage: What people call it.
-        format: Its name in a layer's configuration.
-        dtype: Of the codes.
-        encodes: What makes codes of a weight.
-    """
-
-    storage: str
-    format: str
-    dtype: torch.dtype
-    encodes: type[Encoder]
-
-    def encoder(self, key: str, shape: Sequence[int]) -> Encoder:
-        """What encodes one weight.
-
-        Args:
-            key: Of the weight, which ends in `.weight`.
-            shape: Of the weight, (rows, columns).
-        """
-        rows, columns = shape
-        return self.encodes(key, (rows, columns), self.dtype)
-
-    def beside(self, encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
-        """The tensors beside the codes, by key: scales, and the configuration.
-
-        Args:
-            encoder: Of a weight; the numbers are right once all of it is encoded.
-        """
-        layer = encoder.key.removesuffix(".weight")
-        for name, part in encoder.parts().items():
-            yield f"{layer}.{name}", part
-        text = json.dumps({"format": self.format}).encode()
-        yield layer + ENDING, torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-
-#: By the name that users give it.
-SCHEMES: Mapping[str, Scheme] = {
-    "fp8_scaled": Scheme("fp8 e4m3, scaled", "float8_e4m3fn", torch.float8_e4m3fn, ScaledFloat),
-    "fp8_e5m2_scaled": Scheme("fp8 e5m2, scaled", "float8_e5m2", torch.float8_e5m2, ScaledFloat),
-    "int8": Scheme("int8", "int8_tensorwise", torch.int8, Rows),
-}

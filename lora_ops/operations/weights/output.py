@@ -111,8 +111,10 @@ def rows_of(tensors: Iterable[Planned]) -> Iterator[tuple[str, torch.dtype, tupl
         tensors: Of the result, in its order.
     """
     for one in tensors:
-        yield one.key, one.dtype, one.shape
-        if one.storing is not None:
+        if one.storing is None:
+            yield one.key, one.dtype, one.shape
+        else:
+            yield one.key, one.dtype, one.storing.scheme.codes(one.shape)
             for key, part in one.storing.scheme.beside(one.storing.encoder()):
                 yield key, part.dtype, tuple(part.shape)
 

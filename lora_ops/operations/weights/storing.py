@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...files import QuantisedSource
-from ...files.quantised.encoding import Encoder, Scheme
+from ...files.quantised.encoding import Encoder
+from ...files.quantised.storages import Scheme
 from ...models.architectures import Parameter
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Skip, counted
@@ -50,13 +51,19 @@ class Storing:
         if one is None or not isinstance(source, QuantisedSource):
             return None
         parts, file = self.encoder().parts(), source.original
-        has_all = one.storage == self.scheme.storage and one.parts.keys() == {"codes", "scales"}
-        if not has_all or file.dtype(one.parts["codes"]) != self.scheme.dtype:
+        roles = {"weight_scale": "scales", "weight_scale_2": "whole"}
+        keys = {name: one.parts.get(roles[name], "") for name in parts}
+        if (
+            one.storage != self.scheme.storage
+            or len(one.parts) != 1 + len(keys)
+            or "" in keys.values()
+        ):
             return None
-        ((name, part),) = parts.items()
-        key = one.parts["scales"]
-        is_same = file.dtype(key) == part.dtype and math.prod(file.shape(key)) == part.numel()
-        return {"weight": one.parts["codes"], name: key} if is_same else None
+        keys["weight"] = one.parts["codes"]
+        wanted = {name: (part.dtype, part.numel()) for name, part in parts.items()}
+        wanted["weight"] = self.scheme.dtype, math.prod(self.scheme.codes(self.parameter.shape))
+        found = {name: (file.dtype(key), math.prod(file.shape(key))) for name, key in keys.items()}
+        return keys if found == wanted else None
 
     def report(self, encoder: Encoder) -> StoredLayer:
         """What is said of it, once it is encoded."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from ...errors import ArgumentError
-from ...files.quantised.encoding import SCHEMES
+from ...files.quantised.storages import SCHEMES
 from ...models.architectures import UNET, detect, parameters
 from ...models.whole import stays_whole
 from ...report import counted
@@ -57,6 +57,7 @@ def plan_storing(
         is_plain = uses[one.key] == 1 and one.key.endswith(name) and not one.transposed
         if (
             not is_plain
+            or not SCHEMES[to].fits(one.shape)
             or stays_whole(name, name_of_model)
             or any(fnmatchcase(name, pattern) for pattern in whole)
         ):

@@ -201,8 +201,10 @@ class _Tiles:
 
     def put(self, part: slice, tile: Tensor) -> None:
         """Hand on a tile of the result, which was rounded last; or its codes."""
-        tile = tile if self._encoder is None else self._codes
-        self._put((self._first + part.start) * self.columns, tile)
+        width = self.columns
+        if self._encoder is not None:
+            tile, width = self._codes, self._codes.shape[1]
+        self._put((self._first + part.start) * width, tile)
 
     def keep_all(self) -> None:
         """Hand on all rows as they are stored."""
