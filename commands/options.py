@@ -132,7 +132,7 @@ storing_options = together(
         "--to",
         metavar="STORAGE",
         help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
-        "fp8_e5m2_scaled or int8; first and last layers, embeddings and norms stay whole.  "
+        "fp8_e5m2_scaled, int8, mxfp8 or nvfp4; first and last layers, embeddings and norms stay whole.  "
         "[default: as numbers]",
     ),
     whole_option,

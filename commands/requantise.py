@@ -31,7 +31,7 @@ from .options import (
     "--to",
     metavar="STORAGE",
     required=True,
-    help="How: fp8_scaled, fp8_e5m2_scaled or int8; docs/quantised.md has what they are.",
+    help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8 or nvfp4; docs/quantised.md has what they are.",
 )
 @whole_option
 @dtype_option("as MODEL stores them, bf16 where that is with scales", "weights that stay whole")
@@ -47,7 +47,7 @@ def requantise(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write MODEL with its matrices in scaled float8 or int8.
+    """Write MODEL with its matrices in 8 bits or 4, and scales.
 
     MODEL may be stored in any way that is read. Each matrix is rounded once, to the nearest; one that is stored so
     already is copied, and so is everything that stays whole. The report says by how much storing has changed each.

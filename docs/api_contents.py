@@ -88,7 +88,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "Store checkpoints with scales",
-        "Scaled float8 and int8, as ComfyUI loads them; [quantised.md](quantised.md).",
+        "Float8, int8, mxfp8 and nvfp4, as ComfyUI loads them; [quantised.md](quantised.md).",
         ("plan_requantise_file", "requantise_file", "RequantisePlan", "preview_requantise"),
     ),
     (

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 _FIRST = "img_in|txt_in|time_in|vector_in|guidance_in|text_in|cond_seq_linear|init_x_linear|patchify_proj"
 _LAST = "final_layer|final_linear|head|unpatchify"
 _VECTORS = r"\w*embed\w*|label_emb|emb_layers|img_emb|time_projection|adaln_single|distilled_guidance_layer"
+# Routers of mixtures of experts: a few rows that decide over all others, and no linear layers in ComfyUI.
+_OTHERS = r"\w*norm\w*|gate|router"
 
 #: Of any model: parts of a weight's native name.
-_ANYWHERE = re.compile(
-    rf"(?:^|\.)(?:{_FIRST}|{_LAST}|{_VECTORS}|\w*norm\w*)(?:\.|$)", re.IGNORECASE
-)
+_ANYWHERE = re.compile(rf"(?:^|\.)(?:{_FIRST}|{_LAST}|{_VECTORS}|{_OTHERS})(?:\.|$)", re.IGNORECASE)
 #: Of any model: how a native name begins.
 _OUTERMOST = re.compile(r"(?:proj_in|proj_out|caption_projection)\.")
 #: By the short name of an architecture: what it has besides, anywhere in a name.

@@ -22,12 +22,15 @@ def host() -> Iterator[comfy_host.Host]:
         yield host
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "prefix"), [("float32", ""), ("bfloat16", "model.diffusion_model.")]
+)
 @pytest.mark.parametrize("to", SCHEMES)
 def test_a_baked_model_in_the_host(
-    host: comfy_host.Host, tmp_path: Path, to: str, dtype: str
+    host: comfy_host.Host, tmp_path: Path, to: str, dtype: str, prefix: str
 ) -> None:
-    save_file(numbers(1, getattr(torch, dtype)), tmp_path / "model.safetensors")
+    weights = {prefix + key: one for key, one in numbers(1, getattr(torch, dtype)).items()}
+    save_file(weights, tmp_path / "model.safetensors")
     save_file(adapter(), tmp_path / "lora.safetensors")
     found: dict[str | None, dict[str, torch.Tensor]] = {}
     with (
@@ -49,7 +52,7 @@ def test_a_baked_model_in_the_host(
     }
     with open_source(output) as written:
         for key in (f"{layer}.weight" for layer in formats):
-            assert torch.equal(found[to][key], written.tensor(key)), key
+            assert torch.equal(found[to][key], written.tensor(prefix + key)), key
     whole, scaled = found[None]["output"], found[to]["output"]
     assert whole.isfinite().all()
     assert whole.norm() > 0

@@ -73,8 +73,10 @@ class Nvfp4(ScaledFloat):
 
     def nearest(self, numbers: Tensor) -> Tensor:
         """The nearest floats of 4 bits, ties to even, the high half of a byte first."""
-        sizes = torch.bucketize(numbers.abs(), _BETWEEN, out_int32=True)
-        codes = sizes.to(torch.uint8) | (numbers.signbit().to(torch.uint8) << 3)
+        codes = numbers.signbit().to(torch.uint8) << 3
+        sizes = numbers.abs()
+        for between in _BETWEEN:
+            codes.add_(sizes > between)
         return codes[:, ::2] << 4 | codes[:, 1::2]
 
     def widened(self, codes: Tensor) -> Tensor:
