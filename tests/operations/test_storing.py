@@ -11,7 +11,8 @@ import torch
 from commands import lorakit_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_flux import LAYERS, STRENGTH, UNET, adapter, numbers
+from storing import SCHEMES, STORED, exact, nearest
+from tiny_flux import STRENGTH, UNET, adapter, numbers
 from torch import Tensor
 
 from lorakit.lora_ops import ArgumentError, Ingredient, NonFiniteError, open_source, parse_line
@@ -21,21 +22,7 @@ from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 from lorakit.lora_ops.operations.bake.preview import preview_bake
 from lorakit.lora_ops.operations.merge.file import merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.preview import preview_merge
-from lorakit.lora_ops.operations.requantise.file import requantise_file
-from lorakit.lora_ops.operations.requantise.plan import plan_requantise_file
-from lorakit.lora_ops.operations.requantise.preview import preview_requantise
 from lorakit.lora_ops.report import Report
-
-STORED = [
-    *(f"double_blocks.0.{side}_{part}" for side in ("img", "txt") for part in ("attn.qkv",)),
-    *(f"double_blocks.0.{side}_attn.proj" for side in ("img", "txt")),
-    *(f"double_blocks.0.{side}_mlp.{n}" for side in ("img", "txt") for n in (0, 2)),
-    *(f"double_blocks.0.{side}_mod.lin" for side in ("img", "txt")),
-    *(f"single_blocks.0.{part}" for part in ("linear1", "linear2", "modulation.lin")),
-]
-FLOATS = {"fp8_scaled": torch.float8_e4m3fn, "fp8_e5m2_scaled": torch.float8_e5m2}
-BLOCKS = {"mxfp8": 32, "nvfp4": 16}
-SCHEMES = [*FLOATS, "int8", *BLOCKS]
 
 
 @pytest.fixture
@@ -44,50 +31,6 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     save_file(numbers(1), model)
     save_file(adapter(), lora)
     return model, lora
-
-
-def exact(strength: float = STRENGTH) -> dict[str, Tensor]:
-    """The baked weights, in float64."""
-    found = {key: tensor.double() for key, tensor in numbers(1).items()}
-    lora = adapter()
-    for layer in LAYERS:
-        up, down = (lora[f"{UNET}{layer}.lora_{part}.weight"].double() for part in ("up", "down"))
-        found[f"{layer}.weight"] += strength * 3 / 4 * (up @ down)
-    found[f"{LAYERS[0]}.bias"] += strength * lora[f"{UNET}{LAYERS[0]}.diff_b"].double()
-    return found
-
-
-def grid(dtype: torch.dtype) -> Tensor:
-    """All finite numbers of 8 bits, in order."""
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype).double()
-    return codes[codes.isfinite()].unique()
-
-
-def nearest_of(numbers: Tensor, codes: Tensor) -> Tensor:
-    """The nearest of some numbers."""
-    after = torch.bucketize(numbers, codes).clamp(1, len(codes) - 1)
-    low, high = codes[after - 1], codes[after]
-    return torch.where(numbers - low < high - numbers, low, high)
-
-
-def nearest(weight: Tensor, to: str) -> Tensor:
-    """Each number's distance to the nearest that can be stored, by looking at all of those."""
-    codes = grid(FLOATS.get(to, torch.float8_e4m3fn))
-    if to == "int8":
-        codes, scales = torch.arange(-127.0, 128), weight.abs().amax(dim=1, keepdim=True) / 127
-    elif to in FLOATS:
-        scales = weight.abs().max() / codes.max()
-    else:
-        largest = weight.view(len(weight), -1, BLOCKS[to]).abs().amax(dim=-1)
-        if to == "mxfp8":
-            scales = 2 ** (largest / 448).log2().ceil()
-        else:
-            whole = weight.abs().max() / 448 / 6
-            scales = whole * nearest_of(largest / 6 / whole, codes)
-            codes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-            codes = torch.cat([-codes, codes]).unique()
-        scales = scales.repeat_interleave(BLOCKS[to], dim=1)
-    return (nearest_of(weight / scales, codes.double()) * scales - weight).abs()
 
 
 def baked(files: tuple[Path, Path], output: Path, to: str, whole: tuple[str, ...] = ()) -> Report:
@@ -228,80 +171,3 @@ def test_by_the_commands(files: tuple[Path, Path], tmp_path: Path) -> None:
     done = lorakit_here("bake", *files, "-o", tmp_path / "x.safetensors", "--to", "fp7")
     assert done.status == 2
     assert "fp8_e5m2_scaled" in done.err
-
-
-@pytest.mark.parametrize("to", SCHEMES)
-@pytest.mark.parametrize("ending", [".safetensors", ".safetensors.index.json"])
-def test_requantised_twice_is_the_same(
-    files: tuple[Path, Path], tmp_path: Path, to: str, ending: str
-) -> None:
-    """Each number is the nearest; and the second time it is copied."""
-    one, two = tmp_path / f"one{ending}", tmp_path / "two.safetensors"
-    with open_source(files[0]) as model:
-        plan = plan_requantise_file(model, to, output=one, dtype=torch.bfloat16, shard_size=1 << 19)
-        first = requantise_file(plan, one, shard_size=1 << 19)
-        assert first.size <= preview_requantise(plan, one, shard_size=1 << 19).size_at_most
-        with open_source(one) as found:
-            for key in found.keys():  # noqa: SIM118
-                is_stored = key.removesuffix(".weight") in STORED
-                assert is_stored == (found.storage(key) != "bf16")
-                lost = (found.tensor(key).double() - model.tensor(key).double()).abs()
-                slack = 2e-6 * model.tensor(key).abs().max()
-                if is_stored:
-                    assert (lost <= nearest(model.tensor(key).double(), to) + slack).all()
-    with open_source(one) as model:
-        plan = plan_requantise_file(model, to, output=two)
-        again = requantise_file(plan, two)
-        assert again.size <= preview_requantise(plan, two).size_at_most
-        before = {
-            key: tensor
-            for path in model.paths
-            if path.suffix == ".safetensors"
-            for key, tensor in load_file(path).items()
-        }
-    after = load_file(two)
-    assert after.keys() == before.keys()
-    for key, tensor in before.items():
-        assert after[key].dtype == tensor.dtype
-        assert torch.equal(after[key].float(), tensor.float()), key
-    assert again.error == 0 < first.error
-    assert [one.target for one in again.layers] == [one.target for one in first.layers]
-    told = [note for note in again.notes if "bits" in note]
-    numbers_of = sum(tensor.numel() for tensor in numbers(1).values())
-    bits = sum(tensor.numel() * tensor.itemsize * 8 for tensor in after.values()) / numbers_of
-    assert told == [f"{bits:.2f} bits per number, scales included"]
-
-
-def test_other_scales_are_not_copied(files: tuple[Path, Path], tmp_path: Path) -> None:
-    """Float8 by rows is read, and written with one scale."""
-    key, tensors = "double_blocks.0.img_attn.qkv.weight", numbers(1)
-    scales = tensors[key].abs().amax(dim=1, keepdim=True) / 448
-    tensors[key] = (tensors[key] / scales).to(torch.float8_e4m3fn)
-    tensors[key.replace("weight", "weight_scale")] = scales
-    save_file(tensors, tmp_path / "rows.safetensors")
-    output = tmp_path / "out.safetensors"
-    with open_source(tmp_path / "rows.safetensors") as model:
-        report = requantise_file(plan_requantise_file(model, "fp8_scaled", output=output), output)
-        truth = model.tensor(key)
-    assert load_file(output)[key.replace("weight", "weight_scale")].shape == ()
-    with open_source(output) as found:
-        lost = (found.tensor(key).double() - truth.double()).abs()
-        assert (lost <= nearest(truth.double(), "fp8_scaled") + 1e-6).all()
-    assert all(layer.error > 0.02 for layer in report.layers)
-
-
-def test_requantise_by_the_command(files: tuple[Path, Path], tmp_path: Path) -> None:
-    output = tmp_path / "out.safetensors"
-    asked = ("requantise", files[0], "-o", output, "--to", "int8")
-    done = lorakit_here(*asked, "--dry-run")
-    assert (done.status, output.exists()) == (0, False)
-    done = lorakit_here(*asked)
-    assert (done.status, done.err) == (0, "")
-    assert "13 weights written with scales, relative error 0.006" in " ".join(done.out.split())
-    with open_source(output) as found:
-        assert found.storage("single_blocks.0.linear1.weight") == "int8"
-        assert found.metadata["lorakit.operation"] == "requantise"
-    done = lorakit_here("requantise", files[0], "-o", tmp_path / "x.safetensors")
-    assert (done.status, "'--to'" in done.err) == (2, True)
-    done = lorakit_here("requantise", files[1], "-o", tmp_path / "x.safetensors", "--to", "int8")
-    assert done.status == 1
