@@ -168,6 +168,10 @@ def test_by_the_commands(files: tuple[Path, Path], tmp_path: Path) -> None:
         assert found.storage(key) == "fp8 e4m3, scaled"
         half = (left.tensor(key).double() + numbers(1)[key].double()) / 2
         assert (found.tensor(key) - half).norm() < 0.03 * half.norm()
+    done = lorakit_here(
+        "merge", *files[:1], other, "-o", tmp_path / "x.safetensors", *asked[:2], "-r", "4"
+    )
+    assert (done.status, "leave out --to" in done.err) == (2, True)
     done = lorakit_here("bake", *files, "-o", tmp_path / "x.safetensors", "--to", "fp7")
     assert done.status == 2
     assert "fp8_e5m2_scaled" in done.err
