@@ -39,6 +39,7 @@ from .commands.info import info
 from .commands.lint import lint
 from .commands.merge import merge
 from .commands.recipe import recipe
+from .commands.requantise import requantise
 from .commands.resize import resize
 from .commands.scale import scale
 from .commands.verify import verify
@@ -131,6 +132,7 @@ for command in (
     bake,
     unbake,
     merge,
+    requantise,
     recipe,
     demo,
 ):

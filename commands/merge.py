@@ -16,6 +16,7 @@ from .options import (
     clear_errors,
     foretell,
     result_options,
+    storing_options,
     tell,
 )
 
@@ -74,6 +75,7 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     help="Number format: fp16, bf16 or fp32, of all or of a part: vae=fp32. May be repeated.  "
     "[default: as the base stores them]",
 )
+@storing_options
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),
@@ -141,6 +143,8 @@ def merge(
     where: tuple[str, ...],
     component: tuple[str, ...],
     dtype: tuple[str, ...],
+    to: str | None,
+    whole: tuple[str, ...],
     rounding: str | None,
     seed: int | None,
     values: tuple[str, ...],
@@ -166,6 +170,7 @@ def merge(
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import (
+            ArgumentError,
             extract_file,
             merge_file,
             open_source,
@@ -210,6 +215,8 @@ def merge(
             full_differences=full_differences,
         )
         if is_lora:
+            if to:
+                raise ArgumentError("a LoRA is written as numbers; leave out `to=` or the rank")
             plan, base_source, merged = as_lora(
                 recipe, request, rank, output, force, options, full_differences
             )
@@ -226,7 +233,14 @@ def merge(
             tell(report, show_report, json_to=json_to, verbose=verbose, output=output)
             return
         plan = plan_merge_file(
-            recipe, request.sources, output=output, force=force, shard_size=size, **options
+            recipe,
+            request.sources,
+            output=output,
+            force=force,
+            shard_size=size,
+            to=to,
+            whole=whole,
+            **options,
         )
         plan = replace(plan, notes=(*request.notes, *format_notes(recipe, output), *plan.notes))
         if dry_run:

@@ -119,6 +119,26 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
+whole_option = click.option(
+    "--whole",
+    metavar="PATTERN",
+    multiple=True,
+    help="Of what --to would store with scales, keep these whole, by the model's own names: "
+    "'double_blocks.0.*'. May be repeated.",
+)
+#: For a command that writes a checkpoint.
+storing_options = together(
+    click.option(
+        "--to",
+        metavar="STORAGE",
+        help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
+        "fp8_e5m2_scaled, int8, mxfp8 or nvfp4; first and last layers, embeddings and norms stay whole.  "
+        "[default: as numbers]",
+    ),
+    whole_option,
+)
+
+
 def dtype_option(default: str, what: str = "factors") -> Decorator:
     """The option --dtype; `default` says what is taken without it."""
     return click.option(

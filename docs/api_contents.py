@@ -87,6 +87,11 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "Store checkpoints with scales",
+        "Float8, int8, mxfp8 and nvfp4, as ComfyUI loads them; [quantised.md](quantised.md).",
+        ("plan_requantise_file", "requantise_file", "RequantisePlan", "preview_requantise"),
+    ),
+    (
         "Look into files",
         "",
         (
@@ -148,7 +153,7 @@ _OF_LAYERS = {
 INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
-    "BakePlan": {"changes", "lost", "idle"},
+    "BakePlan": {"changes", "lost", "idle", "storing"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
@@ -158,6 +163,7 @@ INNER = {
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},
     "Recipe": {"steps", "output"},
+    "RequantisePlan": {"tensors"},
     "RankRule": {"first_guess", "choose", "choose_within"},
 }
 #: Types that people make themselves; the others are handed to them.

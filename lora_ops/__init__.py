@@ -70,6 +70,9 @@ from .operations.merge.recipes.find import Found, find_files
 from .operations.merge.recipes.opening import open_recipe
 from .operations.merge.recipes.recipe import Recipe, RecipeFile
 from .operations.preview import PlannedLayer, Preview
+from .operations.requantise.file import requantise_file
+from .operations.requantise.plan import RequantisePlan, plan_requantise_file
+from .operations.requantise.preview import preview_requantise
 from .operations.resize.file import resize_file
 from .operations.resize.plan import ResizeOptions, plan_resize_file
 from .operations.resize.resize import resize
@@ -150,6 +153,7 @@ __all__ = [
     "Recipe",
     "RecipeFile",
     "Report",
+    "RequantisePlan",
     "ResizeOptions",
     "Skip",
     "Spectrum",
@@ -201,12 +205,15 @@ __all__ = [
     "plan_file",
     "plan_merge",
     "plan_merge_file",
+    "plan_requantise_file",
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
     "preview_merge",
+    "preview_requantise",
     "read_recipe",
+    "requantise_file",
     "resize",
     "resize_file",
     "save_adapter",

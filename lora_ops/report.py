@@ -71,6 +71,7 @@ class Report:
         notes: Sentences on what is worth knowing, as of components that one side lacks.
         seconds: Wall time.
         size: Bytes of the file; 0 where none was written.
+        stored: Weights that were written with scales: the norm of each, and of what that has changed.
     """
 
     layers: tuple[LayerReport, ...]
@@ -78,6 +79,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     size: int = 0
+    stored: tuple[LayerReport, ...] = ()
 
     @property
     def error(self) -> float:
@@ -112,6 +114,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: totals first, then every layer and every skip."""
+        stored = [{**asdict(one), "error": one.error} for one in self.stored]
         return {
             "error": self.error,
             "energy": self.energy,
@@ -125,6 +128,7 @@ class Report:
                 for layer in self.layers
             ],
             "skips": [asdict(skip) for skip in self.skips],
+            **({"stored": stored} if stored else {}),
         }
 
 

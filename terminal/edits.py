@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, cast
 from ..lora_ops import EditReport, LoraOpsError, Preview
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size, plain
-from .layout import fill, new_table, open_console, print_rest, shape_text, tail
+from .layout import (
+    fill,
+    new_table,
+    open_console,
+    print_notes,
+    print_rest,
+    print_stored,
+    shape_text,
+    tail,
+)
 
 if TYPE_CHECKING:
-    from ..lora_ops import BakedLayer, Comparison, LayerComparison, Report
+    from ..lora_ops import BakedLayer, Comparison, LayerComparison, LayerReport, Report
 
 _OUTSIDE = "left out"
 
@@ -116,7 +125,28 @@ def show_baked(report: Report, *, verbose: bool = False) -> None:
 
     rows = [cast("BakedLayer", layer) for layer in report.layers]
     console.print(fill(table, rows, cells, weigh=lambda one: one.residual, verbose=verbose))
+    if verbose:
+        print_stored(console, report)
     print_rest(console, report, outside=_OUTSIDE)
+
+
+def show_requantised(report: Report, *, verbose: bool = False) -> None:
+    """Print how far each weight that was written with scales is from what it was."""
+    console = open_console()
+    table = new_table("weight", "kind", "shape", "error")
+
+    def cells(layer: LayerReport) -> tuple[str, ...]:
+        return tail(layer.target), layer.kind, shape_text(layer.shape), human_error(layer.error)
+
+    rows = report.layers
+    console.print(fill(table, rows, cells, weigh=lambda one: one.error, verbose=verbose))
+    print_notes(console, report.notes)
+    console.print(
+        f"[bold]{counted(len(rows), 'weight')} written with scales, relative error "
+        f"{human_error(report.error)}[/]; {human_size(report.size)}, {report.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_comparison(found: Comparison, *, verbose: bool = False) -> None:

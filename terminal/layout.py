@@ -104,6 +104,15 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
         console.print(", ".join(ending), highlight=False, soft_wrap=True)
 
 
+def print_stored(console: Console, report: Report) -> None:
+    """Print how far each weight that is stored with scales is from what it was."""
+    table = new_table("stored with scales", "kind", "shape", "error")
+    for one in report.stored:
+        table.add_row(tail(one.target), one.kind, shape_text(one.shape), human_error(one.error))
+    if report.stored:
+        console.print(table)
+
+
 def print_notes(console: Console, notes: Iterable[str]) -> None:
     """Print what is worth knowing, a line each."""
     for note in notes:

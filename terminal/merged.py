@@ -11,7 +11,7 @@ from ..lora_ops import MergeCheck, MergeReport, Report
 from ..lora_ops.operations.merge.step import MergedLayer
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size
-from .layout import fill, new_table, open_console, print_notes, safe, shape_text, tail
+from .layout import fill, new_table, open_console, print_notes, print_stored, safe, shape_text, tail
 
 _MOST = 12  # tensors that differ, of those that are shown
 
@@ -33,6 +33,7 @@ def show_merged(report: Report, *, verbose: bool = False) -> None:
                 f"{layer.cosine:.6f}",
             )
         console.print(table)
+        print_stored(console, found)
     table = new_table("component", "weights", "change", "kept", "cosine")
     for component, size in found.sizes.items():
         members = [layer for layer in layers if layer.component == component]

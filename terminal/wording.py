@@ -13,7 +13,7 @@ from ..lora_ops.text import CALL, PARAMETER
 #: The option for each parameter that a message may name.
 OPTIONS = {
     **{name: f"--{name}" for name in ("architecture", "base", "dtype", "exclude", "force")},
-    **{name: f"--{name}" for name in ("format", "reference", "to", "where")},
+    **{name: f"--{name}" for name in ("format", "reference", "to", "where", "whole")},
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",
@@ -32,7 +32,7 @@ COMMANDS = {
     "scale_file": "scale",
 }
 # A shell would take its values for patterns of its own.
-_PATTERNS = ("exclude", "where")
+_PATTERNS = ("exclude", "where", "whole")
 # What a device is chosen by is no command here.
 _ON_THE_CPU = '`place("cpu")`'
 # What a recipe says, where an option says it too.

@@ -69,6 +69,7 @@ from lorakit.lora_ops import (
     Recipe,
     RecipeFile,
     Report,
+    RequantisePlan,
     ResizeOptions,
     Skip,
     Spectrum,
@@ -120,12 +121,15 @@ from lorakit.lora_ops import (
     plan_file,
     plan_merge,
     plan_merge_file,
+    plan_requantise_file,
     plan_resize_file,
     plan_scale_file,
     preview_bake,
     preview_extraction,
     preview_merge,
+    preview_requantise,
     read_recipe,
+    requantise_file,
     resize,
     resize_file,
     save_adapter,
@@ -263,6 +267,15 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert all(one.cosine > 0.9 for one in alike)
 
 
+def storing(checkpoint: FileSource, output: Path) -> None:
+    """Write a checkpoint with scales."""
+    plan: RequantisePlan = plan_requantise_file(checkpoint, "int8", output=output)
+    size = preview_requantise(plan, output).size_at_most
+    report = requantise_file(plan, output)
+    assert 0 < report.error < 0.05
+    assert report.size <= size
+
+
 def merging(base: FileSource, tuned: FileSource, folder: Path) -> None:
     """Merge in memory, into a file, and again from what the file says of itself."""
     files = {name: RecipeFile(f"{name}.safetensors") for name in ("base", "tuned")}
@@ -351,6 +364,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            storing(base, room / "stored.safetensors")
             merging(base, tuned, room)
             looking(lora)
         assert len(training().layers) == 1

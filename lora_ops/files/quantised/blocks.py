@@ -153,6 +153,21 @@ def _in_rows(scales: Tensor, padded: tuple[int, int], block: int) -> Tensor:
     return found[: padded[0], : padded[1] // block].contiguous().view(scales.dtype)
 
 
+def in_tiles(scales: Tensor) -> Tensor:
+    """Scales of rows and blocks as they lie in tiles, with zeros where there are none."""
+    rows, blocks = scales.shape
+    high, wide = _tiled(rows, blocks)
+    padded = torch.zeros(high, wide, dtype=torch.uint8)
+    padded[:rows, :blocks] = scales.view(torch.uint8)
+    tiles = padded.view(high // 128, 4, 32, wide // 4, 4).permute(0, 3, 2, 1, 4)
+    return tiles.reshape(high, wide).view(scales.dtype)
+
+
+def unpacked(codes: Tensor) -> Tensor:
+    """Fresh float32 of floats of 4 bits, two a byte."""
+    return nibbles(codes, _PAIRS)
+
+
 def _logical(
     headers: Headers, layer: str, settings: dict[str, object], padded: tuple[int, int], to: int
 ) -> tuple[int, int]:

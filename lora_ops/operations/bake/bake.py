@@ -28,6 +28,7 @@ from ...source import TensorSource
 from ..reasons import STRENGTH_ZERO
 from ..weights.change import BakedLayer
 from ..weights.shares import Share
+from ..weights.storing import stored_layers, storing_notes
 from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
@@ -116,19 +117,22 @@ def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Rep
     skips = [one for one in known if isinstance(one, Skip)]
     skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
     skips += [_skip(share, STRENGTH_ZERO, 0.0) for share in plan.idle]
-    return Report(layers, tuple(skips), (*plan.notes, *_notes(layers)))
+    stored = stored_layers(known)
+    notes = (*plan.notes, *storing_notes(stored), *_notes(layers, bool(plan.storing)))
+    return Report(layers, tuple(skips), notes, stored=stored)
 
 
-def _notes(layers: Sequence[BakedLayer]) -> Iterator[str]:
+def _notes(layers: Sequence[BakedLayer], with_scales: bool) -> Iterator[str]:
     eaten = [layer for layer in layers if layer.cosine < SURVIVES]
     if not any(layer.cosine for layer in layers):
         yield "no number of the checkpoint changed: the layers are zero, cancel, or were rounded away"
     elif eaten:
         worst = min(eaten, key=lambda layer: layer.cosine)
+        wider = "keep them whole (`whole=`)" if with_scales else "use a wider `dtype=`"
         yield (
             f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
-            f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; use a wider "
-            "`dtype=`, or apply the LoRA at run time"
+            f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; {wider}, or apply the "
+            "LoRA at run time"
         )
 
 

@@ -34,10 +34,12 @@ from ..weights.output import (
     folder_notes,
     is_folder,
     is_index,
+    rows_of,
     shards_of,
     storage_notes,
     write_tensor,
 )
+from ..weights.storing_plan import plan_storing
 from .bake import bake_jobs, summarise_bake
 from .plan import BakePlan, plan_bake
 from .tensor import planned_tensor
@@ -55,6 +57,8 @@ def plan_bake_file(
     allow_other: bool = False,
     dora: Convention = "paper",
     shard_size: int = SHARD_SIZE,
+    to: str | None = None,
+    whole: Sequence[str] = (),
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
 
@@ -70,9 +74,12 @@ def plan_bake_file(
         allow_other: Unbake also what is not in the checkpoint by its record.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
+        to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
+            docs/quantised.md. None: as numbers.
+        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
 
     Raises:
-        ArgumentError: The output cannot or must not be written.
+        ArgumentError: The output cannot or must not be written; or no weight can be written so.
         QuantisedError: The checkpoint's numbers are stored with scales.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
@@ -89,7 +96,12 @@ def plan_bake_file(
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes))
+    if to is not None:
+        storing, note = plan_storing(checkpoint, plan.dtypes, to, whole)
+        codes = {key: one.scheme.dtype for key, one in storing.items()}
+        dtypes = {**plan.dtypes, **codes}
+        plan = replace(plan, storing=storing, dtypes=dtypes, notes=(*plan.notes, note))
+    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, plan.storing))
     plan = replace(plan, notes=(*plan.notes, *told))
     if output is not None and is_index(output) and not is_folder(checkpoint):
         shards = shards_of(checkpoint, plan.dtypes, shard_size)
@@ -155,7 +167,7 @@ class BakedFile(CheckpointFile):
     ) -> None:
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
-        rows = [(key, dtype, checkpoint.shape(key)) for key, dtype in plan.dtypes.items()]
+        rows = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
         super().__init__(output, checkpoint, rows, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import torch
@@ -34,6 +34,7 @@ from ...report import counted
 from ...source import TensorSource
 from ..weights.change import Change
 from ..weights.shares import Share, check_kind
+from ..weights.storing import Storing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +52,7 @@ class BakePlan:
         idle: Layers of strength 0.
         notes: What is worth a sentence.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        storing: By key, how weights are written with scales; `dtypes` has the codes'.
     """
 
     checkpoint: TensorSource
@@ -63,6 +65,7 @@ class BakePlan:
     idle: tuple[Share, ...]
     notes: tuple[str, ...]
     dora: Convention = "paper"
+    storing: Mapping[str, Storing] = field(default_factory=dict[str, Storing])
 
     @property
     def operation(self) -> str:

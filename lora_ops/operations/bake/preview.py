@@ -15,10 +15,11 @@ from ...models.pairing import parameter_kind
 from ...report import Skip
 from ..preview import PlannedLayer, Preview
 from ..reasons import STRENGTH_ZERO
-from ..weights.output import is_index
+from ..weights.output import is_index, rows_of
 from ..weights.shares import Share
 from .bake import NO_PARAMETER
 from .plan import BakePlan
+from .tensor import planned_tensor
 
 # Bytes of the record of a bake, beside what the checkpoint says of itself; of each input.
 _RECORD = 4096
@@ -34,7 +35,7 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
     checkpoint = plan.checkpoint
     dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
     copied = sum(
-        key not in plan.changes and checkpoint.dtype(key) == wanted
+        key not in plan.changes and key not in plan.storing and checkpoint.dtype(key) == wanted
         for key, wanted in plan.dtypes.items()
     )
     changed = sum(key in plan.changes for key in plan.dtypes)
@@ -84,9 +85,9 @@ def _skip(share: Share, reason: str) -> Skip:
 
 def _size(plan: BakePlan, output: Path) -> int:
     """Bytes of all files of the result, at most."""
-    shapes = {key: plan.checkpoint.shape(key) for key in plan.dtypes}
-    data = sum(math.prod(shapes[key]) * dtype.itemsize for key, dtype in plan.dtypes.items())
-    rows = [(key, dtype_name(dtype), shapes[key]) for key, dtype in plan.dtypes.items()]
+    written = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
+    data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
+    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     told = sum(
         2 * (len(key.encode()) + len(text.encode())) + 16
         for source in (plan.checkpoint, *(one.source for one in plan.ingredients))
@@ -94,5 +95,5 @@ def _size(plan: BakePlan, output: Path) -> int:
     )
     spare = told + _RECORD * (1 + len(plan.ingredients))
     if is_index(output):
-        spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key in plan.dtypes)
+        spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in rows)
     return data + 8 + header_room(rows, spare=spare)

@@ -30,7 +30,8 @@ class Baked(Outcome[Tensor]):
 
 def planned_tensor(plan: BakePlan, key: str) -> Planned:
     """Return what becomes of one tensor of the checkpoint."""
-    return Planned(key, plan.checkpoint, key, plan.dtypes[key], plan.changes.get(key, ()))
+    steps, storing = plan.changes.get(key, ()), plan.storing.get(key)
+    return Planned(key, plan.checkpoint, key, plan.dtypes[key], steps, storing=storing)
 
 
 def bake_tensor(plan: BakePlan, key: str) -> Baked:

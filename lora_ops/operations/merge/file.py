@@ -28,10 +28,13 @@ from ..weights.output import (
     folder_notes,
     is_folder,
     is_index,
+    rows_of,
     shards_of,
     storage_notes,
     write_tensor,
 )
+from ..weights.storing import Storing
+from ..weights.storing_plan import plan_storing
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
 from .recipes.ancestry import Parent, merged_metadata
@@ -48,6 +51,8 @@ def plan_merge_file(
     output: Path | None = None,
     force: bool = False,
     shard_size: int = SHARD_SIZE,
+    to: str | None = None,
+    whole: Sequence[str] = (),
     **options: Unpack[MergeOptions],
 ) -> MergePlan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -59,15 +64,27 @@ def plan_merge_file(
             where the base is one; None: nowhere yet.
         force: Whether the output may replace files.
         shard_size: See `merge_file`.
+        to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
+            docs/quantised.md. None: as numbers.
+        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; the base is no file; or the recipe
-            asks for a LoRA, or for a folder of diffusers where the base is none.
+        ArgumentError: The output cannot or must not be written; the base is no file; the recipe
+            asks for a LoRA, or for a folder of diffusers where the base is none; or no weight can be
+            written so.
         LoraOpsError: See `plan_merge`.
     """
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
+    storing: Mapping[str, Storing] = {}
+    if to is not None:
+        storing, note = plan_storing(plan.base, plan.tensors, to, whole)
+        changed = {
+            key: replace(plan.tensors[key], dtype=one.scheme.dtype, storing=one)
+            for key, one in storing.items()
+        }
+        plan = replace(plan, tensors={**plan.tensors, **changed}, notes=(*plan.notes, note))
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -78,7 +95,7 @@ def plan_merge_file(
     elif is_index(output):
         for path in shard_paths(output, len(shards_of(base, plan.dtypes, shard_size))):
             check_output(path, inputs, force=force)
-    told = (*folder_notes(base), *storage_notes(base, plan.dtypes))
+    told = (*folder_notes(base), *storage_notes(base, plan.dtypes, storing))
     return replace(plan, notes=(*plan.notes, *told))
 
 
@@ -139,7 +156,7 @@ class MergedFile(CheckpointFile):
         self._names = [name for name in plan.recipe.files if name in plan.sources]
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
-        rows = [(key, one.dtype, one.shape) for key, one in plan.tensors.items()]
+        rows = list(rows_of(plan.tensors.values()))
         super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.bake import SURVIVES
+from ..weights.storing import stored_layers, storing_notes
 from ..weights.tiles import Planned, Put, compute, computed
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
@@ -183,6 +184,7 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
     known = list(reports)
     layers = tuple(one for one in known if isinstance(one, MergedLayer))
     skips = tuple(one for one in known if isinstance(one, Skip))
+    stored = stored_layers(known)
     located = locate([layer.target for layer in layers]) if layers else None
     blocks: dict[str, float] = {}
     if located is not None:
@@ -192,7 +194,8 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
     return MergeReport(
         layers,
         skips,
-        (*plan.notes, *_notes(plan, layers, skips)),
+        (*plan.notes, *storing_notes(stored), *_notes(plan, layers, skips)),
+        stored=stored,
         merged=len(plan.merged) - plan.taken,
         taken=plan.taken,
         copied=len(plan.copied),

@@ -16,7 +16,7 @@ from ...models.pairing import parameter_kind
 from ...report import counted
 from ...run.inputs import unhashed
 from ..preview import PlannedLayer, Preview
-from ..weights.output import SHARD_SIZE, is_folder, is_index, shards_of
+from ..weights.output import SHARD_SIZE, is_folder, is_index, rows_of, shards_of
 from .file import MergedFile, base_file
 from .plan import MergePlan
 
@@ -77,9 +77,9 @@ def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
 def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
     """Bytes of all files of the result, at most."""
     base = base_file(plan)
-    tensors = plan.tensors.items()
-    data = sum(math.prod(one.shape) * one.dtype.itemsize for _, one in tensors)
-    rows = [(key, dtype_name(one.dtype), one.shape) for key, one in tensors]
+    written = list(rows_of(plan.tensors.values()))
+    data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
+    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
     room = 8 + aligned(header_room(rows, sink.longest(list(map(unhashed, sink.sources)))))
     if is_folder(base):
@@ -87,6 +87,6 @@ def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
         return data + room * len(base.paths) + others
     if not is_index(output):
         return data + room
-    index = dict.fromkeys(plan.tensors, output.name)
+    index = {key: output.name for key, _, _ in written}
     shards = shards_of(base, plan.dtypes, shard_size)
     return data + room * len(shards) + 2 * len(json.dumps(index)) + 1024

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from ...files import (
     FileSource,
     FolderWriter,
     JoinedSource,
+    QuantisedSource,
     SafetensorsWriter,
     ShardsWriter,
     beside_weights,
@@ -84,20 +84,39 @@ def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
         )
 
 
-def storage_notes(checkpoint: TensorSource, dtypes: Mapping[str, torch.dtype]) -> Iterator[str]:
+def storage_notes(
+    checkpoint: TensorSource, dtypes: Mapping[str, torch.dtype], storing: Container[str] = ()
+) -> Iterator[str]:
     """Say in what weights are written that are stored with scales.
 
     Args:
         checkpoint: What the result is made like.
         dtypes: Of the result.
+        storing: Keys of what is written with scales.
     """
     found: Counter[tuple[str, torch.dtype]] = Counter()
     for key in checkpoint.keys():  # noqa: SIM118
         stored = checkpoint.storage(key)
-        if key in dtypes and stored != storage_name(checkpoint.dtype(key)):
+        is_number = key in dtypes and key not in storing
+        if is_number and stored != storage_name(checkpoint.dtype(key)):
             found[stored, dtypes[key]] += 1
     for (stored, dtype), count in found.items():
         yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"
+
+
+def rows_of(tensors: Iterable[Planned]) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Key, dtype and shape of everything that is written.
+
+    Args:
+        tensors: Of the result, in its order.
+    """
+    for one in tensors:
+        if one.storing is None:
+            yield one.key, one.dtype, one.shape
+        else:
+            yield one.key, one.dtype, one.storing.scheme.codes(one.shape)
+            for key, part in one.storing.scheme.beside(one.storing.encoder()):
+                yield key, part.dtype, tuple(part.shape)
 
 
 def writer_for(
@@ -162,7 +181,34 @@ def write_tensor(
     if planned.is_copy and isinstance(planned.source, FileSource):
         file.copy(planned.key, planned.source, planned.own)
         return Outcome(planned.key, None)
-    return Outcome(planned.key, None, calculate(planned, partial(file.write_at, planned.key)))
+
+    def put(start: int, piece: Tensor, /, beside: str = "") -> None:
+        file.write_at(beside or planned.key, start, piece)
+
+    if reports := _copy_stored(planned, file, put):
+        return Outcome(planned.key, None, reports)
+    return Outcome(planned.key, None, calculate(planned, put))
+
+
+def _copy_stored(planned: Planned, file: PlacedWriter, put: Put) -> tuple[LayerReport, ...]:
+    """Copy a weight that is to be stored as it is already, byte for byte.
+
+    Returns:
+        What is to be said of it; nothing where it cannot be copied.
+    """
+    source, storing = planned.source, planned.storing
+    if storing is None or planned.steps or not isinstance(source, QuantisedSource):
+        return ()
+    held = storing.held(source, planned.own)
+    if held is None:
+        return ()
+    file.copy(planned.key, source.original, held["weight"])
+    encoder = storing.encoder()
+    for key, part in storing.scheme.beside(encoder):
+        own = held.get(key.rpartition(".")[2])
+        put(0, part if own is None else source.original.tensor(own), beside=key)
+    encoder.keep(source.tensor(planned.own))
+    return (storing.report(encoder),)
 
 
 class CheckpointFile(Sink[Tensor]):

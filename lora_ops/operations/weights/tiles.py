@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
+from ...files.quantised.encoding import Encoder
 from ...linalg.storage import spelled
 from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .rounding import ByChance
 from .step import Measured, Step
+from .storing import Storing
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 # Elements that a sample of a tile has at least.
 _SAMPLE = 1 << 16
 
-#: Takes a piece of the result: its first element, and the numbers, which may change afterwards.
-Put: TypeAlias = Callable[[int, Tensor], None]
+
+class Put(Protocol):
+    """Takes the result, piece by piece."""
+
+    def __call__(self, start: int, piece: Tensor, /, beside: str = "") -> None:
+        """Take a piece.
+
+        Args:
+            start: Its first element.
+            piece: The numbers, which may change afterwards.
+            beside: Key of the tensor that it is of; that of the weight where there is none.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +51,7 @@ class Planned:
         dtype: It is written in.
         steps: What is added to the parameters in it.
         seed: By which these are rounded up or down by chance; None: to the nearest.
+        storing: How it is written with scales, of which `dtype` is the codes'; None: as numbers.
     """
 
     key: str
@@ -45,6 +60,7 @@ class Planned:
     dtype: torch.dtype
     steps: Sequence[Step] = ()
     seed: int | None = None
+    storing: Storing | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +70,8 @@ class Planned:
     @property
     def is_copy(self) -> bool:
         """Whether every byte stays."""
-        return not self.steps and self.dtype == self.source.dtype(self.own)
+        is_number = self.storing is None and self.dtype == self.source.dtype(self.own)
+        return is_number and not self.steps
 
 
 def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
@@ -71,14 +88,36 @@ def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
     rows = planned.shape[0] if planned.shape else 1
+    encoder = _encoder(planned)
     found: dict[int, LayerReport | Skip] = {}
     with SCRATCH.frame():
         for number, part in _ranges(planned.steps, rows):
-            if number is None:
-                _convert(planned, part, put)
+            step = None if number is None else planned.steps[number]
+            tiles = _Tiles(planned, part, put, step, encoder)
+            if number is None or step is None:
+                tiles.keep_all()
             else:
-                found[number] = _apply(planned, planned.steps[number], part, put)
-    return tuple(found[number] for number in range(len(planned.steps)))
+                found[number] = _apply(planned, step, tiles)
+    reports = tuple(found[number] for number in range(len(planned.steps)))
+    if planned.storing is None or encoder is None:
+        return reports
+    for key, part in planned.storing.scheme.beside(encoder):
+        put(0, part, beside=key)
+    return (*reports, planned.storing.report(encoder))
+
+
+def _encoder(planned: Planned) -> Encoder | None:
+    """What encodes the tensor; it has seen all of it where it must."""
+    if planned.storing is None:
+        return None
+    encoder = planned.storing.encoder()
+
+    def look(start: int, piece: Tensor, /, beside: str = "") -> None:
+        encoder.look(piece)
+
+    if encoder.looks:
+        compute(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
+    return encoder
 
 
 def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
@@ -87,12 +126,14 @@ def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
     Returns:
         The tensor, and what is to be said of the steps.
     """
+    if planned.storing is not None:
+        raise ValueError(f"`{planned.key}` is several tensors, which only a file holds together")
     if planned.is_copy:
         return planned.source.tensor(planned.own), ()
     result = torch.empty(planned.shape, dtype=planned.dtype)
     flat = result.view(-1)
 
-    def put(start: int, piece: Tensor) -> None:
+    def put(start: int, piece: Tensor, /, beside: str = "") -> None:
         flat[start : start + piece.numel()] = piece.reshape(-1)
 
     return result, compute(planned, put)
@@ -115,7 +156,12 @@ class _Tiles:
     """Some rows of the tensor that the result begins as, tile by tile, and where they go."""
 
     def __init__(
-        self, planned: Planned, rows: tuple[int, int], put: Put, step: Step | None = None
+        self,
+        planned: Planned,
+        rows: tuple[int, int],
+        put: Put,
+        step: Step | None,
+        encoder: Encoder | None,
     ) -> None:
         stored = planned.source.dtype(planned.own)
         self.dtype = wide(stored, planned.dtype)
@@ -124,6 +170,7 @@ class _Tiles:
         self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
+        self._encoder, self._codes = encoder, self._rounded
         self._chance: ByChance | None = None
         if step is not None and planned.seed is not None:
             self._chance = ByChance.of(planned.seed, planned.dtype, *step.place)
@@ -137,22 +184,37 @@ class _Tiles:
 
     def rounded(self, part: slice) -> Tensor | None:
         """Memory for a tile of the result; None where only `round` may make it."""
-        return None if self._chance is not None else self._rounded[: part.stop - part.start]
+        if self._chance is not None or self._encoder is not None:
+            return None
+        return self._rounded[: part.stop - part.start]
 
     def round(self, tile: Tensor, part: slice) -> Tensor:
-        """The numbers of some rows in the dtype of the result."""
+        """The numbers of some rows in the dtype of the result; those that its codes stand for."""
+        if self._encoder is not None:
+            chance = self._chance and partial(self._chance.round, first_row=part.start)
+            first = self._first + part.start
+            self._codes, numbers = self._encoder.encode(tile, first, chance)
+            return numbers
         if self._chance is not None:
             return self._chance.round(tile, part.start)
         return self._rounded[: len(tile)].copy_(tile)
 
     def put(self, part: slice, tile: Tensor) -> None:
-        """Hand on a tile of the result."""
-        self._put((self._first + part.start) * self.columns, tile)
+        """Hand on a tile of the result, which was rounded last; or its codes."""
+        width = self.columns
+        if self._encoder is not None:
+            tile, width = self._codes, self._codes.shape[1]
+        self._put((self._first + part.start) * width, tile)
+
+    def keep_all(self) -> None:
+        """Hand on all rows as they are stored."""
+        for part in self:
+            self.keep(part)
 
     def keep(self, part: slice) -> None:
         """Hand on what is stored. NaN and infinity may stay, not arise."""
         tile = self.weight.stored(part)
-        if tile.dtype != self._planned.dtype:
+        if tile.dtype != self._planned.dtype or self._encoder is not None:
             before, tile = tile, self.round(tile, part)
             before = before.to(self.dtype)
             lost = before.isfinite() & ~tile.to(self.dtype).isfinite()
@@ -162,16 +224,8 @@ class _Tiles:
         self.put(part, tile)
 
 
-def _convert(planned: Planned, rows: tuple[int, int], put: Put) -> None:
-    """Write rows that nothing changes."""
-    tiles = _Tiles(planned, rows, put)
-    for part in tiles:
-        tiles.keep(part)
-
-
-def _apply(planned: Planned, step: Step, rows: tuple[int, int], put: Put) -> LayerReport | Skip:
+def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
     """Write the rows of a parameter, with what a step adds to them."""
-    tiles = _Tiles(planned, rows, put, step)
     changed = _Changed(tiles, step)
     measured: list[tuple[float, float, float, float]] = []
     seen = 0  # rows

@@ -1,0 +1,78 @@
+"""lorakit requantise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..version import __version__
+from .options import (
+    PATH,
+    clear_errors,
+    dtype_option,
+    foretell,
+    parse_dtype,
+    result_options,
+    tell,
+    whole_option,
+)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    *("-o", "--output"),
+    type=PATH,
+    required=True,
+    help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
+)
+@click.option(
+    "--to",
+    metavar="STORAGE",
+    required=True,
+    help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8 or nvfp4; docs/quantised.md has what they are.",
+)
+@whole_option
+@dtype_option("as MODEL stores them, bf16 where that is with scales", "weights that stay whole")
+@result_options
+def requantise(
+    model: Path,
+    output: Path,
+    to: str,
+    whole: tuple[str, ...],
+    dtype: str | None,
+    force: bool,
+    dry_run: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Write MODEL with its matrices in 8 bits or 4, and scales.
+
+    MODEL may be stored in any way that is read. Each matrix is rounded once, to the nearest; one that is stored so
+    already is copied, and so is everything that stays whole. The report says by how much storing has changed each.
+    """
+    with clear_errors():
+        from ..lora_ops import (
+            open_source,
+            plan_requantise_file,
+            preview_requantise,
+            requantise_file,
+        )
+        from ..terminal.as_json import check_json
+        from ..terminal.edits import show_requantised
+        from ..terminal.progress import progress_bar
+
+        with open_source(model) as source:
+            check_json(json_to, source.paths, output)
+            plan = plan_requantise_file(
+                source, to, output=output, force=force, dtype=parse_dtype(dtype), whole=whole
+            )
+            if dry_run:
+                foretell(preview_requantise(plan, output), json_to=json_to)
+                return
+            with progress_bar("writing") as progress:
+                report = requantise_file(
+                    plan, output, force=force, version=__version__, progress=progress
+                )
+        tell(report, show_requantised, json_to=json_to, verbose=verbose, output=output)

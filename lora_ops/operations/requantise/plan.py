@@ -1,0 +1,100 @@
+"""The plan of a requantisation: how each tensor is written, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...adapters.checkpoint import check_checkpoint
+from ...errors import ArgumentError
+from ...files import FileSource, check_output, shard_paths
+from ...models.architectures import parameters
+from ...run.inputs import paths_of
+from ..weights.output import SHARD_SIZE, check_place, is_index, rows_of, shards_of, storage_notes
+from ..weights.storing_plan import plan_storing
+from ..weights.tiles import Planned
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequantisePlan:
+    """What a requantisation will do, known from headers alone.
+
+    Attributes:
+        checkpoint: What is written in another way.
+        to: In which.
+        tensors: How each tensor is written, by key, in the checkpoint's order.
+        notes: What is worth a sentence.
+    """
+
+    checkpoint: FileSource
+    to: str
+    tensors: Mapping[str, Planned]
+    notes: tuple[str, ...]
+
+    @property
+    def bits(self) -> float:
+        """Bits of a number of the checkpoint, scales included."""
+        rows = rows_of(self.tensors.values())
+        data = sum(math.prod(shape) * dtype.itemsize * 8 for _, dtype, shape in rows)
+        return data / max(1, sum(math.prod(one.shape) for one in self.tensors.values()))
+
+
+def plan_requantise_file(
+    checkpoint: FileSource,
+    to: str,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    dtype: torch.dtype | None = None,
+    whole: Sequence[str] = (),
+    shard_size: int = SHARD_SIZE,
+) -> RequantisePlan:
+    """Settle how each tensor is written, from headers alone.
+
+    Args:
+        checkpoint: A file, or an index of shards, stored in any way that is read.
+        to: The way in which the diffusion model's matrices are written: `fp8_scaled`; see
+            docs/quantised.md.
+        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; None: nowhere
+            yet.
+        force: Whether the output may replace files.
+        dtype: Of the floating point numbers that stay whole; None: each as it is stored, bfloat16 for
+            what is stored with scales.
+        whole: Shell patterns of native names of matrices that stay whole besides the usual ones.
+        shard_size: See `requantise_file`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written, there is no such way, or no weight
+            can be written so.
+        MismatchError: The checkpoint is an adapter.
+        QuantisedError: The checkpoint's numbers are stored in a way that is not read.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    check_checkpoint(checkpoint)
+    inputs = paths_of(checkpoint)
+    if output is not None:
+        check_place(output, checkpoint, inputs, force=force)
+    storing, note = plan_storing(checkpoint, checkpoint.keys(), to, whole)
+    known = parameters(checkpoint).values()
+    belongs = {key for one in known if one.component != "other" for key in one.keys}
+    dtypes: dict[str, torch.dtype] = {}
+    for key in checkpoint.keys():  # noqa: SIM118
+        found = checkpoint.result_dtype(key)
+        dtypes[key] = dtype if dtype and found.is_floating_point and key in belongs else found
+    dtypes |= {key: one.scheme.dtype for key, one in storing.items()}
+    tensors = {
+        key: Planned(key, checkpoint, key, found, storing=storing.get(key))
+        for key, found in dtypes.items()
+    }
+    if output is not None and is_index(output):
+        for path in shard_paths(output, len(shards_of(checkpoint, dtypes, shard_size))):
+            check_output(path, inputs, force=force)
+    plan = RequantisePlan(checkpoint, to, tensors, ())
+    bits = f"{plan.bits:.2f} bits per number, scales included"
+    notes = (*storage_notes(checkpoint, dtypes, storing), note, bits)
+    return RequantisePlan(checkpoint, to, tensors, notes)
