@@ -60,10 +60,20 @@ class _Program(click.Group):
         with _seldom_collected(), _ended_in_order() as signals:
             try:
                 return super().main(*args, **kwargs)
-            except (SystemExit, OSError):  # no terminal is left to write to
-                if not signals:
+            except (SystemExit, OSError) as error:
+                if signals:  # no terminal may be left to write to
+                    sys.exit(128 + signals[0])
+                if isinstance(error, SystemExit) or error.filename is not None:
                     raise
-                sys.exit(128 + signals[0])
+                _give_up_printing(error)
+                sys.exit(1)
+
+
+def _give_up_printing(error: OSError) -> None:
+    """Say why a report could not be printed, such as to a full disk, and print no more."""
+    with contextlib.suppress(OSError):
+        click.echo(f"Error: the report could not be printed: {error.strerror}", err=True)
+    sys.stdout = io.StringIO()  # what it still holds would fail once more at the end
 
 
 @contextlib.contextmanager

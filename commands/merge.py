@@ -170,7 +170,6 @@ def merge(
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import (
-            ArgumentError,
             extract_file,
             merge_file,
             open_source,
@@ -212,11 +211,10 @@ def merge(
             rounding=rounding,
             keep=keep,
             shard_size=shard_size,
+            to=to,
             full_differences=full_differences,
         )
         if is_lora:
-            if to:
-                raise ArgumentError("a LoRA is written as numbers; leave out `to=` or the rank")
             plan, base_source, merged = as_lora(
                 recipe, request, rank, output, force, options, full_differences
             )

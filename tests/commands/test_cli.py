@@ -340,6 +340,20 @@ def test_outputs_with_spaces_and_other_letters(pair: tuple[Path, Path], tmp_path
     assert [path.name for path in folder.iterdir()] == [output.name]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_report_that_cannot_be_printed_is_one_line(pair: tuple[Path, Path]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "lorakit.cli", "info", str(pair[0])],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert ran.stderr == "Error: the report could not be printed: No space left on device\n"
+
+
 def test_each_exit_status(pair: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = pair
     assert lorakit_here("info", base).status == 0  # and others here, in processes of their own
