@@ -30,6 +30,7 @@ INPUTS = {
     "memory": "memory",
     "rule": "rule",
     "to": "kind",
+    "whole": "whole",
 }
 # What a message says, the input that it is about, what it means on a node that has the input, and
 # on one that has not: where the sentence turns out otherwise than name for name. The first that
@@ -100,6 +101,8 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "use less strength",
         ),
         (r"`dtype=`", "dtype", "`dtype`", "another number format"),
+        (r"; keep (?:it|them) whole \(`whole=`\)", "", "", ""),
+        (r"keep (it|them) whole \(`whole=`\)", "", "", r"keep \1 whole"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),
         (r"another `format=`", "format", "another `format`", "another format with Convert LoRA"),
         (

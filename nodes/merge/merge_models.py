@@ -56,7 +56,11 @@ class MergeModels(io.ComfyNode):
                     default="weighted_sum",
                     tooltip=f"How they are merged; b and c are the shares of B and C. {told}.",
                 ),
-                _sockets("clips", io.Clip.Input("clip", optional=True, tooltip="Text encoders.")),
+                _sockets(
+                    "clips",
+                    io.Clip.Input("clip", optional=True, tooltip="Text encoders."),
+                    optional=True,
+                ),
                 io.String.Input(
                     "other_shares",
                     default="",
@@ -145,7 +149,7 @@ class MergeModels(io.ComfyNode):
         )
 
 
-def _sockets(name: str, template: io.Input) -> io.Autogrow.Input:
+def _sockets(name: str, template: io.Input, *, optional: bool = False) -> io.Autogrow.Input:
     """Sockets A, B, …; the next appears when the last is connected."""
     what = name.removesuffix("s")
     return io.Autogrow.Input(
@@ -156,6 +160,7 @@ def _sockets(name: str, template: io.Input) -> io.Autogrow.Input:
             names=[f"{what}_{letter}" for letter in LETTERS],
             min=2,
         ),
+        optional=optional,
         tooltip=f"The {name}; {what}_A is what the others are mixed into.",
     )
 

@@ -171,7 +171,7 @@ def test_by_the_commands(files: tuple[Path, Path], tmp_path: Path) -> None:
     done = lorakit_here(
         "merge", *files[:1], other, "-o", tmp_path / "x.safetensors", *asked[:2], "-r", "4"
     )
-    assert (done.status, "leave out --to" in done.err) == (2, True)
+    assert (done.status, "--to is for a model" in done.err) == (2, True)
     done = lorakit_here("bake", *files, "-o", tmp_path / "x.safetensors", "--to", "fp7")
     assert done.status == 2
     assert "fp8_e5m2_scaled" in done.err
