@@ -50,6 +50,14 @@ def unhashed(source: TensorSource) -> Input:
     return Input(Path(source.name).name)
 
 
+def placeholders(sources: Sequence[TensorSource]) -> list[Input]:
+    """The records of inputs at their full length, before they are hashed.
+
+    Each has a hash of its own, as records of one hash may be taken for one.
+    """
+    return [replace(unhashed(one), sha256=f"{number:064x}") for number, one in enumerate(sources)]
+
+
 @contextlib.contextmanager
 def hashed(
     sources: Sequence[TensorSource], others: Sequence[TensorSource | None] = ()

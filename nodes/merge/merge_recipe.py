@@ -102,12 +102,13 @@ class LoadMergeRecipe(io.ComfyNode):
             LoraOpsError: The recipe means nothing or cannot be done, a file of it is missing, or the
                 host knows no such model.
         """
-        from ...lora_ops import MergeOptions, merge, plan_merge
+        from ...lora_ops import MergeOptions, plan_merge
+        from ...lora_ops.operations.merge.merge import run_merge
 
         one = ready(recipe, values, by_hash)
         options: MergeOptions = {"allow_partial": allow_partial, "allow_nonfinite": allow_nonfinite}
         with opened(one.paths) as sources:
             plan = plan_merge(one.recipe, sources, **options)
-            tensors, report = merge(one.recipe, sources, progress=host.progress(), **options)
+            tensors, report = run_merge(plan, host.progress())
         told = report_text("the merge", report, plan, one.notes, inputs_of(cls))
         return reported(told, *loaded(tensors, plan.base.metadata))

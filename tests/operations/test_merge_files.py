@@ -24,7 +24,7 @@ from lorakit.lora_ops.operations.merge.file import MergedFile, merge_file, plan_
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
 from lorakit.lora_ops.operations.merge.recipes.recipe import Output
-from lorakit.lora_ops.run.inputs import Input
+from lorakit.lora_ops.run.inputs import placeholders
 
 MODELS = {name: grid(SD1, torch.float16, seed=seed) for seed, name in enumerate("ABC")}
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
@@ -84,7 +84,7 @@ def test_room_is_kept_for_the_record_of_every_input(folder):
         output = folder / "out.safetensors"
         plan = plan_merge_file(recipe, opened, output=output)
         kept = MergedFile(plan, output, 10**9, "0.0", force=False).longest(
-            [Input(f"{key}.safetensors", "0" * 64) for key in opened]
+            placeholders(list(opened.values()))
         )
         merge_file(plan, output, version="0.0")
     with safe_open(output, "pt") as file:
@@ -143,7 +143,7 @@ from pathlib import Path
 from lorakit.lora_ops import open_source
 from lorakit.lora_ops.operations.merge.file import MergedFile, merge_file, plan_merge_file
 from lorakit.lora_ops.operations.merge.recipes.expression import parse_line
-from lorakit.lora_ops.run.inputs import Input
+from lorakit.lora_ops.run.inputs import placeholders
 folder = Path(sys.argv[1])
 opened = {key: open_source(folder / f"{key}.safetensors") for key in "AB"}
 plan = plan_merge_file(parse_line("A:0.5 B:0.5"), opened, output=folder / "out.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
 from functools import cache
@@ -99,17 +100,17 @@ class Gguf(QuantisedWeight):
             return codes.to(torch.float32, copy=True)
         package = gguf_package()
         kind = getattr(package.GGMLQuantizationType, self.type, None)
-        try:
-            if kind is None:
-                raise NotImplementedError  # an older package
-            with np.errstate(all="ignore"):  # scales that are none are found by whoever asks
+        if kind is not None:  # an older package does not have all
+            with (
+                contextlib.suppress(NotImplementedError),
+                np.errstate(all="ignore"),  # scales that are none are found by whoever asks
+            ):
                 return torch.from_numpy(package.quants.dequantize(codes.numpy(), kind))
-        except NotImplementedError:
-            raise QuantisedError(
-                f"`{self.key}` is stored as {self.type}, which the package gguf does not decode; update "
-                "it, or give the unquantised (fp16/bf16/fp32) checkpoint",
-                target=self.layer,
-            ) from None
+        raise QuantisedError(
+            f"`{self.key}` is stored as {self.type}, which the package gguf does not decode; update "
+            "it, or give the unquantised (fp16/bf16/fp32) checkpoint",
+            target=self.layer,
+        )
 
     def _units(self, codes: Tensor) -> Tensor:
         known = _CODES.get(self.type)

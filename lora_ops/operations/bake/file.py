@@ -16,8 +16,6 @@ from ...adapters.metadata.provenance import check_bakes
 from ...adapters.strengths.ingredient import Ingredient
 from ...files import (
     FileSource,
-    check_output,
-    shard_paths,
 )
 from ...report import Report
 from ...run.devices import Placement, place
@@ -31,11 +29,9 @@ from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
     check_place,
+    check_shards,
     folder_notes,
-    is_folder,
-    is_index,
     rows_of,
-    shards_of,
     storage_notes,
     write_tensor,
 )
@@ -103,10 +99,8 @@ def plan_bake_file(
         plan = replace(plan, storing=storing, dtypes=dtypes, notes=(*plan.notes, note))
     told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, plan.storing))
     plan = replace(plan, notes=(*plan.notes, *told))
-    if output is not None and is_index(output) and not is_folder(checkpoint):
-        shards = shards_of(checkpoint, plan.dtypes, shard_size)
-        for path in shard_paths(output, len(shards)):
-            check_output(path, inputs, force=force)
+    if output is not None:
+        check_shards(output, checkpoint, plan.dtypes, inputs, shard_size=shard_size, force=force)
     return plan
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ...files import FileSource, check_output, shard_paths
+from ...files import FileSource
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
@@ -25,11 +25,10 @@ from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
     check_place,
+    check_shards,
     folder_notes,
     is_folder,
-    is_index,
     rows_of,
-    shards_of,
     storage_notes,
     write_tensor,
 )
@@ -89,12 +88,10 @@ def plan_merge_file(
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
     check_place(output, base, inputs, force=force)
-    if is_folder(base):
-        if added := [key for key in plan.tensors if key not in set(base.keys())]:
-            raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
-    elif is_index(output):
-        for path in shard_paths(output, len(shards_of(base, plan.dtypes, shard_size))):
-            check_output(path, inputs, force=force)
+    held = set(base.keys())
+    if is_folder(base) and (added := [key for key in plan.tensors if key not in held]):
+        raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
+    check_shards(output, base, plan.dtypes, inputs, shard_size=shard_size, force=force)
     told = (*folder_notes(base), *storage_notes(base, plan.dtypes, storing))
     return replace(plan, notes=(*plan.notes, *told))
 
@@ -161,9 +158,7 @@ class MergedFile(CheckpointFile):
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
-        # Inputs are told apart by their hashes: each has its own entry.
-        known = [replace(one, sha256=f"{number:064x}") for number, one in enumerate(inputs)]
-        return self._record(known, {"error": -1.23456e-300, "changed": 123456789})
+        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""

@@ -107,7 +107,20 @@ def merge(
         LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
     """
     started = time.perf_counter()
-    plan = plan_merge(recipe, sources, **options)
+    tensors, report = run_merge(plan_merge(recipe, sources, **options), progress)
+    return tensors, replace(report, seconds=time.perf_counter() - started)
+
+
+def run_merge(
+    plan: MergePlan, progress: Progress | None = None
+) -> tuple[dict[str, Tensor], MergeReport]:
+    """Return the checkpoint of a plan, all in memory, and the report; see `merge`.
+
+    Args:
+        plan: From `plan_merge`.
+        progress: Called after each tensor.
+    """
+    started = time.perf_counter()
     look_over(plan, progress)
     work = Work(merge_jobs(plan), partial(_compute, plan))
     outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))

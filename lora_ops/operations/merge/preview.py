@@ -14,7 +14,7 @@ from ...linalg.storage import spelled
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import counted
-from ...run.inputs import unhashed
+from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
 from ..weights.output import SHARD_SIZE, is_folder, is_index, rows_of, shards_of
 from .file import MergedFile, base_file
@@ -81,7 +81,7 @@ def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
     data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
-    room = 8 + aligned(header_room(rows, sink.longest(list(map(unhashed, sink.sources)))))
+    room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
     if is_folder(base):
         others = sum((Path(base.name) / name).stat().st_size for name in beside_weights(base)[0])
         return data + room * len(base.paths) + others

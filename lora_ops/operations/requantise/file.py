@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -78,7 +77,7 @@ class RequantisedFile(CheckpointFile):
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with the longest numbers."""
-        return self._record([replace(one, sha256="0" * 64) for one in inputs], -1.23456e-300)
+        return self._record(inputs, -1.23456e-300)
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""

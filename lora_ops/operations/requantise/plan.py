@@ -11,10 +11,10 @@ import torch
 
 from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
-from ...files import FileSource, check_output, shard_paths
+from ...files import FileSource
 from ...models.architectures import parameters
 from ...run.inputs import paths_of
-from ..weights.output import SHARD_SIZE, check_place, is_index, rows_of, shards_of, storage_notes
+from ..weights.output import SHARD_SIZE, check_place, check_shards, rows_of, storage_notes
 from ..weights.storing_plan import plan_storing
 from ..weights.tiles import Planned
 
@@ -91,9 +91,8 @@ def plan_requantise_file(
         key: Planned(key, checkpoint, key, found, storing=storing.get(key))
         for key, found in dtypes.items()
     }
-    if output is not None and is_index(output):
-        for path in shard_paths(output, len(shards_of(checkpoint, dtypes, shard_size))):
-            check_output(path, inputs, force=force)
+    if output is not None:
+        check_shards(output, checkpoint, dtypes, inputs, shard_size=shard_size, force=force)
     plan = RequantisePlan(checkpoint, to, tensors, ())
     bits = f"{plan.bits:.2f} bits per number, scales included"
     notes = (*storage_notes(checkpoint, dtypes, storing), note, bits)

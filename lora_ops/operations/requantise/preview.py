@@ -10,7 +10,7 @@ from ...files.header import header_room
 from ...files.writing.pieces import aligned
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
-from ...run.inputs import unhashed
+from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
 from ..weights.output import SHARD_SIZE, is_index, rows_of, shards_of
 from .file import RequantisedFile
@@ -67,7 +67,7 @@ def _size(plan: RequantisePlan, output: Path, shard_size: int) -> int:
     data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     sink = RequantisedFile(plan, output, shard_size, "0.0.0", force=False)
-    room = 8 + aligned(header_room(rows, sink.longest(list(map(unhashed, sink.sources)))))
+    room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
     if not is_index(output):
         return data + room
     dtypes = {key: one.dtype for key, one in plan.tensors.items()}

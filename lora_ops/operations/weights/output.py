@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,10 +24,11 @@ from ...files import (
     check_output,
     dtype_name,
     partition,
+    shard_paths,
 )
 from ...files.header import header_room
 from ...report import LayerReport, Skip, counted
-from ...run.inputs import Input, unhashed
+from ...run.inputs import Input, placeholders
 from ...run.job import Outcome
 from ...run.output import Sink
 from ...source import TensorSource, storage_name
@@ -70,6 +70,33 @@ def check_place(
     else:
         suffix = INDEX if is_index(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
+
+
+def check_shards(
+    output: Path,
+    checkpoint: FileSource,
+    dtypes: Mapping[str, torch.dtype],
+    inputs: Sequence[Path],
+    *,
+    shard_size: int,
+    force: bool,
+) -> None:
+    """Refuse names of shards under which nothing could, or must, be written; see `check_place`.
+
+    Args:
+        output: Where the result is to go; nothing is asked of what is no index.
+        checkpoint: What it is made like.
+        dtypes: Of the result.
+        inputs: The files it is made from.
+        shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
+        force: Whether files may be replaced.
+
+    Raises:
+        ArgumentError: See `check_output`.
+    """
+    if is_index(output) and not is_folder(checkpoint):
+        for path in shard_paths(output, len(shards_of(checkpoint, dtypes, shard_size))):
+            check_output(path, inputs, force=force)
 
 
 def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
@@ -246,17 +273,16 @@ class CheckpointFile(Sink[Tensor]):
         """Return the string map at the greatest length that it can become.
 
         Args:
-            inputs: The record of `sources`, with hashes of zeros.
+            inputs: The record of `sources`, with hashes in place of theirs; see `placeholders`.
         """
 
     def writer(self) -> PlacedWriter:
         """The file, or the files."""
-        blank = [replace(one, sha256="0" * 64) for one in map(unhashed, self.sources)]
         self.file = writer_for(
             self._output,
             self._checkpoint,
             self._rows,
-            self.longest(blank),
+            self.longest(placeholders(self.sources)),
             shard_size=self._shard_size,
             replace=self._force,
         )

@@ -40,11 +40,6 @@ _IGNORED = ("int8_mask",)  # how it computes, not what
 _MOST = 1_000_000  # characters
 
 
-def is_configuration(tree: object) -> bool:
-    """Whether a tree read from YAML is one."""
-    return isinstance(tree, dict) and "merge_method" in tree
-
-
 def parse_yaml(content: str) -> object:
     """Read YAML, by the package for it.
 
