@@ -137,6 +137,17 @@ def kinds(form: str) -> dict[str, Tensors]:
     return found
 
 
+def every_kind(prefix: str = "diffusion_model.") -> tuple[Tensors, Tensors]:
+    """A LoRA file with a layer of each kind, and the weights that it is for."""
+    found: Tensors = {}
+    weights: Tensors = {}
+    for at, layer in enumerate(kinds("linear").values()):
+        module = f"{prefix}blocks.{at}.attn"
+        weights[f"{module}.weight"] = weight("linear")
+        found |= {f"{module}.{suffix}": one.clone() for suffix, one in layer.items()}
+    return found, weights
+
+
 def _lokr(into: int, kernel: list[int]) -> dict[str, Tensors]:
     """For 8 outputs: (2 or 4) * (4 or 2), and 2 * 3 or 3 * 2 inputs."""
     taps, half = math.prod(kernel), into // 2

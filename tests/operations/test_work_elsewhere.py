@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import kinds
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, tensors, written
 from bits import assert_equal
 from checkpoints import SD1, grid, planted
 from elsewhere import ByPath, Elsewhere, elsewhere
-from kinds import kinds, weight
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,7 +42,6 @@ from lorakit.lora_ops.run.job import Work
 from lorakit.lora_ops.run.stream import stream
 
 CPU = place("cpu")
-PREFIX = "diffusion_model."
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +197,7 @@ def pair(folder: Path) -> tuple[ByPath, ByPath]:
 
 def every_kind(folder: Path) -> tuple[Adapter, ByPath]:
     """An adapter with a layer of each kind, and the checkpoint that it is for."""
-    found: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for at, layer in enumerate(kinds("linear").values()):
-        module = f"blocks.{at}.attn"
-        weights[f"{PREFIX}{module}.weight"] = weight("linear")
-        found |= {f"{PREFIX}{module}.{suffix}": one.clone() for suffix, one in layer.items()}
+    found, weights = kinds.every_kind()
     save_file(weights, folder / "model.safetensors")
     written(folder / "kinds.safetensors", found)
     return decode(ByPath(folder / "kinds.safetensors")), ByPath(folder / "model.safetensors")

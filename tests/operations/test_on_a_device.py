@@ -1,0 +1,191 @@
+"""Core operations on a device that is not the CPU: no tensor of the wrong side, few waits, equal results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from adapters import EVERY_FORM, Part, adapter, read
+from device_double import placed
+from kinds import every_kind
+from oracles import power, with_spectrum
+from torch import Tensor
+
+from lorakit.lora_ops import Adapter, DictSource, Report
+from lorakit.lora_ops.adapters.formats import format_named
+from lorakit.lora_ops.adapters.matching.align import match_adapters
+from lorakit.lora_ops.adapters.matching.group import Term
+from lorakit.lora_ops.adapters.model import names_for
+from lorakit.lora_ops.adapters.repacking.plan import planned
+from lorakit.lora_ops.inspect.spectra import spectra_work
+from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
+from lorakit.lora_ops.linalg.ranks.rules import parse_rank
+from lorakit.lora_ops.operations.add.add import Adding, add_work
+from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
+from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
+from lorakit.lora_ops.operations.extract.extract import extraction_work, summarise
+from lorakit.lora_ops.operations.extract.plan import plan_extraction
+from lorakit.lora_ops.operations.methods import MERGE_METHODS, Element, Task, choose_method
+from lorakit.lora_ops.operations.resize.layer import Resizing
+from lorakit.lora_ops.operations.resize.resize import resize_work
+from lorakit.lora_ops.run.devices import Placement, place
+from lorakit.lora_ops.run.job import Work
+from lorakit.lora_ops.run.stream import stream
+
+RULES = [
+    "8",
+    "energy=0.9",
+    "fro=0.9",
+    "cumulative=0.7",
+    "ratio=4",
+    "threshold=0.05",
+    "knee",
+    "error=0.3,max=40",
+    "rank=8,conv=4",
+]
+LAYERS = 3
+
+
+def _models() -> tuple[DictSource, DictSource]:
+    generator = torch.Generator().manual_seed(0)
+    base: dict[str, Tensor] = {}
+    tuned: dict[str, Tensor] = {}
+    for index in range(LAYERS):
+        for name, shape in (("q", (400, 384)), ("ff", (200, 600)), ("conv", (64, 32, 3, 3))):
+            key = f"blocks.{index}.{name}.weight"
+            base[key] = torch.randn(shape, generator=generator).mul_(0.05)
+            rows, columns = shape[0], base[key][0].numel()
+            change = with_spectrum(rows, columns, power(0.3, min(rows, columns)), seed=index)
+            tuned[key] = base[key] + 0.01 * change.reshape(shape).float()
+    return DictSource(base), DictSource(tuned)
+
+
+MODELS = _models()
+
+
+def _extract(where: Placement, rule: str, *, exact: bool) -> tuple[Adapter, Report]:
+    plan = plan_extraction(*MODELS, rule, dtype=torch.float32)
+    outcomes = list(stream(extraction_work(plan, exact=exact), where))
+    layers = {one.name: one.value for one in outcomes if one.value}
+    return Adapter(layers, {}, {}, "comfy"), summarise(plan, (one.report for one in outcomes))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_extraction(rule: str, exact: bool) -> None:
+    where = placed()
+    adapter, report = _extract(where, rule, exact=exact)
+    expected, told = _extract(place("cpu"), rule, exact=exact)
+    assert adapter.layers.keys() == expected.layers.keys()
+    for target, layer in adapter.layers.items():
+        other = expected.layers[target]
+        assert layer.rank == other.rank
+        assert torch.allclose(layer.delta(), other.delta(), atol=1e-4)
+    assert report.error == pytest.approx(told.error, rel=1e-4)
+
+
+def check_near(one: object, other: object) -> None:
+    """Equal, but for the last digits of numbers; and all of it on the CPU."""
+    assert type(one) is type(other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        assert one.device.type == "cpu"
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    elif isinstance(one, dict) and isinstance(other, dict):
+        check_near(list(one.items()), list(other.items()))
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            check_near(mine, theirs)
+    elif is_dataclass(one):
+        for field in fields(one):
+            check_near(getattr(one, field.name), getattr(other, field.name))
+    else:
+        assert one == other
+
+
+# --- What edits adapters -------------------------------------------------------------------------
+
+SEVERAL = [
+    *EVERY_FORM,
+    *(Part("linear", seed=20 + seed) for seed in range(4)),
+]
+
+
+def check_on_device(make: Callable[[Placement], Work[Any, Any]]) -> None:
+    """Do the same on either, and compare."""
+    where = placed()
+    there = list(stream(make(where), where))
+    cpu = place("cpu", memory=1 << 30)  # in the same batches, so in the same order
+    here = list(stream(make(cpu), cpu))
+    assert here
+    check_near(there, here)
+
+
+@pytest.mark.parametrize("rule", ["2", "energy=0.8", "mean=2", "knee"])
+def test_resize(rule: str) -> None:
+    lora = adapter(SEVERAL)
+    check_on_device(lambda where: resize_work(lora, Resizing(parse_rule(rule)), where))
+
+
+@pytest.mark.parametrize("rank", [None, "2", "energy=0.8"])
+@pytest.mark.parametrize("method", ["sum", "average", "slerp", "karcher", "energy"])
+def test_add(method: str, rank: str | None) -> None:
+    parts = [Part(p.form, 3, 0.7, torch.float16, 9 + p.seed) for p in EVERY_FORM]
+    match = match_adapters([Term(adapter(), {}, "a"), Term(adapter(parts), {}, "b")], "kohya")
+    rule = None if rank is None else parse_rank(rank)
+    check_on_device(lambda _: add_work(match, Adding(rule, method)))
+
+
+def test_convert_of_names() -> None:
+    lora, scheme = adapter(), format_named("kohya")
+    names = names_for(lora, None, (), scheme)
+    converting = Converting(scheme, names, measures=True)
+    check_on_device(lambda _: convert_work(lora, planned(lora, scheme, names), converting))
+
+
+@pytest.mark.parametrize("rule", ["energy=1", "2", "mean=1"])
+def test_convert_to_lora(rule: str) -> None:
+    found, weights = every_kind()
+    lora = read(found)
+    lowering = plan_to_lora(lora, lora.layers, rule, base=DictSource(weights))
+    check_on_device(lambda where: lowering.work(where))
+
+
+def test_spectra() -> None:
+    check_on_device(lambda _: spectra_work(read(every_kind()[0])))
+
+
+# --- Methods that go element by element ----------------------------------------------------------
+
+ELEMENTS = [name for name, method in MERGE_METHODS.items() if isinstance(method.how, Element)]
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_element_methods(name: str) -> None:
+    """Tiles on the device, as they would come from an engine that works there."""
+    method = MERGE_METHODS[name]
+    generator = torch.Generator().manual_seed(0)
+    assert isinstance(method.how, Element)
+    count = method.terms[0]
+    terms = torch.randn(count, 12, 17, generator=generator)
+    base = None if method.base == "none" else torch.randn(12, 17, generator=generator)
+    parameters = choose_method(name, count, base is not None, {}).parameters
+    survey = torch.tensor([-1.0, 1.0], dtype=torch.float64) if method.how.survey else None
+    begun = method.how.begin(Task((12, 17), (0.3, 0.4)[:count], parameters, "w", 3, survey))
+    here = _merged(begun, terms.clone(), base)
+    where = placed()
+    with where.scope():
+        below = None if base is None else base.to(where.device)
+        there = _merged(begun, terms.to(where.device), below).cpu()
+    torch.testing.assert_close(there, here)
+
+
+def _merged(work: Any, terms: Tensor, base: Tensor | None) -> Tensor:
+    while work.passes:
+        work = work.settle(work.observe(terms, base, 0))
+    return work.combine(terms, base, 0)
