@@ -29,7 +29,7 @@ from ..reasons import STRENGTH_ZERO
 from ..weights.change import BakedLayer
 from ..weights.shares import Share
 from ..weights.storing import stored_layers, storing_notes
-from ..weights.survival import CHANCE, OTHERWISE, WIDER, survival_notes
+from ..weights.survival import CHANCE, OTHERWISE, survival_notes
 from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
@@ -138,7 +138,10 @@ def _notes(plan: BakePlan, layers: Sequence[BakedLayer]) -> Iterator[str]:
     yield from survival_notes(
         layers,
         by_chance=plan.wanted.seed is not None,
-        ways=(OTHERWISE if stored else WIDER, CHANCE, "apply the LoRA at run time"),
+        ways=(
+            OTHERWISE if stored else "use a wider `dtype=`",
+            *(CHANCE, "apply the LoRA at run time"),
+        ),
     )
 
 

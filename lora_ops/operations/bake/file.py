@@ -32,9 +32,9 @@ from ..weights.output import (
     check_shards,
     folder_notes,
     storage_notes,
-    write_tensor,
 )
 from ..weights.storing_plan import kept_metadata, model_keys, with_storing
+from ..weights.written import write_tensor
 from .bake import bake_jobs, summarise_bake
 from .plan import BakePlan, plan_bake
 

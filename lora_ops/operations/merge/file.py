@@ -29,9 +29,9 @@ from ..weights.output import (
     folder_notes,
     is_folder,
     storage_notes,
-    write_tensor,
 )
 from ..weights.storing_plan import kept_metadata
+from ..weights.written import write_tensor
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge, stored_plan
 from .recipes.ancestry import Parent, merged_metadata

@@ -26,8 +26,9 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.storing import stored_layers, storing_notes
-from ..weights.survival import CHANCE, OTHERWISE, WIDER, survival_notes
+from ..weights.survival import CHANCE, OTHERWISE, survival_notes
 from ..weights.tiles import Planned, Put, compute, computed
+from ..weights.written import written
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
 from .step import MergedLayer
@@ -176,6 +177,19 @@ def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport
         return tuple(_kept(planned))
 
 
+def written_tensors(plan: MergePlan, key: str) -> dict[str, Tensor]:
+    """What a file of the result holds of one tensor, by key; see `merged_tensor`.
+
+    Args:
+        plan: From `stored_plan`.
+        key: Of the tensor.
+    """
+    planned = plan.tensors[key]
+    if planned.storing is None:
+        return {key: merged_tensor(plan, key)[0]}
+    return written(planned, partial(merge_into, plan))
+
+
 def without_steps(planned: Planned) -> Planned:
     """The tensor as the base has it."""
     return replace(planned, steps=(), seed=None)
@@ -247,8 +261,8 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
         layers,
         by_chance=plan.recipe.output.rounding == "stochastic",
         ways=(
-            OTHERWISE if stored else WIDER,
-            *(CHANCE, "merge all steps in one recipe", "keep the change as a LoRA"),
+            OTHERWISE if stored else "write a wider dtype",
+            *("merge all steps in one recipe", "keep the change as a LoRA", CHANCE),
         ),
     )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]

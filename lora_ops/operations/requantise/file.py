@@ -16,9 +16,10 @@ from ...run.job import Job, Outcome, Work
 from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
-from ..weights.output import SHARD_SIZE, CheckpointFile, write_tensor
+from ..weights.output import SHARD_SIZE, CheckpointFile
 from ..weights.storing import stored_layers
 from ..weights.storing_plan import kept_metadata
+from ..weights.written import write_tensor
 from .plan import RequantisePlan
 
 

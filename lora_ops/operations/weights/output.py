@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +17,6 @@ from ...files import (
     FileSource,
     FolderWriter,
     JoinedSource,
-    QuantisedSource,
     SafetensorsWriter,
     ShardsWriter,
     beside_weights,
@@ -35,7 +34,7 @@ from ...run.job import Outcome
 from ...run.output import Sink
 from ...source import TensorSource, storage_name
 from .storing import Row
-from .tiles import Planned, Put, compute
+from .tiles import Planned
 
 #: What has a place for every tensor of a checkpoint.
 PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter
@@ -208,54 +207,6 @@ def shards_of(checkpoint: FileSource, tensors: Iterable[Planned], limit: int) ->
     shards = [part for part in shards if part] or [[]]
     shards[-1].extend(key for key in rows if key not in held)
     return [[name for key in part for name, _, _ in rows[key]] for part in shards]
-
-
-def write_tensor(
-    planned: Planned,
-    file: PlacedWriter,
-    calculate: Callable[[Planned, Put], tuple[LayerReport | Skip, ...]] = compute,
-) -> Outcome[Tensor]:
-    """Compute a tensor into its place in a file; or have the system copy it, where nothing changes.
-
-    Args:
-        planned: Which.
-        file: In which it has a place.
-        calculate: How it is computed.
-
-    Returns:
-        What is to be said of it; there is nothing left to write.
-    """
-    if planned.is_copy and isinstance(planned.source, FileSource):
-        file.copy(planned.key, planned.source, planned.own)
-        return Outcome(planned.key, None)
-
-    def put(start: int, piece: Tensor, /, beside: str = "") -> None:
-        file.write_at(beside or planned.key, start, piece)
-
-    reports = _copy_stored(planned, file, put)
-    return Outcome(
-        planned.key, None, calculate(planned, put) if reports is None else tuple(reports)
-    )
-
-
-def _copy_stored(planned: Planned, file: PlacedWriter, put: Put) -> Sequence[LayerReport] | None:
-    """Copy a weight that is to be stored as it is already, byte for byte.
-
-    Returns:
-        What is to be said of it; None where it cannot be copied.
-    """
-    storing = planned.storing
-    if storing is None or planned.steps:
-        return None
-    held = storing.held(planned.source, planned.own)
-    if held is None:
-        return None
-    for key, place in held.items():
-        if isinstance(place, Tensor):
-            put(0, place, beside=key)
-        else:
-            file.copy(key, *place)
-    return storing.of_copy(planned.source, planned.own)
 
 
 class CheckpointFile(Sink[Tensor]):

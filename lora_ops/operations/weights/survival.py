@@ -9,9 +9,9 @@ from .change import BakedLayer
 
 #: A layer whose stored change points less than this along its true change, or holds less of it, is called lost.
 SURVIVES = 0.9
-#: What helps where weights are written as numbers, and where with scales.
-WIDER = "use a wider `dtype=`"
+#: What helps where weights are written with scales.
 OTHERWISE = "keep them whole (`whole=`), store them otherwise (`to=`)"
+#: What helps anywhere.
 CHANCE = 'round by chance (`rounding="stochastic"`)'
 
 

@@ -134,8 +134,7 @@ def as_tree(recipe: Recipe, *, measured: bool = False) -> dict[str, Any]:
     }
     tree["step"] = [_step_tree(step, measured) for step in recipe.steps]
     tree["parts"] = dict(recipe.parts)
-    output = recipe.output
-    dtype = dict(output.dtype)
+    output, dtype = recipe.output, dict(recipe.output.dtype)
     tree["output"] = _without_defaults(
         dtype=dtype["all"] if set(dtype) == {"all"} else dtype,
         to=output.to,
