@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -134,14 +134,17 @@ class QuantisedSource(RoutedSource):
         """Whether weights can be written as they are stored here: not those of a GGUF, which have types."""
         return not isinstance(self.original, GgufFile)
 
-    def loose(self, keys: Container[str]) -> list[str]:
-        """The original's keys that are of no decoded weight: markers, and what stands beside plain weights.
+    def loose(self, weights: Collection[str], plain: Container[str]) -> list[str]:
+        """The original's keys that are of no decoded weight, for a file that has some of it as it is.
 
         Args:
-            keys: Of the plain weights that are asked about.
+            weights: Keys of decoded ones that it has so: with those goes the marker of their part of the
+                file.
+            plain: Keys of others: with those go what stands beside them.
         """
-        beside = [name for key, one in self.plain.items() if key in keys for name in one.beside]
-        return [*markers(self.original), *beside]
+        parts = {marker: marker.rpartition(".")[0] for marker in markers(self.original)}
+        marks = [one for one, part in parts.items() if any(k.startswith(part) for k in weights)]
+        return [*marks, *(name for k, one in self.plain.items() if k in plain for name in one.beside)]
 
     def told(self, keys: Iterable[str]) -> dict[str, str]:
         """What the file's metadata says of how weights are stored, for a file that has them so.

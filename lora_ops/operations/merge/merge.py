@@ -25,9 +25,10 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.step import Put
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, OTHERWISE, survival_notes
-from ..weights.tiles import Planned, Put, compute, computed
+from ..weights.tiles import Planned, compute, computed
 from ..weights.written import written
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe

@@ -144,12 +144,12 @@ def _notes(found: Mapping[str, int], new: int, lost: Mapping[str, Sequence[str]]
 
 def _loose(tensors: Mapping[str, Planned], checkpoint: TensorSource) -> dict[str, Planned]:
     """Tensors that go with weights which stay stored as they are, and belong to none of them."""
-    is_kept = any(isinstance(one.storing, AsStored) for one in tensors.values())
-    if not is_kept or not isinstance(checkpoint, QuantisedSource):
+    kept = [key for key, one in tensors.items() if isinstance(one.storing, AsStored)]
+    if not kept or not isinstance(checkpoint, QuantisedSource):
         return {}
     file = checkpoint.original
     same = {k for k, one in tensors.items() if one.is_copy and one.source is checkpoint}
-    return {k: Planned(k, file, k, file.dtype(k)) for k in checkpoint.loose(same)}
+    return {k: Planned(k, file, k, file.dtype(k)) for k in checkpoint.loose(kept, same)}
 
 
 def model_keys(checkpoint: TensorSource) -> set[str]:

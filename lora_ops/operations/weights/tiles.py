@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,26 +16,12 @@ from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .rounding import ByChance
-from .step import Measured, Step
+from .step import Measured, Put, Step
 from .storing import Storing
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 # Elements that a sample of a tile has at least.
 _SAMPLE = 1 << 16
-
-
-class Put(Protocol):
-    """Takes the result, piece by piece."""
-
-    def __call__(self, start: int, piece: Tensor, /, beside: str = "") -> None:
-        """Take a piece.
-
-        Args:
-            start: Its first element.
-            piece: The numbers, which may change afterwards.
-            beside: Key of the tensor that it is of; that of the weight where there is none.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,7 +257,10 @@ class _Changed:
         else:
             self._exact = self.change.rows(part, d)
             exact = torch.add(tiles.weight.rows(part, w), self._exact, out=x)
-        rounded = tiles.round(exact, part)
+        try:
+            rounded = tiles.round(exact, part)
+        except NonFiniteError as error:  # of what encodes it, which knows nothing of the change
+            raise self.fault(part, exact.dtype) from error
         # One that is a little larger than the largest may be rounded to it.
         return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
 

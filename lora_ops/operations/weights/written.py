@@ -12,7 +12,8 @@ from ...files import FileSource
 from ...report import LayerReport, Skip
 from ...run.job import Outcome
 from .output import rows_of
-from .tiles import Planned, Put, compute
+from .step import Put
+from .tiles import Planned, compute
 
 
 class Places(Protocol):
