@@ -31,14 +31,12 @@ from ..weights.output import (
     check_place,
     check_shards,
     folder_notes,
-    rows_of,
     storage_notes,
-    write_tensor,
 )
-from ..weights.storing_plan import plan_storing
+from ..weights.storing_plan import kept_metadata, model_keys, with_storing
+from ..weights.written import write_tensor
 from .bake import bake_jobs, summarise_bake
 from .plan import BakePlan, plan_bake
-from .tensor import planned_tensor
 
 
 def plan_bake_file(
@@ -55,6 +53,9 @@ def plan_bake_file(
     shard_size: int = SHARD_SIZE,
     to: str | None = None,
     whole: Sequence[str] = (),
+    quantise: Sequence[str] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
 
@@ -64,19 +65,21 @@ def plan_bake_file(
         output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
             new folder where the checkpoint is one; None: nowhere yet.
         force: Whether the output may replace files.
-        dtype: Of the result; None: each tensor as it is stored.
+        dtype: Of the result; None: each tensor as it is stored, with scales too.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
         allow_other: Unbake also what is not in the checkpoint by its record.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as numbers.
-        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
+            docs/quantised.md. None: as the checkpoint stores them.
+        whole: Shell patterns of native names of those that are numbers nevertheless.
+        quantise: Of those that `to` would usually leave whole, and that are not to stay so.
+        rounding: See `plan_bake`.
+        seed: See there.
 
     Raises:
         ArgumentError: The output cannot or must not be written; or no weight can be written so.
-        QuantisedError: The checkpoint's numbers are stored with scales.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
         LoraOpsError: See `plan_bake`.
@@ -85,22 +88,28 @@ def plan_bake_file(
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(
-        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+        *(checkpoint, ingredients),
+        dtype=dtype,
+        allow_partial=allow_partial,
+        sign=sign,
+        dora=dora,
+        rounding=rounding,
+        seed=seed,
     )
     if sign < 0:
         with hashed([one.source for one in ingredients]) as files:
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    if to is not None:
-        storing, note = plan_storing(checkpoint, plan.dtypes, to, whole)
-        codes = {key: one.scheme.dtype for key, one in storing.items()}
-        dtypes = {**plan.dtypes, **codes}
-        plan = replace(plan, storing=storing, dtypes=dtypes, notes=(*plan.notes, note))
-    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, plan.storing))
-    plan = replace(plan, notes=(*plan.notes, *told))
+    wanted = replace(plan.wanted, to=to or "", whole=tuple(whole), quantise=tuple(quantise))
+    numbers = model_keys(checkpoint) if dtype is not None else ()
+    tensors, notes = with_storing(plan.tensors, checkpoint, wanted, numbers)
+    told = (*notes, *folder_notes(checkpoint), *storage_notes(checkpoint, tensors))
+    plan = replace(plan, tensors=tensors, wanted=wanted, notes=(*plan.notes, *told))
     if output is not None:
-        check_shards(output, checkpoint, plan.dtypes, inputs, shard_size=shard_size, force=force)
+        check_shards(
+            *(output, checkpoint, tensors.values(), inputs), shard_size=shard_size, force=force
+        )
     return plan
 
 
@@ -161,8 +170,8 @@ class BakedFile(CheckpointFile):
     ) -> None:
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
-        rows = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
-        super().__init__(output, checkpoint, rows, shard_size=shard_size, force=force)
+        tensors = plan.tensors.values()
+        super().__init__(output, checkpoint, tensors, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with the longest numbers."""
@@ -171,7 +180,7 @@ class BakedFile(CheckpointFile):
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
-        return [write_tensor(planned_tensor(self._plan, key), self.file) for key in keys]
+        return [write_tensor(self._plan.tensors[key], self.file) for key in keys]
 
     def report(self) -> Report:
         """The report."""
@@ -205,7 +214,7 @@ def _metadata(
     plan: BakePlan, inputs: Sequence[Input], measured: Mapping[str, float], version: str
 ) -> dict[str, str]:
     checkpoint, *adapters = inputs
-    return baked_metadata(
+    found = baked_metadata(
         checkpoint,
         plan.checkpoint.metadata,
         _records(plan.ingredients, adapters),
@@ -213,3 +222,5 @@ def _metadata(
         dtype=plan.dtype,
         measured=measured,
     )
+    told = kept_metadata(plan.tensors, plan.checkpoint)
+    return {**found, **plan.wanted.record(), **told}

@@ -28,14 +28,12 @@ from ..weights.output import (
     check_shards,
     folder_notes,
     is_folder,
-    rows_of,
     storage_notes,
-    write_tensor,
 )
-from ..weights.storing import Storing
-from ..weights.storing_plan import plan_storing
+from ..weights.storing_plan import kept_metadata
+from ..weights.written import write_tensor
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
-from .plan import MergePlan, plan_merge
+from .plan import MergePlan, plan_merge, stored_plan
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
 
@@ -52,6 +50,7 @@ def plan_merge_file(
     shard_size: int = SHARD_SIZE,
     to: str | None = None,
     whole: Sequence[str] = (),
+    quantise: Sequence[str] = (),
     **options: Unpack[MergeOptions],
 ) -> MergePlan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -64,8 +63,10 @@ def plan_merge_file(
         force: Whether the output may replace files.
         shard_size: See `merge_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as numbers.
-        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
+            docs/quantised.md. None: as the recipe says, else as the base stores them.
+        whole: Shell patterns of native names of those that are numbers nevertheless; none: as the recipe
+            says.
+        quantise: Of those that `to` would usually leave whole, and that are not to stay so; as `whole`.
         **options: See `plan_merge`.
 
     Raises:
@@ -74,16 +75,10 @@ def plan_merge_file(
             written so.
         LoraOpsError: See `plan_merge`.
     """
+    recipe = recipe.with_output(to=to or "", whole=whole, quantise=quantise)
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
-    storing: Mapping[str, Storing] = {}
-    if to is not None:
-        storing, note = plan_storing(plan.base, plan.tensors, to, whole)
-        changed = {
-            key: replace(plan.tensors[key], dtype=one.scheme.dtype, storing=one)
-            for key, one in storing.items()
-        }
-        plan = replace(plan, tensors={**plan.tensors, **changed}, notes=(*plan.notes, note))
+    plan = stored_plan(plan)
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -91,8 +86,9 @@ def plan_merge_file(
     held = set(base.keys())
     if is_folder(base) and (added := [key for key in plan.tensors if key not in held]):
         raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
-    check_shards(output, base, plan.dtypes, inputs, shard_size=shard_size, force=force)
-    told = (*folder_notes(base), *storage_notes(base, plan.dtypes, storing))
+    tensors = plan.tensors
+    check_shards(output, base, tensors.values(), inputs, shard_size=shard_size, force=force)
+    told = (*folder_notes(base), *storage_notes(base, tensors))
     return replace(plan, notes=(*plan.notes, *told))
 
 
@@ -153,8 +149,8 @@ class MergedFile(CheckpointFile):
         self._names = [name for name in plan.recipe.files if name in plan.sources]
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
-        rows = list(rows_of(plan.tensors.values()))
-        super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
+        tensors = plan.tensors.values()
+        super().__init__(output, base_file(plan), tensors, shard_size=shard_size, force=force)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
@@ -192,7 +188,8 @@ class MergedFile(CheckpointFile):
         }
         base = next(name for name in self._names if plan.sources[name] is plan.base)
         predicts_v = True if "v_pred" in plan.tensors else None
-        return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+        found = merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+        return {**found, **kept_metadata(plan.tensors, plan.base)}
 
 
 def _bytes(source: TensorSource) -> int | None:

@@ -13,10 +13,11 @@ from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import MismatchError
 from ...linalg.storage import DTYPES
-from ...models.architectures import Parameter
+from ...models.architectures import Parameter, parameters
 from ...report import counted
 from ...run.workers import Progress
 from ...source import DictSource, TensorSource
+from ..weights.storing_plan import Wanted, with_storing
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
 from .combined import Combination
@@ -160,7 +161,8 @@ def plan_merge(
             dtype = dtypes.get(key, base.source.result_dtype(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
-        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
+        found = tuple(steps.get(key, ()))
+        tensors[key] = Planned(key, source, own, dtype, found, seed if found else None)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)
@@ -180,6 +182,22 @@ def plan_merge(
         surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
+
+
+def stored_plan(plan: MergePlan) -> MergePlan:
+    """Return a plan whose tensors are stored as its recipe says, or else as the base has them, with scales too.
+
+    Args:
+        plan: From `plan_merge`.
+
+    Raises:
+        ArgumentError: See `with_storing`.
+    """
+    asked = plan.recipe.output
+    wanted = Wanted(asked.to, asked.whole, asked.quantise)
+    numbers = _dtypes(plan.recipe, parameters(plan.base))
+    tensors, notes = with_storing(plan.tensors, plan.base, wanted, numbers)
+    return replace(plan, tensors=tensors, notes=(*plan.notes, *notes))
 
 
 def _nothing(resolver: Resolver) -> MismatchError:
