@@ -26,6 +26,8 @@ _CHUNK = 1 << 20
 _SAMPLE, _RUNS = 1 << 16, 4
 # No row or column counts as quieter than this share of the average one, in variance.
 _QUIET = 1e-8
+# A rest of the squares that is less than this share of all is rounding of float32, and tells nothing.
+_TOLD = 1e-6
 # A largest singular value of noise alone that one matrix in a thousand exceeds (Tracy and Widom); and what
 # is left to the differences between the formulas and real rounding.
 _RARE, _MARGIN = 3.27, 1.02
@@ -99,6 +101,33 @@ def _roots(variances: Tensor) -> Tensor:
     return variances.clamp(min=max(_QUIET * float(variances.mean()), _TINY)).sqrt()
 
 
+def evened(delta: Tensor, profile: Profile) -> tuple[Tensor, Profile]:
+    """Return a difference over its profile, and that profile, lowered where the difference shows less.
+
+    A row whose numbers moved by less than their rounding has no more rounding than that: where a change is much
+    smaller than the spacing, most numbers do not move, and rows differ in how many do.
+
+    Args:
+        delta: (out, in), float32.
+        profile: As storage has it.
+
+    Returns:
+        The first as fresh float32; its noise has a deviation of 1, or less, everywhere.
+    """
+    even = (delta / profile.rows.to(delta)[:, None]).div_(profile.columns.to(delta))
+    rows = _at_most_one(even.square().mean(1))
+    even.div_(rows[:, None])
+    columns = _at_most_one(even.square().mean(0))
+    even.div_(columns)
+    return even, Profile(
+        profile.rows * rows.cpu().double(), profile.columns * columns.cpu().double()
+    )
+
+
+def _at_most_one(variances: Tensor) -> Tensor:
+    return variances.clamp(_QUIET, 1.0).sqrt()
+
+
 def edge(shape: tuple[int, int]) -> float:
     """Return what no singular value of noise of deviation 1 exceeds, once in a thousand matrices.
 
@@ -126,7 +155,8 @@ def settle(s: Tensor, total: float, shape: tuple[int, int]) -> tuple[int, float]
     while True:
         left = (shape[0] - above) * (shape[1] - above)
         rest = total - float(s[:above].square().sum())
-        deviation = min(1.0, math.sqrt(max(rest, 0.0) / left)) if left else 1.0
+        told = left and rest > _TOLD * total
+        deviation = min(1.0, math.sqrt(rest / left)) if told else 1.0
         found = int((s > deviation * edge(shape)).sum())
         if found == len(s) < full:
             return None
@@ -183,21 +213,25 @@ def read_change(svd: Svd, above: int, deviation: float, profile: Profile, square
     s = svd.s.cpu()
     signal, turned = _spiked(s, deviation, profile.shape, above)
     length = torch.where(signal > 0, signal * turned[0] * turned[1], s)
-    of_up, of_down = (one.square().sum(axis).cpu().double() for one, axis in ((up, 0), (down, 1)))
+    grams = [(up.T @ up).cpu().double(), (down @ down.T).cpu().double()]
+    of_up, of_down = (gram.diagonal() for gram in grams)
     own = _own(of_up, turned[0], profile.rows) * _own(of_down, turned[1], profile.columns)
     true = signal.square() * own
     kept = (true - 2 * length * signal * turned[0] * turned[1] * own).sum()
     kept += (length.square() * of_up * of_down).sum()
-    noise = deviation**2 * profile.energy
+    # Orthogonal directions are not quite that at their true scales.
+    joint = grams[0] * grams[1] * signal[:, None] * signal
+    whole = float(true.sum() * joint.sum() / joint.trace().clamp(min=_TINY))
+    noise = min(deviation**2 * profile.energy, square)
     # What is neither rounding nor above it is change that cannot be told.
-    unseen = max(0.0, square - noise - float(true.sum()))
+    unseen = max(0.0, square - noise - whole)
     root = length.sqrt().to(up)
-    count = math.prod(profile.shape)
+    usual = deviation * math.sqrt(profile.energy / math.prod(profile.shape))
     return Reading(
         above=above,
-        floor=edge(profile.shape) * math.sqrt(noise / count),
-        noise=math.sqrt(min(noise, square)),
-        change=math.sqrt(unseen + float(true.sum())),
+        floor=edge(profile.shape) * usual,
+        noise=math.sqrt(noise),
+        change=math.sqrt(unseen + whole),
         missed=math.sqrt(max(0.0, unseen + float(kept))),
         best=factored_svd(up * root, root[:, None] * down) if len(s) else None,
     )

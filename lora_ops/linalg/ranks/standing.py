@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..decompose import truncated_svd
-from ..noise import Profile, Reading, read_change, settle
+from ..noise import Profile, Reading, evened, read_change, settle
 from ..norms import frobenius
 from .rules import RankRule
 
@@ -23,14 +23,13 @@ def standing(
 
     Args:
         delta: (out, in), float32.
-        profile: Of its rounding.
+        profile: Of its rounding, as storage has it.
         rule: `noise`, with its limits.
         exact: Compute exact truncations instead of some within 1e-3 of their error.
         seed: Of the random start.
     """
     full = min(delta.shape)
-    rows, columns = (side.to(delta) for side in (profile.rows, profile.columns))
-    even = (delta / rows[:, None]).div_(columns)
+    even, profile = evened(delta, profile)
     total = frobenius(even).square()
     looked_at = min(full, max(_FIRST, rule.least))
     limit = full if rule.most is None else min(full, max(looked_at, 2 * rule.most))
