@@ -257,6 +257,7 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
             )
             for both in plan.pairing.candidates
         ),
+        notes=() if plan.why is None else (plan.why,),
         told=f"rank rule {plan.rule}, {dtype}",
         settings={"rank": str(plan.rule), "dtype": dtype},
         architecture=model.title if model else None,

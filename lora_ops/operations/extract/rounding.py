@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from torch import Tensor
+
 from ...adapters.layers import LoraLayer
-from ...linalg import Svd
+from ...linalg import Svd, frobenius
 from ...linalg.noise import Reading, edge, settle
 from ...report import LayerReport, Rounding, counted
 from .plan import Plan
@@ -19,6 +21,18 @@ def rounding_of_reading(reading: Reading, layer: LoraLayer) -> Rounding:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         apart = reading.best.missed(up, down, reading.best.s.square().sum())
         missed = reading.missed_by(apart)
+    return Rounding(reading.floor, reading.noise, reading.above, reading.change, missed)
+
+
+def rounding_left(reading: Reading, left: Tensor, rest: Tensor) -> Rounding:
+    """What is known where the difference was read, and the error of whatever layer takes part of it.
+
+    Args:
+        reading: Of the difference.
+        left: (out, in), what the layer leaves of the difference.
+        rest: (out, in), what `reading.best` leaves of it; overwritten.
+    """
+    missed = reading.missed_by(float(frobenius(rest.sub_(left))))
     return Rounding(reading.floor, reading.noise, reading.above, reading.change, missed)
 
 
