@@ -70,5 +70,5 @@ def rounding_notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
     if below:
         yield (
             f"at least {below} of {counted(kept, 'direction')} kept lie below the floor of storage rounding: "
-            'they are more noise than change; `rule="noise"` leaves them out'
+            "they are more noise than change; the rank rule `noise` leaves them out"
         )
