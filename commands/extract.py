@@ -8,6 +8,7 @@ import click
 
 from ..version import __version__
 from .options import (
+    NOISE_HELP,
     PATH,
     RULES_HELP,
     clear_errors,
@@ -31,8 +32,7 @@ from .options import (
 @output_option
 @click.option(
     *("-r", "--rank", "rule"),
-    default="32",
-    help=RULES_HELP,
+    help=f"{RULES_HELP} {NOISE_HELP}",
 )
 @click.option(
     *("--format", "format_"),
@@ -81,7 +81,7 @@ def extract(
     base: Path,
     tuned: Path,
     output: Path,
-    rule: str,
+    rule: str | None,
     format_: str,
     dtype: str | None,
     components: str | None,

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What of a layer's difference is the rounding of its storage, as far as that can be told.
+
+    Attributes:
+        floor: The singular value below which a direction is not told from rounding.
+        noise: Frobenius norm of what is probably rounding.
+        above: How many directions of the difference stand above the floor; where only those of the layer were
+            looked at, how many of them.
+        change: Estimated Frobenius norm of the true change: the difference without its rounding.
+        missed: Estimated Frobenius norm of the true change less that of the layer; None where it was not
+            looked for.
+    """
+
+    floor: float
+    noise: float
+    above: int
+    change: float
+    missed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +39,10 @@ class LayerReport:
         kind: linear, conv 1x1, conv 3x3, ...; or that of a full difference: bias, norm, ...
         shape: Of the weight, (out, in, *kernel).
         rank: Rank of the layer; 0 where the adapter does not hold it.
-        norm: Frobenius norm of the true change.
+        norm: Frobenius norm of the true change: of the difference of the weights as they are stored.
         residual: Frobenius norm of the true change less that of the layer, whose numbers are
             those that are written, after rounding.
+        rounding: What of that difference is the rounding of storage; None where that was not asked.
     """
 
     target: str
@@ -30,6 +52,7 @@ class LayerReport:
     rank: int
     norm: float
     residual: float
+    rounding: Rounding | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
@@ -40,6 +63,21 @@ class LayerReport:
     def energy(self) -> float:
         """Share of the squared norm that is kept; below 0 only if the layer makes things worse."""
         return 1 - self.error**2
+
+    @property
+    def estimated_error(self) -> float | None:
+        """Estimated relative error against the true change, without its rounding; None where not known."""
+        known = self.rounding
+        return None if known is None or known.missed is None else _share(known.missed, known.change)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        found = {**asdict(self), "error": self.error, "energy": self.energy}
+        if self.rounding is None:
+            del found["rounding"]
+        elif self.estimated_error is not None:
+            found["estimated_error"] = self.estimated_error
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +130,29 @@ class Report:
         return 1 - self.error**2
 
     @property
+    def estimated_error(self) -> float | None:
+        """Estimated relative error against the true change over all layers; None where none has one.
+
+        A layer whose rounding was not asked for counts with its error against the difference.
+        """
+        if all(layer.estimated_error is None for layer in self.layers):
+            return None
+        known = [
+            (layer.residual, layer.norm)
+            if layer.rounding is None or layer.rounding.missed is None
+            else (layer.rounding.missed, layer.rounding.change)
+            for layer in self.layers
+        ]
+        return _share(*(math.hypot(*norms) for norms in zip(*known, strict=True)))
+
+    @property
+    def rounding(self) -> float | None:
+        """Share of the squared difference that is probably rounding, of the layers where that was asked."""
+        known = [layer for layer in self.layers if layer.rounding is not None]
+        noise = math.fsum(one.rounding.noise**2 for one in known if one.rounding)
+        return noise / math.fsum(one.norm**2 for one in known) if known else None
+
+    @property
     def left_out(self) -> float:
         """Share of the squared change of everything paired that is in `skips`."""
         lost = math.fsum(skip.norm**2 for skip in self.skips)
@@ -114,19 +175,18 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: totals first, then every layer and every skip."""
-        stored = [{**asdict(one), "error": one.error} for one in self.stored]
+        stored = [{k: v for k, v in one.to_dict().items() if k != "energy"} for one in self.stored]
+        told = {"estimated_error": self.estimated_error, "rounding": self.rounding}
         return {
             "error": self.error,
+            **{name: value for name, value in told.items() if value is not None},
             "energy": self.energy,
             "components": self.components(),
             "left_out": self.left_out,
             "seconds": self.seconds,
             "size": self.size,
             "notes": list(self.notes),
-            "layers": [
-                {**asdict(layer), "error": layer.error, "energy": layer.energy}
-                for layer in self.layers
-            ],
+            "layers": [layer.to_dict() for layer in self.layers],
             "skips": [asdict(skip) for skip in self.skips],
             **({"stored": stored} if stored else {}),
         }

@@ -46,6 +46,19 @@ def human_error(error: float) -> str:
     return f"{error:.1e}" if 0 < abs(error) < 0.001 else f"{error:.4f}"
 
 
+def estimate_text(rounding: float, error: float) -> str:
+    """What is told of a difference of weights that were rounded when they were stored.
+
+    Args:
+        rounding: Share of the squared difference that is probably rounding.
+        error: Estimated relative error against the rest, the true change.
+    """
+    return (
+        f"about {rounding:.1%} of the squared difference is rounding of storage; without it, against the "
+        f"true change, the relative error is about {human_error(error)}"
+    )
+
+
 def parse_size(text: str) -> int:
     """Read a number of bytes: 8GB, 512MiB, 1000000.
 

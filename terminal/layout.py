@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..lora_ops.report import counted
-from ..lora_ops.text import human_error, human_size, plain
+from ..lora_ops.text import estimate_text, human_error, human_size, plain
 from .wording import worded
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    rounding, error = report.rounding, report.estimated_error
+    if rounding is not None and error is not None:
+        console.print(estimate_text(rounding, error), highlight=False, soft_wrap=True)
     ending = [human_size(report.size)] if report.size else []
     ending += [f"{report.seconds:.1f} s"] if report.seconds else []
     if ending:

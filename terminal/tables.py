@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def show_report(report: Report, *, verbose: bool = False) -> None:
     """Print the layers (the worst, or all), what was left out, notes and totals."""
     console = open_console()
-    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept")
+    estimated = any(layer.estimated_error is not None for layer in report.layers)
+    more = ("above rounding", "rounding", "estimated error") if estimated else ()
+    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept", *more)
 
     def cells(layer: LayerReport) -> tuple[str, ...]:
         return (
@@ -32,12 +34,21 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
             str(layer.rank),
             human_error(layer.error),
             f"{layer.energy:.2%}",
+            *(_estimates(layer) if estimated else ()),
         )
 
     console.print(
         fill(table, report.layers, cells, weigh=lambda layer: layer.residual, verbose=verbose)
     )
     print_rest(console, report, outside="outside the LoRA")
+
+
+def _estimates(layer: LayerReport) -> tuple[str, str, str]:
+    """How many directions stand above the rounding of storage, its share of the change, the error without it."""
+    known, error = layer.rounding, layer.estimated_error
+    if known is None or error is None:
+        return ("", "", "")
+    return (str(known.above), f"{(known.noise / layer.norm) ** 2:.1%}", human_error(error))
 
 
 def show_plan(plan: Preview) -> None:

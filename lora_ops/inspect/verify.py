@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import check_checkpoint
@@ -20,10 +21,15 @@ from ..adapters.model import names_for
 from ..adapters.outline import HeaderOnlySource
 from ..errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
 from ..linalg import frobenius, residual_
+from ..linalg.noise import Reading, rounding_profile
+from ..linalg.ranks.rules import RankRule
+from ..linalg.ranks.standing import standing
 from ..models.architectures import parameters
 from ..models.differences import Sides, change_norm, measured_difference, read_parameter
 from ..models.pairing import Pair, is_candidate, nearest, pair
 from ..operations.extract.extract import NO_FACTORS, UNCHANGED
+from ..operations.extract.plan import USUAL_MOST
+from ..operations.extract.rounding import rounding_left
 from ..report import LayerReport, Report, Skip
 from ..run.devices import Placement
 from ..run.job import Job, Work
@@ -60,7 +66,8 @@ def verify(
         progress: Called after each parameter.
 
     Returns:
-        A report whose layers are those of the adapter, and the biases that PEFT trained beside
+        A report, with the estimated error against the true change too where a side is stored in 8 bits or
+        fewer. Its layers are those of the adapter, and the biases that PEFT trained beside
         them; changed weights that it does not hold are skips, with the size of what is lost.
 
     Raises:
@@ -216,6 +223,7 @@ def _measure(
     convention: Convention,
 ) -> LayerReport:
     delta, norm = measured_difference(sides, both)
+    reading = _reading(sides, both, delta)
     (layer, seat), *others = changed
     if isinstance(layer, LoraLayer) and layer.is_pair and not others and seat.is_all:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
@@ -230,7 +238,22 @@ def _measure(
             delta.sub_(at.spread(one.change(own, strength, delta.dtype, convention)))
         residual = float(frobenius(delta.reshape(1, -1)))
     rank = sum(one.rank for one, _ in changed)
-    return LayerReport(both.target, both.component, both.kind, both.shape, rank, norm, residual)
+    about = (both.target, both.component, both.kind, both.shape)
+    rounding = reading and rounding_left(reading[0], delta.flatten(1), reading[1])
+    return LayerReport(*about, rank, norm, residual, rounding=rounding)
+
+
+def _reading(sides: Sides, both: Pair, delta: Tensor) -> tuple[Reading, Tensor] | None:
+    """What a difference says of the true change, and the rest of it; where storage is so coarse that it matters."""
+    if not is_candidate(both.base) or sides.coarse(both) is None or not bool(delta.any()):
+        return None
+    base, tuned = sides.read(both)
+    profile = rounding_profile(base, tuned, sides.grids(both))
+    reading = standing(delta.flatten(1), profile, RankRule("noise", most=USUAL_MOST))
+    rest = delta.flatten(1).clone()
+    if reading.best is not None:
+        rest.addmm_(*reading.best.factors(len(reading.best.s)), alpha=-1)
+    return reading, rest
 
 
 def _check_shape(both: Pair, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

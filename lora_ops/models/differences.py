@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,25 @@ class Sides:
     def grids(self, pair: Pair) -> tuple[Grid, Grid]:
         """How far apart the numbers of one parameter can be stored on both sides."""
         return parameter_grid(self.base, pair.base), parameter_grid(self.tuned, pair.tuned)
+
+    def coarse(self, pair: Pair) -> str | None:
+        """What the coarser side is stored as, if that is in 8 bits a number or fewer; else None."""
+        found: dict[str, float] = {}
+        for source, parameter in ((self.base, pair.base), (self.tuned, pair.tuned)):
+            for key in _keys(parameter):
+                count = max(1, math.prod(source.shape(key)))
+                found[source.storage(key)] = source.stored_size(key) * 8 / count
+        name = min(found, key=found.__getitem__)
+        # Scales are told apart from numbers by this: nothing between them is in use.
+        return name if found[name] < 16 else None
+
+
+def _keys(parameter: Parameter) -> Iterator[str]:
+    """The tensors that a parameter is made of."""
+    if not parameter.pieces:
+        yield parameter.key
+    for piece in parameter.pieces:
+        yield from _keys(piece.parameter)
 
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:

@@ -32,7 +32,7 @@ class ExtractFromFiles(io.ComfyNode):
             inputs=[
                 file_input("tuned_name", "The checkpoint that the LoRA should lead to.", FOLDERS),
                 file_input("base_name", "The checkpoint that it starts from.", FOLDERS),
-                *extraction_inputs(),
+                *extraction_inputs(files=True),
                 partial_input(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],

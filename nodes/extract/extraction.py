@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from ...lora_ops import TensorSource
 
 FORMATS = ("comfy", "kohya")
+_NONE = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
 
 
-def extraction_inputs() -> list[io.Input]:
-    """Rank, rule, and what else an extraction can be told."""
+def extraction_inputs(*, files: bool = False) -> list[io.Input]:
+    """Rank, rule, and what else an extraction can be told.
+
+    Args:
+        files: Whether it is from files, which tell how they are stored.
+    """
     return [
-        *rank_inputs(default=32),
+        *(rank_inputs(default=0, noise=True, none=_NONE) if files else rank_inputs(default=32)),
         io.Boolean.Input(
             "exact",
             default=False,
@@ -83,7 +88,7 @@ def extracted(
         base: The model that training started from.
         tuned: The model that came out of it.
         title: What the result is called.
-        rank: Directions of each layer.
+        rank: Directions of each layer; 0: as many as fit how the sources are stored.
         rule: A rule instead of the rank.
         exact: Compute the exact truncation.
         full_differences: Keep what has no low-rank form whole.
@@ -102,7 +107,7 @@ def extracted(
     plan = plan_file(
         base,
         tuned,
-        rule_of(rank, rule) or rank,
+        rule_of(rank, rule),
         format=format,
         dtype=dtype_of(dtype),
         full_differences=full_differences,

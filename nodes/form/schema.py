@@ -21,6 +21,10 @@ _RULES = (
     "cumulative=0.9 · ratio=20 (keep those above the largest / 20) · threshold=0.001 · knee · "
     "error=0.05 (relative error at most), joined with min=, max=, conv= by commas"
 )
+_NOISE = (
+    " · noise (what stands above the rounding of storage, each direction as long as it probably was), with "
+    "max= and the like too"
+)
 _BUDGETS = " · or a budget over all layers: size=50MB, mean=16, total_error=0.1"
 _FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
@@ -102,15 +106,19 @@ def lines(text: str | None) -> list[str]:
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
-def rank_inputs(*, default: int, budgets: bool = False, none: str = "") -> list[io.Input]:
+def rank_inputs(
+    *, default: int, budgets: bool = False, noise: bool = False, none: str = ""
+) -> list[io.Input]:
     """A plain rank, and a rule instead of it.
 
     Args:
         default: The plain rank; 0 where `none` says what that means.
         budgets: Whether rules over all layers together are possible.
+        noise: Whether the rule is possible that asks how files are stored.
         none: What rank 0 without a rule means, for the tooltip; empty: rank 0 is not allowed.
     """
     meaning = "Directions that every layer keeps, at most."
+    more = (_BUDGETS if budgets else "") + (_NOISE if noise else "")
     return [
         io.Int.Input(
             "rank",
@@ -124,7 +132,7 @@ def rank_inputs(*, default: int, budgets: bool = False, none: str = "") -> list[
             default="",
             optional=True,
             placeholder="energy=0.95,max=64",
-            tooltip=f"Instead of the rank: {_RULES}{_BUDGETS if budgets else ''}. Empty: the rank.",
+            tooltip=f"Instead of the rank: {_RULES}{more}. Empty: the rank.",
         ),
     ]
 

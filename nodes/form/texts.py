@@ -154,10 +154,10 @@ def _by_strength(strengths: Mapping[str, float], word: str = "layer") -> str:
 def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
     from ...lora_ops import EditReport
-    from ...lora_ops.operations.extract.extract import UNCHANGED
+    from ...lora_ops.operations.extract.extract import BELOW, UNCHANGED
     from ...lora_ops.operations.reasons import STRENGTH_ZERO
     from ...lora_ops.report import counted
-    from ...lora_ops.text import human_error, human_size, plain
+    from ...lora_ops.text import estimate_text, human_error, human_size, plain
 
     layers = [one for one in report.layers if not (isinstance(one, EditReport) and one.is_full)]
     before = sorted(
@@ -171,9 +171,12 @@ def edit_text(name: str, report: Report) -> str:
         f"energy kept {report.energy:.2%}"
         + (f", left out {report.left_out:.2%} of the change" if report.left_out else ""),
     ]
+    rounding, error = report.rounding, report.estimated_error
+    if rounding is not None and error is not None:
+        lines.append(estimate_text(rounding, error))
     for (reason, kind), (count, share) in report.reasons().items():
         if reason != UNCHANGED:
-            mark = "" if reason == STRENGTH_ZERO else WARNS
+            mark = "" if reason in (STRENGTH_ZERO, BELOW) else WARNS
             told = worded(reason)
             lines.append(f"{mark}{counted(count, 'layer')} left out ({kind}): {told}, {share:.2%}")
     lines += _notes(report)

@@ -182,9 +182,19 @@ def record(operation: Operation, past: Sequence[object] = ()) -> dict[str, str]:
 
 
 def measured(report: Report) -> dict[str, str]:
-    """The entries with the errors: in total, by component and by layer."""
+    """The entries with the errors: in total, by component and by layer.
+
+    `lorakit.error` is against the difference of the weights as they are stored; what part of that is
+    probably rounding, and the error against the true change, are estimates beside it, where there are any.
+    """
+    estimates = {
+        "lorakit.estimated_error": report.estimated_error,
+        "lorakit.rounding": report.rounding,
+    }
+    told = {name: value for name, value in estimates.items() if value is not None}
     return {
         "lorakit.error": f"{report.error:.6g}",
+        **({name: f"{value:.6g}" for name, value in told.items()}),
         "lorakit.left_out": f"{report.left_out:.6g}",
         "lorakit.components": as_json(
             {name: _rounded(error, 6) for name, error in report.components().items()}

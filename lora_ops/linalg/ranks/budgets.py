@@ -105,11 +105,15 @@ def parse_rule(text: str | int | RankRule | Budget) -> RankRule | Budget:
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.
     """
-    if isinstance(text, RankRule | Budget):
+    if isinstance(text, Budget):
         return text
+    if isinstance(text, RankRule):
+        return parse_rank(text)
     parts = split_rule(str(text), (*RULES, *BUDGETS))
     if parts.kind in RULES:
         return parse_rank(text)
+    if parts.conv is not None:
+        parse_rank(parts.conv)
     value = _VALUES[parts.kind](f"{parts.kind}={parts.number}", parts.number)
     return Budget(parts.kind, value, parts.least or 0, parts.most, parts.conv)
 

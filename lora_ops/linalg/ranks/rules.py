@@ -10,6 +10,7 @@ One text form, for the command line and the nodes, with one meaning each:
     ratio=20          all singular values above the largest divided by this
     threshold=1e-3    all singular values above this, in absolute terms
     knee              up to the bend of the curve (Kneedle)
+    noise             what stands above the rounding of storage (`standing`), for extraction alone
 
 joined by commas with `min=`, `max=` and `conv=`, a rule of its own for kernels larger than 1x1.
 
@@ -28,6 +29,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
+
+NOISE_ALONE = "rank rule `noise` asks how two checkpoints are stored, so only an extraction can follow it; give another rule"
 
 # Given singular values (k,) descending, float64, and the sum of all squares: the wanted count, or
 # None where the values known so far do not settle it.
@@ -71,6 +74,10 @@ def _knee(s: Tensor, _total: float, _value: float) -> int | None:
     return int((1 - along - (s - s[-1]) / fall).argmax()) + 1
 
 
+def _noise(_s: Tensor, _total: float, _value: float) -> int | None:
+    raise ArgumentError(NOISE_ALONE)
+
+
 def _reach(terms: Tensor, goal: float) -> int | None:
     """Smallest count of leading terms whose sum reaches the goal, within rounding."""
     reached = terms.cumsum(0) >= goal * (1 - 1e-12)
@@ -91,6 +98,11 @@ class _Kind:
     whole: bool = False  # the value is an integer
     spectrum: bool = False  # needs all singular values, not only the leading ones
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no number."""
+        return self.low == self.high
+
 
 _KINDS = {
     "rank": _Kind(
@@ -103,6 +115,7 @@ _KINDS = {
     "ratio": _Kind(_ratio, 1, math.inf, "a number above 1"),
     "threshold": _Kind(_threshold, 0, math.inf, "a singular value, above 0"),
     "knee": _Kind(_knee, 0, 0, "no value", spectrum=True),
+    "noise": _Kind(_noise, 0, 0, "no value"),
 }
 
 #: The names of the rules here, and of those that share ranks out across layers (`budgets`).
@@ -115,8 +128,8 @@ class RankRule:
     """How many singular directions a layer keeps.
 
     Attributes:
-        kind: One of `rank energy fro error cumulative ratio threshold knee`.
-        value: Its number; for `rank` a count (0: leave such layers out), for `knee` unused.
+        kind: One of `rank energy fro error cumulative ratio threshold knee noise`.
+        value: Its number; for `rank` a count (0: leave such layers out), for `knee` and `noise` unused.
         least: Never fewer than this, where the layer has so many.
         most: Never more than this; None for no limit.
         conv: The rule for kernels larger than 1x1; None: this one.
@@ -132,6 +145,11 @@ class RankRule:
     def needs_spectrum(self) -> bool:
         """Whether all singular values are needed, not only the leading ones."""
         return _KINDS[self.kind].spectrum
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it keeps what stands above the rounding of storage: see `standing`."""
+        return self.kind == "noise"
 
     @property
     def leaves_out(self) -> bool:
@@ -154,6 +172,9 @@ class RankRule:
             s: (k,) leading singular values, descending, float64; all of them if k == full.
             total: Sum of the squares of all singular values.
             full: min(out, in): no rank exceeds it.
+
+        Raises:
+            ArgumentError: The rule is `noise`, which singular values alone do not settle.
         """
         most = full if self.most is None else min(self.most, full)
         least = min(self.least, most)
@@ -171,7 +192,7 @@ class RankRule:
         """The text form that `parse_rank` reads."""
         text = "" if self.kind == "rank" else f"{self.kind}="
         value = int(self.value) if self.value == int(self.value) else self.value
-        text = "knee" if self.kind == "knee" else f"{text}{value!r}"
+        text = self.kind if _KINDS[self.kind].is_bare else f"{text}{value!r}"
         text += f",min={self.least}" if self.least > 1 else ""
         text += f",max={self.most}" if self.most is not None else ""
         return text + (f",conv={self.conv}" if self.conv is not None else "")
@@ -188,17 +209,25 @@ class RuleParts:
     conv: RankRule | None
 
 
-def parse_rank(text: str | int | RankRule) -> RankRule:
+def parse_rank(text: str | int | RankRule, *, stored: bool = False) -> RankRule:
     """Read a rank rule from its text form; see the module's head for the forms.
+
+    Args:
+        text: The rule.
+        stored: Whether it is for a difference of stored weights, which `noise` is about.
 
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.
     """
     if isinstance(text, RankRule):
-        return text
-    parts = split_rule(str(text), RULES)
-    value = _value(parts.kind, parts.number)
-    return RankRule(parts.kind, value, parts.least or 1, parts.most, parts.conv)
+        rule = text
+    else:
+        parts = split_rule(str(text), RULES)
+        value = _value(parts.kind, parts.number)
+        rule = RankRule(parts.kind, value, parts.least or 1, parts.most, parts.conv)
+    if not stored and (rule.is_noise or (rule.conv is not None and rule.conv.is_noise)):
+        raise ArgumentError(NOISE_ALONE)
+    return rule
 
 
 def split_rule(text: str, names: Collection[str]) -> RuleParts:
@@ -218,7 +247,7 @@ def split_rule(text: str, names: Collection[str]) -> RuleParts:
         elif name == "max":
             most = _count(part, number)
         elif name == "conv":
-            conv = parse_rank(number)
+            conv = parse_rank(number, stored=True)
         elif not equals and _is_number(name):
             raise ArgumentError(f"`{name}`: a rank is a whole number from 1 to 65536, such as 32")
         elif name not in names:
@@ -241,7 +270,7 @@ def split_rule(text: str, names: Collection[str]) -> RuleParts:
 
 def _value(name: str, number: str) -> float:
     kind = _KINDS[name]
-    if name == "knee" and not number:
+    if kind.is_bare and not number:
         return 0.0
     try:
         value = int(number) if kind.whole else float(number)

@@ -16,8 +16,10 @@ from torch import Tensor
 from ...adapters.adapter import Adapter
 from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
 from ...errors import MismatchError, NonFiniteError
-from ...linalg import Svd, frobenius, residual_
+from ...linalg import frobenius, residual_
+from ...linalg.noise import Reading, rounding_profile, sampled_variance
 from ...linalg.ranks.rules import RankRule
+from ...linalg.ranks.standing import standing
 from ...linalg.ranks.truncation import truncated
 from ...linalg.rounding import is_rounding
 from ...linalg.storage import rounded
@@ -29,7 +31,7 @@ from ...models.differences import (
     measured_difference,
 )
 from ...models.pairing import Pair
-from ...report import LayerReport, Report, Skip, counted
+from ...report import LayerReport, Report, Rounding, Skip, counted
 from ...run.devices import Placement, place, upload
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
@@ -37,12 +39,14 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO
 from .plan import Plan, PlanOptions, plan_extraction
+from .rounding import rounding_notes, rounding_of_cut, rounding_of_reading
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
+BELOW = "nothing stands above storage rounding"
 NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
@@ -51,7 +55,7 @@ EXCLUDED = "excluded"
 def extract(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule,
+    rule: str | int | RankRule | None = None,
     *,
     exact: bool = False,
     device: str = "cpu",
@@ -64,7 +68,7 @@ def extract(
     Args:
         base: The checkpoint that was started from; a dict of tensors as `DictSource(tensors)`.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`.
+        rule: How many directions a layer gets; see `ranks`, and `plan_extraction` for None.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         seed: Seed of the random start.
@@ -162,6 +166,7 @@ def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
 
 def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
     pairing = plan.pairing
+    yield from rounding_notes(plan, layers)
     yield from pairing.absent
     if any(layer.component == "vae" for layer in layers):
         yield "no program known to us applies the VAE's part of a LoRA"
@@ -197,6 +202,8 @@ def _factor_batch(
     changed: list[Pair] = []
     deltas: list[Tensor] = []
     measured: list[Tensor] = []
+    variances: list[float | None] = []
+    rule = plan.rule_for(pairs[0])
     for both in pairs:
         base, tuned = plan.sides.read(both)
         delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
@@ -207,6 +214,13 @@ def _factor_batch(
         if norm == 0 or is_rounding(base, tuned, plan.sides.grids(both)):
             outcomes[both.target] = _skip(both, ROUNDING if norm else UNCHANGED, norm)
             continue
+        if rule.is_noise:
+            profile = rounding_profile(base, tuned, plan.sides.grids(both))
+            reading = standing(delta, profile, rule, exact=exact, seed=seed)
+            outcomes[both.target] = _denoised(plan, both, delta, norm, reading)
+            continue
+        coarse = plan.sides.coarse(both) is not None
+        variances.append(sampled_variance(base, tuned, plan.sides.grids(both)) if coarse else None)
         changed.append(both)
         deltas.append(delta)
         measured.append(norm_of_delta)
@@ -214,19 +228,36 @@ def _factor_batch(
         stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
         deltas.clear()
         norms = torch.stack(measured)
-        rule = plan.rule_for(changed[0])
         svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
         for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
-            layer = _lora_layer(both, svd, plan.dtype)
-            up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-            residual = residual_(stack[index], upload(up, placement), upload(down, placement))
-            outcomes[both.target] = _written(both, layer, float(norms[index]), float(residual))
+            layer = _lora_layer(both, svd.factors(), plan.dtype)
+            norm, residual = float(norms[index]), _residual(stack[index], layer)
+            known = rounding_of_cut(svd, norm, variances[index], both.matrix)
+            outcomes[both.target] = _written(both, layer, norm, residual, known)
     return [outcomes[both.target] for both in pairs]
 
 
-def _lora_layer(both: Pair, svd: Svd, dtype: torch.dtype) -> LoraLayer:
+def _denoised(
+    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading
+) -> Outcome[Layer]:
+    """What stands above the rounding of storage; `delta` is overwritten."""
+    if reading.best is None:
+        return _skip(both, BELOW, norm)
+    rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
+    layer = _lora_layer(both, reading.best.factors(rank), plan.dtype)
+    known = rounding_of_reading(reading, layer)
+    return _written(both, layer, norm, _residual(delta, layer), known)
+
+
+def _residual(delta: Tensor, layer: LoraLayer) -> float:
+    """Frobenius norm of what a layer misses of the difference, which is overwritten."""
+    up, down = (factor.flatten(1).float().to(delta.device) for factor in (layer.up, layer.down))
+    return float(residual_(delta, up, down))
+
+
+def _lora_layer(both: Pair, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> LoraLayer:
     """Rounded factors in the weight's own form; alpha is the rank."""
-    up, down = (rounded(factor, dtype, both.target) for factor in svd.factors())
+    up, down = (rounded(factor, dtype, both.target) for factor in factors)
     return low_rank(up, down, both.shape, alpha=float(down.shape[0]))
 
 
@@ -261,8 +292,9 @@ def _skip(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
     return Outcome(both.target, None, (skip,))
 
 
-def _written(both: Pair, layer: Layer, norm: float, residual: float) -> Outcome[Layer]:
-    report = LayerReport(
-        both.target, both.component, both.kind, both.shape, layer.rank, norm, residual
-    )
+def _written(
+    both: Pair, layer: Layer, norm: float, residual: float, known: Rounding | None = None
+) -> Outcome[Layer]:
+    about = (both.target, both.component, both.kind, both.shape)
+    report = LayerReport(*about, layer.rank, norm, residual, rounding=known)
     return Outcome(both.target, layer, (report,))

@@ -38,7 +38,7 @@ NO_NAME = "no name in this format"
 def plan_file(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule,
+    rule: str | int | RankRule | None = None,
     *,
     output: Output | None = None,
     force: bool = False,
@@ -50,7 +50,7 @@ def plan_file(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets.
+        rule: How many directions a layer gets; see `plan_extraction` for None.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
         format: comfy or kohya; that it can hold this model is checked.
@@ -257,6 +257,7 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
             )
             for both in plan.pairing.candidates
         ),
+        notes=() if plan.why is None else (plan.why,),
         told=f"rank rule {plan.rule}, {dtype}",
         settings={"rank": str(plan.rule), "dtype": dtype},
         architecture=model.title if model else None,

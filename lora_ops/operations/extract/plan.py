@@ -15,10 +15,15 @@ from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import loadable
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
+from ...report import counted
 from ...source import TensorSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+#: The rank where none is given; and the most that `noise` gives a layer then: the largest in common use.
+USUAL_RANK, USUAL_MOST = 32, 128
 
 
 class PlanOptions(TypedDict, total=False):
@@ -53,6 +58,7 @@ class Plan:
         rule: How many directions a layer gets.
         dtype: Of the factors.
         full_differences: Whether parameters without a low-rank form are kept whole.
+        why: Why it is this rule, in words for people, where that is not asked for.
     """
 
     sides: Sides
@@ -60,6 +66,7 @@ class Plan:
     rule: RankRule
     dtype: torch.dtype
     full_differences: bool = False
+    why: str | None = None
 
     def rule_for(self, pair: Pair) -> RankRule:
         """The rule for one layer: kernels may have their own."""
@@ -77,17 +84,19 @@ class Plan:
     def working_set(self, pair: Pair) -> int:
         """Bytes on the device while a layer is worked on; an upper estimate.
 
-        Two stored sides, the difference and two float32 copies of it, and the Krylov spaces.
+        Two stored sides, the difference and two float32 copies of it, and the Krylov spaces; for `noise` a
+        copy more.
         """
         out, width = pair.matrix
         spaces = min(out, width, 8 * self.most_ranks(pair) + 256)
-        return out * width * (2 * 4 + 3 * 4) + 4 * (out + width) * spaces
+        copies = 4 if self.rule_for(pair).is_noise else 3
+        return out * width * (2 * 4 + copies * 4) + 4 * (out + width) * spaces
 
 
 def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule,
+    rule: str | int | RankRule | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -95,7 +104,8 @@ def plan_extraction(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`.
+        rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
+            fewer, what stands above the rounding of that, 128 at most.
         **options: See `PlanOptions`.
 
     Raises:
@@ -114,10 +124,28 @@ def plan_extraction(
     )
     dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
-    plan = Plan(Sides(base, tuned), pairing, parse_rank(rule), dtype, whole)
+    sides = Sides(base, tuned)
+    if rule is None:
+        chosen, why = usual_rule(sides, pairing)
+    else:
+        chosen, why = parse_rank(rule, stored=True), None
+    plan = Plan(sides, pairing, chosen, dtype, whole, why)
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
+
+
+def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:
+    """Return the rule where none is given, and why it is that, unless it is a plain rank."""
+    found = Counter(filter(None, map(sides.coarse, pairing.candidates)))
+    if not found:
+        return RankRule("rank", USUAL_RANK), None
+    storage = found.most_common(1)[0][0]
+    return (
+        RankRule("noise", most=USUAL_MOST),
+        f"no rank was given, and {found.total()} of {counted(len(pairing.candidates), 'weight')} are stored in "
+        f"8 bits or fewer ({storage}): what stands above the rounding of that is kept, up to rank {USUAL_MOST}",
+    )
 
 
 def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
