@@ -20,6 +20,7 @@ NODES = {
     "convert": "Convert LoRA",
     "describe": "Inspect LoRA",
     "extract": "extract",
+    "read_metadata": "LoRA Info",
     "scale": "Scale LoRA",
 }
 #: The input for each parameter that a message may name.
@@ -29,6 +30,7 @@ INPUTS = {
     "architecture": "reference",
     "memory": "memory",
     "rule": "rule",
+    "thumbnail": "thumbnail",
     "to": "kind",
     "whole": "whole",
 }
