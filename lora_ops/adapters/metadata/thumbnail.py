@@ -38,13 +38,13 @@ class Thumbnail:
 
 def read_thumbnail(metadata: Mapping[str, str]) -> Thumbnail | None:
     """Return the picture in a file's metadata; None where there is none, or no data URL."""
-    text = metadata.get(THUMBNAIL, "")
-    found = _URL.match(text)
+    text: object = metadata.get(THUMBNAIL)
+    found = _URL.match(text) if isinstance(text, str) else None
     if found is None:
         return None
     try:
         # Some programs break the lines.
-        data = base64.b64decode("".join(text[found.end() :].split()), validate=True)
+        data = base64.b64decode("".join(found.string[found.end() :].split()), validate=True)
     except (ValueError, binascii.Error):
         return None
     return Thumbnail(found[1].lower(), data) if data else None
