@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from ..lora_ops.adapters.metadata.sidecar import Sidecar
 from ..lora_ops.adapters.metadata.thumbnail import THUMBNAIL_SIDE, Thumbnail
 from ..lora_ops.errors import ArgumentError
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# A picture of more pixels would take the machine's memory, not show what a LoRA does.
-_MOST_PIXELS = 1 << 27
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# More pixels would take the machine's memory: of a stranger's picture, and of one that was chosen.
+_MOST, _CHOSEN = 1 << 24, 1 << 27
 _QUALITY = 88
 # What Pillow raises at bytes that are no picture, or half of one.
 _UNREADABLE = (
     *(OSError, ValueError, SyntaxError, IndexError, TypeError, EOFError, struct.error, zlib.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    Image.DecompressionBombError,
 )
 
 
@@ -36,15 +37,22 @@ def make_thumbnail(picture: Image.Image) -> Thumbnail:
     return Thumbnail("image/jpeg", content.getvalue())
 
 
-def read_picture(data: bytes) -> Image.Image | None:
-    """Return a picture in memory as RGB; None for bytes that are none."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                return None
-            return _flat(ImageOps.exif_transpose(picture))
-    except _UNREADABLE:
-        return None
+def read_picture(data: bytes, most: int = _MOST) -> Image.Image | None:
+    """Return a picture in memory as RGB; None for bytes that are none.
+
+    Args:
+        data: Of a file of any usual kind.
+        most: Pixels that it may have.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damage that does not keep the picture from being seen
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                if picture.width * picture.height > most:
+                    return None
+                return _flat(ImageOps.exif_transpose(picture))
+        except _UNREADABLE:
+            return None
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -57,7 +65,7 @@ def open_picture(path: Path) -> Image.Image:
         data = path.read_bytes()
     except OSError as error:
         raise ArgumentError(f"cannot be read: {error.strerror}", path=path) from error
-    picture = read_picture(data)
+    picture = read_picture(data, _CHOSEN)
     if picture is None:
         raise ArgumentError(
             "is no picture that can be read; give a PNG, JPEG or WebP file", path=path
