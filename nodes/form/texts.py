@@ -35,8 +35,8 @@ def headed(headline: str, *lines: str) -> str:
     return "\n".join([(_WARNING if wrong else _DONE) + headline, *wrong, *rest])
 
 
-def info_text(info: Info) -> str:
-    """What a file is, as `lorakit info` says it, in a few lines."""
+def info_text(info: Info, *more: str) -> str:
+    """What a file is, as `lorakit info` says it, in a few lines, and further ones."""
     from ...lora_ops.text import human_size, plain
 
     about = [info.kind, *([info.architecture] if info.architecture else [])]
@@ -49,7 +49,7 @@ def info_text(info: Info) -> str:
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
         *([f"weights {_counts(info.storage)}: {info.bits:.2f} bits each"] if info.bits else []),
     ]
-    return headed(*lines)
+    return headed(*lines, *more)
 
 
 def applied_text(

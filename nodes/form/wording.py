@@ -20,6 +20,7 @@ NODES = {
     "convert": "Convert LoRA",
     "describe": "Inspect LoRA",
     "extract": "extract",
+    "read_metadata": "LoRA Info",
     "scale": "Scale LoRA",
 }
 #: The input for each parameter that a message may name.
@@ -30,6 +31,7 @@ INPUTS = {
     "memory": "memory",
     "rounding": "rounding",
     "rule": "rule",
+    "thumbnail": "thumbnail",
     "to": "kind",
     "whole": "whole",
 }
@@ -107,6 +109,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "storage",
             "choose another `storage`",
             "write another `to` or more `whole` in the recipe",
+        ),
+        (
+            r"give a picture as `thumbnail=`",
+            "thumbnail",
+            "give a picture as `thumbnail`",
+            "give a picture to Edit Metadata",
         ),
         (r"; keep (?:it|them) whole \(`whole=`\)", "", "", ""),
         (r"keep (it|them) whole \(`whole=`\)", "", "", r"keep \1 whole"),
