@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -37,6 +38,53 @@ class LoraModel(dict[str, Tensor]):
         self.sha256 = sha256
 
 
+class LaterLora(LoraModel):
+    """An adapter that is computed when something first asks what is in it.
+
+    Whatever is put on an output is handed on whether anything is connected to it or not.
+    """
+
+    def __init__(self, name: str, make: Callable[[], LoraModel]) -> None:
+        super().__init__({}, name)
+        self._make: Callable[[], LoraModel] | None = make
+
+    def _filled(self) -> LoraModel:
+        if self._make is not None:
+            made = self._make()
+            self._make = None
+            dict[str, Tensor].update(self, made)
+            self.name, self.metadata, self.sha256 = made.name, made.metadata, made.sha256
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return dict[str, Tensor].__iter__(self._filled())
+
+    def __len__(self) -> int:
+        return dict[str, Tensor].__len__(self._filled())
+
+    def __getitem__(self, key: str) -> Tensor:
+        return dict[str, Tensor].__getitem__(self._filled(), key)
+
+    def __contains__(self, key: object) -> bool:
+        return dict[str, Tensor].__contains__(self._filled(), key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].get(self._filled(), key, default)
+
+    def keys(self) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].keys(self._filled())
+
+    def values(self) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].values(self._filled())
+
+    def items(self) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].items(self._filled())
+
+
 def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
     """Return what a socket holds as an opened file, under names of today.
 
@@ -59,6 +107,34 @@ def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
 def from_file(file: MemoryFile) -> LoraModel:
     """Return a file in memory as what a socket holds."""
     return LoraModel(file.tensors, file.name, file.metadata, file.sha256)
+
+
+_HELD: WeakValueDictionary[tuple[str, int, int], LoraModel] = WeakValueDictionary()
+
+
+def read_once(path: Path) -> LoraModel:
+    """Read an adapter file as `read`, unless its content is still in use somewhere.
+
+    A node with many files, of which one strength changed, does not read all of them again.
+    """
+    status = path.stat()
+    key = (str(path), status.st_mtime_ns, status.st_size)
+    found = _HELD.get(key)
+    if found is None:
+        found = _HELD[key] = read(path)
+    return found
+
+
+def about(path: Path) -> Mapping[str, str]:
+    """What an adapter file says of itself, without reading its numbers.
+
+    Raises:
+        LoraOpsError: It is damaged.
+    """
+    from ...lora_ops import open_source
+
+    with open_source(path) as source:
+        return source.metadata
 
 
 def read(path: Path) -> LoraModel:
