@@ -21,7 +21,7 @@ from .patching import Matched, match, summary
 if TYPE_CHECKING:
     from ...lora_ops import MemoryFile
 
-# Under this a model knows which rows are on it.
+# Under this a model knows which rows are on it, with what was read: while it lives, nothing is read again.
 _ROWS = "rows"
 
 
@@ -78,14 +78,12 @@ class Applied:
         clip: The text encoders, or None.
         told: The name and the lines of each LoRA; see `applied_lines`.
         notes: Lines besides.
-        loras: What was read.
     """
 
     model: Any
     clip: Any
     told: list[tuple[str, list[str]]] = field(default_factory=list[tuple[str, list[str]]])
     notes: list[str] = field(default_factory=list[str])
-    loras: list[LoraModel] = field(default_factory=list[LoraModel])
 
 
 def apply_rows(model: Any, clip: Any, rows: Sequence[Row]) -> Applied:
@@ -109,13 +107,13 @@ def apply_rows(model: Any, clip: Any, rows: Sequence[Row]) -> Applied:
         row for row in rows if (model is not None and row[1]) or (clip is not None and row[2])
     ]
     before = host.notes(model, _ROWS) if model is not None else ()
-    twice = dict.fromkeys(row[0] for row in wanted if any(row is one for one in before))
+    twice = dict.fromkeys(row[0] for row in wanted if any(row is one for one, _ in before))
     made.notes += [
         f"{WARNS}{name}: is on this model already, by the loader that the stack comes from, and now "
         "twice; connect that loader's model or its stack, not both"
         for name in twice
     ]
-    progress = host.progress()
+    progress, loras = host.progress(), list[LoraModel]()
     for at, row in enumerate(wanted):
         name, *strengths = row
         progress(at, len(wanted), name)
@@ -128,9 +126,9 @@ def apply_rows(model: Any, clip: Any, rows: Sequence[Row]) -> Applied:
             message = f"the row of `{name}`: {error.args[0]}"
             raise type(error)(message, target=error.target, path=error.path) from error
         made.told.append((lora.name, lines))
-        made.loras.append(lora)
+        loras.append(lora)
     if model is not None and wanted:
-        host.noted(made.model, _ROWS, wanted)
+        host.noted(made.model, _ROWS, tuple(zip(wanted, loras, strict=True)))
     return made
 
 

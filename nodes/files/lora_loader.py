@@ -27,6 +27,8 @@ from ..host.rows import LETTERS, Row, files_in, of_stack, rows_of
 from .lora_stack import summed
 
 _SOCKET = "strength_"
+# Which output the sum is.
+_SUM = 3
 # A file beside a LoRA that is larger than this says nothing of it.
 _LARGEST = 1 << 20
 
@@ -51,6 +53,7 @@ class LoraLoader(io.ComfyNode):
                 "load several loras",
                 "trigger words",
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             # Rows as objects, `lora_1`, `lora_2`, …: what scripts send to rgthree's loader.
             accept_all_inputs=True,
             inputs=[
@@ -146,8 +149,12 @@ class LoraLoader(io.ComfyNode):
             notes.append("blocks: other packs' nodes do not see them on the stack, lorakit's do")
         used = [row for row in stack if row[1] or row[2]]
         report = all_applied_text(made.told, notes) if made.told else _not_applied(used, notes)
-        later = _Sum(used, made.loras)
-        return reported(report, made.model, made.clip, stack, later, ", ".join(_words(used)))
+        words = ", ".join(_words(used))
+        if _is_used(cls):
+            total = _sum_of(used)
+        else:
+            total = LaterLora(" + ".join(row[0] for row in used), lambda: _sum_of(used))
+        return reported(report, made.model, made.clip, stack, total, words)
 
 
 def _objects(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,22 +172,16 @@ def _not_applied(rows: Sequence[Row], notes: Sequence[str]) -> str:
     )
 
 
-class _Sum(LaterLora):
-    """The sum of a stack, for whoever asks for it."""
+def _is_used(node: type[io.ComfyNode]) -> bool:
+    """Whether anything is connected to the sum, as far as the host tells."""
+    prompt, number = node.hidden.prompt or {}, node.hidden.unique_id
+    wanted = [str(number), _SUM]
+    return any(wanted == link for one in prompt.values() for link in one["inputs"].values())
 
-    def __init__(self, rows: Sequence[Row], loras: Sequence[LoraModel]) -> None:
-        """Name it.
 
-        Args:
-            rows: Of the stack.
-            loras: Those of them that are read; holding them saves reading them again.
-        """
-        self._rows, self._loras = rows, loras
-        super().__init__(" + ".join(Path(row[0]).name for row in rows), self._made)
-
-    def _made(self) -> LoraModel:
-        made = summed(self._rows)
-        return LoraModel({}, "nothing") if made is None else made[1]
+def _sum_of(rows: Sequence[Row]) -> LoraModel:
+    made = summed(rows)
+    return LoraModel({}, "nothing") if made is None else made[1]
 
 
 def _words(rows: Sequence[Row]) -> list[str]:

@@ -41,7 +41,8 @@ class LoraModel(dict[str, Tensor]):
 class LaterLora(LoraModel):
     """An adapter that is computed when something first asks what is in it.
 
-    Whatever is put on an output is handed on whether anything is connected to it or not.
+    For an output that nothing is connected to when the node runs. `values` alone computes nothing:
+    the host looks through them, outside of any node, for models that it has to keep.
     """
 
     def __init__(self, name: str, make: Callable[[], LoraModel]) -> None:
@@ -75,10 +76,6 @@ class LaterLora(LoraModel):
     def keys(self) -> Any:
         """As of any dict."""
         return dict[str, Tensor].keys(self._filled())
-
-    def values(self) -> Any:
-        """As of any dict."""
-        return dict[str, Tensor].values(self._filled())
 
     def items(self) -> Any:
         """As of any dict."""

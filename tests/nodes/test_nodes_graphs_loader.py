@@ -170,13 +170,11 @@ def test_a_script_gives_rows_as_rgthrees_loader_takes_them(comfy):
         "lora_2": {"on": False, "lora": "no such file", "strength": 1},
         "lora_7": {"on": True, "lora": "two.safetensors", "strength": -0.4, "strengthTwo": None},
         "lora_9": {"on": True, "lora": None, "strength": 1},
-        "➕ Add Lora": "",
+        "\N{HEAVY PLUS SIGN} Add Lora": "",
     }
     graph = Graph(comfy)
     made = graph.add("LorakitLoraLoader", model=graph.checkpoint(), **given)
-    assert torch.equal(
-        graph.latent(made), chain(Graph(comfy), ("one", 0.7), ("two", -0.4))
-    )
+    assert torch.equal(graph.latent(made), chain(Graph(comfy), ("one", 0.7), ("two", -0.4)))
     (comfy.base / "models" / "loras" / "one.safetensors").touch()
     assert made in comfy.executed(graph.nodes)
 
