@@ -16,6 +16,7 @@ from .extract.extract_and_save import ExtractAndSave
 from .extract.extract_from_files import ExtractFromFiles
 from .extract.extract_lora import ExtractLora
 from .files.load_lora import LoadLora
+from .files.lora_loader import LoraLoader
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .look.compare_loras import CompareLoras
@@ -45,6 +46,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     CompareLoras,
     StackToLora,
     LoraToStack,
+    LoraLoader,
     MergeCheckpoints,
     MergeRecipe,
     LoadMergeRecipe,

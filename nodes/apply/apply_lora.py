@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -15,17 +15,17 @@ from ..form.schema import (
     report_output,
     reported,
     schema,
+    stack_input,
     strength_input,
 )
-from ..form.texts import applied_text
+from ..form.texts import all_applied_text
 from ..form.wording import explained
 from ..host import host
-from ..host.lora_model import LoraModel, as_file
-from .patch_places import Models
-from .patching import Matched, match, summary
+from ..host.rows import of_stack
+from .applying import apply, apply_rows
 
-if TYPE_CHECKING:
-    from ...lora_ops import MemoryFile
+# What stands for a stack that is not connected: of one that is, the host does not tell beforehand.
+NO_STACK = object()
 
 
 class ApplyLora(io.ComfyNode):
@@ -37,22 +37,42 @@ class ApplyLora(io.ComfyNode):
         return schema(
             "ApplyLora",
             "Apply LoRA",
-            description="Applies a LoRA to a model, and to its text encoders where CLIP is connected. "
-            "Says which layers matched; matching nothing is an error.",
-            search_aliases=["lora loader", "apply lora", "patch model", "block weight", "lbw"],
+            description="Applies a LoRA, or a stack of them, to a model, and to its text encoders where CLIP "
+            "is connected. Says which layers matched; matching nothing is an error.",
+            search_aliases=[
+                "lora loader",
+                "apply lora",
+                "apply lora stack",
+                "patch model",
+                "block weight",
+                "lbw",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model. It is not changed: a clone is."
                 ),
-                lora_input(tooltip="The LoRA. Stack several Apply nodes, or add LoRAs before."),
-                strength_input("strength_model", "Factor on the change of the diffusion model."),
-                strength_input("strength_clip", "Factor on the change of the text encoders."),
+                lora_input(
+                    tooltip="The LoRA. Stack several Apply nodes, or add LoRAs before.",
+                    optional=True,
+                ),
+                strength_input(
+                    "strength_model",
+                    "Factor on the change of the diffusion model.",
+                    optional=True,
+                ),
+                strength_input(
+                    "strength_clip", "Factor on the change of the text encoders.", optional=True
+                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
                     tooltip="The text encoders. Without it, the LoRA's layers for them are left out.",
                 ),
                 *block_inputs(),
+                stack_input(
+                    "A stack, applied after the LoRA or in place of it. Its rows have strengths of their "
+                    "own: those here are for the LoRA alone."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on it."),
@@ -64,56 +84,42 @@ class ApplyLora(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, lora_stack: Any = NO_STACK, **rest: object) -> str:
+        """A value that changes with the files that a stack may name, where one is connected."""
+        del rest
+        return "" if lora_stack is NO_STACK else host.fingerprint(None, host.LORAS)
+
+    @classmethod
     @explained
     def execute(
         cls,
         model: Any,
-        lora: Mapping[str, Tensor],
-        strength_model: float,
-        strength_clip: float,
+        lora: Mapping[str, Tensor] | None = None,
+        strength_model: float = 1.0,
+        strength_clip: float = 1.0,
         clip: Any = None,
         blocks: str = "",
         where: str = "",
+        lora_stack: Sequence[Any] | None = None,
     ) -> io.NodeOutput:
         """Patch clones.
 
         Raises:
-            MismatchError: Nothing of the LoRA fits the model.
+            FileNotFoundError: A file of the stack is not in models/loras.
+            MismatchError: Nothing of the LoRA, or of one on the stack, fits the model.
             LoraOpsError: A rule that fits nothing.
         """
-        if not lora:
-            return reported("the LoRA is empty: nothing to apply", model, clip)
-        lora = lora if isinstance(lora, LoraModel) else LoraModel(lora)
-        file = as_file(LoraModel(host.convert_lora(lora), lora.name, lora.metadata))
-        unet = host.shapes(model)
-        encoders = host.shapes(clip.patcher) if clip is not None else {}
-        models = Models(
-            host.key_map(model, clip),
-            {**unet, **encoders},
-            encoders.keys(),
-            clip is not None,
-            host.patches,
-            host.swap_halves,
-        )
-        matched = match(file, models, blocks, lines(where))
-        _check_any(file, matched)
-        model = host.patched(model, matched.groups(unet.keys(), strength_model), lora.metadata)
-        if clip is not None:
-            groups = matched.groups(encoders.keys(), strength_clip)
-            clip = host.patched(clip, groups, lora.metadata)
-        strengths = (strength_model, strength_clip)
-        return reported(applied_text(lora.name, matched, encoders, strengths), model, clip)
+        from ...lora_ops import ArgumentError
 
-
-def _check_any(file: MemoryFile, matched: Matched) -> None:
-    from ...lora_ops import MismatchError, describe
-    from ...lora_ops.report import counted
-
-    if matched.patches:
-        return
-    told = "; ".join(f"{counted(len(names), 'layer')}: {why}" for why, names in summary(matched))
-    model = describe(file).architecture
-    kind = f", which is for {model}," if model else ""
-    raise MismatchError(
-        f"nothing of `{file.name}`{kind} fits this model, so it would do nothing: {told}"
-    )
+        if lora is None and lora_stack is None:
+            raise ArgumentError("nothing arrives at `lora`; connect it, or a `lora_stack`")
+        alone: list[tuple[str, list[str]]] = []
+        if lora:
+            strengths = (strength_model, strength_clip)
+            model, clip, told = apply(model, clip, lora, strengths, blocks, lines(where))
+            alone = [(getattr(lora, "name", "LoRA"), told)]
+        made = apply_rows(model, clip, of_stack(lora_stack or ()))
+        if told := [*alone, *made.told]:
+            return reported(all_applied_text(told, made.notes), made.model, made.clip)
+        what = "LoRA" if lora_stack is None else "stack"
+        return reported(f"the {what} is empty: nothing to apply", made.model, made.clip)

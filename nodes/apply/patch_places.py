@@ -19,6 +19,7 @@ Place = Any
 Make = Callable[[Mapping[str, Tensor], Mapping[str, Place]], Mapping[Place, Any]]
 
 NO_CLIP = "for a text encoder, and no CLIP is connected"
+NO_MODEL = "for the diffusion model, and no MODEL is connected"
 UNKNOWN = "the model has no weight of this name"
 _ENCODERS = "text_encoders."
 _WEIGHT, _BIAS = ".weight", ".bias"
@@ -35,6 +36,7 @@ class Models:
         has_clip: Whether text encoders are connected at all.
         make: Makes the host's patches.
         swap: Swaps the halves of a change, for a weight that another program has the other way round.
+        has_model: Whether a diffusion model is connected at all.
     """
 
     places: Mapping[str, Place]
@@ -43,6 +45,7 @@ class Models:
     has_clip: bool
     make: Make
     swap: Callable[[Tensor], Tensor]
+    has_model: bool = True
 
     def targets(self) -> dict[str, str]:
         """Every weight's key by its target."""
@@ -109,8 +112,9 @@ def _by_tables(
     found: dict[str, Place] = {}
     asked: list[str] = []
     for name in names:
-        if not models.has_clip and component(name) == "te":
-            missing[name] = NO_CLIP
+        of_clip = component(name) == "te"
+        if not (models.has_clip if of_clip else models.has_model):
+            missing[name] = NO_CLIP if of_clip else NO_MODEL
         else:
             asked.append(name)
     if not asked:

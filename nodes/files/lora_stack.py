@@ -9,17 +9,24 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..form.schema import lora_input, lora_output, report_output, reported, schema, strength_input
+from ..form.schema import (
+    lora_input,
+    lora_output,
+    report_output,
+    reported,
+    schema,
+    stack_input,
+    stack_output,
+    strength_input,
+)
 from ..form.several import nothing_in_it
 from ..form.texts import edit_text, headed
 from ..form.wording import explained
 from ..host import host
-from ..host.lora_model import as_file, from_file, read
+from ..host.lora_model import LoraModel, as_file, from_file, read_once
+from ..host.rows import Row, of_stack
 from ..host.saving import saved_once
 
-LoraStack = io.Custom("LORA_STACK")
-# (file name in models/loras, strength on the model, strength on the text encoders)
-Row = tuple[str, float, float]
 _PREFIX = "loras/stack"
 
 
@@ -35,11 +42,8 @@ class StackToLora(io.ComfyNode):
             description="Adds the LoRAs of a stack, each at its strengths, into one, exactly.",
             search_aliases=["lora stack", "LORA_STACK", "stack to lora", "merge stack"],
             inputs=[
-                LoraStack.Input(
-                    "lora_stack",
-                    optional=True,
-                    tooltip="A stack of another pack's nodes. An empty one gives a LoRA that does "
-                    "nothing.",
+                stack_input(
+                    "A stack of another pack's nodes. An empty one gives a LoRA that does nothing."
                 )
             ],
             outputs=[lora_output("The sum of the stack."), report_output()],
@@ -53,28 +57,46 @@ class StackToLora(io.ComfyNode):
 
     @classmethod
     @explained
-    def execute(cls, lora_stack: Sequence[Row] = ()) -> io.NodeOutput:
+    def execute(cls, lora_stack: Sequence[Any] = ()) -> io.NodeOutput:
         """Load and add them; those of strength 0 are not looked at.
 
         Raises:
             FileNotFoundError: A file is not in models/loras.
             LoraOpsError: They are for different models.
         """
-        from ...lora_ops import Ingredient, MemoryFile, add_files
-        from ...version import __version__
+        made = summed(of_stack(lora_stack))
+        return nothing_in_it() if made is None else reported(*made)
 
-        ingredients: list[Ingredient] = []
-        for name, strength, clip_strength in lora_stack:
-            if not (strength or clip_strength):
-                continue
-            held = as_file(read(host.file_path(name, host.LORAS)))
-            rules = component_rules(held, strength, clip_strength)
-            ingredients.append(Ingredient(held, where=rules))
-        if not ingredients:
-            return nothing_in_it()
-        made = MemoryFile(" + ".join(one.source.name for one in ingredients))
-        report = add_files(ingredients, made, version=__version__, progress=host.progress())
-        return reported(edit_text(made.name, report), from_file(made))
+
+def summed(rows: Sequence[Row]) -> tuple[str, LoraModel] | None:
+    """Return a report, and the sum of the LoRAs of a stack, each at its strengths; None for none.
+
+    Args:
+        rows: Those of strength 0 are not looked at.
+
+    Raises:
+        FileNotFoundError: A file is not in models/loras.
+        LoraOpsError: They are for different models, or of a kind whose changes do not add up.
+    """
+    from ...lora_ops import Ingredient, MemoryFile, add_files, scale_file
+    from ...version import __version__
+
+    ingredients: list[Ingredient] = []
+    for row in rows:
+        name, strength, clip_strength = row
+        if not (strength or clip_strength):
+            continue
+        held = as_file(read_once(host.file_path(name, host.LORAS)))
+        if row.blocks:
+            weighted = MemoryFile(held.name)
+            scale_file(Ingredient(held, blocks=row.blocks), weighted, version=__version__)
+            held = weighted
+        ingredients.append(Ingredient(held, where=component_rules(held, strength, clip_strength)))
+    if not ingredients:
+        return None
+    made = MemoryFile(" + ".join(one.source.name for one in ingredients))
+    report = add_files(ingredients, made, version=__version__, progress=host.progress())
+    return edit_text(made.name, report), from_file(made)
 
 
 def component_rules(held: Any, strength: float, clip_strength: float) -> list[str]:
@@ -108,12 +130,10 @@ class LoraToStack(io.ComfyNode):
                     tooltip="Beginning of the saved file's name, in output/loras. What it holds is "
                     "added, so that one LoRA is one file at any strength.",
                 ),
-                LoraStack.Input("lora_stack", optional=True, tooltip="What it is added to."),
+                stack_input("What it is added to."),
             ],
             outputs=[
-                LoraStack.Output(
-                    display_name="lora_stack", tooltip="The stack with this LoRA last."
-                ),
+                stack_output("The stack with this LoRA last."),
                 report_output(),
             ],
         )
@@ -126,7 +146,7 @@ class LoraToStack(io.ComfyNode):
         strength_model: float,
         strength_clip: float,
         prefix: str,
-        lora_stack: Sequence[Row] = (),
+        lora_stack: Sequence[Any] = (),
     ) -> io.NodeOutput:
         """Save it and name it.
 

@@ -16,6 +16,8 @@ ROUNDINGS = ("nearest", "stochastic")
 STORAGES = ("as input", "fp8_scaled", "fp8_e5m2_scaled", "int8", "mxfp8", "nvfp4")
 STRENGTH_LIMIT = 100.0
 
+LoraStack = io.Custom("LORA_STACK")
+
 _RULES = (
     "32 · energy=0.95 (share of the squared singular values) · fro=0.95 (share of the norm) · "
     "cumulative=0.9 · ratio=20 (keep those above the largest / 20) · threshold=0.001 · knee · "
@@ -46,6 +48,16 @@ def lora_input(name: str = "lora", tooltip: str = "The LoRA.", **more: Any) -> i
 def lora_output(tooltip: str) -> io.LoraModel.Output:
     """A socket with an adapter."""
     return io.LoraModel.Output(display_name="lora", tooltip=tooltip)
+
+
+def stack_input(tooltip: str) -> io.Input:
+    """A socket for a list of files with strengths, of these nodes or of another pack's."""
+    return LoraStack.Input("lora_stack", optional=True, tooltip=tooltip)
+
+
+def stack_output(tooltip: str) -> io.Output:
+    """A socket with such a list."""
+    return LoraStack.Output(display_name="lora_stack", tooltip=tooltip)
 
 
 def report_output() -> io.String.Output:

@@ -52,9 +52,9 @@ def info_text(info: Info, *more: str) -> str:
     return headed(*lines, *more)
 
 
-def applied_text(
+def applied_lines(
     name: str, matched: Matched, encoders: Iterable[str], strengths: tuple[float, float]
-) -> str:
+) -> list[str]:
     """How many layers of an adapter were applied, to what, and which were not, and why."""
     from ...lora_ops.report import counted
     from ...lora_ops.text import plain
@@ -88,7 +88,27 @@ def applied_text(
     if any(strength != 1.0 for _, strength in matched.patches.values()):
         found = {matched.names[place]: strength for place, (_, strength) in matched.patches.items()}
         lines.append(f"strengths by block: {_by_strength(found)}")
-    return headed(*lines)
+    return lines
+
+
+def all_applied_text(applied: Sequence[tuple[str, Sequence[str]]], more: Sequence[str] = ()) -> str:
+    """What became of several adapters, applied one after another.
+
+    Args:
+        applied: The name of each, and its lines; see `applied_lines`.
+        more: Lines besides.
+    """
+    from ...lora_ops.report import counted
+
+    if len(applied) == 1:
+        return headed(*applied[0][1], *more)
+    lines: list[str] = []
+    for name, (headline, *rest) in applied:
+        lines.append(headline)
+        for line in rest:
+            wrong = line.startswith(WARNS)
+            lines.append(f"{WARNS}{name}: {line.removeprefix(WARNS)}" if wrong else f"  {line}")
+    return headed(f"{counted(len(applied), 'LoRA')} applied", *lines, *more)
 
 
 def merged_text(

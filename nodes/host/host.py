@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,16 @@ def patched(
     if metadata and attach is not None:
         attach("lora_metadata", dict(metadata))
     return clone
+
+
+def noted(model: Any, name: str, more: Sequence[Any]) -> None:
+    """Note on a MODEL of one's own what was done to it; its clones know it too."""
+    model.set_attachments(f"lorakit_{name}", (*notes(model, name), *more))
+
+
+def notes(model: Any, name: str) -> tuple[Any, ...]:
+    """What was noted on a MODEL under a name."""
+    return model.get_attachment(f"lorakit_{name}") or ()
 
 
 def quantisation(patcher: ModelPatcher, key: str) -> str:

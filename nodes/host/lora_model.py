@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -41,6 +42,51 @@ class LoraModel(dict[str, Tensor]):
         self.metadata: dict[str, str] = dict(metadata or {})
         self.sha256 = sha256
         self.sidecar = sidecar
+
+
+class LaterLora(LoraModel):
+    """An adapter that is computed when something first asks what is in it.
+
+    For an output that nothing is connected to when the node runs. `values` alone computes nothing:
+    the host looks through them, outside of any node, for models that it has to keep.
+    """
+
+    def __init__(self, name: str, make: Callable[[], LoraModel]) -> None:
+        super().__init__({}, name)
+        self._make: Callable[[], LoraModel] | None = make
+
+    def _filled(self) -> LoraModel:
+        if self._make is not None:
+            made = self._make()
+            self._make = None
+            dict[str, Tensor].update(self, made)
+            self.name, self.metadata, self.sha256 = made.name, made.metadata, made.sha256
+            self.sidecar = made.sidecar
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return dict[str, Tensor].__iter__(self._filled())
+
+    def __len__(self) -> int:
+        return dict[str, Tensor].__len__(self._filled())
+
+    def __getitem__(self, key: str) -> Tensor:
+        return dict[str, Tensor].__getitem__(self._filled(), key)
+
+    def __contains__(self, key: object) -> bool:
+        return dict[str, Tensor].__contains__(self._filled(), key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].get(self._filled(), key, default)
+
+    def keys(self) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].keys(self._filled())
+
+    def items(self) -> Any:
+        """As of any dict."""
+        return dict[str, Tensor].items(self._filled())
 
 
 def as_file(lora: Mapping[str, Tensor]) -> MemoryFile:
@@ -91,6 +137,34 @@ def fingerprint(name: str | None) -> str:
             stamps = map(stamp, sidecar_paths(host.file_path(name, host.LORAS)))
             return f"{told} {[one for one in stamps if one is not None]}"
     return told
+
+
+_HELD: WeakValueDictionary[tuple[str, int, int], LoraModel] = WeakValueDictionary()
+
+
+def read_once(path: Path) -> LoraModel:
+    """Read an adapter file as `read`, unless its content is still in use somewhere.
+
+    A node with many files, of which one strength changed, does not read all of them again.
+    """
+    status = path.stat()
+    key = (str(path), status.st_mtime_ns, status.st_size)
+    found = _HELD.get(key)
+    if found is None:
+        found = _HELD[key] = read(path)
+    return found
+
+
+def said_in(path: Path) -> Described:
+    """Return what an adapter file, and what lies beside it, says of it, without reading its numbers.
+
+    Raises:
+        LoraOpsError: It is damaged.
+    """
+    from ...lora_ops import described, open_source, read_sidecar
+
+    with open_source(path) as source:
+        return described(source.metadata, read_sidecar(path))
 
 
 def read(path: Path) -> LoraModel:
