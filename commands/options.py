@@ -70,7 +70,8 @@ blocks_option = click.option(
     "--blocks",
     metavar="WEIGHTS",
     help="Block weights: 12, 17, 20, 26 or 61 numbers, a preset (OUTALL), labels (IN04=0.5,OUT=0), or "
-    "a gradient over the depth (depth=0,1,0.5); docs/blocks.md has all forms.  [default: all 1]",
+    "a gradient over the depth (depth=0,1,0.5); letters for numbers ('1,A,R; A=0.5, seed=3'). "
+    "docs/blocks.md has all forms.  [default: all 1]",
 )
 where_option = click.option(
     "--where",

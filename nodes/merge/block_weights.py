@@ -11,7 +11,7 @@ from ..form.pictures import as_image
 from ..form.schema import pictured, report_output, schema
 from ..form.texts import headed
 from ..form.wording import explained
-from .model_blocks import SLIDERS, as_gradient, as_numbers, by_block
+from .model_blocks import SLIDERS, Letters, as_gradient, as_text, bars, by_block, inverted, line_of
 
 NO_PRESET = "none"
 # Repeats the core's names: importing it would slow the host's start. A test compares the two.
@@ -32,6 +32,19 @@ PRESETS = (
     *("COSINE", "REVERSE_COSINE", "TRUE_CUBIC_HERMITE", "TRUE_REVERSE_CUBIC_HERMITE"),
     *("FAKE_CUBIC_HERMITE", "FAKE_REVERSE_CUBIC_HERMITE"),
 )
+BANDS = ("FIRST-HALF", "LAST-HALF", "FIRST-THIRD", "MIDDLE-THIRD", "LAST-THIRD")
+UNET_PRESETS = ("MIDALL", "MIDD0.2", "MIDD0.8", "MOUT", "ROUT", "AOUT", "AB")
+FLUX_PRESETS = (
+    *("FLUXALL", "FLUX-ALL", "FLUX-DBL-ALL", "FLUX-DBL-FRONT7", "FLUX-DBL-MID6", "FLUX-DBL-TAIL6"),
+    *("FLUX-SINGLE-ALL", "FLUX-SINGLE-1TO10", "FLUX-SINGLE-11TO20", "FLUX-SINGLE-21TO30"),
+    "FLUX-SINGLE-31TO37",
+)
+# The presets in the choice of each model.
+_CHOICES = {
+    **dict.fromkeys(("SDXL", "SD1"), (*PRESETS, *UNET_PRESETS, *BANDS)),
+    **dict.fromkeys(("Flux", "Chroma"), (*FLUX_PRESETS, *BANDS)),
+    **dict.fromkeys(("Wan", "Qwen-Image", "Z-Image"), BANDS),
+}
 _TITLES = {"SDXL": "Stable Diffusion XL", "SD1": "Stable Diffusion 1 and 2", "Flux": "Flux.1"}
 _PLACES = {
     "BASE": "all text encoders",
@@ -51,17 +64,22 @@ class BlockWeights(io.ComfyNode):
         return schema(
             "BlockWeights",
             "Block Weights",
-            description="Strengths by the blocks of a model: sliders, times a preset, times a gradient. Gives "
-            "the text for `blocks` of Apply LoRA, Scale LoRA and the merging nodes, and a picture of it.",
-            search_aliases=["mbw", "lbw", "block weight", "layer weights", "merge blocks"],
+            description="Strengths by the blocks of a model: sliders, times a preset, times a gradient, times a "
+            "line of numbers and letters. Gives the text for `blocks` of Apply LoRA, Scale LoRA and the "
+            "merging nodes, and a picture of it.",
+            search_aliases=[
+                *("lora block weight", "mbw", "lbw", "block weight", "layer weights"),
+                *("merge blocks", "block weight preset", "make lora block weight"),
+            ],
             is_output_node=True,
             inputs=[
                 io.DynamicCombo.Input(
                     "model",
                     options=[io.DynamicCombo.Option(name, _parts(name)) for name in SLIDERS],
-                    tooltip="What the sliders are for: SDXL, SD1 (SD2 too), Flux, or any other model with "
-                    "numbered blocks, by depth.",
-                )
+                    tooltip="What the sliders are for: SDXL, SD1 (SD2 too), Flux and so on, or any other model "
+                    "with numbered blocks, by depth.",
+                ),
+                *_lines(),
             ],
             outputs=[
                 io.String.Output(
@@ -74,11 +92,20 @@ class BlockWeights(io.ComfyNode):
 
     @classmethod
     @explained
-    def execute(cls, model: Mapping[str, Any] | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Mapping[str, Any] | None = None,
+        lines: str = "",
+        line: str = "",
+        letter_a: float = 1.0,
+        letter_b: float = 1.0,
+        draw_seed: int = 0,
+        invert: bool = False,
+    ) -> io.NodeOutput:
         """Write and draw them.
 
         Raises:
-            ArgumentError: A gradient or label that means nothing.
+            ArgumentError: A gradient, label or line that means nothing.
         """
         from ...lora_ops import ArgumentError
         from ...pictures import block_weights_picture
@@ -87,20 +114,91 @@ class BlockWeights(io.ComfyNode):
             raise ArgumentError(f"no such model; use one of {', '.join(SLIDERS)}")
         name = model["model"]
         sliders = {label: float(model.get(label, 1.0)) for label in SLIDERS[name]}
+        chosen = line_of(lines, line.strip())
         if name == "other":
-            values = {f"{label.removeprefix('depth_')} %": one for label, one in sliders.items()}
-            title, text = "Any model, by depth", as_gradient(sliders)
+            if chosen:
+                raise ArgumentError(
+                    "`lines` are for a model with known blocks; choose it as `model`"
+                )
+            values = {label: (one,) for label, one in sliders.items()}
+            title = "Any model, by depth"
         else:
             preset, gradient, labels = (
                 str(model.get(part) or "").strip() for part in ("preset", "gradient", "labels")
             )
             preset = "" if preset == NO_PRESET else preset
-            values = by_block(name, sliders, preset, gradient, labels)
-            title, text = _TITLES[name], as_numbers(values)
-        low, high = min(values.values()), max(values.values())
+            letters = Letters(letter_a, letter_b, draw_seed)
+            values = by_block(name, sliders, preset, gradient, labels, chosen, letters)
+            title = _TITLES.get(name, name)
+        values = inverted(values) if invert else values
+        text = as_gradient(values) if name == "other" else as_text(name, values)
+        drawn = bars(
+            {_depth(label): one for label, one in values.items()} if name == "other" else values
+        )
+        low, high = min(drawn.values()), max(drawn.values())
         span = f"all {low:g}" if low == high else f"{low:g} to {high:g}"
-        report = headed(f"{title}: {len(values)} strengths, {span}", text)
-        return pictured(cls, as_image(block_weights_picture(title, values)), report, text)
+        told = [f"of the line `{chosen}`"] if chosen else []
+        report = headed(f"{title}: {len(drawn)} strengths, {span}", text, *told)
+        return pictured(cls, as_image(block_weights_picture(title, drawn)), report, text)
+
+
+def _depth(label: str) -> str:
+    return f"{label.removeprefix('depth_')} %"
+
+
+def _lines() -> list[io.Input]:
+    """What is typed, and what its letters are."""
+    return [
+        io.String.Input(
+            "lines",
+            default="",
+            multiline=True,
+            optional=True,
+            placeholder="MINE:1,0,0,0,1,1,1,1,A,A,R,R,0,0,0,0,0",
+            tooltip="Lists of numbers by block as sd-webui-lora-block-weight keeps them, one NAME:1,0,… a line, "
+            "times the rest. For a number may stand A, B (a, b: half of them), R (drawn from 0 to 1) or U "
+            "(from -1.5 to 1.5), or several with spaces between, for the layers of the block in order. Any "
+            "other text of strengths does too (%in2-4=0, IN04=0.5).",
+        ),
+        io.String.Input(
+            "line",
+            default="",
+            optional=True,
+            tooltip="Name of the line that is taken. Empty: the first.",
+        ),
+        io.Float.Input(
+            "letter_a",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.01,
+            optional=True,
+            tooltip="What A is in lines, labels and presets.",
+        ),
+        io.Float.Input(
+            "letter_b",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.01,
+            optional=True,
+            tooltip="What B is in lines, labels and presets.",
+        ),
+        io.Int.Input(
+            "draw_seed",
+            default=0,
+            min=0,
+            max=999_999,
+            optional=True,
+            tooltip="What R and U are drawn with: the same seed draws the same.",
+        ),
+        io.Boolean.Input(
+            "invert",
+            default=False,
+            optional=True,
+            tooltip="1 less each strength, at the end: what is left for a second LoRA.",
+        ),
+    ]
 
 
 def _parts(model: str) -> list[io.Input]:
@@ -135,14 +233,15 @@ def _parts(model: str) -> list[io.Input]:
             "that the others give.",
         ),
     ]
-    if model == "Flux":  # for which there are no presets
-        return [*texts, *sliders]
     preset = io.Combo.Input(
         "preset",
-        options=[NO_PRESET, *PRESETS],
+        options=[NO_PRESET, *_CHOICES[model]],
         default=NO_PRESET,
-        tooltip="Known lists of strengths by name, from merge-block-weighted and lora-block-weight.",
+        tooltip="Known lists of strengths by name, from merge-block-weighted, lora-block-weight and the Inspire "
+        "Pack, and parts of the depth.",
     )
+    if model == "Flux":  # saved graphs hold values by position, and had no preset here
+        return [*texts, *sliders, preset]
     return [preset, *texts, *sliders]
 
 

@@ -53,14 +53,20 @@ def order(node: Mapping[str, Any]) -> list[str]:
 
     Those of a choice, which come and go with it, follow it in brackets.
     """
-    found: list[str] = []
+    return [
+        name + json.dumps([[key, *nested] for key, nested in choices.items()]) * bool(choices)
+        for name, choices in _order(node)
+    ]
+
+
+def _order(node: Mapping[str, Any]) -> list[tuple[str, dict[str, list[str]]]]:
+    """The inputs of a node, each with those of its choices."""
+    found: list[tuple[str, dict[str, list[str]]]] = []
     for part in ("required", "optional"):
         for name in node["input_order"].get(part, []):
-            found.append(name)
             options = node["input"][part][name][1].get("options", [])
             chosen = [one for one in options if isinstance(one, Mapping)]
-            if chosen:
-                found[-1] += json.dumps([[one["key"], *_inputs(one["inputs"])] for one in chosen])
+            found.append((name, {one["key"]: _inputs(one["inputs"]) for one in chosen}))
     return found
 
 
@@ -83,9 +89,21 @@ def misplaced(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 
 def _goes_on(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    outputs = old["output_name"]
+    before, after = _order(old), _order(new)
+    if new["output_name"][: len(outputs)] != outputs or len(after) < len(before):
+        return False
+    last = len(before) - 1
     return all(
-        lined_up(new)[: len(lined_up(old))] == lined_up(old)
-        for lined_up in (order, lambda node: node["output_name"])
+        was == now or (at == last and was[0] == now[0] and _grows(was[1], now[1]))
+        for at, (was, now) in enumerate(zip(before, after, strict=False))
+    )
+
+
+def _grows(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> bool:
+    """Whether the choices of a node's last input have all they had, and only more behind it."""
+    return list(new)[: len(old)] == list(old) and all(
+        new[key][: len(nested)] == nested for key, nested in old.items()
     )
 
 

@@ -103,6 +103,37 @@ def test_an_input_anywhere_but_at_the_end_is_told() -> None:
     assert misplaced(saved, {**saved, name: turned}) == [name]
 
 
+def choosing(choices: dict[str, list[str]], *after: str) -> dict[str, Any]:
+    """A node with one choice, of which these inputs come and go, and inputs after it."""
+    options = [
+        {"key": key, "inputs": {"required": {name: ["INT", {}] for name in names}}}
+        for key, names in choices.items()
+    ]
+    inputs = {"of": ["COMFY_DYNAMICCOMBO_V3", {"options": options}]}
+    inputs |= {name: ["INT", {}] for name in after}
+    order = {"required": list(inputs)}
+    return {"LorakitX": {"input": {"required": inputs}, "input_order": order, "output_name": []}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ((["a"],), (["a", "b"],), False),
+        ((["a"],), (["a"], "more"), False),
+        ((["a"],), (["a", "b"], "more"), False),
+        ((["a"],), (["b", "a"],), True),
+        ((["a", "b"],), (["a"],), True),
+        ((["a"], "more"), (["a", "b"], "more"), True),
+    ],
+)
+def test_a_choice_grows_where_nothing_comes_after_it(old: Any, new: Any, told: bool) -> None:
+    saved, found = (choosing({"x": names}, *after) for names, *after in (old, new))
+    assert misplaced(saved, found) == ["LorakitX"] * told
+    other = choosing({"x": old[0], "y": ["c"]}, *old[1:])
+    assert misplaced(saved, other) == ["LorakitX"] * (len(old) > 1)
+    assert misplaced(other, saved) == ["LorakitX"]
+
+
 def test_what_is_declared_is_what_is_taken() -> None:
     for node, schema in schemas().items():
         taken = inspect.signature(node.execute).parameters

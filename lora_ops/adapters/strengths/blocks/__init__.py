@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from .located import Block, Blocks, flat, locate
-from .schemes import ALL_BLOCKS, PRESETS, SCHEMES, Scheme
+from .order import ordered
+from .schemes import ALL_BLOCKS, BANDS, LABELLED, PRESETS, SCHEMES, Scheme
 
 __all__ = [
     "ALL_BLOCKS",
+    "BANDS",
+    "LABELLED",
     "PRESETS",
     "SCHEMES",
     "Block",
@@ -14,4 +17,5 @@ __all__ = [
     "Scheme",
     "flat",
     "locate",
+    "ordered",
 ]

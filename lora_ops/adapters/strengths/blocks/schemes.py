@@ -19,17 +19,21 @@ class Scheme:
         title: What it is made for.
         labels: The block of each number.
         spares: Blocks that may be in the file without a number: they keep their strength.
+        rest: The label whose number all blocks have that are not in ``labels``; empty: none is.
     """
 
     title: str
     labels: tuple[str, ...]
     spares: tuple[str, ...] = ()
+    rest: str = ""
 
 
 def _labels(label: str, *numbers: int) -> tuple[str, ...]:
     return tuple(f"{label}{number:02}" for number in numbers)
 
 
+# The middle block of a UNet in three, as the Inspire Pack counts.
+_MIDDLE = ("M00.0", "M00.1", "M00.2")
 _FULL = ("BASE", *_labels("IN", *range(12)), "M00", *_labels("OUT", *range(12)))
 
 #: Schemes by how many numbers a list has.
@@ -46,8 +50,23 @@ SCHEMES = {
         "Stable Diffusion XL, all blocks",
         ("BASE", *_labels("IN", *range(9)), "M00", *_labels("OUT", *range(9))),
     ),
+    21: Scheme(
+        "Stable Diffusion XL, Inspire Pack",
+        ("BASE", *_labels("IN", *range(1, 9)), *_MIDDLE, *_labels("OUT", *range(9))),
+        spares=("IN00",),
+    ),
     25: Scheme("Stable Diffusion 1 and 2, all blocks without BASE", _FULL[1:], ("BASE",)),
     26: Scheme("Stable Diffusion 1 and 2, all blocks", _FULL),
+    27: Scheme(
+        "Stable Diffusion 1 and 2, Inspire Pack",
+        ("BASE", *_labels("IN", *range(1, 12)), *_MIDDLE, *_labels("OUT", *range(12))),
+        spares=("IN00",),
+    ),
+    58: Scheme(
+        "Flux.1, Inspire Pack",
+        ("BASE", *_labels("D", *range(19)), *_labels("S", *range(38))),
+        rest="BASE",
+    ),
     61: Scheme(
         "Flux.1",
         ("CLIP", "T5", "IN", *_labels("D", *range(19)), *_labels("S", *range(38)), "OUT"),
@@ -155,3 +174,34 @@ PRESETS: dict[str, tuple[float, ...]] = {
     name: tuple(float(value) for count, value in steps for _ in range(count))
     for name, steps in _STEPS.items()
 } | {name: (0.0, *(curve(index / 24) for index in range(25))) for name, curve in _CURVES.items()}
+
+#: Presets for models with numbered blocks of any kind: from which share of the depth to which it is 1.
+BANDS = {
+    "FIRST-HALF": (0.0, 1 / 2),
+    "LAST-HALF": (1 / 2, 1.0),
+    "FIRST-THIRD": (0.0, 1 / 3),
+    "MIDDLE-THIRD": (1 / 3, 2 / 3),
+    "LAST-THIRD": (2 / 3, 1.0),
+}
+
+#: Presets in labels, the Inspire Pack's and LBW's; those with letters need their values.
+LABELLED = {
+    "MIDALL": "IN=0,OUT=0",
+    "MIDD0.2": "IN=0,OUT=0,IN08-IN11=0.2,M00-OUT03=0.4,OUT04=0.2",
+    "MIDD0.8": "IN=0,OUT=0,IN07=0.5,IN08-M00=0.8,OUT00-OUT03=0.4",
+    "MOUT": "IN00-IN07=0,OUT09=0.5,OUT10-OUT11=0",
+    "ROUT": "OUT=R",
+    "AOUT": "BASE=A,OUT07-OUT11=A",
+    "AB": "ALL=B,BASE=A,OUT07-OUT11=A",
+    "FLUXALL": "ALL=1",
+    "FLUX-ALL": "ALL=1",
+    "FLUX-DBL-ALL": "S=0",
+    "FLUX-DBL-FRONT7": "D=0,S=0,D00-D06=1",
+    "FLUX-DBL-MID6": "D=0,S=0,D07-D12=1",
+    "FLUX-DBL-TAIL6": "D=0,S=0,D13-D18=1",
+    "FLUX-SINGLE-ALL": "D=0",
+    "FLUX-SINGLE-1TO10": "D=0,S=0,S00-S09=1",
+    "FLUX-SINGLE-11TO20": "D=0,S=0,S10-S19=1",
+    "FLUX-SINGLE-21TO30": "D=0,S=0,S20-S29=1",
+    "FLUX-SINGLE-31TO37": "D=0,S=0,S30-S37=1",
+}
