@@ -66,8 +66,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
-# Elements: larger tiles leave the cache, smaller ones wait for each other between operations.
-TILE = 1 << 19
+# Elements: a method has a dozen tiles at work in each thread, which shall stay in cache together.
+TILE = 1 << 18
 
 
 def tile_height(shape: tuple[int, int]) -> int:

@@ -21,7 +21,7 @@ from .storing import Storing
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 # Elements that a sample of a tile has at least.
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
