@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .blocks import nibbles
 from .headers import Headers
 from .integers import Integers
+from .memory import rounded
 from .weight import Parts, QuantisedWeight
 
 #: What ends the name of the tensor that describes a 4-bit weight.
@@ -44,13 +46,13 @@ class Blocks(QuantisedWeight):
         """The products."""
         table = parts["table"].float()
         pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)
-        packed = parts["codes"].contiguous().view(torch.uint8).reshape(-1).to(torch.int32)
-        numbers = torch.nn.functional.embedding(packed, pairs).view(-1)
+        packed = parts["codes"].contiguous().view(torch.uint8).reshape(-1)
+        numbers = nibbles(packed, pairs)
         count, sizes = math.prod(self.shape), self._sizes(parts)
         whole = count // self.block
         numbers[: whole * self.block].view(whole, self.block).mul_(sizes[:whole, None])
         numbers[whole * self.block :].mul_(sizes[-1])
-        return numbers[:count].to(self.dtype).float().view(self.shape)
+        return rounded(numbers[:count], self.dtype).view(self.shape)
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """The wider of the gaps beside the nearest number of the table, times the size of the block.

@@ -15,6 +15,7 @@ from ...spacing import spacing
 from ..base import quote
 from .fp8 import INPUT_SCALES, widened
 from .headers import Headers
+from .memory import PIECE, fresh
 from .weight import Parts, Scaled
 
 # A float of 4 bits (1 of sign, 2 of exponent, 1 of mantissa), by its bits.
@@ -79,14 +80,17 @@ class Nvfp4(Scaled):
 
 
 def nibbles(packed: Tensor, pairs: Tensor) -> Tensor:
-    """Look up both halves of each byte: (rows, columns / 2) become (rows, columns) of float32.
+    """Look up both halves of each byte: (rows, columns / 2) become (rows, columns) of fresh float32.
 
     Args:
         packed: Bytes.
-        pairs: (256, 2), the numbers of each byte.
+        pairs: (256, 2) of float32, the numbers of each byte.
     """
-    found = torch.nn.functional.embedding(packed.view(torch.uint8).to(torch.int32), pairs)
-    return found.view(*packed.shape[:-1], -1)
+    found, table = fresh(*packed.shape, 2), pairs.contiguous().view(torch.int64).view(-1)
+    places, both = packed.view(torch.uint8).reshape(-1), found.view(torch.int64).view(-1)
+    for some, out in zip(places.split(PIECE), both.split(PIECE), strict=True):
+        torch.index_select(table, 0, some.to(torch.int32), out=out)
+    return found.view(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def mxfp8(headers: Headers, layer: str, settings: dict[str, object]) -> Mxfp8:

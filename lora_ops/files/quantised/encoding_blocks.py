@@ -13,9 +13,10 @@ _LIMIT = torch.finfo(torch.float8_e4m3fn).max
 _EXPONENTS: torch.dtype = getattr(torch, "float8_e8m0fnu", torch.uint8)
 _SMALLEST, _BIAS = 2.0**-127, 127
 _LARGEST_FLOAT4 = 6.0
-# Between the eight sizes of a float of 4 bits; a tie goes to the even code, so every other one is below.
-_BETWEEN = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
-_BETWEEN[1::2] = torch.nextafter(_BETWEEN[1::2], torch.zeros(3))
+# A size s of a float of 4 bits has the code 2s up to 2, s + 2 up to 4, s / 2 + 4 up to 6: always the least of
+# the three. A sum with the first number is rounded to a multiple of 1/2, 1 or 2, ties to even, and its bits,
+# less the second number, count them.
+_COUNTS = ((2.0**22, 0x4A800000), (2.0**23, 0x4B000000 - 2), (2.0**24, 0x4B800000 - 4))
 
 
 class Mxfp8(ScalingEncoder):
@@ -71,16 +72,19 @@ class Nvfp4(ScaledFloat):
 
     def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
         """By division; zeros have no sign where a block holds nothing."""
-        found = (rows / scales).masked_fill_(scales == 0, 0.0)
-        return found.clamp_(-_LARGEST_FLOAT4, _LARGEST_FLOAT4)
+        found = (rows / scales).clamp_(-_LARGEST_FLOAT4, _LARGEST_FLOAT4)
+        return found if bool(scales.all()) else found.masked_fill_(scales == 0, 0.0)
 
     def nearest(self, numbers: Tensor) -> Tensor:
         """The nearest floats of 4 bits, ties to even, the high half of a byte first."""
-        codes = numbers.signbit().to(torch.uint8) << 3
-        sizes = numbers.abs()
-        for between in _BETWEEN:
-            codes.add_(sizes > between)
-        return codes[:, ::2] << 4 | codes[:, 1::2]
+        sizes, codes = numbers.abs(), torch.full_like(numbers, 7, dtype=torch.int32)
+        sums = torch.empty_like(sizes)
+        for added, bits in _COUNTS:
+            torch.add(sizes, added, out=sums)
+            torch.minimum(codes, sums.view(torch.int32).sub_(bits), out=codes)
+        codes |= (numbers.view(torch.int32) >> 28).bitwise_and_(8)  # the sign
+        pairs = codes.to(torch.uint8).view(torch.int16)  # the first is the low half
+        return (pairs << 4).bitwise_or_(pairs >> 8).to(torch.uint8)
 
     def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
         """See `Encoder`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from ...errors import QuantisedError
 from ..reading.gguf_file import GgufFile
 from ..reading.gguf_header import TYPES
+from .memory import fresh
 from .weight import Parts, QuantisedWeight
 
 _PLAIN = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
@@ -38,6 +41,7 @@ _CODES: dict[str, tuple[slice, int, int]] = {
     "IQ4_NL": (slice(2, None), 0x77, 0x88),
     "IQ4_XS": (slice(8, None), 0x77, 0x88),
 }
+_SOME = 1 << 20  # numbers that are decoded at once
 _LONG = 256  # numbers of a block, of types that are not in the table
 _FLOATS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -101,11 +105,12 @@ class Gguf(QuantisedWeight):
         package = gguf_package()
         kind = getattr(package.GGMLQuantizationType, self.type, None)
         if kind is not None:  # an older package does not have all
-            with (
-                contextlib.suppress(NotImplementedError),
-                np.errstate(all="ignore"),  # scales that are none are found by whoever asks
-            ):
-                return torch.from_numpy(package.quants.dequantize(codes.numpy(), kind))
+            found = fresh(len(codes), self.columns)
+            with contextlib.suppress(NotImplementedError):
+                _decode(
+                    codes.numpy(), partial(package.quants.dequantize, qtype=kind), found.numpy()
+                )
+                return found
         raise QuantisedError(
             f"`{self.key}` is stored as {self.type}, which the package gguf does not decode; update "
             "it, or give the unquantised (fp16/bf16/fp32) checkpoint",
@@ -132,6 +137,20 @@ class Gguf(QuantisedWeight):
             return weight
         halves = weight.view(self.heads, weight.shape[0] // self.heads // 2, 2, *weight.shape[1:])
         return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _decode(codes: Any, dequantize: Callable[[Any], Any], out: Any) -> None:
+    """Decode rows, some at a time, so that what is in between stays in the cache; by all threads."""
+    step = max(1, _SOME // out.shape[1])
+
+    def put(first: int) -> None:
+        rows = slice(first, first + step)
+        with np.errstate(all="ignore"):  # scales that are none are found by whoever asks
+            out[rows] = dequantize(codes[rows])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(put, range(0, len(out), step)):
+            pass
 
 
 def _before(type: str) -> slice:

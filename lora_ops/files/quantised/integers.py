@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..base import quote
 from .blocks import nibbles
-from .fp8 import INPUT_SCALES
+from .fp8 import INPUT_SCALES, widened
 from .headers import Headers, number
+from .memory import PIECE, fresh
 from .weight import Parts, Scaled
 
 _SIGNS = torch.tensor(
@@ -54,7 +55,7 @@ class Integers(Scaled):
     def codes(self, parts: Parts) -> Tensor:
         """The integers."""
         codes = parts["codes"]
-        return nibbles(codes, _SIGNED) if self.packed else codes.float().reshape(self.padded)
+        return nibbles(codes, _SIGNED) if self.packed else widened(codes).reshape(self.padded)
 
     def scales(self, parts: Parts) -> Tensor:
         """The scales."""
@@ -84,9 +85,11 @@ class Grouped(Integers):
         """The integers of 8 bits, and what was left of the group's mean, in units of the row's scale."""
         table = parts.get("table")
         pairs = _UNSIGNED - 8 if table is None else table.float()[_UNSIGNED.long()]
-        numbers = nibbles(parts["codes"], pairs).view(self.padded[0], -1, self.group)
-        numbers.mul_(self._within(parts).unsqueeze(-1))
-        return numbers.round_().clamp_(-127, 127).view(self.padded)
+        numbers = nibbles(parts["codes"], pairs).view(-1, self.group)
+        rows, scales = -(-PIECE // self.group), self._within(parts).reshape(-1, 1)
+        for piece, scale in zip(numbers.split(rows), scales.split(rows), strict=True):
+            piece.mul_(scale).round_().clamp_(-127, 127)
+        return numbers.view(self.padded)
 
     def decode(self, parts: Parts) -> Tensor:
         """The products and corrections, turned back."""
@@ -123,8 +126,8 @@ def turned_back(weight: Tensor, group: int) -> Tensor:
     """A weight without its rotation by groups of columns; 0 for none."""
     if not group:
         return weight
-    groups = weight.view(-1, weight.shape[-1] // group, group)
-    return torch.matmul(groups, rotation(group).T).view(weight.shape)
+    groups = weight.view(-1, group)
+    return torch.mm(groups, rotation(group).T, out=fresh(*groups.shape)).view(weight.shape)
 
 
 def int8(headers: Headers, layer: str, settings: dict[str, object]) -> Integers:

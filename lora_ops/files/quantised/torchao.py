@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ...spacing import spacing
+from .fp8 import widened
 from .headers import Headers
+from .memory import rounded
 from .weight import Parts, Scaled
 
 #: What ends the name of a weight's codes, after that of the layer.
@@ -44,7 +46,7 @@ class Affine(Scaled):
 
     def codes(self, parts: Parts) -> Tensor:
         """The codes, less the zero point."""
-        codes = parts["codes"].to(torch.float32, copy=True)
+        codes = widened(parts["codes"])
         if "zero" not in parts:
             return codes
         (rows, columns), (high, wide) = self.padded, self.blocks
@@ -62,7 +64,7 @@ class Affine(Scaled):
 
     def decode(self, parts: Parts) -> Tensor:
         """The products, rounded as the program rounds them."""
-        return super().decode(parts).to(self.dtype).float()
+        return rounded(super().decode(parts), self.dtype)
 
 
 def torchao(headers: Headers, layer: str) -> Affine:
