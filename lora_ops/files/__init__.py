@@ -9,6 +9,7 @@ from .opening import open_source
 from .quantised.signs import quantisation, refuse_quantised
 from .quantised.source import QuantisedSource
 from .reading.folder import is_peft_folder, open_folder
+from .reading.gguf_file import GgufFile
 from .reading.joined import JoinedSource
 from .reading.pickled import PickledFile
 from .reading.renamed import RenamedSource, modernised
@@ -27,6 +28,7 @@ __all__ = [
     "INDEX",
     "FileSource",
     "FolderWriter",
+    "GgufFile",
     "JoinedSource",
     "MemoryFile",
     "Output",

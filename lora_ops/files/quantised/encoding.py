@@ -36,6 +36,7 @@ class Encoder(ABC):
     def look(self, rows: Tensor) -> None:  # noqa: B027  most need nothing
         """See some rows, for what all of them have in common."""
 
+    @abstractmethod
     def encode(
         self, rows: Tensor, first: int, rounding: Rounding | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -47,34 +48,16 @@ class Encoder(ABC):
             rounding: Of numbers divided by their scales; None: to the nearest.
 
         Returns:
-            Both of the shape of `rows`; the numbers as float32.
+            Rows of codes, and as float32 numbers of the shape of `rows`.
         """
-        exact = rows.float()
-        scales = self.scaled(exact, first)
-        codes = (rounding or self.nearest)(self.divided(exact, scales))
-        numbers = self.widened(codes).mul_(scales)
+
+    def count(self, exact: Tensor, numbers: Tensor, first: int) -> None:
+        """Count what encoding some rows has changed."""
         self._norms[first] = float(exact.norm()), float((numbers - exact).norm())
-        return codes, numbers
 
     def keep(self, weight: Tensor) -> None:
         """Count a weight that is stored so already: nothing of it changes."""
         self._norms[0] = float(weight.norm()), 0.0
-
-    @abstractmethod
-    def scaled(self, rows: Tensor, first: int) -> Tensor:
-        """The scales of some rows, in a shape that goes with theirs; remembers them."""
-
-    @abstractmethod
-    def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
-        """Fresh numbers in units of their scales, within what codes can hold."""
-
-    @abstractmethod
-    def nearest(self, numbers: Tensor) -> Tensor:
-        """Numbers that are divided by their scales, as codes."""
-
-    def widened(self, codes: Tensor) -> Tensor:
-        """Fresh float32 of codes."""
-        return widened(codes)
 
     @abstractmethod
     def parts(self) -> dict[str, Tensor]:
@@ -95,7 +78,38 @@ class Encoder(ABC):
         return math.hypot(*exact), math.hypot(*lost)
 
 
-class ScaledFloat(Encoder):
+class ScalingEncoder(Encoder):
+    """One that divides numbers by scales, and rounds what comes of it."""
+
+    def encode(
+        self, rows: Tensor, first: int, rounding: Rounding | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Encoder`."""
+        exact = rows.float()
+        scales = self.scaled(exact, first)
+        codes = (rounding or self.nearest)(self.divided(exact, scales))
+        numbers = self.widened(codes).mul_(scales)
+        self.count(exact, numbers, first)
+        return codes, numbers
+
+    @abstractmethod
+    def scaled(self, rows: Tensor, first: int) -> Tensor:
+        """The scales of some rows, in a shape that goes with theirs; remembers them."""
+
+    @abstractmethod
+    def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
+        """Fresh numbers in units of their scales, within what codes can hold."""
+
+    @abstractmethod
+    def nearest(self, numbers: Tensor) -> Tensor:
+        """Numbers that are divided by their scales, as codes."""
+
+    def widened(self, codes: Tensor) -> Tensor:
+        """Fresh float32 of codes."""
+        return widened(codes)
+
+
+class ScaledFloat(ScalingEncoder):
     """Float8 with one scale: the largest number over the largest of the format."""
 
     looks = True
@@ -137,7 +151,7 @@ class ScaledFloat(Encoder):
         return {"weight_scale": self.scale}
 
 
-class Rows(Encoder):
+class Rows(ScalingEncoder):
     """Integers of 8 bits with a scale for each row: its largest number over 127."""
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .blocks import in_tiles, unpacked
-from .encoding import Encoder, ScaledFloat
+from .encoding import Encoder, ScaledFloat, ScalingEncoder
 
 _LIMIT = torch.finfo(torch.float8_e4m3fn).max
 #: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
@@ -18,7 +18,7 @@ _BETWEEN = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 _BETWEEN[1::2] = torch.nextafter(_BETWEEN[1::2], torch.zeros(3))
 
 
-class Mxfp8(Encoder):
+class Mxfp8(ScalingEncoder):
     """Float8, and for every 32 of a row the least power of two that lets them fit."""
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Source, baked_metadata
 from ...adapters.metadata.provenance import check_bakes
 from ...adapters.strengths.ingredient import Ingredient
+from ...errors import ArgumentError
 from ...files import (
     FileSource,
 )
@@ -25,6 +26,8 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.gguf_file_plan import GgufPlan
+from ..weights.gguf_plan import plan_gguf, writes_gguf
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -61,7 +64,7 @@ def plan_bake_file(
     Args:
         checkpoint: What is to be changed: a file, an index of shards, or a folder as diffusers writes.
         ingredients: The adapters, each with its strength.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; a
             new folder where the checkpoint is one; None: nowhere yet.
         force: Whether the output may replace files.
         dtype: Of the result; None: each tensor as it is stored.
@@ -71,17 +74,21 @@ def plan_bake_file(
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as numbers.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None:
+            as numbers; into a GGUF file from another, as each is stored, or as `Q8_0` where what
+            changes is stored in a type that is only read.
         whole: Shell patterns of native names of those that stay numbers besides the usual ones.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; or no weight can be written so.
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree;
+            or no weight can be written so.
         QuantisedError: The checkpoint's numbers are stored with scales.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
         LoraOpsError: See `plan_bake`.
     """
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
+    is_gguf = writes_gguf(output, to, checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(
@@ -92,16 +99,42 @@ def plan_bake_file(
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
-    if to is not None:
+    if is_gguf:
+        plan = _in_gguf(plan, plan_gguf(checkpoint, plan.dtypes, to, whole, plan.changes))
+    elif to is not None:
         storing, note = plan_storing(checkpoint, plan.dtypes, to, whole)
         codes = {key: one.scheme.dtype for key, one in storing.items()}
         dtypes = {**plan.dtypes, **codes}
         plan = replace(plan, storing=storing, dtypes=dtypes, notes=(*plan.notes, note))
-    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, plan.storing))
+    special = plan.gguf.blocks if plan.gguf else plan.storing
+    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, special))
     plan = replace(plan, notes=(*plan.notes, *told))
     if output is not None:
         check_shards(output, checkpoint, plan.dtypes, inputs, shard_size=shard_size, force=force)
     return plan
+
+
+def _in_gguf(plan: BakePlan, gguf: GgufPlan) -> BakePlan:
+    """The plan of a bake whose result is a GGUF file.
+
+    Raises:
+        ArgumentError: Nothing of what changes is in the file.
+    """
+    changes = {key: one for key, one in plan.changes.items() if key in gguf.dtypes}
+    if not changes:
+        raise ArgumentError(
+            "nothing to bake: the LoRA changes text encoders alone, which a GGUF file does not hold"
+        )
+    left = (one for key, one in plan.changes.items() if key not in gguf.dtypes)
+    return replace(
+        plan,
+        changes=changes,
+        dtypes=gguf.dtypes,
+        storing=gguf.storing,
+        gguf=gguf,
+        outside=tuple(share for found in left for change in found for share in change.shares),
+        notes=(*plan.notes, *gguf.notes),
+    )
 
 
 def bake_file(
@@ -120,7 +153,7 @@ def bake_file(
         plan: From `plan_bake_file`, of this checkpoint.
         checkpoint: What is changed.
         output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
-            stem for a name and hold what those of the checkpoint held; or a new folder.
+            stem for a name and hold what those of the checkpoint held; or a `.gguf` file; or a new folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
@@ -162,7 +195,10 @@ class BakedFile(CheckpointFile):
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
         rows = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
-        super().__init__(output, checkpoint, rows, shard_size=shard_size, force=force)
+        layout = plan.gguf.layout if plan.gguf else None
+        super().__init__(
+            output, checkpoint, rows, shard_size=shard_size, force=force, layout=layout
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with the longest numbers."""

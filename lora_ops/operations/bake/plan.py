@@ -33,6 +33,7 @@ from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
 from ..weights.change import Change
+from ..weights.gguf_file_plan import GgufPlan
 from ..weights.shares import Share, check_kind
 from ..weights.storing import Storing
 
@@ -53,6 +54,8 @@ class BakePlan:
         notes: What is worth a sentence.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         storing: By key, how weights are written with scales; `dtypes` has the codes'.
+        gguf: How it lies in a GGUF file, where it is written as one.
+        outside: Layers whose parameters such a file does not hold.
     """
 
     checkpoint: TensorSource
@@ -66,6 +69,8 @@ class BakePlan:
     notes: tuple[str, ...]
     dora: Convention = "paper"
     storing: Mapping[str, Storing] = field(default_factory=dict[str, Storing])
+    gguf: GgufPlan | None = None
+    outside: tuple[Share, ...] = ()
 
     @property
     def operation(self) -> str:

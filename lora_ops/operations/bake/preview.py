@@ -15,6 +15,7 @@ from ...models.pairing import parameter_kind
 from ...report import Skip
 from ..preview import PlannedLayer, Preview
 from ..reasons import STRENGTH_ZERO
+from ..weights.gguf_file_plan import LEFT_OUT
 from ..weights.output import is_index, rows_of
 from ..weights.shares import Share
 from .bake import NO_PARAMETER
@@ -34,10 +35,7 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
     """
     checkpoint = plan.checkpoint
     dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
-    copied = sum(
-        key not in plan.changes and key not in plan.storing and checkpoint.dtype(key) == wanted
-        for key, wanted in plan.dtypes.items()
-    )
+    copied = sum(planned_tensor(plan, key).is_copy for key in plan.dtypes)
     changed = sum(key in plan.changes for key in plan.dtypes)
     model = detect(parameters(checkpoint))
     return Preview(
@@ -61,6 +59,8 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         skips=(
             *(_skip(share, NO_PARAMETER) for share in plan.lost),
             *(_skip(share, STRENGTH_ZERO) for share in plan.idle),
+            *(_skip(share, LEFT_OUT) for share in plan.outside),
+            *(plan.gguf.skips if plan.gguf else ()),
         ),
         notes=plan.notes,
         by_component=True,
@@ -94,6 +94,8 @@ def _size(plan: BakePlan, output: Path) -> int:
         for key, text in source.metadata.items()
     )
     spare = told + _RECORD * (1 + len(plan.ingredients))
+    if plan.gguf is not None:
+        return plan.gguf.layout.data + plan.gguf.layout.room({}) + 2 * spare
     if is_index(output):
         spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in rows)
     return data + 8 + header_room(rows, spare=spare)

@@ -31,7 +31,8 @@ class Baked(Outcome[Tensor]):
 def planned_tensor(plan: BakePlan, key: str) -> Planned:
     """Return what becomes of one tensor of the checkpoint."""
     steps, storing = plan.changes.get(key, ()), plan.storing.get(key)
-    return Planned(key, plan.checkpoint, key, plan.dtypes[key], steps, storing=storing)
+    found = Planned(key, plan.checkpoint, key, plan.dtypes[key], steps, storing=storing)
+    return found if plan.gguf is None else plan.gguf.planned(found)
 
 
 def bake_tensor(plan: BakePlan, key: str) -> Baked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...files import FileSource
+from ...models.architectures import parameters
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
@@ -21,6 +22,7 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.gguf_plan import plan_gguf, writes_gguf
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -32,7 +34,6 @@ from ..weights.output import (
     storage_notes,
     write_tensor,
 )
-from ..weights.storing import Storing
 from ..weights.storing_plan import plan_storing
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
@@ -59,25 +60,31 @@ def plan_merge_file(
     Args:
         recipe: With numbers for all names; see `Recipe.bind`.
         sources: The files by the recipe's names.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a new folder
-            where the base is one; None: nowhere yet.
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; a new
+            folder where the base is one; None: nowhere yet.
         force: Whether the output may replace files.
         shard_size: See `merge_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as numbers.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone, whose
+            text encoders are left out. None: as numbers; into a GGUF file from another, as in
+            `plan_bake_file`.
         whole: Shell patterns of native names of those that stay numbers besides the usual ones.
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; the base is no file; the recipe
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree; the
+            base is no file; the recipe
             asks for a LoRA, or for a folder of diffusers where the base is none; or no weight can be
             written so.
         LoraOpsError: See `plan_merge`.
     """
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
-    storing: Mapping[str, Storing] = {}
-    if to is not None:
+    storing: Container[str] = ()
+    if writes_gguf(output, to, plan.base):
+        plan = _in_gguf(plan, to, whole)
+        storing = plan.gguf.blocks if plan.gguf else ()
+    elif to is not None:
         storing, note = plan_storing(plan.base, plan.tensors, to, whole)
         changed = {
             key: replace(plan.tensors[key], dtype=one.scheme.dtype, storing=one)
@@ -96,6 +103,26 @@ def plan_merge_file(
     return replace(plan, notes=(*plan.notes, *told))
 
 
+def _in_gguf(plan: MergePlan, to: str | None, whole: Sequence[str]) -> MergePlan:
+    """The plan of a merge whose result is a GGUF file."""
+    own = {key for key, one in plan.tensors.items() if not one.steps and one.source is plan.base}
+    changed = plan.tensors.keys() - own
+    gguf = plan_gguf(plan.base, plan.dtypes, to, whole, changed)
+    tensors = {key: gguf.planned(plan.tensors[key]) for key in gguf.dtypes}
+    known = parameters(plan.base)
+    held = {name for name, one in known.items() if any(key in tensors for key in one.keys)}
+    return replace(
+        plan,
+        tensors=tensors,
+        merged=tuple(name for name in plan.merged if name in held),
+        taken=sum(not plan.tensors[key].steps for key in changed & tensors.keys()),
+        only_base=tuple(name for name in plan.only_base if name in held),
+        copied=tuple(key for key in plan.copied if key in tensors),
+        gguf=gguf,
+        notes=(*plan.notes, *gguf.notes),
+    )
+
+
 def merge_file(
     plan: MergePlan,
     output: Path,
@@ -111,7 +138,8 @@ def merge_file(
 
     Args:
         plan: From `plan_merge_file`.
-        output: A `.safetensors` file, an index, `.safetensors.index.json`, or a new folder.
+        output: A `.safetensors` file, an index, `.safetensors.index.json`, a `.gguf` file, or a new
+            folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the base is no index itself.
@@ -154,7 +182,10 @@ class MergedFile(CheckpointFile):
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
         rows = list(rows_of(plan.tensors.values()))
-        super().__init__(output, base_file(plan), rows, shard_size=shard_size, force=force)
+        layout = plan.gguf.layout if plan.gguf else None
+        super().__init__(
+            output, base_file(plan), rows, shard_size=shard_size, force=force, layout=layout
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""

@@ -17,6 +17,7 @@ from ...models.architectures import Parameter
 from ...report import counted
 from ...run.workers import Progress
 from ...source import DictSource, TensorSource
+from ..weights.gguf_file_plan import GgufPlan
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
 from .combined import Combination
@@ -50,6 +51,7 @@ class MergePlan:
         allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
         surveys: What is read of all weights of a step first, for methods that ask for it.
         passes: How often files are read at most, by the weight that asks for most.
+        gguf: How it lies in a GGUF file, where it is written as one.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class MergePlan:
     allow_nonfinite: bool = False
     surveys: tuple[Callable[[Progress | None], Tensor], ...] = ()
     passes: int = 1
+    gguf: GgufPlan | None = None
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:

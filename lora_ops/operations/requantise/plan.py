@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from ...errors import ArgumentError
 from ...files import FileSource
 from ...models.architectures import parameters
 from ...run.inputs import paths_of
+from ..weights.gguf_file_plan import GgufPlan
+from ..weights.gguf_plan import plan_gguf, writes_gguf
 from ..weights.output import SHARD_SIZE, check_place, check_shards, rows_of, storage_notes
 from ..weights.storing_plan import plan_storing
 from ..weights.tiles import Planned
@@ -28,12 +30,14 @@ class RequantisePlan:
         to: In which.
         tensors: How each tensor is written, by key, in the checkpoint's order.
         notes: What is worth a sentence.
+        gguf: How it lies in a GGUF file, where it is written as one.
     """
 
     checkpoint: FileSource
     to: str
     tensors: Mapping[str, Planned]
     notes: tuple[str, ...]
+    gguf: GgufPlan | None = None
 
     @property
     def bits(self) -> float:
@@ -57,10 +61,10 @@ def plan_requantise_file(
 
     Args:
         checkpoint: A file, or an index of shards, stored in any way that is read.
-        to: The way in which the diffusion model's matrices are written: `fp8_scaled`; see
-            docs/quantised.md.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; None: nowhere
-            yet.
+        to: The way in which the diffusion model's matrices are written: `fp8_scaled`, or `q8_0`, which
+            makes a GGUF file of the diffusion model alone; see docs/quantised.md.
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; None:
+            nowhere yet.
         force: Whether the output may replace files.
         dtype: Of the floating point numbers that stay whole; None: each as it is stored, bfloat16 for
             what is stored with scales.
@@ -68,32 +72,39 @@ def plan_requantise_file(
         shard_size: See `requantise_file`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written, there is no such way, or no weight
-            can be written so.
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree;
+            there is no such way, or no weight can be written so.
         MismatchError: The checkpoint is an adapter.
-        QuantisedError: The checkpoint's numbers are stored in a way that is not read.
+        QuantisedError: The checkpoint's numbers are stored in a way that is not read; or the package
+            that GGUF needs is not installed.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)
+    is_gguf = writes_gguf(output, to, checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
-    storing, note = plan_storing(checkpoint, checkpoint.keys(), to, whole)
     known = parameters(checkpoint).values()
     belongs = {key for one in known if one.component != "other" for key in one.keys}
     dtypes: dict[str, torch.dtype] = {}
     for key in checkpoint.keys():  # noqa: SIM118
         found = checkpoint.result_dtype(key)
         dtypes[key] = dtype if dtype and found.is_floating_point and key in belongs else found
-    dtypes |= {key: one.scheme.dtype for key, one in storing.items()}
+    if is_gguf:
+        gguf = plan_gguf(checkpoint, dtypes, to, whole)
+        dtypes, storing, told = dict(gguf.dtypes), gguf.storing, gguf.notes
+    else:
+        gguf = None
+        storing, note = plan_storing(checkpoint, checkpoint.keys(), to, whole)
+        told = (note,)
+        dtypes |= {key: one.scheme.dtype for key, one in storing.items()}
     tensors = {
         key: Planned(key, checkpoint, key, found, storing=storing.get(key))
         for key, found in dtypes.items()
     }
     if output is not None:
         check_shards(output, checkpoint, dtypes, inputs, shard_size=shard_size, force=force)
-    plan = RequantisePlan(checkpoint, to, tensors, ())
+    plan = RequantisePlan(checkpoint, to, tensors, (), gguf)
     bits = f"{plan.bits:.2f} bits per number, scales included"
-    notes = (*storage_notes(checkpoint, dtypes, storing), note, bits)
-    return RequantisePlan(checkpoint, to, tensors, notes)
+    return replace(plan, notes=(*storage_notes(checkpoint, dtypes, storing), *told, bits))
