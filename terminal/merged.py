@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from ..lora_ops import MergeCheck, MergeReport, Report
-from ..lora_ops.operations.merge.merge import NOT_FINITE
 from ..lora_ops.operations.merge.step import MergedLayer
+from ..lora_ops.operations.weights.gguf_file_plan import NOT_HELD
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size
 from .layout import fill, new_table, open_console, print_notes, print_stored, safe, shape_text, tail
@@ -54,7 +54,7 @@ def show_merged(report: Report, *, verbose: bool = False) -> None:
         console.print(f"change by block: {safe(told)}", highlight=False, soft_wrap=True)
     for reason, number in Counter(skip.reason for skip in found.skips).items():
         console.print(
-            f"{'as in the base' if reason == NOT_FINITE else 'left out'}: "
+            f"{'left out' if reason in NOT_HELD else 'as in the base'}: "
             f"{counted(number, 'weight')}, {safe(reason)}",
             highlight=False,
         )

@@ -17,6 +17,9 @@ from .storing import Storing
 from .tiles import Planned
 
 LEFT_OUT = "not of the diffusion model, which is all that a GGUF file holds"
+EMPTY = "holds no numbers"
+#: Why something is not in a GGUF file.
+NOT_HELD = (LEFT_OUT, EMPTY)
 # What is of the old file alone.
 _FALSE = (SHAPE, "general.alignment", "lorakit.", "split.")
 #: ggml's type of the numbers of a dtype, where they are not written in blocks.

@@ -28,11 +28,18 @@ from ...report import Skip
 from ...source import TensorSource, storage_name
 from ...text import either, plain
 from .gguf_as_stored import as_stored
-from .gguf_file_plan import ELEMENTS, LEFT_OUT, PLAIN, GgufPlan, carried, gguf_file, types_note
+from .gguf_file_plan import (
+    ELEMENTS,
+    EMPTY,
+    LEFT_OUT,
+    PLAIN,
+    GgufPlan,
+    carried,
+    gguf_file,
+    types_note,
+)
 from .output import GGUF, is_gguf
 from .storing import Storing
-
-EMPTY = "holds no numbers"
 
 _ARCHITECTURE, _FILE_TYPE = "general.architecture", "general.file_type"
 _VERSION, _VERSION_NOW = "general.quantization_version", 2
