@@ -16,7 +16,9 @@ from .options import (
     dtype_option,
     foretell,
     parse_dtype,
+    parse_rounding,
     result_options,
+    rounding_options,
     storing_options,
     tell,
     together,
@@ -40,8 +42,9 @@ _arguments = together(
     ),
     where_option,
     dora_option,
-    dtype_option("as the checkpoint stores them", "weights"),
+    dtype_option("as the checkpoint stores them, with scales too", "weights"),
     storing_options,
+    rounding_options(""),
     click.option(
         "--allow-partial",
         is_flag=True,
@@ -56,8 +59,9 @@ _arguments = together(
 def bake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS in it, each times its strength S.
 
-    Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. The
-    report says how much of each change survived the rounding.
+    Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. Weights that
+    CHECKPOINT stores with scales are stored so again, where that can be written; --dtype writes them as
+    numbers. The report says how much of each change survived the rounding.
     """
     _bake(1, **arguments)  # pyright: ignore[reportArgumentType]
 
@@ -88,6 +92,9 @@ def _bake(
     dtype: str | None,
     to: str | None,
     whole: tuple[str, ...],
+    quantise: tuple[str, ...],
+    rounding: str | None,
+    seed: int | None,
     dora: Convention,
     allow_partial: bool,
     force: bool,
@@ -118,6 +125,8 @@ def _bake(
             dtype=parse_dtype(dtype),
             to=to,
             whole=whole,
+            quantise=quantise,
+            **parse_rounding(rounding, seed),
             allow_partial=allow_partial,
             sign=sign,
             allow_other=allow_other,

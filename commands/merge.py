@@ -16,6 +16,7 @@ from .options import (
     clear_errors,
     foretell,
     result_options,
+    rounding_options,
     storing_options,
     tell,
 )
@@ -73,20 +74,10 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     metavar="[PART=]D",
     multiple=True,
     help="Number format: fp16, bf16 or fp32, of all or of a part: vae=fp32. May be repeated.  "
-    "[default: as the base stores them]",
+    "[default: as the base stores them, with scales too]",
 )
 @storing_options
-@click.option(
-    "--rounding",
-    type=click.Choice(["nearest", "stochastic"]),
-    help="To the nearest number, or up or down by chance, so that small changes stay on average.  "
-    "[default: nearest]",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    help="Of random masks, and of rounding by chance.  [default: 0, or the recipe's]",
-)
+@rounding_options("random masks, and of ")
 @click.option(
     "--set",
     "values",
@@ -145,6 +136,7 @@ def merge(
     dtype: tuple[str, ...],
     to: str | None,
     whole: tuple[str, ...],
+    quantise: tuple[str, ...],
     rounding: str | None,
     seed: int | None,
     values: tuple[str, ...],
@@ -212,6 +204,8 @@ def merge(
             keep=keep,
             shard_size=shard_size,
             to=to,
+            whole=whole,
+            quantise=quantise,
             full_differences=full_differences,
         )
         if is_lora:
@@ -238,6 +232,7 @@ def merge(
             shard_size=size,
             to=to,
             whole=whole,
+            quantise=quantise,
             **options,
         )
         plan = replace(plan, notes=(*request.notes, *format_notes(recipe, output), *plan.notes))

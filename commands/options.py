@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import click
 
@@ -119,13 +119,65 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
-whole_option = click.option(
-    "--whole",
-    metavar="PATTERN",
-    multiple=True,
-    help="Of what --to would store with scales, keep these whole, by the model's own names: "
-    "'double_blocks.0.*'. May be repeated.",
+#: Which weights --to is for.
+patterns_options = together(
+    click.option(
+        "--whole",
+        metavar="PATTERN",
+        multiple=True,
+        help="Of the weights that would be written with scales, keep these whole, by the model's own "
+        "names: 'double_blocks.0.*'. May be repeated.",
+    ),
+    click.option(
+        "--quantise",
+        metavar="PATTERN",
+        multiple=True,
+        help="Of those that --to usually leaves whole, write these with scales, too: 'final_layer.*'. May "
+        "be repeated; --whole goes before it.",
+    ),
 )
+
+
+_OR_THE_RECIPES = ", or the recipe's"
+
+
+def rounding_options(of: str) -> Decorator:
+    """The options --rounding and --seed; `of` says what else the seed is for, or nothing."""
+    return together(
+        click.option(
+            "--rounding",
+            type=click.Choice(["nearest", "stochastic"]),
+            help="To the nearest number, or up or down by chance, so that small changes stay on average.  "
+            "[default: nearest]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**64 - 1),
+            help=f"Of {of}rounding by chance.  [default: 0{_OR_THE_RECIPES if of else ''}]",
+        ),
+    )
+
+
+class Rounding(TypedDict):
+    """How numbers are rounded, as `plan_bake_file` and `plan_requantise_file` take it."""
+
+    rounding: str
+    seed: int
+
+
+def parse_rounding(rounding: str | None, seed: int | None) -> Rounding:
+    """What both options say, where the seed is for nothing else.
+
+    Raises:
+        ArgumentError: There is a seed for nothing.
+    """
+    from ..lora_ops import ArgumentError
+
+    if seed is not None and rounding != "stochastic":
+        raise ArgumentError("--seed is of rounding by chance; give --rounding stochastic, too")
+    return {"rounding": rounding or "nearest", "seed": seed or 0}
+
+
 #: For a command that writes a checkpoint.
 storing_options = together(
     click.option(
@@ -134,9 +186,9 @@ storing_options = together(
         help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
         "fp8_e5m2_scaled, int8, mxfp8 or nvfp4; or into a GGUF file, which holds the diffusion model alone: q8_0, "
         "q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32. First and last layers, embeddings and norms stay whole.  "
-        "[default: as numbers; from GGUF into GGUF, as each is stored]",
+        "[default: as they are stored]",
     ),
-    whole_option,
+    patterns_options,
 )
 
 

@@ -13,9 +13,11 @@ from .options import (
     dtype_option,
     foretell,
     parse_dtype,
+    parse_rounding,
+    patterns_options,
     result_options,
+    rounding_options,
     tell,
-    whole_option,
 )
 
 
@@ -34,14 +36,18 @@ from .options import (
     help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8 or nvfp4; for GGUF q8_0, q5_1, q5_0, q4_1, q4_0, bf16, "
     "f16 or f32. docs/quantised.md has what they are.",
 )
-@whole_option
-@dtype_option("as MODEL stores them, bf16 where that is with scales", "weights that stay whole")
+@patterns_options
+@rounding_options("")
+@dtype_option("as MODEL stores them; matrices with scales: bf16", "weights that are not written so")
 @result_options
 def requantise(
     model: Path,
     output: Path,
     to: str,
     whole: tuple[str, ...],
+    quantise: tuple[str, ...],
+    rounding: str | None,
+    seed: int | None,
     dtype: str | None,
     force: bool,
     dry_run: bool,
@@ -50,8 +56,8 @@ def requantise(
 ) -> None:
     """Write MODEL with its matrices in 8 bits or 4, and scales.
 
-    MODEL may be stored in any way that is read. Each matrix is rounded once, to the nearest; one that is stored so
-    already is copied, and so is everything that stays whole. The report says by how much storing has changed each.
+    MODEL may be stored in any way that is read. Each matrix of its diffusion model is rounded once; one that is stored
+    so already is copied, and so is everything that stays whole. The report says by how much storing has changed each.
     A GGUF file holds the diffusion model alone; what else MODEL has is left out, and reported.
     """
     with clear_errors():
@@ -68,7 +74,13 @@ def requantise(
         with open_source(model) as source:
             check_json(json_to, source.paths, output)
             plan = plan_requantise_file(
-                source, to, output=output, force=force, dtype=parse_dtype(dtype), whole=whole
+                *(source, to),
+                output=output,
+                force=force,
+                dtype=parse_dtype(dtype),
+                whole=whole,
+                quantise=quantise,
+                **parse_rounding(rounding, seed),
             )
             if dry_run:
                 foretell(preview_requantise(plan, output), json_to=json_to)

@@ -153,7 +153,7 @@ _OF_LAYERS = {
 INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
-    "BakePlan": {"changes", "lost", "idle", "storing", "gguf", "outside"},
+    "BakePlan": {"changes", "lost", "idle", "tensors", "wanted", "gguf", "outside"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
@@ -163,7 +163,7 @@ INNER = {
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},
     "Recipe": {"steps", "output"},
-    "RequantisePlan": {"tensors", "gguf"},
+    "RequantisePlan": {"tensors", "wanted", "gguf"},
     "RankRule": {"first_guess", "choose", "choose_within"},
 }
 #: Types that people make themselves; the others are handed to them.

@@ -113,7 +113,7 @@ def show_sum(report: Report, *, verbose: bool = False) -> None:
 def show_baked(report: Report, *, verbose: bool = False) -> None:
     """Print how much of each change survived the rounding of the checkpoint."""
     console = open_console()
-    table = new_table("weight", "kind", "shape", "error", "cosine")
+    table = new_table("weight", "kind", "shape", "error", "kept", "cosine")
 
     def cells(layer: BakedLayer) -> tuple[str, ...]:
         return (
@@ -121,6 +121,7 @@ def show_baked(report: Report, *, verbose: bool = False) -> None:
             layer.kind,
             shape_text(layer.shape),
             human_error(layer.error),
+            f"{layer.gain:.4f}",
             f"{layer.cosine:.6f}",
         )
 

@@ -13,7 +13,10 @@ from ..lora_ops.text import CALL, PARAMETER
 #: The option for each parameter that a message may name.
 OPTIONS = {
     **{name: f"--{name}" for name in ("architecture", "base", "dtype", "exclude", "force")},
-    **{name: f"--{name}" for name in ("format", "reference", "to", "where", "whole")},
+    **{
+        name: f"--{name}" for name in ("format", "quantise", "reference", "rounding", "to", "where")
+    },
+    "whole": "--whole",
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",
@@ -32,13 +35,12 @@ COMMANDS = {
     "scale_file": "scale",
 }
 # A shell would take its values for patterns of its own.
-_PATTERNS = ("exclude", "where", "whole")
+_PATTERNS = ("exclude", "quantise", "where", "whole")
 # What a device is chosen by is no command here.
 _ON_THE_CPU = '`place("cpu")`'
 # What a recipe says, where an option says it too.
 _PHRASES = {
     "(`allow_nonfinite`)": "(--allow-nonfinite)",
-    '(`rounding = "stochastic"` in the recipe)': "(--rounding stochastic)",
     'set `keep = "on"` or `"off"` in the recipe': "give --keep on or off",
 }
 # An option stands in backticks where the sentence has no other word for what it does.

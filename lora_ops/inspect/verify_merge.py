@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..operations.merge.merge import MergedSource, MergeOptions
-from ..operations.merge.plan import plan_merge
+from ..files import GgufFile, QuantisedSource
+from ..operations.merge.merge import MergeOptions, written_tensors
+from ..operations.merge.plan import MergePlan, plan_merge
 from ..operations.merge.recipes.recipe import Recipe
+from ..operations.merge.stored import stored_plan
+from ..operations.weights.output import rows_of
 from ..run.devices import Placement, place
 from ..run.inputs import unchanged
 from ..run.job import Job, Work
@@ -79,31 +83,54 @@ def verify_merge(
         LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
     """
     started = time.perf_counter()
-    right = MergedSource(plan_merge(recipe, sources, **options))
-    held, wanted = set(merged.keys()), right.plan.tensors
-    jobs = [Job(key, key, math.prod(one.shape)) for key, one in wanted.items() if key in held]
+    stored = merged.original if isinstance(merged, QuantisedSource) else merged
+    output = Path(merged.name) if isinstance(stored, GgufFile) else None
+    plan = stored_plan(plan_merge(recipe, sources, **options), output)
+    held = list(stored.keys())
+    wanted = [_name(plan, key, held) for key, _, _ in rows_of(plan.tensors.values())]
+    jobs = [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
     with unchanged(merged, *sources.values()):
-        work = Work(jobs, partial(_compared, right, merged))
-        found = stream(work, place("cpu"), ahead=3, progress=progress)
-        different = {key: off for key, off in found if off is not None}
+        work = Work(jobs, partial(_compared, plan, stored, frozenset(held)))
+        found = list(stream(work, place("cpu"), ahead=3, progress=progress))
+    different = {key: off for outcome in found for key, off in outcome.items() if off is not None}
     return MergeCheck(
-        len(jobs) - len(different),
+        len({*wanted} & {*held}) - len(different),
         different,
-        missing=tuple(key for key in wanted if key not in held),
-        added=tuple(key for key in merged.keys() if key not in wanted),  # noqa: SIM118
-        notes=right.plan.notes,
+        missing=tuple(key for key in wanted if key not in {*held}),
+        added=tuple(key for key in held if key not in {*wanted}),
+        notes=plan.notes,
         seconds=time.perf_counter() - started,
     )
 
 
 def _compared(
-    right: MergedSource, merged: TensorSource, keys: Sequence[str], _: Placement
-) -> list[tuple[str, float | None]]:
-    return [(key, _difference(right.tensor(key), merged, key)) for key in keys]
+    plan: MergePlan,
+    stored: TensorSource,
+    held: Container[str],
+    keys: Sequence[str],
+    _: Placement,
+) -> list[dict[str, float | None]]:
+    """How far what the file holds is off, for each tensor of the plan; one that it lacks is not computed."""
+    found: list[dict[str, float | None]] = []
+    for key in keys:
+        names = {k: _name(plan, k, held) for k, _, _ in rows_of([plan.tensors[key]])}
+        is_held = any(name in held for name in names.values())
+        right = written_tensors(plan, key) if is_held else {}
+        there = {names[k]: one for k, one in right.items() if names[k] in held}
+        found.append({name: _difference(one, stored, name) for name, one in there.items()})
+    return found
+
+
+def _name(plan: MergePlan, key: str, held: Container[str]) -> str:
+    """What a tensor is called in the file: in a GGUF file without what stands before a model's names."""
+    is_own = plan.gguf is None or key in held
+    return key if is_own else plan.gguf.layout.tensors[key].name
 
 
 def _difference(right: Tensor, merged: TensorSource, key: str) -> float | None:
     """The share by which a tensor is off; None where every bit is the same."""
+    if isinstance(merged, GgufFile) and right.numel() == math.prod(merged.shape(key)):
+        right = right.reshape(merged.shape(key))  # blocks lie in rows of the file's own
     if (merged.shape(key), merged.dtype(key)) != (tuple(right.shape), right.dtype):
         return math.inf
     found = merged.tensor(key)

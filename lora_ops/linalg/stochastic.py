@@ -6,6 +6,8 @@ by chance keeps the sum over many weights, for noise of up to one spacing in eac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -43,15 +45,36 @@ def rounded_by(bits: Tensor, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: One of `CHANCE`.
     """
     limits = torch.finfo(dtype)
-    bits = bits.to(tensor.device)
-    chance = bits.float().add_((1 << 15) + 0.5).mul_(1 / (1 << 16))
     # The power of two at or below each number, without subnormal ones of `dtype`, gives the spacing.
-    steps = tensor.abs().clamp_(max=limits.max)
-    power = steps.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)
+    sizes = tensor.abs().clamp_(max=limits.max)
+    power = sizes.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)
     spacing = power.clamp_(min=limits.smallest_normal).mul_(limits.eps)
     # Divisions and products by powers of two, and the remainder, are exact.
-    steps.div_(spacing)
-    whole = torch.floor(steps)
-    whole.add_(steps.sub_(whole).gt_(chance))
-    result = whole.mul_(spacing).clamp_(max=limits.max).copysign_(tensor)
+    result = _up_or_down(bits, sizes, spacing).clamp_(max=limits.max).copysign_(tensor)
     return torch.where(tensor.isfinite(), result, tensor).to(dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chance:
+    """Rounds numbers up or down by random bits, the nearer the likelier.
+
+    Attributes:
+        bits: int16, of the shape of the numbers, from `random_bits`.
+    """
+
+    bits: Tensor
+
+    def to_floats(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Round to the numbers of a dtype; see `rounded_by`."""
+        return rounded_by(self.bits, numbers, dtype)
+
+    def to_steps(self, numbers: Tensor, spacing: Tensor | float) -> Tensor:
+        """Round to multiples of a spacing, which is that at each number; float32."""
+        return _up_or_down(self.bits, numbers.abs(), spacing).copysign_(numbers)
+
+
+def _up_or_down(bits: Tensor, sizes: Tensor, spacing: Tensor | float) -> Tensor:
+    """Round sizes, which are overwritten, to multiples of their spacing."""
+    chance = bits.to(sizes.device).float().add_((1 << 15) + 0.5).mul_(1 / (1 << 16))
+    whole = torch.floor(sizes.div_(spacing))
+    return whole.add_(sizes.sub_(whole).gt_(chance)).mul_(spacing)

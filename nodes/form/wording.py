@@ -118,10 +118,16 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "",
         ),
         (
-            r'\(`rounding = "stochastic"` in the recipe\)',
+            r'\(`rounding="stochastic"`\)',
             "rounding",
             "(`rounding` stochastic)",
-            r"\g<0>",
+            '(`rounding = "stochastic"` in the recipe)',
+        ),
+        (
+            r"keep them whole \(`whole=`\), store them otherwise \(`to=`\)",
+            "storage",
+            "choose another `storage`",
+            "write another `to` or more `whole` in the recipe",
         ),
         (
             r"files are looked for where you say when it is run",

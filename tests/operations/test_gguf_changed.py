@@ -209,5 +209,6 @@ def test_a_merge_into_gguf(tmp_path: Path, base: str) -> None:
     codes = gguf.quants.quantize(meant.numpy(), kind)
     assert (found[key].data == codes).mean() > 0.999
     assert found["img_in.bias"].tensor_type.name == "F32"
-    again = lorakit_here("recipe", output)
-    assert again.status == 0
+    for options in ((), ("--verify", "--search", tmp_path)):
+        again = lorakit_here("recipe", output, *options)
+        assert again.status == 0, again.err

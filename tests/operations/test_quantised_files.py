@@ -172,7 +172,7 @@ def test_bake(opened: dict[str, FileSource], store: str, tmp_path: Path) -> None
     with lora(opened["tuned, plain"], opened["base, plain"], tmp_path / "more") as adapter:
         ingredients = [Ingredient(adapter, 1.0)]
         output = tmp_path / "more" / "out.safetensors"
-        plan = plan_bake_file(model, ingredients, output=output)
+        plan = plan_bake_file(model, ingredients, output=output, dtype=torch.bfloat16)
         report = bake_file(plan, model, output)
         expected, _ = bake(numbers(model), ingredients, dtype=torch.bfloat16)
         found = load_file(output)
@@ -191,7 +191,8 @@ def test_bake_by_the_command(opened: dict[str, FileSource], tmp_path: Path) -> N
     (tmp_path / "more").mkdir()
     lora(opened["tuned, plain"], opened["base, plain"], tmp_path / "more").close()
     model, out = tmp_path / "base, old fp8.safetensors", tmp_path / "more" / "out.safetensors"
-    done = lorakit_here("bake", model, tmp_path / "more" / "lora.safetensors", "-o", out)
+    asked = ("-o", out, "--dtype", "bf16")
+    done = lorakit_here("bake", model, tmp_path / "more" / "lora.safetensors", *asked)
     assert (done.status, done.err) == (0, "")
     assert {tensor.dtype for tensor in load_file(out).values()} == {torch.bfloat16}
 
@@ -209,7 +210,8 @@ def test_merge(opened: dict[str, FileSource], tmp_path: Path) -> None:
     expected, _ = merge(recipe, {name: numbers(model) for name, model in models.items()})
     (tmp_path / "more").mkdir()
     output = tmp_path / "more" / "out.safetensors"
-    merge_file(plan_merge_file(recipe, models, output=output), output, version="0")
+    written = recipe.with_output(dtype="bf16")
+    merge_file(plan_merge_file(written, models, output=output), output, version="0")
     found = load_file(output)
     assert found.keys() == expected.keys()
     for key, tensor in found.items():
@@ -279,7 +281,10 @@ def test_shards_stay_shards(tmp_path: Path) -> None:
     )
     output = tmp_path / "out.safetensors.index.json"
     with open_source(index) as model, open_source(tmp_path / "lora.safetensors") as adapter:
-        bake_file(plan_bake_file(model, [Ingredient(adapter, 1.0)], output=output), model, output)
+        plan = plan_bake_file(
+            model, [Ingredient(adapter, 1.0)], output=output, dtype=torch.bfloat16
+        )
+        bake_file(plan, model, output)
     with open_source(output) as found:
         exact = tensors[f"{block}.weight"].float() * tensors[f"{block}.scale_weight"] + 1
         assert torch.equal(found.tensor(f"{block}.weight"), exact.bfloat16())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -83,6 +84,21 @@ def from_metadata(headers: Headers) -> Iterator[QuantisedWeight | Plain]:
             raise headers.damaged(layer, f"{quote(METADATA)} has no settings for it")
         found = _configured(headers, layer, cast("Settings", settings), METADATA)
         yield replace(found, beside=(*headers.held(layer, ENDING[1:]), *found.beside))
+
+
+def configurations(metadata: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """The entry of a file's metadata that configures some of its layers; none where it has none.
+
+    Args:
+        metadata: Of the file, from which its weights were read.
+        layers: Which.
+    """
+    if METADATA not in metadata:
+        return {}
+    told = cast("Settings", json.loads(metadata[METADATA]))
+    held = cast("Settings", told["layers"])
+    found = {layer: held[layer] for layer in layers if layer in held}
+    return {METADATA: json.dumps({**told, "layers": found})} if found else {}
 
 
 def _configured(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
 from .fp8 import widened
+from .integers import turned_back
 
-#: Rounds float32 to the dtype of codes.
-Rounding: TypeAlias = Callable[[Tensor], Tensor]
+
+class Chance(Protocol):
+    """Rounds numbers up or down by chance, the nearer the likelier; `linalg/stochastic.py` has one."""
+
+    def to_floats(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Round to the numbers of a dtype."""
+        ...
+
+    def to_steps(self, numbers: Tensor, spacing: Tensor | float) -> Tensor:
+        """Round to multiples of a spacing, which is that at each number; float32."""
+        ...
 
 
 class Encoder(ABC):
@@ -33,19 +42,19 @@ class Encoder(ABC):
         self.key, self.shape, self.dtype = key, shape, dtype
         self._norms: dict[int, tuple[float, float]] = {}
 
-    def look(self, rows: Tensor) -> None:  # noqa: B027  most need nothing
-        """See some rows, for what all of them have in common."""
+    def look(self, rows: Tensor, first: int) -> None:  # noqa: B027  most need nothing
+        """See some rows, for what several of them have in common; see `encode`."""
 
     @abstractmethod
     def encode(
-        self, rows: Tensor, first: int, rounding: Rounding | None = None
+        self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the codes of some rows, and the numbers that these stand for.
 
         Args:
             rows: (n, columns).
             first: Which is the first of them.
-            rounding: Of numbers divided by their scales; None: to the nearest.
+            chance: By which each is rounded up or down; None: to the nearest.
 
         Returns:
             Rows of codes, and as float32 numbers of the shape of `rows`.
@@ -82,12 +91,13 @@ class ScalingEncoder(Encoder):
     """One that divides numbers by scales, and rounds what comes of it."""
 
     def encode(
-        self, rows: Tensor, first: int, rounding: Rounding | None = None
+        self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Encoder`."""
         exact = rows.float()
         scales = self.scaled(exact, first)
-        codes = (rounding or self.nearest)(self.divided(exact, scales))
+        divided = self.divided(exact, scales)
+        codes = self.nearest(divided) if chance is None else self.by_chance(divided, chance)
         numbers = self.widened(codes).mul_(scales)
         self.count(exact, numbers, first)
         return codes, numbers
@@ -104,39 +114,64 @@ class ScalingEncoder(Encoder):
     def nearest(self, numbers: Tensor) -> Tensor:
         """Numbers that are divided by their scales, as codes."""
 
+    @abstractmethod
+    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """The same, but each number as one of its two neighbours."""
+
     def widened(self, codes: Tensor) -> Tensor:
         """Fresh float32 of codes."""
         return widened(codes)
 
 
 class ScaledFloat(ScalingEncoder):
-    """Float8 with one scale: the largest number over the largest of the format."""
+    """Float8 with one scale, or one for each block: the largest number over the largest of the format.
+
+    Args:
+        key: See `Encoder`.
+        shape: See there.
+        dtype: See there.
+        blocks: Blocks of rows and of columns that have a scale each.
+        scales: Dtype in which the scales are kept.
+    """
 
     looks = True
 
-    def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        key: str,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        blocks: tuple[int, int] = (1, 1),
+        scales: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(key, shape, dtype)
-        self._limit = torch.finfo(dtype).max
-        self._largest = torch.zeros(())
+        self._limit = torch.finfo(dtype).max if dtype.is_floating_point else 127.0
+        self._largest, self._kept = torch.zeros(blocks), scales
 
-    def look(self, rows: Tensor) -> None:
-        """Remember the largest number."""
-        self._largest = torch.maximum(self._largest, rows.abs().amax().float())
+    def look(self, rows: Tensor, first: int) -> None:
+        """Remember the largest number of each block."""
+        blocks = rows.view(len(rows), self._largest.shape[1], -1).abs().amax(dim=2).float()
+        places = self._places(first, len(rows)).unsqueeze(1).expand_as(blocks)
+        self._largest.scatter_reduce_(0, places, blocks, "amax")
 
     @property
     def scale(self) -> Tensor:
-        """Of the weight; 1 where it holds nothing that could be told apart.
+        """Of each block; 1 where it holds nothing that could be told apart.
 
         Raises:
             NonFiniteError: Some number is none.
         """
         self.check(self._largest)
-        scale = self._largest / self._limit
-        return scale if bool((1 / scale).isfinite()) else torch.ones(())
+        scale = (self._largest / self._limit).to(self._kept).float()
+        return scale.masked_fill_(~(1 / scale).isfinite(), 1.0)
 
     def scaled(self, rows: Tensor, first: int) -> Tensor:
-        """The one scale."""
-        return self.scale
+        """That of each number; where there is one alone, it."""
+        scale = self.scale
+        if scale.numel() == 1:
+            return scale
+        width = self.shape[1] // scale.shape[1]
+        return scale[self._places(first, len(rows))].repeat_interleave(width, dim=1)
 
     def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
         """By way of the scale's reciprocal, as ComfyUI does."""
@@ -146,12 +181,45 @@ class ScaledFloat(ScalingEncoder):
         """The nearest float8; ties to even."""
         return numbers.to(self.dtype)
 
+    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """See `Encoder`."""
+        return chance.to_floats(numbers, self.dtype)
+
     def parts(self) -> dict[str, Tensor]:
-        """The scale."""
-        return {"weight_scale": self.scale}
+        """The scale, or those of the blocks."""
+        scale = self.scale
+        return {"weight_scale": scale.reshape(()) if scale.numel() == 1 else scale}
+
+    def _places(self, first: int, count: int) -> Tensor:
+        """Which block of rows each of some rows is in."""
+        return torch.arange(first, first + count) // (self.shape[0] // self._largest.shape[0])
 
 
-class Rows(ScalingEncoder):
+class _Integers(ScalingEncoder):
+    """Codes that are integers of 8 bits."""
+
+    def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
+        """By division."""
+        return (rows / scales).clamp_(-128, 127)
+
+    def nearest(self, numbers: Tensor) -> Tensor:
+        """The nearest integer; ties to even."""
+        return numbers.round_().to(self.dtype)
+
+    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """See `Encoder`."""
+        return chance.to_steps(numbers, 1.0).to(self.dtype)
+
+    def widened(self, codes: Tensor) -> Tensor:
+        """Fresh float32 of codes."""
+        return codes.float()
+
+
+class ScaledInteger(_Integers, ScaledFloat):
+    """Integers of 8 bits with one scale, or one for each block: the largest number over 127."""
+
+
+class Rows(_Integers):
     """Integers of 8 bits with a scale for each row: its largest number over 127."""
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -166,24 +234,23 @@ class Rows(ScalingEncoder):
         self._scales[first : first + len(rows)] = found
         return found
 
-    def encode(
-        self, rows: Tensor, first: int, rounding: Rounding | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Encoder`; integers are always rounded to the nearest."""
-        return super().encode(rows, first, None)
-
-    def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
-        """By division."""
-        return (rows / scales).clamp_(-128, 127)
-
-    def nearest(self, numbers: Tensor) -> Tensor:
-        """The nearest integer; ties to even."""
-        return numbers.round_().to(self.dtype)
-
-    def widened(self, codes: Tensor) -> Tensor:
-        """Fresh float32 of codes."""
-        return codes.float()
-
     def parts(self) -> dict[str, Tensor]:
         """The scales, a column."""
         return {"weight_scale": self._scales}
+
+
+class RotatedRows(Rows):
+    """The same of a weight that is rotated by groups of its columns; see `integers.py`."""
+
+    def __init__(
+        self, key: str, shape: tuple[int, int], dtype: torch.dtype, group: int = 256
+    ) -> None:
+        super().__init__(key, shape, dtype)
+        self._group = group
+
+    def encode(
+        self, rows: Tensor, first: int, chance: Chance | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Encoder`; the rotation is its own inverse and changes no norm."""
+        codes, numbers = super().encode(turned_back(rows.float(), self._group), first, chance)
+        return codes, turned_back(numbers, self._group)

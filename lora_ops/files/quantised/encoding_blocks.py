@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .blocks import in_tiles, unpacked
-from .encoding import Encoder, ScaledFloat, ScalingEncoder
+from .encoding import Chance, ScaledFloat, ScalingEncoder
 
 _LIMIT = torch.finfo(torch.float8_e4m3fn).max
 #: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
@@ -43,6 +43,10 @@ class Mxfp8(ScalingEncoder):
         """The nearest float8; ties to even."""
         return numbers.to(self.dtype)
 
+    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """See `Encoder`."""
+        return chance.to_floats(numbers, self.dtype)
+
     def parts(self) -> dict[str, Tensor]:
         """The exponents, in tiles."""
         return {"weight_scale": in_tiles(self._exponents).view(_EXPONENTS)}
@@ -52,9 +56,8 @@ class Nvfp4(ScaledFloat):
     """Two floats of 4 bits a byte, a float8 for every 16 of a row, and a scale of the whole weight."""
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        Encoder.__init__(self, key, shape, dtype)
+        super().__init__(key, shape, dtype)
         self._limit = _LIMIT * _LARGEST_FLOAT4
-        self._largest = torch.zeros(())
         self._blocks = torch.zeros(shape[0], shape[1] // 16, dtype=torch.float8_e4m3fn)
 
     def scaled(self, rows: Tensor, first: int) -> Tensor:
@@ -79,10 +82,18 @@ class Nvfp4(ScaledFloat):
             codes.add_(sizes > between)
         return codes[:, ::2] << 4 | codes[:, 1::2]
 
+    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """See `Encoder`."""
+        sizes = numbers.abs()
+        gaps = (
+            torch.full_like(sizes, 0.5).masked_fill_(sizes >= 2, 1.0).masked_fill_(sizes >= 4, 2.0)
+        )
+        return self.nearest(chance.to_steps(numbers, gaps))
+
     def widened(self, codes: Tensor) -> Tensor:
         """Fresh float32 of codes."""
         return unpacked(codes)
 
     def parts(self) -> dict[str, Tensor]:
         """The scales of blocks, in tiles, and that of the weight."""
-        return {"weight_scale": in_tiles(self._blocks), "weight_scale_2": self.scale}
+        return {"weight_scale": in_tiles(self._blocks), "weight_scale_2": self.scale.reshape(())}

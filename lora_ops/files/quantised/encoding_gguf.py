@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import QuantisedError
 from ..reading.gguf_header import TYPES, BlockType
-from .encoding import Encoder, Rounding
+from .encoding import Chance, Encoder
 from .gguf import gguf_package
 from .storages import Scheme
 
@@ -35,7 +35,7 @@ class GgufBlocks(Encoder):
         self._type = type
 
     def encode(
-        self, rows: Tensor, first: int, rounding: Rounding | None = None
+        self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Encoder`; always rounded to the nearest."""
         package, exact = gguf_package(), rows.float().contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from ...errors import QuantisedError
 from ...source import TensorSource
 from ..base import FileSource
+from ..reading.gguf_file import GgufFile
 from ..reading.routed import RoutedSource
-from .comfy import METADATA
+from .comfy import METADATA, configurations
 from .schemes import is_suspect, markers, quantised_weights
-from .torchao import described
+from .torchao import described, descriptions
 from .weight import Plain, QuantisedWeight
 
 
@@ -28,6 +29,7 @@ class QuantisedSource(RoutedSource):
     Attributes:
         original: The file as it is stored.
         weights: What is decoded, by key.
+        plain: What is stored as it is although tensors stand beside it, by key.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class QuantisedSource(RoutedSource):
     ) -> None:
         self.original = original
         self.weights = {k: one for k, one in weights.items() if isinstance(one, QuantisedWeight)}
+        self.plain = {k: one for k, one in weights.items() if isinstance(one, Plain)}
         self.name, self.paths, self.stamps = original.name, original.paths, original.stamps
         self.spelling = original.spelling
         false = {METADATA, *described(original.metadata)}
@@ -125,6 +128,36 @@ class QuantisedSource(RoutedSource):
             FileSource.copy_into(self, key, file, offset)
         else:
             super().copy_into(key, file, offset)
+
+    @property
+    def stays(self) -> bool:
+        """Whether weights can be written as they are stored here: not those of a GGUF, which have types."""
+        return not isinstance(self.original, GgufFile)
+
+    def loose(self, weights: Collection[str], plain: Container[str]) -> list[str]:
+        """The original's keys that are of no decoded weight, for a file that has some of it as it is.
+
+        Args:
+            weights: Keys of decoded ones that it has so: with those goes the marker of their part of the
+                file.
+            plain: Keys of others: with those go what stands beside them.
+        """
+        parts = {marker: marker.rpartition(".")[0] for marker in markers(self.original)}
+        marks = [one for one, part in parts.items() if any(k.startswith(part) for k in weights)]
+        return [
+            *marks,
+            *(name for k, one in self.plain.items() if k in plain for name in one.beside),
+        ]
+
+    def told(self, keys: Iterable[str]) -> dict[str, str]:
+        """What the file's metadata says of how weights are stored, for a file that has them so.
+
+        Args:
+            keys: Of the weights.
+        """
+        layers = [self.weights[key].layer for key in keys]
+        told = self.original.metadata
+        return configurations(told, layers) | descriptions(told, layers)
 
     def check(self) -> None:
         """Raise a `QuantisedError` if what decodes the weights is not installed."""

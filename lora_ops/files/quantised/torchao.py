@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -111,3 +111,17 @@ def described(metadata: Mapping[str, str]) -> set[str]:
         return set()
     listed = cast("list[object]", names) if isinstance(names, list) else []
     return {NAMES, *(name for name in listed if isinstance(name, str))}
+
+
+def descriptions(metadata: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """What describes a file of which some layers are still stored as they are; nothing where none is.
+
+    Args:
+        metadata: Of the file.
+        layers: Those; all other weights are plain tensors.
+    """
+    names, kept = described(metadata), {f"{layer}.weight" for layer in layers}
+    if not names & kept:
+        return {}
+    plain = json.dumps({"_type": "Tensor"})
+    return {n: t if n == NAMES or n in kept else plain for n, t in metadata.items() if n in names}

@@ -26,20 +26,19 @@ if TYPE_CHECKING:
 INDEX = ".safetensors.index.json"
 
 
-def partition(source: FileSource, dtypes: Mapping[str, torch.dtype], limit: int) -> list[list[str]]:
+def partition(source: FileSource, sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     """Sort keys into shards: as the source's own, else one after another up to a limit.
 
     Args:
-        source: Where the keys and shapes are from.
-        dtypes: Of what is written, by key, in writing order.
+        source: Where the keys are from.
+        sizes: Bytes of what is written, by key, in writing order.
         limit: Bytes of data in one shard; a tensor that is larger has one of its own.
     """
     if len(source.parts()) > 1:
         return [list(part) for part in source.parts()]
     shards: list[list[str]] = [[]]
     size = 0
-    for key, dtype in dtypes.items():
-        more = torch.Size(source.shape(key)).numel() * dtype.itemsize
+    for key, more in sizes.items():
         if shards[-1] and size + more > limit:
             shards.append([])
             size = 0

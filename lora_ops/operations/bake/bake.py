@@ -19,7 +19,7 @@ from ...adapters.formats import component
 from ...adapters.layers import Convention, LokrLayer, LoraLayer, ReplacementLayer
 from ...adapters.strengths.ingredient import Ingredient
 from ...linalg import frobenius, inner
-from ...report import LayerReport, Report, Skip, counted
+from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
 from ...run.job import Job, Work
 from ...run.stream import stream
@@ -30,14 +30,12 @@ from ..weights.change import BakedLayer
 from ..weights.gguf_file_plan import LEFT_OUT
 from ..weights.shares import Share
 from ..weights.storing import stored_layers, storing_notes
+from ..weights.survival import CHANCE, OTHERWISE, survival_notes
 from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
 
 NO_PARAMETER = "not in the checkpoint"
-
-# A layer whose stored change points less than this along its true change is called lost.
-SURVIVES = 0.9  # cosine
 
 
 def bake(
@@ -48,6 +46,8 @@ def bake(
     allow_partial: bool = False,
     sign: int = 1,
     dora: Convention = "paper",
+    rounding: str = "nearest",
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """Return a checkpoint with adapters baked in, all in memory, and the report.
@@ -59,6 +59,8 @@ def bake(
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
+        rounding: See `plan_bake`.
+        seed: See there.
         progress: Called after each tensor.
 
     Raises:
@@ -66,7 +68,13 @@ def bake(
     """
     started = time.perf_counter()
     plan = plan_bake(
-        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+        *(checkpoint, ingredients),
+        dtype=dtype,
+        allow_partial=allow_partial,
+        sign=sign,
+        dora=dora,
+        rounding=rounding,
+        seed=seed,
     )
     baked = list(run_bake(plan, progress=progress))
     report = summarise_bake(plan, (one for tensor in baked for one in tensor.reports))
@@ -99,7 +107,7 @@ def bake_jobs(plan: BakePlan) -> list[Job[str]]:
     Args:
         plan: From `plan_bake`.
     """
-    return [Job(key, key, math.prod(plan.checkpoint.shape(key))) for key in plan.dtypes]
+    return [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
 
 
 def _compute(plan: BakePlan, keys: Sequence[str], _: Placement) -> list[Baked]:
@@ -121,22 +129,23 @@ def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Rep
     skips += [_skip(share, LEFT_OUT, _norm(share)) for share in plan.outside]
     skips += plan.gguf.skips if plan.gguf else ()
     stored = stored_layers(known)
-    notes = (*plan.notes, *storing_notes(stored), *_notes(layers, bool(plan.storing)))
+    notes = (*plan.notes, *storing_notes(stored), *_notes(plan, layers))
     return Report(layers, tuple(skips), notes, stored=stored)
 
 
-def _notes(layers: Sequence[BakedLayer], with_scales: bool) -> Iterator[str]:
-    eaten = [layer for layer in layers if layer.cosine < SURVIVES]
+def _notes(plan: BakePlan, layers: Sequence[BakedLayer]) -> Iterator[str]:
     if not any(layer.cosine for layer in layers):
         yield "no number of the checkpoint changed: the layers are zero, cancel, or were rounded away"
-    elif eaten:
-        worst = min(eaten, key=lambda layer: layer.cosine)
-        wider = "keep them whole (`whole=`)" if with_scales else "use a wider `dtype=`"
-        yield (
-            f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
-            f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one; {wider}, or apply the "
-            "LoRA at run time"
-        )
+        return
+    stored = any(one.steps and one.storing is not None for one in plan.tensors.values())
+    yield from survival_notes(
+        layers,
+        by_chance=plan.wanted.seed is not None,
+        ways=(
+            OTHERWISE if stored else "use a wider `dtype=`",
+            *(CHANCE, "apply the LoRA at run time"),
+        ),
+    )
 
 
 def _skip(share: Share, reason: str, norm: float) -> Skip:

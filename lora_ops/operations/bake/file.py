@@ -26,22 +26,19 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..weights.gguf_file_plan import GgufPlan
-from ..weights.gguf_plan import plan_gguf, writes_gguf
+from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
     check_place,
     check_shards,
     folder_notes,
-    rows_of,
     storage_notes,
-    write_tensor,
 )
-from ..weights.storing_plan import plan_storing
+from ..weights.storing_plan import Wanted, kept_metadata, model_keys, with_storing
+from ..weights.written import write_tensor
 from .bake import bake_jobs, summarise_bake
 from .plan import BakePlan, plan_bake
-from .tensor import planned_tensor
 
 
 def plan_bake_file(
@@ -58,6 +55,9 @@ def plan_bake_file(
     shard_size: int = SHARD_SIZE,
     to: str | None = None,
     whole: Sequence[str] = (),
+    quantise: Sequence[str] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
 
@@ -67,74 +67,77 @@ def plan_bake_file(
         output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; a
             new folder where the checkpoint is one; None: nowhere yet.
         force: Whether the output may replace files.
-        dtype: Of the result; None: each tensor as it is stored.
+        dtype: Of the result; None: each tensor as it is stored, with scales too.
         allow_partial: Leave out layers that the checkpoint has no parameter for.
         sign: 1 to bake, -1 to unbake.
         allow_other: Unbake also what is not in the checkpoint by its record.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None:
-            as numbers; into a GGUF file from another, as each is stored, or as `Q8_0` where what
-            changes is stored in a type that is only read.
-        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None: as
+            the checkpoint stores them; in a GGUF file as `Q8_0` where that is only read.
+        whole: Shell patterns of native names of those that are numbers nevertheless.
+        quantise: Of those that `to` would usually leave whole, and that are not to stay so.
+        rounding: See `plan_bake`.
+        seed: See there.
 
     Raises:
         ArgumentError: The output cannot or must not be written, or its name and `to` do not agree;
             or no weight can be written so.
-        QuantisedError: The checkpoint's numbers are stored with scales.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
         LoraOpsError: See `plan_bake`.
     """
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
-    is_gguf = writes_gguf(output, to, checkpoint)
+    is_gguf = writes_gguf(output, to or "", checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(
-        checkpoint, ingredients, dtype=dtype, allow_partial=allow_partial, sign=sign, dora=dora
+        *(checkpoint, ingredients),
+        dtype=dtype,
+        allow_partial=allow_partial,
+        sign=sign,
+        dora=dora,
+        rounding=rounding,
+        seed=seed,
     )
     if sign < 0:
         with hashed([one.source for one in ingredients]) as files:
             records = _records(ingredients, files())
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
+    wanted = replace(plan.wanted, to=to or "", whole=tuple(whole), quantise=tuple(quantise))
     if is_gguf:
-        plan = _in_gguf(plan, plan_gguf(checkpoint, plan.dtypes, to, whole, plan.changes))
-    elif to is not None:
-        storing, note = plan_storing(checkpoint, plan.dtypes, to, whole)
-        codes = {key: one.scheme.dtype for key, one in storing.items()}
-        dtypes = {**plan.dtypes, **codes}
-        plan = replace(plan, storing=storing, dtypes=dtypes, notes=(*plan.notes, note))
-    special = plan.gguf.blocks if plan.gguf else plan.storing
-    told = (*folder_notes(checkpoint), *storage_notes(checkpoint, plan.dtypes, special))
-    plan = replace(plan, notes=(*plan.notes, *told))
+        plan, notes = _in_gguf(plan, wanted)
+    else:
+        numbers = model_keys(checkpoint) if dtype is not None else ()
+        tensors, notes = with_storing(plan.tensors, checkpoint, wanted, numbers)
+        plan = replace(plan, tensors=tensors)
+    told = (*notes, *folder_notes(checkpoint), *storage_notes(checkpoint, plan.tensors))
+    plan = replace(plan, wanted=wanted, notes=(*plan.notes, *told))
     if output is not None:
-        check_shards(output, checkpoint, plan.dtypes, inputs, shard_size=shard_size, force=force)
+        check_shards(
+            *(output, checkpoint, plan.tensors.values(), inputs), shard_size=shard_size, force=force
+        )
     return plan
 
 
-def _in_gguf(plan: BakePlan, gguf: GgufPlan) -> BakePlan:
-    """The plan of a bake whose result is a GGUF file.
+def _in_gguf(plan: BakePlan, wanted: Wanted) -> tuple[BakePlan, tuple[str, ...]]:
+    """The plan of a bake whose result is a GGUF file, and what is worth a sentence.
 
     Raises:
-        ArgumentError: Nothing of what changes is in the file.
+        ArgumentError: Nothing of what changes is in the file; or see `with_gguf`.
     """
-    changes = {key: one for key, one in plan.changes.items() if key in gguf.dtypes}
+    tensors, gguf = with_gguf(plan.tensors, plan.checkpoint, wanted)
+    changes = {key: one for key, one in plan.changes.items() if key in tensors}
     if not changes:
         raise ArgumentError(
             "nothing to bake: the LoRA changes text encoders alone, which a GGUF file does not hold"
         )
-    left = (one for key, one in plan.changes.items() if key not in gguf.dtypes)
-    return replace(
-        plan,
-        changes=changes,
-        dtypes=gguf.dtypes,
-        storing=gguf.storing,
-        gguf=gguf,
-        outside=tuple(share for found in left for change in found for share in change.shares),
-        notes=(*plan.notes, *gguf.notes),
-    )
+    left = (one for key, one in plan.changes.items() if key not in tensors)
+    outside = tuple(share for found in left for change in found for share in change.shares)
+    plan = replace(plan, tensors=tensors, changes=changes, gguf=gguf, outside=outside)
+    return plan, gguf.notes
 
 
 def bake_file(
@@ -194,10 +197,10 @@ class BakedFile(CheckpointFile):
     ) -> None:
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
-        rows = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
+        tensors = plan.tensors.values()
         layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            output, checkpoint, rows, shard_size=shard_size, force=force, layout=layout
+            *(output, checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
@@ -207,7 +210,7 @@ class BakedFile(CheckpointFile):
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
-        return [write_tensor(planned_tensor(self._plan, key), self.file) for key in keys]
+        return [write_tensor(self._plan.tensors[key], self.file) for key in keys]
 
     def report(self) -> Report:
         """The report."""
@@ -241,7 +244,7 @@ def _metadata(
     plan: BakePlan, inputs: Sequence[Input], measured: Mapping[str, float], version: str
 ) -> dict[str, str]:
     checkpoint, *adapters = inputs
-    return baked_metadata(
+    found = baked_metadata(
         checkpoint,
         plan.checkpoint.metadata,
         _records(plan.ingredients, adapters),
@@ -249,3 +252,5 @@ def _metadata(
         dtype=plan.dtype,
         measured=measured,
     )
+    told = kept_metadata(plan.tensors, plan.checkpoint)
+    return {**found, **plan.wanted.record(), **told}

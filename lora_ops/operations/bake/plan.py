@@ -34,8 +34,10 @@ from ...report import counted
 from ...source import TensorSource
 from ..weights.change import Change
 from ..weights.gguf_file_plan import GgufPlan
+from ..weights.rounding import seed_of
 from ..weights.shares import Share, check_kind
-from ..weights.storing import Storing
+from ..weights.storing_plan import Wanted
+from ..weights.tiles import Planned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +50,12 @@ class BakePlan:
         sign: 1 to bake, -1 to unbake; the shares' strengths have it already.
         dtype: What was asked for; None: each tensor as it is stored.
         changes: By key of the checkpoint, the changes of the parameters that lie there.
-        dtypes: Of every tensor of the result, by key, in the checkpoint's order.
+        tensors: What becomes of each tensor, by key, in the checkpoint's order.
         lost: Layers without a parameter in the checkpoint, where that was allowed.
         idle: Layers of strength 0.
         notes: What is worth a sentence.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
-        storing: By key, how weights are written with scales; `dtypes` has the codes'.
+        wanted: What was asked of how weights are stored.
         gguf: How it lies in a GGUF file, where it is written as one.
         outside: Layers whose parameters such a file does not hold.
     """
@@ -63,14 +65,19 @@ class BakePlan:
     sign: int
     dtype: torch.dtype | None
     changes: Mapping[str, tuple[Change, ...]]
-    dtypes: Mapping[str, torch.dtype]
+    tensors: Mapping[str, Planned]
     lost: tuple[Share, ...]
     idle: tuple[Share, ...]
     notes: tuple[str, ...]
     dora: Convention = "paper"
-    storing: Mapping[str, Storing] = field(default_factory=dict[str, Storing])
+    wanted: Wanted = field(default_factory=Wanted)
     gguf: GgufPlan | None = None
     outside: tuple[Share, ...] = ()
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of every tensor of the result, by key; of what is stored with scales, the codes'."""
+        return {key: one.dtype for key, one in self.tensors.items()}
 
     @property
     def operation(self) -> str:
@@ -86,6 +93,8 @@ def plan_bake(
     allow_partial: bool = False,
     sign: int = 1,
     dora: Convention = "paper",
+    rounding: str = "nearest",
+    seed: int = 0,
 ) -> BakePlan:
     """Find every layer's parameter and check that they fit, from headers alone.
 
@@ -98,6 +107,9 @@ def plan_bake(
         sign: 1 to bake, -1 to unbake.
         dora: Whose convention, of DoRA and other kinds that programs read differently; see
             docs/kinds.md.
+        rounding: `nearest`, or `stochastic`: what changes is rounded up or down by chance, where it is not
+            float32, so that small changes stay on average.
+        seed: Of that chance.
 
     Raises:
         ArgumentError: There is nothing to bake, or a strength or the dtype is none.
@@ -136,17 +148,23 @@ def plan_bake(
     dtypes = {key: checkpoint.result_dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
         dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
+    tensors: dict[str, Planned] = {}
+    chance = seed_of(rounding, seed)
+    for key, of in dtypes.items():
+        steps = changes.get(key, ())
+        tensors[key] = Planned(key, checkpoint, key, of, steps, chance if steps else None)
     return BakePlan(
         checkpoint=checkpoint,
         ingredients=tuple(ingredients),
         sign=sign,
         dtype=dtype,
         changes=changes,
-        dtypes=dtypes,
+        tensors=tensors,
         lost=tuple(lost),
         idle=tuple(idle),
         notes=(*_notes(ingredients), *_side_by_side(changes)),
         dora=dora,
+        wanted=Wanted(seed=chance),
     )
 
 

@@ -16,11 +16,11 @@ from ...report import Skip
 from ..preview import PlannedLayer, Preview
 from ..reasons import STRENGTH_ZERO
 from ..weights.gguf_file_plan import LEFT_OUT
-from ..weights.output import is_index, rows_of
+from ..weights.output import is_copied, is_index, rows_of, stored_as
 from ..weights.shares import Share
+from ..weights.storing_plan import kept_metadata
 from .bake import NO_PARAMETER
 from .plan import BakePlan
-from .tensor import planned_tensor
 
 # Bytes of the record of a bake, beside what the checkpoint says of itself; of each input.
 _RECORD = 4096
@@ -35,19 +35,19 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
     """
     checkpoint = plan.checkpoint
     dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
-    copied = sum(planned_tensor(plan, key).is_copy for key in plan.dtypes)
-    changed = sum(key in plan.changes for key in plan.dtypes)
+    copied = sum(is_copied(one) for one in plan.tensors.values())
+    changed = sum(bool(one.steps) for one in plan.tensors.values())
     model = detect(parameters(checkpoint))
     return Preview(
         output=str(output),
         size_at_most=_size(plan, output),
         layers=tuple(_changed(plan)),
-        told=f"{plan.operation}, {dtype}; {changed} of {len(plan.dtypes)} tensors change, "
+        told=f"{plan.operation}, {dtype}; {changed} of {len(plan.tensors)} tensors change, "
         f"{copied} are copied",
         settings={
             "operation": plan.operation,
             "dtype": dtype,
-            "tensors": len(plan.dtypes),
+            "tensors": len(plan.tensors),
             "changed": changed,
             "copied": copied,
         },
@@ -75,7 +75,7 @@ def _changed(plan: BakePlan) -> Iterator[PlannedLayer]:
             parameter.component,
             parameter_kind(parameter),
             parameter.shape,
-            f"to {spelled(plan.dtypes[parameter.key])}",
+            f"to {stored_as(plan.tensors[parameter.key])}",
         )
 
 
@@ -85,7 +85,7 @@ def _skip(share: Share, reason: str) -> Skip:
 
 def _size(plan: BakePlan, output: Path) -> int:
     """Bytes of all files of the result, at most."""
-    written = list(rows_of(planned_tensor(plan, key) for key in plan.dtypes))
+    written = list(rows_of(plan.tensors.values()))
     data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     told = sum(
@@ -93,9 +93,11 @@ def _size(plan: BakePlan, output: Path) -> int:
         for source in (plan.checkpoint, *(one.source for one in plan.ingredients))
         for key, text in source.metadata.items()
     )
+    more = {**plan.wanted.record(), **kept_metadata(plan.tensors, plan.checkpoint)}
+    told += sum(2 * (len(key.encode()) + len(text.encode())) + 16 for key, text in more.items())
     spare = told + _RECORD * (1 + len(plan.ingredients))
     if plan.gguf is not None:
-        return plan.gguf.layout.data + plan.gguf.layout.room({}) + 2 * spare
+        return plan.gguf.layout.size({}) + spare
     if is_index(output):
         spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in rows)
     return data + 8 + header_room(rows, spare=spare)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...run.job import Outcome
 from ..weights.change import BakedLayer as BakedLayer
-from ..weights.tiles import Planned, computed
+from ..weights.tiles import computed
 from .plan import BakePlan
 
 
@@ -28,13 +28,6 @@ class Baked(Outcome[Tensor]):
         return self.value
 
 
-def planned_tensor(plan: BakePlan, key: str) -> Planned:
-    """Return what becomes of one tensor of the checkpoint."""
-    steps, storing = plan.changes.get(key, ()), plan.storing.get(key)
-    found = Planned(key, plan.checkpoint, key, plan.dtypes[key], steps, storing=storing)
-    return found if plan.gguf is None else plan.gguf.planned(found)
-
-
 def bake_tensor(plan: BakePlan, key: str) -> Baked:
     """Compute one tensor of the result.
 
@@ -45,4 +38,4 @@ def bake_tensor(plan: BakePlan, key: str) -> Baked:
     Raises:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
-    return Baked(key, *computed(planned_tensor(plan, key)))
+    return Baked(key, *computed(plan.tensors[key]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...files import FileSource
-from ...models.architectures import parameters
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
@@ -22,7 +21,6 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..weights.gguf_plan import plan_gguf, writes_gguf
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -30,15 +28,15 @@ from ..weights.output import (
     check_shards,
     folder_notes,
     is_folder,
-    rows_of,
     storage_notes,
-    write_tensor,
 )
-from ..weights.storing_plan import plan_storing
+from ..weights.storing_plan import kept_metadata
+from ..weights.written import write_tensor
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
+from .stored import stored_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,6 +51,7 @@ def plan_merge_file(
     shard_size: int = SHARD_SIZE,
     to: str | None = None,
     whole: Sequence[str] = (),
+    quantise: Sequence[str] = (),
     **options: Unpack[MergeOptions],
 ) -> MergePlan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -65,10 +64,11 @@ def plan_merge_file(
         force: Whether the output may replace files.
         shard_size: See `merge_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone, whose
-            text encoders are left out. None: as numbers; into a GGUF file from another, as in
-            `plan_bake_file`.
-        whole: Shell patterns of native names of those that stay numbers besides the usual ones.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None: as
+            the recipe says, else as the base stores them; in a GGUF file as `Q8_0` where that is only read.
+        whole: Shell patterns of native names of those that are numbers nevertheless; none: as the recipe
+            says.
+        quantise: Of those that `to` would usually leave whole, and that are not to stay so; as `whole`.
         **options: See `plan_merge`.
 
     Raises:
@@ -78,19 +78,10 @@ def plan_merge_file(
             written so.
         LoraOpsError: See `plan_merge`.
     """
+    recipe = recipe.with_output(to=to or "", whole=whole, quantise=quantise)
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
-    storing: Container[str] = ()
-    if writes_gguf(output, to, plan.base):
-        plan = _in_gguf(plan, to, whole)
-        storing = plan.gguf.blocks if plan.gguf else ()
-    elif to is not None:
-        storing, note = plan_storing(plan.base, plan.tensors, to, whole)
-        changed = {
-            key: replace(plan.tensors[key], dtype=one.scheme.dtype, storing=one)
-            for key, one in storing.items()
-        }
-        plan = replace(plan, tensors={**plan.tensors, **changed}, notes=(*plan.notes, note))
+    plan = stored_plan(plan, output)
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -98,29 +89,10 @@ def plan_merge_file(
     held = set(base.keys())
     if is_folder(base) and (added := [key for key in plan.tensors if key not in held]):
         raise ArgumentError(f"`{added[0]}` has no place in a folder; leave `keep` as it is")
-    check_shards(output, base, plan.dtypes, inputs, shard_size=shard_size, force=force)
-    told = (*folder_notes(base), *storage_notes(base, plan.dtypes, storing))
+    tensors = plan.tensors
+    check_shards(output, base, tensors.values(), inputs, shard_size=shard_size, force=force)
+    told = (*folder_notes(base), *storage_notes(base, tensors))
     return replace(plan, notes=(*plan.notes, *told))
-
-
-def _in_gguf(plan: MergePlan, to: str | None, whole: Sequence[str]) -> MergePlan:
-    """The plan of a merge whose result is a GGUF file."""
-    own = {key for key, one in plan.tensors.items() if not one.steps and one.source is plan.base}
-    changed = plan.tensors.keys() - own
-    gguf = plan_gguf(plan.base, plan.dtypes, to, whole, changed)
-    tensors = {key: gguf.planned(plan.tensors[key]) for key in gguf.dtypes}
-    known = parameters(plan.base)
-    held = {name for name, one in known.items() if any(key in tensors for key in one.keys)}
-    return replace(
-        plan,
-        tensors=tensors,
-        merged=tuple(name for name in plan.merged if name in held),
-        taken=sum(not plan.tensors[key].steps for key in changed & tensors.keys()),
-        only_base=tuple(name for name in plan.only_base if name in held),
-        copied=tuple(key for key in plan.copied if key in tensors),
-        gguf=gguf,
-        notes=(*plan.notes, *gguf.notes),
-    )
 
 
 def merge_file(
@@ -181,10 +153,10 @@ class MergedFile(CheckpointFile):
         self._names = [name for name in plan.recipe.files if name in plan.sources]
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
-        rows = list(rows_of(plan.tensors.values()))
+        tensors = plan.tensors.values()
         layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            output, base_file(plan), rows, shard_size=shard_size, force=force, layout=layout
+            *(output, base_file(plan), tensors), shard_size=shard_size, force=force, layout=layout
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
@@ -223,7 +195,8 @@ class MergedFile(CheckpointFile):
         }
         base = next(name for name in self._names if plan.sources[name] is plan.base)
         predicts_v = True if "v_pred" in plan.tensors else None
-        return merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+        found = merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
+        return {**found, **kept_metadata(plan.tensors, plan.base)}
 
 
 def _bytes(source: TensorSource) -> int | None:

@@ -25,9 +25,11 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..bake.bake import SURVIVES
+from ..weights.step import Put
 from ..weights.storing import stored_layers, storing_notes
-from ..weights.tiles import Planned, Put, compute, computed
+from ..weights.survival import CHANCE, OTHERWISE, survival_notes
+from ..weights.tiles import Planned, compute, computed
+from ..weights.written import written
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
 from .step import MergedLayer
@@ -176,9 +178,22 @@ def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport
         return tuple(_kept(planned))
 
 
+def written_tensors(plan: MergePlan, key: str) -> dict[str, Tensor]:
+    """What a file of the result holds of one tensor, by key; see `merged_tensor`.
+
+    Args:
+        plan: From `stored_plan`.
+        key: Of the tensor.
+    """
+    planned = plan.tensors[key]
+    if planned.storing is None:
+        return {key: merged_tensor(plan, key)[0]}
+    return written(planned, partial(merge_into, plan))
+
+
 def without_steps(planned: Planned) -> Planned:
     """The tensor as the base has it."""
-    return replace(planned, steps=())
+    return replace(planned, steps=(), seed=None)
 
 
 def _kept(planned: Planned) -> Iterator[Skip]:
@@ -243,20 +258,15 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"
         )
-    by_chance = plan.recipe.output.rounding == "stochastic"
-
-    def left(layer: MergedLayer) -> float:  # chance keeps the change and adds noise
-        return layer.gain if by_chance else layer.cosine
-
-    eaten = [layer for layer in layers if layer.norm > 0 and left(layer) < SURVIVES]
-    if eaten:
-        worst = min(eaten, key=left)
-        yield (
-            f"rounding ate {counted(len(eaten), 'parameter')} of {len(layers)}: of the change of "
-            f"`{worst.target}` a share of {worst.gain:.2f} is left, at a cosine of {worst.cosine:.2f}; "
-            "write a wider dtype, merge all steps in one recipe, keep the change as a LoRA, or round by "
-            'chance (`rounding = "stochastic"` in the recipe)'
-        )
+    stored = any(one.steps and one.storing is not None for one in plan.tensors.values())
+    yield from survival_notes(
+        layers,
+        by_chance=plan.recipe.output.rounding == "stochastic",
+        ways=(
+            OTHERWISE if stored else "write a wider dtype",
+            *("merge all steps in one recipe", "keep the change as a LoRA", CHANCE),
+        ),
+    )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]
     if kept:
         yield f"{counted(len(kept), 'parameter')} {NOT_FINITE}, the first `{kept[0].target}`"

@@ -151,7 +151,7 @@ def plan_merge(
             f"{sum(map(len, only_others.values()))} only in others, the first `{first}`"
         )
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
-    dtypes = _dtypes(recipe, base.parameters)
+    dtypes = asked_dtypes(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
     seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
@@ -163,7 +163,8 @@ def plan_merge(
             dtype = dtypes.get(key, base.source.result_dtype(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
-        tensors[key] = Planned(key, source, own, dtype, tuple(steps.get(key, ())), seed)
+        found = tuple(steps.get(key, ()))
+        tensors[key] = Planned(key, source, own, dtype, found, seed if found else None)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)
@@ -224,7 +225,7 @@ def _same_place(one: Parameter, other: Parameter) -> bool:
     return whole and one.transposed == other.transposed and one.shape == other.shape
 
 
-def _dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
+def asked_dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
     """What is asked for, by key; what belongs to no model stays as it is stored."""
     asked = {part: DTYPES[name] for part, name in recipe.output.dtype.items()}
     found: dict[str, torch.dtype] = {}

@@ -10,13 +10,12 @@ from pathlib import Path
 from ...files import beside_weights, dtype_name
 from ...files.header import header_room
 from ...files.writing.pieces import aligned
-from ...linalg.storage import spelled
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import counted
 from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
-from ..weights.output import SHARD_SIZE, is_folder, is_index, rows_of, shards_of
+from ..weights.output import SHARD_SIZE, is_folder, is_index, rows_of, shards_of, stored_as
 from .file import MergedFile, base_file
 from .plan import MergePlan
 
@@ -71,7 +70,7 @@ def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
                 parameter.component,
                 parameter_kind(parameter),
                 parameter.shape,
-                f"merged, to {spelled(planned.dtype)}",
+                f"merged, to {stored_as(planned)}",
             )
 
 
@@ -91,5 +90,5 @@ def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
     if not is_index(output):
         return data + room
     index = {key: output.name for key, _, _ in written}
-    shards = shards_of(base, plan.dtypes, shard_size)
+    shards = shards_of(base, plan.tensors.values(), shard_size)
     return data + room * len(shards) + 2 * len(json.dumps(index)) + 1024

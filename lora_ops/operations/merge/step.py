@@ -28,12 +28,10 @@ class MergedLayer(BakedLayer):
     """One parameter that was merged; measured on one in eight of the rows of a large one.
 
     Attributes:
-        gain: How much of the change meant is in the one stored: 1 where it survived the rounding.
         size: Norm of the change as a share of that of the base's weight.
         measured: Share of its rows that all of this was measured on.
     """
 
-    gain: float
     size: float
     measured: float = 1.0
 

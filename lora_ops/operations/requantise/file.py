@@ -16,8 +16,10 @@ from ...run.job import Job, Outcome, Work
 from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
-from ..weights.output import SHARD_SIZE, CheckpointFile, rows_of, write_tensor
+from ..weights.output import SHARD_SIZE, CheckpointFile
 from ..weights.storing import stored_layers
+from ..weights.storing_plan import kept_metadata
+from ..weights.written import write_tensor
 from .plan import RequantisePlan
 
 
@@ -72,10 +74,10 @@ class RequantisedFile(CheckpointFile):
     ) -> None:
         self.sources = [plan.checkpoint]
         self._plan, self._version = plan, version
-        rows = list(rows_of(plan.tensors.values()))
+        tensors = plan.tensors.values()
         layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            output, plan.checkpoint, rows, shard_size=shard_size, force=force, layout=layout
+            *(output, plan.checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
@@ -101,4 +103,5 @@ class RequantisedFile(CheckpointFile):
         found = baked_metadata(
             inputs[0], told, (), operation, dtype=None, measured={"error": error}
         )
-        return {**found, "lorakit.to": self._plan.to}
+        kept = kept_metadata(self._plan.tensors, self._plan.checkpoint)
+        return {**found, **self._plan.wanted.record(), **kept}

@@ -12,12 +12,12 @@ import torch
 from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
 from ...files import FileSource
-from ...models.architectures import parameters
 from ...run.inputs import paths_of
 from ..weights.gguf_file_plan import GgufPlan
-from ..weights.gguf_plan import plan_gguf, writes_gguf
+from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.output import SHARD_SIZE, check_place, check_shards, rows_of, storage_notes
-from ..weights.storing_plan import plan_storing
+from ..weights.rounding import seed_of
+from ..weights.storing_plan import Wanted, model_keys, with_storing
 from ..weights.tiles import Planned
 
 
@@ -27,14 +27,14 @@ class RequantisePlan:
 
     Attributes:
         checkpoint: What is written in another way.
-        to: In which.
+        wanted: In which.
         tensors: How each tensor is written, by key, in the checkpoint's order.
         notes: What is worth a sentence.
         gguf: How it lies in a GGUF file, where it is written as one.
     """
 
     checkpoint: FileSource
-    to: str
+    wanted: Wanted
     tensors: Mapping[str, Planned]
     notes: tuple[str, ...]
     gguf: GgufPlan | None = None
@@ -55,6 +55,9 @@ def plan_requantise_file(
     force: bool = False,
     dtype: torch.dtype | None = None,
     whole: Sequence[str] = (),
+    quantise: Sequence[str] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> RequantisePlan:
     """Settle how each tensor is written, from headers alone.
@@ -66,9 +69,12 @@ def plan_requantise_file(
         output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; None:
             nowhere yet.
         force: Whether the output may replace files.
-        dtype: Of the floating point numbers that stay whole; None: each as it is stored, bfloat16 for
-            what is stored with scales.
+        dtype: Of the floating point numbers that are not written so; None: each as it is stored, but
+            bfloat16 for matrices of the diffusion model that are stored with scales and stay whole.
         whole: Shell patterns of native names of matrices that stay whole besides the usual ones.
+        quantise: Of those that would usually stay whole, and are not to; `whole` goes before it.
+        rounding: To the `nearest`, or `stochastic`: up or down by chance, so that the mean stays.
+        seed: Of that chance.
         shard_size: See `requantise_file`.
 
     Raises:
@@ -85,26 +91,23 @@ def plan_requantise_file(
     is_gguf = writes_gguf(output, to, checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
-    known = parameters(checkpoint).values()
-    belongs = {key for one in known if one.component != "other" for key in one.keys}
-    dtypes: dict[str, torch.dtype] = {}
+    wanted = Wanted(to, tuple(whole), tuple(quantise), seed_of(rounding, seed))
+    belongs = model_keys(checkpoint)
+    tensors: dict[str, Planned] = {}
     for key in checkpoint.keys():  # noqa: SIM118
         found = checkpoint.result_dtype(key)
-        dtypes[key] = dtype if dtype and found.is_floating_point and key in belongs else found
+        found = dtype if dtype and found.is_floating_point and key in belongs else found
+        tensors[key] = Planned(key, checkpoint, key, found, seed=wanted.seed)
+    gguf = None
     if is_gguf:
-        gguf = plan_gguf(checkpoint, dtypes, to, whole)
-        dtypes, storing, told = dict(gguf.dtypes), gguf.storing, gguf.notes
+        tensors, gguf = with_gguf(tensors, checkpoint, wanted)
+        told = gguf.notes
     else:
-        gguf = None
-        storing, note = plan_storing(checkpoint, checkpoint.keys(), to, whole)
-        told = (note,)
-        dtypes |= {key: one.scheme.dtype for key, one in storing.items()}
-    tensors = {
-        key: Planned(key, checkpoint, key, found, storing=storing.get(key))
-        for key, found in dtypes.items()
-    }
+        tensors, told = with_storing(tensors, checkpoint, wanted, belongs if dtype else ())
     if output is not None:
-        check_shards(output, checkpoint, dtypes, inputs, shard_size=shard_size, force=force)
-    plan = RequantisePlan(checkpoint, to, tensors, (), gguf)
+        check_shards(
+            *(output, checkpoint, tensors.values(), inputs), shard_size=shard_size, force=force
+        )
+    plan = RequantisePlan(checkpoint, wanted, tensors, (), gguf)
     bits = f"{plan.bits:.2f} bits per number, scales included"
-    return replace(plan, notes=(*storage_notes(checkpoint, dtypes, storing), *told, bits))
+    return replace(plan, notes=(*storage_notes(checkpoint, tensors), *told, bits))

@@ -12,7 +12,8 @@ from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
-from ..weights.output import SHARD_SIZE, is_index, rows_of, shards_of
+from ..weights.output import SHARD_SIZE, is_copied, is_index, rows_of, shards_of
+from ..weights.storing import InScheme
 from .file import RequantisedFile
 from .plan import RequantisePlan
 
@@ -27,7 +28,7 @@ def preview_requantise(
         output: Where to.
         shard_size: See `requantise_file`.
     """
-    stored = [one.storing for one in plan.tensors.values() if one.storing is not None]
+    stored = [one.storing for one in plan.tensors.values() if isinstance(one.storing, InScheme)]
     model = detect(parameters(plan.checkpoint))
     layers = [
         PlannedLayer(
@@ -35,20 +36,20 @@ def preview_requantise(
             one.parameter.component,
             parameter_kind(one.parameter),
             one.parameter.shape,
-            f"to {one.scheme.storage}",
+            f"to {one.storage}",
         )
         for one in stored
     ]
-    copied = sum(one.is_copy for one in plan.tensors.values())
+    copied = sum(is_copied(one) for one in plan.tensors.values())
     return Preview(
         output=str(output),
         size_at_most=_size(plan, output, shard_size),
         layers=tuple(layers),
-        told=f"requantise, {plan.to}; {len(stored)} of {len(plan.tensors)} tensors with scales, "
+        told=f"requantise, {plan.wanted.to}; {len(stored)} of {len(plan.tensors)} tensors with scales, "
         f"{copied} are copied",
         settings={
             "operation": "requantise",
-            "to": plan.to,
+            "to": plan.wanted.to,
             "tensors": len(plan.tensors),
             "stored": len(stored),
             "copied": copied,
@@ -73,7 +74,6 @@ def _size(plan: RequantisePlan, output: Path, shard_size: int) -> int:
     room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
     if not is_index(output):
         return data + room
-    dtypes = {key: one.dtype for key, one in plan.tensors.items()}
-    count = len(shards_of(plan.checkpoint, dtypes, shard_size))
+    count = len(shards_of(plan.checkpoint, plan.tensors.values(), shard_size))
     index = sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in written)
     return data + room * count + index + 1024

@@ -43,9 +43,11 @@ class BakedLayer(LayerReport):
     Attributes:
         cosine: Of the change as stored (baked - base) with the change as meant; 1 where it survived
             the rounding, 0 where nothing is left of it.
+        gain: How much of the change meant is in the one stored: 1 where it survived.
     """
 
     cosine: float
+    gain: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +106,7 @@ class Change:
             norm=measured.norm,
             residual=measured.lost,
             cosine=measured.cosine,
+            gain=measured.gain,
         )
 
     def not_finite(self, weight: Tensor, change: Tensor) -> NonFiniteError | None:

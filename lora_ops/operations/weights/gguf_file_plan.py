@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -13,8 +13,6 @@ from ...files.reading.gguf_file import SHAPE
 from ...files.writing.gguf_writer import GgufLayout, GgufTensor
 from ...report import Skip
 from ...source import TensorSource
-from .storing import Storing
-from .tiles import Planned
 
 LEFT_OUT = "not of the diffusion model, which is all that a GGUF file holds"
 EMPTY = "holds no numbers"
@@ -44,39 +42,17 @@ ELEMENTS: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GgufPlan:
-    """How a checkpoint is written as a GGUF file.
+    """How a checkpoint lies in a GGUF file.
 
     Attributes:
         layout: Of the file, by key of the checkpoint: what is not in it is left out.
-        dtypes: Of every tensor in it; of codes, bytes.
-        storing: How weights are written in blocks, by key.
-        copied: Keys of what keeps its bytes.
         skips: What is left out.
         notes: What is worth a sentence.
     """
 
     layout: GgufLayout
-    dtypes: Mapping[str, torch.dtype]
-    storing: Mapping[str, Storing]
-    copied: Collection[str]
     skips: tuple[Skip, ...]
     notes: tuple[str, ...]
-
-    @property
-    def blocks(self) -> set[str]:
-        """Keys of what is stored in blocks."""
-        return {*self.storing, *self.copied}
-
-    def planned(self, one: Planned) -> Planned:
-        """Return how a tensor of the checkpoint is written.
-
-        Args:
-            one: How it is computed.
-        """
-        if one.key in self.copied and isinstance(one.source, QuantisedSource):
-            file = one.source.original
-            return Planned(one.key, file, one.own, file.dtype(one.own))
-        return replace(one, dtype=self.dtypes[one.key], storing=self.storing.get(one.key))
 
 
 def gguf_file(source: TensorSource) -> GgufFile | None:

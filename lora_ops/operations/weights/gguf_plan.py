@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -39,19 +39,21 @@ from .gguf_file_plan import (
     types_note,
 )
 from .output import GGUF, is_gguf
-from .storing import Storing
+from .storing import InScheme
+from .storing_plan import Wanted, fits
+from .tiles import Planned
 
 _ARCHITECTURE, _FILE_TYPE = "general.architecture", "general.file_type"
 _VERSION, _VERSION_NOW = "general.quantization_version", 2
 _CHOICES = f"{', '.join(GGUF_TYPES[:-1])} or {GGUF_TYPES[-1]}"
 
 
-def writes_gguf(output: Path | None, to: str | None, checkpoint: TensorSource) -> bool:
+def writes_gguf(output: Path | None, to: str, checkpoint: TensorSource) -> bool:
     """Whether the result is a GGUF file, by its name and by the storage that is asked for.
 
     Args:
         output: Where to; None: nowhere yet.
-        to: Name of a storage; None: as the checkpoint is stored.
+        to: Name of a storage; empty: as the checkpoint is stored.
         checkpoint: What the result is made like.
 
     Raises:
@@ -68,7 +70,7 @@ def writes_gguf(output: Path | None, to: str | None, checkpoint: TensorSource) -
             "`.safetensors`",
             path=output,
         )
-    if is_gguf(output) and to is None and gguf_file(checkpoint) is None:
+    if is_gguf(output) and not to and gguf_file(checkpoint) is None:
         raise ArgumentError(
             f"say in what the GGUF file is to hold the weights of {checkpoint.name}: `to=` is {_CHOICES}",
             path=output,
@@ -76,59 +78,58 @@ def writes_gguf(output: Path | None, to: str | None, checkpoint: TensorSource) -
     return is_gguf(output) or to in GGUF_TYPES
 
 
-def plan_gguf(
-    checkpoint: TensorSource,
-    dtypes: Mapping[str, torch.dtype],
-    to: str | None,
-    whole: Sequence[str] = (),
-    changed: Collection[str] = (),
-) -> GgufPlan:
+def with_gguf(
+    tensors: Mapping[str, Planned], checkpoint: TensorSource, wanted: Wanted
+) -> tuple[dict[str, Planned], GgufPlan]:
     """Settle the type of every tensor of a GGUF file.
 
     Vectors, small tensors and parameters of no layer are float32. Matrices of the diffusion model, and
-    kernels of Stable Diffusion, are written as `to`; in blocks only those that do not stay whole.
+    kernels of Stable Diffusion, are written as `wanted.to`; in blocks only those that do not stay whole.
+    Without it, for a GGUF file alone: each tensor keeps its type, where the package `gguf` can encode it,
+    else has `Q8_0`; what does not change keeps its bytes.
 
     Args:
+        tensors: Of the result, as numbers, by key.
         checkpoint: What the result is made like.
-        dtypes: Of the result where it is numbers, by key.
-        to: Name of the type: `q8_0`. None, for a GGUF file alone: each tensor keeps its own, where the
-            package `gguf` can encode it, else has `Q8_0`; what does not change keeps its bytes.
-        whole: Shell patterns of native names that stay whole as well.
-        changed: Keys of what changes.
+        wanted: What is asked for.
+
+    Returns:
+        The tensors that the file holds, and how they lie in it.
 
     Raises:
         ArgumentError: There is no such type; or there is no diffusion model under the names of its own
             program; or it is of an architecture that is not known.
         QuantisedError: What encodes blocks is not installed.
     """
-    file = gguf_file(checkpoint)
-    if to is None and file is not None:
-        return as_stored(checkpoint, file, dtypes, changed)
+    file, to = gguf_file(checkpoint), wanted.to
+    if not to and file is not None:
+        return as_stored(tensors, checkpoint, file)
     if to not in GGUF_TYPES:
-        raise ArgumentError(f"the type of GGUF `{plain(str(to))}` is {either(GGUF_TYPES)}")
+        raise ArgumentError(f"the type of GGUF `{plain(to)}` is {either(GGUF_TYPES)}")
     if to in GGUF_SCHEMES:
         check_package()
     known = parameters(checkpoint)
     model = detect(known)
     inside = _own_parameters(checkpoint, known)
-    tensors: dict[str, GgufTensor] = {}
-    storing: dict[str, Storing] = {}
-    for key in dtypes:
+    layout: dict[str, GgufTensor] = {}
+    found: dict[str, Planned] = {}
+    for key, planned in tensors.items():
         one, name = inside.get(key, (None, ""))
-        if one is None or not math.prod(one.shape):
+        if one is None or not prod(one.shape):
             continue
-        tensors[key] = _tensor(one, name, dtypes[key], to, model, whole)
-        if tensors[key].type == to.upper() and to in GGUF_SCHEMES:
-            storing[key] = Storing(GGUF_SCHEMES[to], one)
+        lies = layout[key] = _tensor(one, name, planned.dtype, model, wanted)
+        is_blocks = to in GGUF_SCHEMES and lies.type == to.upper()
+        storing = InScheme(one, GGUF_SCHEMES[to]) if is_blocks else None
+        dtype = storing.dtype if storing else ELEMENTS[lies.type]
+        found[key] = replace(planned, dtype=dtype, storing=storing)
     entries, told = _entries(checkpoint, model, to)
-    elements = {key: ELEMENTS.get(one.type, torch.uint8) for key, one in tensors.items()}
     skips = tuple(
         Skip(one.target, one.component, parameter_kind(one), _reason(one), 0.0)
         for one in known.values()
-        if one.key in dtypes and one.key not in tensors
+        if one.key in tensors and one.key not in layout
     )
-    notes = (types_note(tensors.values()), *told)
-    return GgufPlan(GgufLayout(tensors, entries), elements, storing, (), skips, notes)
+    notes = (types_note(layout.values()), *told, *_by_chance(wanted))
+    return found, GgufPlan(GgufLayout(layout, entries), skips, notes)
 
 
 def _own_parameters(
@@ -164,15 +165,10 @@ def _own_parameters(
 
 
 def _tensor(
-    one: Parameter,
-    name: str,
-    dtype: torch.dtype,
-    to: str,
-    model: Architecture | None,
-    whole: Sequence[str],
+    one: Parameter, name: str, dtype: torch.dtype, model: Architecture | None, wanted: Wanted
 ) -> GgufTensor:
-    """How a parameter lies in the file, where it is of this dtype unless it is written as `to`."""
-    shape = one.shape or (1,)
+    """How a parameter lies in the file, where it is of this dtype unless it is written as is wanted."""
+    shape, to = one.shape or (1,), wanted.to
     if dtype not in PLAIN:
         raise ArgumentError(
             f"`{one.key}` is stored as {storage_name(dtype)}, which GGUF does not hold"
@@ -183,15 +179,13 @@ def _tensor(
         return GgufTensor(name, "F32", shape)
     if to in GGUF_NUMBERS:
         return GgufTensor(name, to.upper(), shape)
-    family = GGUF_NAMES.get(model.name, "") if model else ""
-    stays = stays_whole(name, model.name if model else None)
-    stays = stays or any(fnmatchcase(name, pattern) for pattern in whole)
-    if not stays and GGUF_SCHEMES[to].fits(shape):
+    stays = stays_whole(name, model.name if model else None) and not fits(name, wanted.quantise)
+    if not stays and not fits(name, wanted.whole) and GGUF_SCHEMES[to].fits(shape):
         if len(shape) == 2:
             return GgufTensor(name, to.upper(), shape)
-        count = math.prod(shape)
-        if family in WITH_KERNELS and not count % ROW:
-            return GgufTensor(name, to.upper(), shape, (count // ROW, ROW))
+        family = GGUF_NAMES.get(model.name) if model else None
+        if family in WITH_KERNELS and not prod(shape) % ROW:
+            return GgufTensor(name, to.upper(), shape, (prod(shape) // ROW, ROW))
     return GgufTensor(name, PLAIN[dtype], shape)
 
 
@@ -221,3 +215,8 @@ def _entries(
 
 def _reason(one: Parameter) -> str:
     return LEFT_OUT if one.component != "unet" else EMPTY
+
+
+def _by_chance(wanted: Wanted) -> Iterator[str]:
+    if wanted.seed is not None and wanted.to in GGUF_SCHEMES:
+        yield f"{wanted.to.upper()} is rounded to the nearest: the package gguf knows no other way"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +17,6 @@ from ...files import (
     FileSource,
     FolderWriter,
     JoinedSource,
-    QuantisedSource,
     SafetensorsWriter,
     ShardsWriter,
     beside_weights,
@@ -28,12 +28,14 @@ from ...files import (
 )
 from ...files.header import header_room
 from ...files.writing.gguf_writer import GgufLayout, GgufWriter
+from ...linalg.storage import spelled
 from ...report import LayerReport, Skip, counted
 from ...run.inputs import Input, placeholders
 from ...run.job import Outcome
 from ...run.output import Sink
 from ...source import TensorSource, storage_name
-from .tiles import Planned, Put, compute
+from .storing import Row
+from .tiles import Planned
 
 #: What has a place for every tensor of a checkpoint.
 PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter | GgufWriter
@@ -82,7 +84,7 @@ def check_place(
 def check_shards(
     output: Path,
     checkpoint: FileSource,
-    dtypes: Mapping[str, torch.dtype],
+    tensors: Iterable[Planned],
     inputs: Sequence[Path],
     *,
     shard_size: int,
@@ -93,7 +95,7 @@ def check_shards(
     Args:
         output: Where the result is to go; nothing is asked of what is no index.
         checkpoint: What it is made like.
-        dtypes: Of the result.
+        tensors: Of the result.
         inputs: The files it is made from.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         force: Whether files may be replaced.
@@ -102,7 +104,7 @@ def check_shards(
         ArgumentError: See `check_output`.
     """
     if is_index(output) and not is_folder(checkpoint):
-        for path in shard_paths(output, len(shards_of(checkpoint, dtypes, shard_size))):
+        for path in shard_paths(output, len(shards_of(checkpoint, tensors, shard_size))):
             check_output(path, inputs, force=force)
 
 
@@ -118,27 +120,37 @@ def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
         )
 
 
-def storage_notes(
-    checkpoint: TensorSource, dtypes: Mapping[str, torch.dtype], storing: Container[str] = ()
-) -> Iterator[str]:
+def stored_as(planned: Planned) -> str:
+    """What people call the way in which a tensor is written."""
+    return planned.storing.storage if planned.storing else spelled(planned.dtype)
+
+
+def is_copied(planned: Planned) -> bool:
+    """Whether every byte of a tensor stays, also where it is stored with scales."""
+    storing = planned.storing
+    if storing is None or planned.steps:
+        return planned.is_copy
+    return storing.held(planned.source, planned.own) is not None
+
+
+def storage_notes(checkpoint: TensorSource, tensors: Mapping[str, Planned]) -> Iterator[str]:
     """Say in what weights are written that are stored with scales.
 
     Args:
         checkpoint: What the result is made like.
-        dtypes: Of the result.
-        storing: Keys of what is written with scales.
+        tensors: Of the result.
     """
     found: Counter[tuple[str, torch.dtype]] = Counter()
     for key in checkpoint.keys():  # noqa: SIM118
-        stored = checkpoint.storage(key)
-        is_number = key in dtypes and key not in storing
+        stored, one = checkpoint.storage(key), tensors.get(key)
+        is_number = one is not None and one.storing is None
         if is_number and stored != storage_name(checkpoint.dtype(key)):
-            found[stored, dtypes[key]] += 1
+            found[stored, one.dtype] += 1
     for (stored, dtype), count in found.items():
         yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"
 
 
-def rows_of(tensors: Iterable[Planned]) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+def rows_of(tensors: Iterable[Planned]) -> Iterator[Row]:
     """Key, dtype and shape of everything that is written.
 
     Args:
@@ -148,15 +160,13 @@ def rows_of(tensors: Iterable[Planned]) -> Iterator[tuple[str, torch.dtype, tupl
         if one.storing is None:
             yield one.key, one.dtype, one.shape
         else:
-            yield one.key, one.dtype, one.storing.scheme.codes(one.shape)
-            for key, part in one.storing.scheme.beside(one.storing.encoder()):
-                yield key, part.dtype, tuple(part.shape)
+            yield from one.storing.rows()
 
 
 def writer_for(
     output: Path,
     checkpoint: FileSource,
-    rows: Sequence[tuple[str, torch.dtype, Sequence[int]]],
+    tensors: Sequence[Planned],
     metadata: Mapping[str, str],
     *,
     shard_size: int,
@@ -168,21 +178,22 @@ def writer_for(
     Args:
         output: Where to.
         checkpoint: What it is made like; it may have shards.
-        rows: Key, dtype and shape of what is written.
+        tensors: What is written.
         metadata: As long as it can become.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         replace: Whether files that are there may be replaced.
         layout: Of a GGUF file.
     """
+    rows = list(rows_of(tensors))
     if layout is not None:
         dtypes = {key: dtype_name(dtype) for key, dtype, _ in rows}
         return GgufWriter(output, layout, dtypes, metadata, replace=replace)
-    entries = [(key, dtype_name(dtype), tuple(shape)) for key, dtype, shape in rows]
+    entries = [(key, dtype_name(dtype), shape) for key, dtype, shape in rows]
     room = header_room(entries, metadata)
     if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
         writer = FolderWriter(output, checkpoint, header_room=room)
     elif is_index(output):
-        shards = shards_of(checkpoint, {key: dtype for key, dtype, _ in rows}, shard_size)
+        shards = shards_of(checkpoint, tensors, shard_size)
         writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
     else:
         writer = SafetensorsWriter(output, header_room=room, hashed=False, replace=replace)
@@ -190,64 +201,24 @@ def writer_for(
     return writer
 
 
-def shards_of(
-    checkpoint: FileSource, dtypes: Mapping[str, torch.dtype], limit: int
-) -> list[list[str]]:
-    """The keys of each shard: those of the checkpoint that are written; the last has those it lacks."""
-    held = set(checkpoint.keys())
-    own = {key: dtype for key, dtype in dtypes.items() if key in held}
-    shards = [[key for key in part if key in own] for part in partition(checkpoint, own, limit)]
-    shards = [part for part in shards if part] or [[]]
-    shards[-1].extend(key for key in dtypes if key not in held)
-    return shards
-
-
-def write_tensor(
-    planned: Planned,
-    file: PlacedWriter,
-    calculate: Callable[[Planned, Put], tuple[LayerReport | Skip, ...]] = compute,
-) -> Outcome[Tensor]:
-    """Compute a tensor into its place in a file; or have the system copy it, where nothing changes.
+def shards_of(checkpoint: FileSource, tensors: Iterable[Planned], limit: int) -> list[list[str]]:
+    """The keys of each shard: those of the checkpoint that are written, with what belongs to them.
 
     Args:
-        planned: Which.
-        file: In which it has a place.
-        calculate: How it is computed.
-
-    Returns:
-        What is to be said of it; there is nothing left to write.
+        checkpoint: What the result is made like.
+        tensors: Of the result; what the checkpoint lacks goes into the last shard.
+        limit: Most bytes of data in a shard, where the checkpoint has none of its own.
     """
-    if planned.is_copy and isinstance(planned.source, FileSource):
-        file.copy(planned.key, planned.source, planned.own)
-        return Outcome(planned.key, None)
-
-    def put(start: int, piece: Tensor, /, beside: str = "") -> None:
-        file.write_at(beside or planned.key, start, piece)
-
-    if reports := _copy_stored(planned, file, put):
-        return Outcome(planned.key, None, reports)
-    return Outcome(planned.key, None, calculate(planned, put))
-
-
-def _copy_stored(planned: Planned, file: PlacedWriter, put: Put) -> tuple[LayerReport, ...]:
-    """Copy a weight that is to be stored as it is already, byte for byte.
-
-    Returns:
-        What is to be said of it; nothing where it cannot be copied.
-    """
-    source, storing = planned.source, planned.storing
-    if storing is None or planned.steps or not isinstance(source, QuantisedSource):
-        return ()
-    held = storing.held(source, planned.own)
-    if held is None:
-        return ()
-    file.copy(planned.key, source.original, held["weight"])
-    encoder = storing.encoder()
-    for key, part in storing.scheme.beside(encoder):
-        own = held.get(key.rpartition(".")[2])
-        put(0, part if own is None else source.original.tensor(own), beside=key)
-    encoder.keep(source.tensor(planned.own))
-    return (storing.report(encoder),)
+    held, rows = set(checkpoint.keys()), {one.key: list(rows_of([one])) for one in tensors}
+    sizes = {
+        key: sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in found)
+        for key, found in rows.items()
+        if key in held
+    }
+    shards = [[key for key in part if key in sizes] for part in partition(checkpoint, sizes, limit)]
+    shards = [part for part in shards if part] or [[]]
+    shards[-1].extend(key for key in rows if key not in held)
+    return [[name for key in part for name, _, _ in rows[key]] for part in shards]
 
 
 class CheckpointFile(Sink[Tensor]):
@@ -256,7 +227,7 @@ class CheckpointFile(Sink[Tensor]):
     Args:
         output: Where to.
         checkpoint: What it is made like; it may have shards.
-        rows: Key, dtype and shape of what is written.
+        tensors: What is written.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         force: Whether the output may replace files.
         layout: Of a GGUF file.
@@ -272,13 +243,13 @@ class CheckpointFile(Sink[Tensor]):
         self,
         output: Path,
         checkpoint: FileSource,
-        rows: Sequence[tuple[str, torch.dtype, Sequence[int]]],
+        tensors: Iterable[Planned],
         *,
         shard_size: int,
         force: bool,
         layout: GgufLayout | None = None,
     ) -> None:
-        self._output, self._checkpoint, self._rows = output, checkpoint, rows
+        self._output, self._checkpoint, self._tensors = output, checkpoint, list(tensors)
         self._shard_size, self._force, self._layout = shard_size, force, layout
         self.reports: list[LayerReport | Skip] = []
 
@@ -295,7 +266,7 @@ class CheckpointFile(Sink[Tensor]):
         self.file = writer_for(
             self._output,
             self._checkpoint,
-            self._rows,
+            self._tensors,
             self.longest(placeholders(self.sources)),
             shard_size=self._shard_size,
             replace=self._force,

@@ -7,13 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from ...linalg.random_bits import random_bits, random_key
-from ...linalg.stochastic import CHANCE, rounded_by
+from ...linalg.stochastic import CHANCE, Chance
 from ...models.parameter import Parameter, Piece
+from ...text import either, plain
 from .change import as_stored
 
+#: What a user can ask for.
+ROUNDINGS = ("nearest", "stochastic")
 #: In the place of a term's number in the key of its random stream.
 _USE = -1
+
+
+def seed_of(rounding: str, seed: int) -> int | None:
+    """The seed of rounding by chance; None to the nearest.
+
+    Args:
+        rounding: One of `ROUNDINGS`.
+        seed: The user's, from 0 to 2^64 - 1.
+
+    Raises:
+        ArgumentError: They are none.
+    """
+    if rounding not in ROUNDINGS:
+        raise ArgumentError(f"rounding `{plain(rounding)}` is {either(ROUNDINGS)}")
+    if not 0 <= seed < 2**64:
+        raise ArgumentError(f"seed {seed} is not from 0 to 2^64 - 1")
+    return seed if rounding == "stochastic" else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +54,14 @@ class ByChance:
     bits: Tensor | None = None
 
     @staticmethod
-    def of(seed: int, dtype: torch.dtype, whole: Parameter, piece: Piece | None) -> ByChance | None:
+    def of(
+        seed: int,
+        dtype: torch.dtype,
+        whole: Parameter,
+        piece: Piece | None,
+        *,
+        encoded: bool = False,
+    ) -> ByChance | None:
         """How a parameter is rounded; None where the dtype is not one that is rounded by chance.
 
         Args:
@@ -41,8 +69,9 @@ class ByChance:
             dtype: To round to.
             whole: The parameter.
             piece: The part of it that is stored, where it lies in pieces.
+            encoded: Whether the dtype is that of codes, for which only `drawn` is asked.
         """
-        if dtype not in CHANCE:
+        if not encoded and dtype not in CHANCE:
             return None
         key = random_key(seed, whole.name, _USE)
         parameter = whole if piece is None else piece.parameter
@@ -66,8 +95,12 @@ class ByChance:
         nearest = tile.to(self.dtype)
         if not bool(nearest.float().isfinite().all()):
             return nearest  # is an error
+        return self.drawn(tile, first_row).to_floats(tile.float(), self.dtype)
+
+    def drawn(self, tile: Tensor, first_row: int) -> Chance:
+        """The chances of rows of the weight as it is stored; see `round`."""
         if self.bits is not None:
             bits = self.bits[first_row : first_row + len(tile)]
         else:
             bits = random_bits(self.key, self.first + first_row * tile.shape[1], tile.numel())
-        return rounded_by(bits.reshape(tile.shape), tile.float(), self.dtype)
+        return Chance(bits.reshape(tile.shape))

@@ -54,6 +54,20 @@ class Measured:
         return Measured(norm, moved, lost, base, share)
 
 
+class Put(Protocol):
+    """Takes the result, piece by piece."""
+
+    def __call__(self, start: int, piece: Tensor, /, beside: str = "") -> None:
+        """Take a piece.
+
+        Args:
+            start: Its first element.
+            piece: The numbers, which may change afterwards.
+            beside: Key of the tensor that it is of; that of the weight where there is none.
+        """
+        ...
+
+
 class Step(Protocol):
     """One parameter of the output, and what is added to it. Steps on steps are one: a sum."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,26 +16,12 @@ from ...report import LayerReport, Skip
 from ...run.scratch import SCRATCH
 from ...source import TensorSource
 from .rounding import ByChance
-from .step import Measured, Step
+from .step import Measured, Put, Step
 from .storing import Storing
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
 # Elements that a sample of a tile has at least.
 _SAMPLE = 1 << 16
-
-
-class Put(Protocol):
-    """Takes the result, piece by piece."""
-
-    def __call__(self, start: int, piece: Tensor, /, beside: str = "") -> None:
-        """Take a piece.
-
-        Args:
-            start: Its first element.
-            piece: The numbers, which may change afterwards.
-            beside: Key of the tensor that it is of; that of the weight where there is none.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +34,8 @@ class Planned:
         own: Its key there.
         dtype: It is written in.
         steps: What is added to the parameters in it.
-        seed: By which these are rounded up or down by chance; None: to the nearest.
+        seed: By which these, or all of what is stored without any, are rounded by chance; None: to the
+            nearest.
         storing: How it is written with scales, of which `dtype` is the codes'; None: as numbers.
     """
 
@@ -101,7 +86,7 @@ def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
     reports = tuple(found[number] for number in range(len(planned.steps)))
     if planned.storing is None or encoder is None:
         return reports
-    for key, part in planned.storing.scheme.beside(encoder):
+    for key, part in planned.storing.beside(encoder):
         put(0, part, beside=key)
     return (*reports, planned.storing.report(encoder))
 
@@ -113,7 +98,7 @@ def _encoder(planned: Planned) -> Encoder | None:
     encoder = planned.storing.encoder()
 
     def look(start: int, piece: Tensor, /, beside: str = "") -> None:
-        encoder.look(piece)
+        encoder.look(piece, start // max(1, piece.shape[-1]))
 
     if encoder.looks:
         compute(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
@@ -172,8 +157,10 @@ class _Tiles:
         self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
         self._encoder, self._codes = encoder, self._rounded
         self._chance: ByChance | None = None
-        if step is not None and planned.seed is not None:
-            self._chance = ByChance.of(planned.seed, planned.dtype, *step.place)
+        alone = planned.storing and not planned.steps and (planned.storing.parameter, None)
+        if planned.seed is not None and (place := step.place if step else alone):
+            encoded = encoder is not None
+            self._chance = ByChance.of(planned.seed, planned.dtype, *place, encoded=encoded)
 
     def __iter__(self) -> Iterator[slice]:
         return tiles_of(self.weight.shape)
@@ -191,7 +178,7 @@ class _Tiles:
     def round(self, tile: Tensor, part: slice) -> Tensor:
         """The numbers of some rows in the dtype of the result; those that its codes stand for."""
         if self._encoder is not None:
-            chance = self._chance and partial(self._chance.round, first_row=part.start)
+            chance = self._chance and self._chance.drawn(tile, part.start)
             first = self._first + part.start
             self._codes, numbers = self._encoder.encode(tile, first, chance)
             return numbers
@@ -270,7 +257,10 @@ class _Changed:
         else:
             self._exact = self.change.rows(part, d)
             exact = torch.add(tiles.weight.rows(part, w), self._exact, out=x)
-        rounded = tiles.round(exact, part)
+        try:
+            rounded = tiles.round(exact, part)
+        except NonFiniteError as error:  # of what encodes it, which knows nothing of the change
+            raise self.fault(part, exact.dtype) from error
         # One that is a little larger than the largest may be rounded to it.
         return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
 

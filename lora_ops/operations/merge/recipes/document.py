@@ -134,10 +134,12 @@ def as_tree(recipe: Recipe, *, measured: bool = False) -> dict[str, Any]:
     }
     tree["step"] = [_step_tree(step, measured) for step in recipe.steps]
     tree["parts"] = dict(recipe.parts)
-    output = recipe.output
-    dtype = dict(output.dtype)
+    output, dtype = recipe.output, dict(recipe.output.dtype)
     tree["output"] = _without_defaults(
         dtype=dtype["all"] if set(dtype) == {"all"} else dtype,
+        to=output.to,
+        whole=list(output.whole),
+        quantise=list(output.quantise),
         rounding="" if output.rounding == "nearest" else output.rounding,
         format=output.format,
         kind=output.kind,
@@ -273,6 +275,9 @@ def _output(table: Table) -> Output:
         raise table.fault("rank", f"is {shown(rank)}, not a number or a rule of ranks")
     found = Output(
         dtypes,
+        to=table.text("to"),
+        whole=table.texts("whole"),
+        quantise=table.texts("quantise"),
         rounding=table.text("rounding", "nearest"),
         format=table.text("format"),
         kind=table.text("kind"),

@@ -7,7 +7,7 @@ line (`expression`), or read from what other programs leave behind (`foreign`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ....adapters.layers import Convention
@@ -112,6 +112,10 @@ class Output:
 
     Attributes:
         dtype: By component; `all` is for what is not named. Empty: as the base stores it.
+        to: The way in which the diffusion model's matrices are stored: `fp8_scaled`; empty: as the base
+            stores them, or as `dtype` says.
+        whole: Shell patterns of native names of those that are numbers nevertheless.
+        quantise: Of those that `to` would usually leave whole, and that are not to stay so.
         rounding: `nearest` or `stochastic`.
         format: `single`, `sharded`, `diffusers`, or a number of bytes a shard (`8GB`); empty: by name.
         kind: `checkpoint` or `lora`; empty: what the last step is.
@@ -123,6 +127,9 @@ class Output:
     """
 
     dtype: Mapping[str, str] = field(default_factory=dict[str, str])
+    to: str = ""
+    whole: tuple[str, ...] = ()
+    quantise: tuple[str, ...] = ()
     rounding: str = "nearest"
     format: str = ""
     kind: str = ""
@@ -164,7 +171,14 @@ class Recipe:
         return tuple(found)
 
     def with_output(
-        self, *, dtype: str | Mapping[str, str] = "", rounding: str = "", keep: str = ""
+        self,
+        *,
+        dtype: str | Mapping[str, str] = "",
+        rounding: str = "",
+        keep: str = "",
+        to: str = "",
+        whole: Sequence[str] = (),
+        quantise: Sequence[str] = (),
     ) -> Recipe:
         """Return the recipe with another output; what is not given stays.
 
@@ -172,6 +186,9 @@ class Recipe:
             dtype: `fp32`, `fp16` or `bf16`; by component `{"vae": "fp32", "all": "fp16"}`.
             rounding: `nearest` or `stochastic`.
             keep: Whether the flags of v-prediction stay: `auto` (as the base has them), `on`, `off`.
+            to: How the diffusion model's matrices are stored; see `Output`.
+            whole: See there.
+            quantise: See there.
         """
         dtypes = {"all": dtype} if dtype and isinstance(dtype, str) else dict(dtype or {})
         output = replace(
@@ -179,6 +196,9 @@ class Recipe:
             dtype=dtypes or self.output.dtype,
             rounding=rounding or self.output.rounding,
             keep=keep or self.output.keep,
+            to=to or self.output.to,
+            whole=tuple(whole) or self.output.whole,
+            quantise=tuple(quantise) or self.output.quantise,
         )
         return replace(self, output=output)
 
