@@ -37,7 +37,7 @@ _arguments = together(
         *("-o", "--output"),
         type=PATH,
         required=True,
-        help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards; a new folder where "
+        help="Checkpoint to write: .safetensors, .safetensors.index.json for shards, or .gguf; a new folder where "
         "CHECKPOINT is a folder of diffusers.",
     ),
     where_option,

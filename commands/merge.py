@@ -39,7 +39,7 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     *("-o", "--output"),
     type=PATH,
     required=True,
-    help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards; a new folder where "
+    help="Checkpoint to write: .safetensors, .safetensors.index.json for shards, or .gguf; a new folder where "
     "the base is a folder of diffusers.",
 )
 @click.option(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..lora_ops import Convention
 
 #: What a merge may be written to, with its recipe in it.
-MERGED = (".safetensors", ".sft", ".safetensors.index.json")
+MERGED = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
 
 
 @click.command()

@@ -27,13 +27,14 @@ from .options import (
     *("-o", "--output"),
     type=PATH,
     required=True,
-    help="Checkpoint to write: .safetensors, or .safetensors.index.json for shards.",
+    help="Checkpoint to write: .safetensors, .safetensors.index.json for shards, or .gguf.",
 )
 @click.option(
     "--to",
     metavar="STORAGE",
     required=True,
-    help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8 or nvfp4; docs/quantised.md has what they are.",
+    help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8 or nvfp4; for GGUF q8_0, q5_1, q5_0, q4_1, q4_0, bf16, "
+    "f16 or f32. docs/quantised.md has what they are.",
 )
 @patterns_options
 @rounding_options("")
@@ -57,6 +58,7 @@ def requantise(
 
     MODEL may be stored in any way that is read. Each matrix of its diffusion model is rounded once; one that is stored
     so already is copied, and so is everything that stays whole. The report says by how much storing has changed each.
+    A GGUF file holds the diffusion model alone; what else MODEL has is left out, and reported.
     """
     with clear_errors():
         from ..lora_ops import (

@@ -162,17 +162,17 @@ _OF_LAYERS = {
 INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
-    "BakePlan": {"changes", "lost", "idle", "tensors", "wanted"},
+    "BakePlan": {"changes", "lost", "idle", "tensors", "wanted", "gguf", "outside"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},
     "MemoryFile": {"copy_into"},
-    "MergePlan": {"tensors", "surveys"},
+    "MergePlan": {"tensors", "surveys", "gguf"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
     "Plan": {"sides", "working_set"},
     "Recipe": {"steps", "output"},
-    "RequantisePlan": {"tensors", "wanted"},
+    "RequantisePlan": {"tensors", "wanted", "gguf"},
     "RankRule": {"first_guess", "choose", "choose_within"},
 }
 #: Types that people make themselves; the others are handed to them.

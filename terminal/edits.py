@@ -15,6 +15,7 @@ from .layout import (
     open_console,
     print_notes,
     print_rest,
+    print_skips,
     print_stored,
     shape_text,
     tail,
@@ -140,11 +141,14 @@ def show_requantised(report: Report, *, verbose: bool = False) -> None:
         return tail(layer.target), layer.kind, shape_text(layer.shape), human_error(layer.error)
 
     rows = report.layers
-    console.print(fill(table, rows, cells, weigh=lambda one: one.error, verbose=verbose))
+    if rows:
+        console.print(fill(table, rows, cells, weigh=lambda one: one.error, verbose=verbose))
+    print_skips(console, report)
     print_notes(console, report.notes)
+    error = f", relative error {human_error(report.error)}" if rows else ""
     console.print(
-        f"[bold]{counted(len(rows), 'weight')} written with scales, relative error "
-        f"{human_error(report.error)}[/]; {human_size(report.size)}, {report.seconds:.1f} s",
+        f"[bold]{counted(len(rows), 'weight')} written with scales{error}[/]; "
+        f"{human_size(report.size)}, {report.seconds:.1f} s",
         highlight=False,
         soft_wrap=True,
     )

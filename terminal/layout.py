@@ -87,8 +87,7 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
         report: The report.
         outside: What to call the part of the change that is in no layer.
     """
-    if report.skips:
-        console.print(_skip_table(report))
+    print_skips(console, report)
     print_notes(console, report.notes)
     parts = ", ".join(f"{name} {human_error(error)}" for name, error in report.components().items())
     console.print(
@@ -122,8 +121,10 @@ def print_notes(console: Console, notes: Iterable[str]) -> None:
         console.print(f"[yellow]note[/] {safe(worded(note))}", soft_wrap=True)
 
 
-def _skip_table(report: Report) -> Table:
+def print_skips(console: Console, report: Report) -> None:
+    """Print what was left out, by the reason."""
     table = new_table("left out", "because", "tensors", "share of the change")
     for (reason, kind), (tensors, share) in report.reasons().items():
         table.add_row(kind, safe(worded(reason)), str(tensors), f"{share:.2%}")
-    return table
+    if report.skips:
+        console.print(table)

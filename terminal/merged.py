@@ -9,6 +9,7 @@ from typing import cast
 
 from ..lora_ops import MergeCheck, MergeReport, Report
 from ..lora_ops.operations.merge.step import MergedLayer
+from ..lora_ops.operations.weights.gguf_file_plan import NOT_HELD
 from ..lora_ops.report import counted
 from ..lora_ops.text import human_error, human_size
 from .layout import fill, new_table, open_console, print_notes, print_stored, safe, shape_text, tail
@@ -53,7 +54,9 @@ def show_merged(report: Report, *, verbose: bool = False) -> None:
         console.print(f"change by block: {safe(told)}", highlight=False, soft_wrap=True)
     for reason, number in Counter(skip.reason for skip in found.skips).items():
         console.print(
-            f"as in the base: {counted(number, 'weight')}, {safe(reason)}", highlight=False
+            f"{'left out' if reason in NOT_HELD else 'as in the base'}: "
+            f"{counted(number, 'weight')}, {safe(reason)}",
+            highlight=False,
         )
     print_notes(console, found.notes)
     taken = f"{found.taken} taken from another, " if found.taken else ""

@@ -10,6 +10,7 @@ from .opening import open_source, read_metadata
 from .quantised.signs import quantisation, refuse_quantised
 from .quantised.source import QuantisedSource
 from .reading.folder import is_peft_folder, open_folder
+from .reading.gguf_file import GgufFile
 from .reading.joined import JoinedSource
 from .reading.pickled import PickledFile
 from .reading.renamed import RenamedSource, modernised
@@ -31,6 +32,7 @@ __all__ = [
     "SPEC_HASH",
     "FileSource",
     "FolderWriter",
+    "GgufFile",
     "JoinedSource",
     "MemoryFile",
     "Output",

@@ -7,15 +7,17 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..files import QuantisedSource
+from ..files import GgufFile, QuantisedSource
 from ..operations.merge.merge import MergeOptions, written_tensors
-from ..operations.merge.plan import MergePlan, plan_merge, stored_plan
+from ..operations.merge.plan import MergePlan, plan_merge
 from ..operations.merge.recipes.recipe import Recipe
+from ..operations.merge.stored import stored_plan
 from ..operations.weights.output import rows_of
 from ..run.devices import Placement, place
 from ..run.inputs import unchanged
@@ -81,9 +83,11 @@ def verify_merge(
         LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
     """
     started = time.perf_counter()
-    plan = stored_plan(plan_merge(recipe, sources, **options))
     stored = merged.original if isinstance(merged, QuantisedSource) else merged
-    held, wanted = list(stored.keys()), [key for key, _, _ in rows_of(plan.tensors.values())]
+    output = Path(merged.name) if isinstance(stored, GgufFile) else None
+    plan = stored_plan(plan_merge(recipe, sources, **options), output)
+    held = list(stored.keys())
+    wanted = [_name(plan, key, held) for key, _, _ in rows_of(plan.tensors.values())]
     jobs = [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
     with unchanged(merged, *sources.values()):
         work = Work(jobs, partial(_compared, plan, stored, frozenset(held)))
@@ -109,14 +113,24 @@ def _compared(
     """How far what the file holds is off, for each tensor of the plan; one that it lacks is not computed."""
     found: list[dict[str, float | None]] = []
     for key in keys:
-        is_held = any(name in held for name, _, _ in rows_of([plan.tensors[key]]))
+        names = {k: _name(plan, k, held) for k, _, _ in rows_of([plan.tensors[key]])}
+        is_held = any(name in held for name in names.values())
         right = written_tensors(plan, key) if is_held else {}
-        found.append({k: _difference(one, stored, k) for k, one in right.items() if k in held})
+        there = {names[k]: one for k, one in right.items() if names[k] in held}
+        found.append({name: _difference(one, stored, name) for name, one in there.items()})
     return found
+
+
+def _name(plan: MergePlan, key: str, held: Container[str]) -> str:
+    """What a tensor is called in the file: in a GGUF file without what stands before a model's names."""
+    is_own = plan.gguf is None or key in held
+    return key if is_own else plan.gguf.layout.tensors[key].name
 
 
 def _difference(right: Tensor, merged: TensorSource, key: str) -> float | None:
     """The share by which a tensor is off; None where every bit is the same."""
+    if isinstance(merged, GgufFile) and right.numel() == math.prod(merged.shape(key)):
+        right = right.reshape(merged.shape(key))  # blocks lie in rows of the file's own
     if (merged.shape(key), merged.dtype(key)) != (tuple(right.shape), right.dtype):
         return math.inf
     found = merged.tensor(key)

@@ -20,7 +20,7 @@ _OTHERS = r"\w*norm\w*|gate|router"
 #: Of any model: parts of a weight's native name.
 _ANYWHERE = re.compile(rf"(?:^|\.)(?:{_FIRST}|{_LAST}|{_VECTORS}|{_OTHERS})(?:\.|$)", re.IGNORECASE)
 #: Of any model: how a native name begins.
-_OUTERMOST = re.compile(r"(?:proj_in|proj_out|caption_projection)\.")
+_OUTERMOST = re.compile(r"(?:proj_in|proj_out|caption_projection|input_blocks\.0\.0|out\.2)\.")
 #: By the short name of an architecture: what it has besides, anywhere in a name.
 _BESIDES: Mapping[str, str] = {
     "flux2": r"stream_modulation",

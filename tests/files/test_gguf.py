@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_files import blocks, kind_of
 from torch import Tensor
 
 from lorakit.lora_ops.files import QuantisedSource, open_source, refuse_quantised
@@ -22,10 +23,6 @@ RANDOM = [
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
 ]
 KEY = "double_blocks.0.img_attn.qkv.weight"
-
-
-def kind_of(name: str) -> Any:
-    return gguf.GGMLQuantizationType[name]
 
 
 def written(
@@ -45,26 +42,6 @@ def written(
     writer.write_tensors_to_file()
     writer.close()
     return folder / "a.gguf"
-
-
-def blocks(name: str, rows: int = 6, columns: int = 512) -> Any:
-    """Random bytes, of which the scales are finite."""
-    block, size = gguf.GGML_QUANT_SIZES[kind_of(name)]
-    found = np.random.default_rng(0).integers(
-        0, 256, (rows, columns // block, size), dtype=np.uint8
-    )
-    halves = {
-        "Q4_1": (0, 2),
-        "Q5_1": (0, 2),
-        "Q2_K": (80, 82),
-        "Q3_K": (108,),
-        "Q4_K": (0, 2),
-        "Q5_K": (0, 2),
-        "Q6_K": (208,),
-    }
-    for place in halves.get(name, () if name in ("NVFP4", "IQ1_M") else (0,)):
-        found[..., place : place + 2] = np.array([0.01], np.float16).view(np.uint8)
-    return found.reshape(rows, -1)
 
 
 def normal(rows: int = 6, columns: int = 512) -> Any:

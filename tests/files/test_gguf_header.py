@@ -119,7 +119,7 @@ BIG = 2**62
         (gguf([entry("a", 13, b"")]), "an entry of kind 13"),
         (gguf([entry("a", 8, struct.pack("<Q", 1) + b"\xff")]), "not valid Unicode"),
         (gguf([entry("general.alignment", 4, bytes(4))]), "its alignment is no number"),
-        (gguf(tensors=[tensor("a", (1,) * 5, F32, 0)]) + DATA, "has 5 axes"),
+        (gguf(tensors=[tensor("a", (1,) * 6, F32, 0)]) + DATA, "has 6 axes"),
         (gguf(tensors=[tensor("a", (4, 64), 4, 0)]) + DATA, "of type 4, which is not known"),
         (gguf(tensors=[tensor("a", (4, 60), Q8_0, 0)]) + DATA, r"\[4, 60\].* is none of Q8_0"),
         (gguf(tensors=[tensor("a", (BIG, 64), Q8_0, 0)]) + DATA, "is none of Q8_0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,6 @@ FLUX = ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "final_layer.lin
 
 
 @pytest.fixture(scope="module")
-def pack() -> Path:
-    """The folder of ComfyUI-GGUF; the test skips where there is none."""
-    default = comfy_host.find_tree() / "custom_nodes" / "ComfyUI-GGUF"
-    folder = Path(os.environ.get("COMFYUI_GGUF_PATH", default))
-    if not (folder / "loader.py").is_file():
-        pytest.skip(f"ComfyUI-GGUF not found at {folder}: set COMFYUI_GGUF_PATH to its folder")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def host() -> Iterator[comfy_host.Host]:
     with comfy_host.started() as host:
         yield host
@@ -84,8 +73,9 @@ def tensors(names: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
     ],
 )
 def test_a_file_is_what_the_pack_reads(
-    host: comfy_host.Host, pack: Path, tmp_path: Path, arch: str, names: tuple[str, ...]
+    host: comfy_host.Host, tmp_path: Path, arch: str, names: tuple[str, ...]
 ) -> None:
+    pack = comfy_host.find_gguf_pack()
     path, truth = tmp_path / "a.gguf", tmp_path / "truth.safetensors"
     writer = gguf.GGUFWriter(path, arch)
     if arch == "llama":

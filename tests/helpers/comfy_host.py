@@ -34,6 +34,15 @@ def find_python(tree: Path) -> Path:
     return next((tree / name for name in _VENVS if (tree / name).is_file()), Path(sys.executable))
 
 
+def find_gguf_pack() -> Path:
+    """The folder of ComfyUI-GGUF; the test skips where there is none."""
+    default = find_tree() / "custom_nodes" / "ComfyUI-GGUF"
+    folder = Path(os.environ.get("COMFYUI_GGUF_PATH", default))
+    if not (folder / "loader.py").is_file():
+        pytest.skip(f"ComfyUI-GGUF not found at {folder}: set COMFYUI_GGUF_PATH to its folder")
+    return folder
+
+
 def find_host() -> tuple[Path, Path]:
     """ComfyUI's folder, and a Python that imports it; the test skips where there is none of either."""
     tree = find_tree()

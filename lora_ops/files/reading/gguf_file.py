@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ from .gguf_names import own_name, turned_heads
 from .ranges import RangeReader
 
 #: Under which a file tells the shape of a tensor whose rows were no multiple of a block.
-_SHAPE = "comfy.gguf.orig_shape."
-_SELF = "general."
+SHAPE = "comfy.gguf.orig_shape."
+#: Fills a header up to where the data begins, and says nothing.
+PADDING = "lorakit.padding"
+_TOKENIZER = "tokenizer."
 
 
 class GgufFile(FileSource):
@@ -107,18 +110,40 @@ class GgufFile(FileSource):
         """Close the file; names and shapes stay readable."""
         self._file.close()
 
+    def stored(self, key: str) -> tuple[str, tuple[int, ...]]:
+        """What a tensor is called in the file, and the shape that it has there."""
+        return self._names[key], self._entries[key].shape
+
+    def header_entries(self) -> dict[str, bytes]:
+        """What the header says of the model, by name: each one's kind and value, as they are stored.
+
+        Raises:
+            FormatError: the file has become shorter, or the disk fails.
+        """
+        return {
+            name: self._file.bytes(begin, size, "the header")
+            for name, (begin, size) in self._spans.items()
+        }
+
+    def copy_into(self, key: str, file: io.FileIO, offset: int) -> None:
+        """Write the bytes of a tensor into an open file; the system copies them where it can."""
+        entry = self._entries[key]
+        if not self._file.copy(entry.begin, entry.size, file, offset):
+            super().copy_into(key, file, offset)
+
     def _read_header(self) -> None:
-        found, values = read_gguf_header(self._file)
+        found, values, self._spans = read_gguf_header(self._file)
         if not found:
             raise FormatError("a GGUF file without tensors", path=self._path)
         architecture = values.get("general.architecture")
         self._entries = {own_name(name, architecture): entry for name, entry in found.items()}
         if len(self._entries) != len(found):
             raise FormatError("two of its tensors have one name", path=self._path)
+        self._names = dict(zip(self._entries, found, strict=True))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._heads: dict[str, int] = {}
         for name, (key, entry) in zip(found, self._entries.items(), strict=True):
-            told = values.get(_SHAPE + name)
+            told = values.get(SHAPE + name)
             if told is not None:
                 self._shapes[key] = self._checked(key, told, entry.shape)
             if heads := turned_heads(key, architecture, values):
@@ -139,4 +164,5 @@ class GgufFile(FileSource):
 
 def _texts(values: Mapping[str, Value]) -> dict[str, str]:
     """What a file says of itself in words; its other entries are of tokenizers and numbers of layers."""
-    return {k: v for k, v in values.items() if k.startswith(_SELF) and isinstance(v, str)}
+    words = {k: v for k, v in values.items() if isinstance(v, str) and k != PADDING}
+    return {k: v for k, v in words.items() if not k.startswith(_TOKENIZER)}

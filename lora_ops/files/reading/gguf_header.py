@@ -19,7 +19,7 @@ from .ranges import RangeReader
 _VERSIONS = (2, 3)
 _LONGEST = 100_000_000  # bytes of a header, as of safetensors'
 _PIECE = 1 << 16  # bytes read at once
-_MOST_DIMS = 4
+_MOST_DIMS = 5  # ggml itself has four; files of video models have kernels of five
 # Kinds of values: those of one size by the struct code, then texts and lists.
 _NUMBERS = {
     0: "B",
@@ -113,14 +113,25 @@ class GgufEntry(NamedTuple):
     size: int
 
 
-def read_gguf_header(file: RangeReader) -> tuple[dict[str, GgufEntry], dict[str, Value]]:
+class GgufHeader(NamedTuple):
+    """What stands in front of the data.
+
+    Attributes:
+        tensors: By name, in the order of their data.
+        values: Of the entries, by name.
+        spans: Where each entry's kind and value lie in the file: first byte, and how many.
+    """
+
+    tensors: dict[str, GgufEntry]
+    values: dict[str, Value]
+    spans: dict[str, tuple[int, int]]
+
+
+def read_gguf_header(file: RangeReader) -> GgufHeader:
     """Read a header and check that all it names lies in the file.
 
     Args:
         file: The file.
-
-    Returns:
-        The tensors in the order of their data, and the values of the entries.
 
     Raises:
         FormatError: It is damaged, hostile, or of a version or type that is not known.
@@ -133,9 +144,11 @@ def read_gguf_header(file: RangeReader) -> tuple[dict[str, GgufEntry], dict[str,
         raise cursor.damaged(f"its version is {version}; 2 and 3 are read, in little-endian order")
     tensors, entries = cursor.unpack("QQ")
     values: dict[str, Value] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(entries):
-        name = cursor.text()
+        name, begin = cursor.text(), cursor.at
         values[name] = cursor.value(cursor.unpack("I")[0])
+        spans[name] = begin, cursor.at - begin
     rows = [cursor.tensor() for _ in range(tensors)]
     step = values.get("general.alignment", 32)
     if not isinstance(step, int) or step <= 0:
@@ -157,7 +170,7 @@ def read_gguf_header(file: RangeReader) -> tuple[dict[str, GgufEntry], dict[str,
                 path=file.path,
             )
         found[name] = GgufEntry(type, shape, start + offset, size)
-    return found, values
+    return GgufHeader(found, values, spans)
 
 
 class _Cursor:

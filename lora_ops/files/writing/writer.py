@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...errors import WriteError
 from ..digests import digest_entries
-from ..dtypes import DTYPE_BITS, TORCH_DTYPES, memory_of
-from ..positional import PART, write_at
-from .coverage import Coverage
+from ..dtypes import memory_of
+from ..positional import PART
 from .pieces import (
     ALIGNMENT,
-    Piece,
     aligned,
     check_header,
     file_order,
@@ -32,12 +25,8 @@ from .pieces import (
     header_text,
     piece_of,
 )
-from .publish import Place, publish_all, write_all
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from ..base import FileSource
+from .placed import PlacedFile
+from .publish import publish_all, write_all
 
 _SLACK = 200  # one part in that many of a file may be unused room
 
@@ -59,7 +48,7 @@ class Written:
     tensors: int
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(PlacedFile):
     """A safetensors file that takes one tensor at a time; use it in a `with` statement.
 
     The data goes to a hidden sibling of the output, behind room for the header. `finish` completes
@@ -81,9 +70,6 @@ class SafetensorsWriter:
             fill in `hash_keys`, and `Written.data_sha256` is not empty.
         replace: Whether a file that is there may be replaced; see `Place`.
 
-    Attributes:
-        place: Of the output, within the `with` statement.
-
     Raises:
         ArgumentError: by `with`: the name is taken.
         WriteError: by `with`, `write` and `finish`: the file could not be written.
@@ -97,37 +83,11 @@ class SafetensorsWriter:
         hashed: bool = True,
         replace: bool = True,
     ) -> None:
-        self._path = Path(path)
-        self._replace = replace
+        super().__init__(Path(path), replace=replace)
         self._room = aligned(header_room)
-        self._pieces: dict[str, Piece] = {}
+        self._begin = 8 + self._room
         self._waiting: dict[str, bytes] = {}
-        self._starts: dict[str, int] = {}
-        self._filled = Coverage()
-        self._turn = threading.Lock()
         self._hash = hashlib.sha256() if hashed else None
-        self._size = 0
-
-    def __enter__(self) -> Self:
-        self.place = Place(self._path, replace=self._replace)
-        try:
-            with self.place.explained():
-                self._file = self.place.open()
-                self._file.seek(8 + self._room)
-        except BaseException:  # Ctrl-C too: nobody else would clean up yet
-            self.place.clean()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self.place.clean()
 
     def write(self, key: str, tensor: Tensor) -> None:
         """Add one tensor, any device, shape and strides. It may change afterwards.
@@ -166,46 +126,6 @@ class SafetensorsWriter:
         self._starts = dict(zip(self._pieces, starts, strict=False))
         self._size = sum(piece.size for piece in pieces)
 
-    def write_at(self, key: str, start: int, piece: Tensor) -> None:
-        """Fill part of a place; from any thread, in any order.
-
-        Args:
-            key: Of the tensor.
-            start: The first element, in C order.
-            piece: Elements of the tensor's dtype; they may change afterwards.
-
-        Raises:
-            ValueError: they are of another dtype, or do not lie within the tensor.
-            WriteError: the file could not be written.
-        """
-        whole, data, begin = self._pieces[key], memory_of(piece), start * piece.element_size()
-        if TORCH_DTYPES[whole.dtype] != piece.dtype or not 0 <= begin <= whole.size - len(data):
-            raise ValueError(
-                f"`{key}` is {whole.dtype} {list(whole.shape)}: {piece.numel()} of {piece.dtype} "
-                f"from {start} on have no place there"
-            )
-        begin += self._starts[key]
-        with self.place.explained():
-            write_at(self._file, data, 8 + self._room + begin)
-        self._fill(begin, len(data))
-
-    def copy(self, key: str, source: FileSource, own: str) -> None:
-        """Fill a place with the bytes of another file's tensor; from any thread.
-
-        Args:
-            key: Of the tensor.
-            source: The other file.
-            own: The tensor's key there; it has the same dtype and shape.
-
-        Raises:
-            FormatError: the other file cannot be read.
-            WriteError: the file could not be written.
-        """
-        begin = self._starts[key]
-        with self.place.explained():
-            source.copy_into(own, self._file, 8 + self._room + begin)
-        self._fill(begin, self._pieces[key].size)
-
     def finish(
         self, metadata: Mapping[str, str] | None = None, *, hash_keys: Sequence[str] = ()
     ) -> Written:
@@ -242,22 +162,7 @@ class SafetensorsWriter:
             write_all(self._file, memoryview(framed(text, self._room)))
             os.fsync(self._file.fileno())
             self._file.close()
-        return Written(self._path, 8 + self._room + self._size, digest, len(pieces))
-
-    def _fill(self, begin: int, size: int) -> None:
-        with self._turn:
-            self._filled.add(begin, begin + size)
-
-    def _check_filled(self) -> None:
-        reach = self._filled.reach
-        for key, start in self._starts.items():
-            piece = self._pieces[key]
-            if start + piece.size > reach:
-                number = (reach - start) * 8 // DTYPE_BITS[piece.dtype]
-                raise WriteError(
-                    f"not all of it was written: of `{key}` number {number} is the first missing",
-                    path=self._path,
-                )
+        return Written(self._path, self._begin + self._size, digest, len(pieces))
 
     def _append(self, data: memoryview) -> None:
         for start in range(0, len(data), PART):
@@ -270,12 +175,13 @@ class SafetensorsWriter:
 
     def _move_data(self, room: int) -> None:
         """Copy the data behind room of another size."""
-        old, data_start = self._file, 8 + self._room
+        old, data_start = self._file, self._begin
         self._room = aligned(room)
+        self._begin = 8 + self._room
         self._file = self.place.open()
         with old:
             old.seek(data_start)
-            self._file.seek(8 + self._room)
+            self._file.seek(self._begin)
             shutil.copyfileobj(old, self._file, 1 << 20)
 
 

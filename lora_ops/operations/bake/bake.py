@@ -27,6 +27,7 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import STRENGTH_ZERO
 from ..weights.change import BakedLayer
+from ..weights.gguf_file_plan import LEFT_OUT
 from ..weights.shares import Share
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, OTHERWISE, survival_notes
@@ -125,6 +126,8 @@ def summarise_bake(plan: BakePlan, reports: Iterable[LayerReport | Skip]) -> Rep
     skips = [one for one in known if isinstance(one, Skip)]
     skips += [_skip(share, NO_PARAMETER, _norm(share)) for share in plan.lost]
     skips += [_skip(share, STRENGTH_ZERO, 0.0) for share in plan.idle]
+    skips += [_skip(share, LEFT_OUT, _norm(share)) for share in plan.outside]
+    skips += plan.gguf.skips if plan.gguf else ()
     stored = stored_layers(known)
     notes = (*plan.notes, *storing_notes(stored), *_notes(plan, layers))
     return Report(layers, tuple(skips), notes, stored=stored)

@@ -14,6 +14,7 @@ from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Source, baked_metadata
 from ...adapters.metadata.provenance import check_bakes
 from ...adapters.strengths.ingredient import Ingredient
+from ...errors import ArgumentError
 from ...files import (
     FileSource,
 )
@@ -25,6 +26,7 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -33,7 +35,7 @@ from ..weights.output import (
     folder_notes,
     storage_notes,
 )
-from ..weights.storing_plan import kept_metadata, model_keys, with_storing
+from ..weights.storing_plan import Wanted, kept_metadata, model_keys, with_storing
 from ..weights.written import write_tensor
 from .bake import bake_jobs, summarise_bake
 from .plan import BakePlan, plan_bake
@@ -62,7 +64,7 @@ def plan_bake_file(
     Args:
         checkpoint: What is to be changed: a file, an index of shards, or a folder as diffusers writes.
         ingredients: The adapters, each with its strength.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; a
             new folder where the checkpoint is one; None: nowhere yet.
         force: Whether the output may replace files.
         dtype: Of the result; None: each tensor as it is stored, with scales too.
@@ -72,19 +74,22 @@ def plan_bake_file(
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         shard_size: See `bake_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as the checkpoint stores them.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None: as
+            the checkpoint stores them; in a GGUF file as `Q8_0` where that is only read.
         whole: Shell patterns of native names of those that are numbers nevertheless.
         quantise: Of those that `to` would usually leave whole, and that are not to stay so.
         rounding: See `plan_bake`.
         seed: See there.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; or no weight can be written so.
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree;
+            or no weight can be written so.
         MismatchError: What is to be taken out is not in the checkpoint by its record, or not at
             that strength.
         LoraOpsError: See `plan_bake`.
     """
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
+    is_gguf = writes_gguf(output, to or "", checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(
@@ -102,15 +107,37 @@ def plan_bake_file(
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
     wanted = replace(plan.wanted, to=to or "", whole=tuple(whole), quantise=tuple(quantise))
-    numbers = model_keys(checkpoint) if dtype is not None else ()
-    tensors, notes = with_storing(plan.tensors, checkpoint, wanted, numbers)
-    told = (*notes, *folder_notes(checkpoint), *storage_notes(checkpoint, tensors))
-    plan = replace(plan, tensors=tensors, wanted=wanted, notes=(*plan.notes, *told))
+    if is_gguf:
+        plan, notes = _in_gguf(plan, wanted)
+    else:
+        numbers = model_keys(checkpoint) if dtype is not None else ()
+        tensors, notes = with_storing(plan.tensors, checkpoint, wanted, numbers)
+        plan = replace(plan, tensors=tensors)
+    told = (*notes, *folder_notes(checkpoint), *storage_notes(checkpoint, plan.tensors))
+    plan = replace(plan, wanted=wanted, notes=(*plan.notes, *told))
     if output is not None:
         check_shards(
-            *(output, checkpoint, tensors.values(), inputs), shard_size=shard_size, force=force
+            *(output, checkpoint, plan.tensors.values(), inputs), shard_size=shard_size, force=force
         )
     return plan
+
+
+def _in_gguf(plan: BakePlan, wanted: Wanted) -> tuple[BakePlan, tuple[str, ...]]:
+    """The plan of a bake whose result is a GGUF file, and what is worth a sentence.
+
+    Raises:
+        ArgumentError: Nothing of what changes is in the file; or see `with_gguf`.
+    """
+    tensors, gguf = with_gguf(plan.tensors, plan.checkpoint, wanted)
+    changes = {key: one for key, one in plan.changes.items() if key in tensors}
+    if not changes:
+        raise ArgumentError(
+            "nothing to bake: the LoRA changes text encoders alone, which a GGUF file does not hold"
+        )
+    left = (one for key, one in plan.changes.items() if key not in tensors)
+    outside = tuple(share for found in left for change in found for share in change.shares)
+    plan = replace(plan, tensors=tensors, changes=changes, gguf=gguf, outside=outside)
+    return plan, gguf.notes
 
 
 def bake_file(
@@ -129,7 +156,7 @@ def bake_file(
         plan: From `plan_bake_file`, of this checkpoint.
         checkpoint: What is changed.
         output: A `.safetensors` file; or an index, `.safetensors.index.json`, whose shards get its
-            stem for a name and hold what those of the checkpoint held; or a new folder.
+            stem for a name and hold what those of the checkpoint held; or a `.gguf` file; or a new folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
@@ -171,7 +198,10 @@ class BakedFile(CheckpointFile):
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
         tensors = plan.tensors.values()
-        super().__init__(output, checkpoint, tensors, shard_size=shard_size, force=force)
+        layout = plan.gguf.layout if plan.gguf else None
+        super().__init__(
+            *(output, checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with the longest numbers."""

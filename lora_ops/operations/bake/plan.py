@@ -33,6 +33,7 @@ from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
 from ..weights.change import Change
+from ..weights.gguf_file_plan import GgufPlan
 from ..weights.rounding import seed_of
 from ..weights.shares import Share, check_kind
 from ..weights.storing_plan import Wanted
@@ -55,6 +56,8 @@ class BakePlan:
         notes: What is worth a sentence.
         dora: Whose convention, of kinds that programs read differently; see docs/kinds.md.
         wanted: What was asked of how weights are stored.
+        gguf: How it lies in a GGUF file, where it is written as one.
+        outside: Layers whose parameters such a file does not hold.
     """
 
     checkpoint: TensorSource
@@ -68,6 +71,8 @@ class BakePlan:
     notes: tuple[str, ...]
     dora: Convention = "paper"
     wanted: Wanted = field(default_factory=Wanted)
+    gguf: GgufPlan | None = None
+    outside: tuple[Share, ...] = ()
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:

@@ -15,6 +15,7 @@ from ...models.pairing import parameter_kind
 from ...report import Skip
 from ..preview import PlannedLayer, Preview
 from ..reasons import STRENGTH_ZERO
+from ..weights.gguf_file_plan import LEFT_OUT
 from ..weights.output import is_copied, is_index, rows_of, stored_as
 from ..weights.shares import Share
 from ..weights.storing_plan import kept_metadata
@@ -58,6 +59,8 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         skips=(
             *(_skip(share, NO_PARAMETER) for share in plan.lost),
             *(_skip(share, STRENGTH_ZERO) for share in plan.idle),
+            *(_skip(share, LEFT_OUT) for share in plan.outside),
+            *(plan.gguf.skips if plan.gguf else ()),
         ),
         notes=plan.notes,
         by_component=True,
@@ -93,6 +96,8 @@ def _size(plan: BakePlan, output: Path) -> int:
     more = {**plan.wanted.record(), **kept_metadata(plan.tensors, plan.checkpoint)}
     told += sum(2 * (len(key.encode()) + len(text.encode())) + 16 for key, text in more.items())
     spare = told + _RECORD * (1 + len(plan.ingredients))
+    if plan.gguf is not None:
+        return plan.gguf.layout.size({}) + spare
     if is_index(output):
         spare += sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in rows)
     return data + 8 + header_room(rows, spare=spare)

@@ -33,9 +33,10 @@ from ..weights.output import (
 from ..weights.storing_plan import kept_metadata
 from ..weights.written import write_tensor
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
-from .plan import MergePlan, plan_merge, stored_plan
+from .plan import MergePlan, plan_merge
 from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
+from .stored import stored_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,19 +59,21 @@ def plan_merge_file(
     Args:
         recipe: With numbers for all names; see `Recipe.bind`.
         sources: The files by the recipe's names.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; a new folder
-            where the base is one; None: nowhere yet.
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; a new
+            folder where the base is one; None: nowhere yet.
         force: Whether the output may replace files.
         shard_size: See `merge_file`.
         to: The way in which the diffusion model's matrices are written, with scales: `fp8_scaled`; see
-            docs/quantised.md. None: as the recipe says, else as the base stores them.
+            docs/quantised.md; or the type of a GGUF file, `q8_0`, of the diffusion model alone. None: as
+            the recipe says, else as the base stores them; in a GGUF file as `Q8_0` where that is only read.
         whole: Shell patterns of native names of those that are numbers nevertheless; none: as the recipe
             says.
         quantise: Of those that `to` would usually leave whole, and that are not to stay so; as `whole`.
         **options: See `plan_merge`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written; the base is no file; the recipe
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree; the
+            base is no file; the recipe
             asks for a LoRA, or for a folder of diffusers where the base is none; or no weight can be
             written so.
         LoraOpsError: See `plan_merge`.
@@ -78,7 +81,7 @@ def plan_merge_file(
     recipe = recipe.with_output(to=to or "", whole=whole, quantise=quantise)
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
-    plan = stored_plan(plan)
+    plan = stored_plan(plan, output)
     if output is None:
         return plan
     base, inputs = base_file(plan), paths_of(*sources.values())
@@ -107,7 +110,8 @@ def merge_file(
 
     Args:
         plan: From `plan_merge_file`.
-        output: A `.safetensors` file, an index, `.safetensors.index.json`, or a new folder.
+        output: A `.safetensors` file, an index, `.safetensors.index.json`, a `.gguf` file, or a new
+            folder.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the base is no index itself.
@@ -150,7 +154,10 @@ class MergedFile(CheckpointFile):
         self.sources = [plan.sources[name] for name in self._names]
         self._plan, self._version = plan, version
         tensors = plan.tensors.values()
-        super().__init__(output, base_file(plan), tensors, shard_size=shard_size, force=force)
+        layout = plan.gguf.layout if plan.gguf else None
+        super().__init__(
+            *(output, base_file(plan), tensors), shard_size=shard_size, force=force, layout=layout
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""

@@ -212,6 +212,7 @@ def summarise_merge(plan: MergePlan, reports: Iterable[LayerReport | Skip]) -> M
     known = list(reports)
     layers = tuple(one for one in known if isinstance(one, MergedLayer))
     skips = tuple(one for one in known if isinstance(one, Skip))
+    skips += plan.gguf.skips if plan.gguf else ()
     stored = stored_layers(known)
     located = locate([layer.target for layer in layers]) if layers else None
     blocks: dict[str, float] = {}

@@ -13,11 +13,11 @@ from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import MismatchError
 from ...linalg.storage import DTYPES
-from ...models.architectures import Parameter, parameters
+from ...models.architectures import Parameter
 from ...report import counted
 from ...run.workers import Progress
 from ...source import DictSource, TensorSource
-from ..weights.storing_plan import Wanted, with_storing
+from ..weights.gguf_file_plan import GgufPlan
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
 from .combined import Combination
@@ -51,6 +51,7 @@ class MergePlan:
         allow_nonfinite: Whether weights that are not finite in some model stay those of the base.
         surveys: What is read of all weights of a step first, for methods that ask for it.
         passes: How often files are read at most, by the weight that asks for most.
+        gguf: How it lies in a GGUF file, where it is written as one.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class MergePlan:
     allow_nonfinite: bool = False
     surveys: tuple[Callable[[Progress | None], Tensor], ...] = ()
     passes: int = 1
+    gguf: GgufPlan | None = None
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -149,7 +151,7 @@ def plan_merge(
             f"{sum(map(len, only_others.values()))} only in others, the first `{first}`"
         )
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
-    dtypes = _dtypes(recipe, base.parameters)
+    dtypes = asked_dtypes(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
     seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
@@ -182,22 +184,6 @@ def plan_merge(
         surveys=tuple(one.found for one in resolver.surveys),
         passes=_passes(nodes) + sum(_passes(one.nodes) - 1 for one in resolver.surveys),
     )
-
-
-def stored_plan(plan: MergePlan) -> MergePlan:
-    """Return a plan whose tensors are stored as its recipe says, or else as the base has them, with scales too.
-
-    Args:
-        plan: From `plan_merge`.
-
-    Raises:
-        ArgumentError: See `with_storing`.
-    """
-    asked = plan.recipe.output
-    wanted = Wanted(asked.to, asked.whole, asked.quantise)
-    numbers = _dtypes(plan.recipe, parameters(plan.base))
-    tensors, notes = with_storing(plan.tensors, plan.base, wanted, numbers)
-    return replace(plan, tensors=tensors, notes=(*plan.notes, *notes))
 
 
 def _nothing(resolver: Resolver) -> MismatchError:
@@ -239,7 +225,7 @@ def _same_place(one: Parameter, other: Parameter) -> bool:
     return whole and one.transposed == other.transposed and one.shape == other.shape
 
 
-def _dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
+def asked_dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
     """What is asked for, by key; what belongs to no model stays as it is stored."""
     asked = {part: DTYPES[name] for part, name in recipe.output.dtype.items()}
     found: dict[str, torch.dtype] = {}

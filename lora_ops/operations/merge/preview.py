@@ -56,6 +56,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},
         architecture=model.title if model else None,
         inputs=tuple(f"{name} = {Path(plan.sources[name].name).name}" for name in names),
+        skips=plan.gguf.skips if plan.gguf else (),
         notes=plan.notes,
         by_component=True,
     )
@@ -76,10 +77,12 @@ def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
 def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
     """Bytes of all files of the result, at most."""
     base = base_file(plan)
+    sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
+    if plan.gguf is not None:
+        return plan.gguf.layout.size(sink.longest(placeholders(sink.sources)))
     written = list(rows_of(plan.tensors.values()))
     data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
-    sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
     room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
     if is_folder(base):
         others = sum((Path(base.name) / name).stat().st_size for name in beside_weights(base)[0])

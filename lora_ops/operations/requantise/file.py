@@ -39,7 +39,7 @@ def requantise_file(
 
     Args:
         plan: From `plan_requantise_file`.
-        output: A `.safetensors` file; or an index, `.safetensors.index.json`.
+        output: A `.safetensors` file; or an index, `.safetensors.index.json`; or a `.gguf` file.
         force: Whether the output may replace files.
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
@@ -75,7 +75,10 @@ class RequantisedFile(CheckpointFile):
         self.sources = [plan.checkpoint]
         self._plan, self._version = plan, version
         tensors = plan.tensors.values()
-        super().__init__(output, plan.checkpoint, tensors, shard_size=shard_size, force=force)
+        layout = plan.gguf.layout if plan.gguf else None
+        super().__init__(
+            *(output, plan.checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with the longest numbers."""
@@ -87,7 +90,8 @@ class RequantisedFile(CheckpointFile):
 
     def report(self) -> Report:
         """The report."""
-        return Report(stored_layers(self.reports), (), self._plan.notes)
+        skips = self._plan.gguf.skips if self._plan.gguf else ()
+        return Report(stored_layers(self.reports), skips, self._plan.notes)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record, beside what the checkpoint says of itself."""

@@ -13,6 +13,8 @@ from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
 from ...files import FileSource
 from ...run.inputs import paths_of
+from ..weights.gguf_file_plan import GgufPlan
+from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.output import SHARD_SIZE, check_place, check_shards, rows_of, storage_notes
 from ..weights.rounding import seed_of
 from ..weights.storing_plan import Wanted, model_keys, with_storing
@@ -28,12 +30,14 @@ class RequantisePlan:
         wanted: In which.
         tensors: How each tensor is written, by key, in the checkpoint's order.
         notes: What is worth a sentence.
+        gguf: How it lies in a GGUF file, where it is written as one.
     """
 
     checkpoint: FileSource
     wanted: Wanted
     tensors: Mapping[str, Planned]
     notes: tuple[str, ...]
+    gguf: GgufPlan | None = None
 
     @property
     def bits(self) -> float:
@@ -60,10 +64,10 @@ def plan_requantise_file(
 
     Args:
         checkpoint: A file, or an index of shards, stored in any way that is read.
-        to: The way in which the diffusion model's matrices are written: `fp8_scaled`; see
-            docs/quantised.md.
-        output: Where the result is to go, `.safetensors` or `.safetensors.index.json`; None: nowhere
-            yet.
+        to: The way in which the diffusion model's matrices are written: `fp8_scaled`, or `q8_0`, which
+            makes a GGUF file of the diffusion model alone; see docs/quantised.md.
+        output: Where the result is to go, `.safetensors`, `.safetensors.index.json` or `.gguf`; None:
+            nowhere yet.
         force: Whether the output may replace files.
         dtype: Of the floating point numbers that are not written so; None: each as it is stored, but
             bfloat16 for matrices of the diffusion model that are stored with scales and stay whole.
@@ -74,15 +78,17 @@ def plan_requantise_file(
         shard_size: See `requantise_file`.
 
     Raises:
-        ArgumentError: The output cannot or must not be written, there is no such way, or no weight
-            can be written so.
+        ArgumentError: The output cannot or must not be written, or its name and `to` do not agree;
+            there is no such way, or no weight can be written so.
         MismatchError: The checkpoint is an adapter.
-        QuantisedError: The checkpoint's numbers are stored in a way that is not read.
+        QuantisedError: The checkpoint's numbers are stored in a way that is not read; or the package
+            that GGUF needs is not installed.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)
+    is_gguf = writes_gguf(output, to, checkpoint)
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     wanted = Wanted(to, tuple(whole), tuple(quantise), seed_of(rounding, seed))
@@ -92,11 +98,16 @@ def plan_requantise_file(
         found = checkpoint.result_dtype(key)
         found = dtype if dtype and found.is_floating_point and key in belongs else found
         tensors[key] = Planned(key, checkpoint, key, found, seed=wanted.seed)
-    tensors, told = with_storing(tensors, checkpoint, wanted, belongs if dtype else ())
+    gguf = None
+    if is_gguf:
+        tensors, gguf = with_gguf(tensors, checkpoint, wanted)
+        told = gguf.notes
+    else:
+        tensors, told = with_storing(tensors, checkpoint, wanted, belongs if dtype else ())
     if output is not None:
         check_shards(
             *(output, checkpoint, tensors.values(), inputs), shard_size=shard_size, force=force
         )
-    plan = RequantisePlan(checkpoint, wanted, tensors, ())
+    plan = RequantisePlan(checkpoint, wanted, tensors, (), gguf)
     bits = f"{plan.bits:.2f} bits per number, scales included"
     return replace(plan, notes=(*storage_notes(checkpoint, tensors), *told, bits))

@@ -57,6 +57,7 @@ def preview_requantise(
         },
         architecture=model.title if model else None,
         inputs=(Path(plan.checkpoint.name).name,),
+        skips=plan.gguf.skips if plan.gguf else (),
         notes=plan.notes,
         by_component=True,
     )
@@ -64,10 +65,12 @@ def preview_requantise(
 
 def _size(plan: RequantisePlan, output: Path, shard_size: int) -> int:
     """Bytes of all files of the result, at most."""
+    sink = RequantisedFile(plan, output, shard_size, "0.0.0", force=False)
+    if plan.gguf is not None:
+        return plan.gguf.layout.size(sink.longest(placeholders(sink.sources)))
     written = list(rows_of(plan.tensors.values()))
     data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
-    sink = RequantisedFile(plan, output, shard_size, "0.0.0", force=False)
     room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
     if not is_index(output):
         return data + room

@@ -27,6 +27,7 @@ from ...files import (
     shard_paths,
 )
 from ...files.header import header_room
+from ...files.writing.gguf_writer import GgufLayout, GgufWriter
 from ...linalg.storage import spelled
 from ...report import LayerReport, Skip, counted
 from ...run.inputs import Input, placeholders
@@ -37,15 +38,21 @@ from .storing import Row
 from .tiles import Planned
 
 #: What has a place for every tensor of a checkpoint.
-PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter
+PlacedWriter: TypeAlias = SafetensorsWriter | ShardsWriter | FolderWriter | GgufWriter
 
 #: Bytes of data in a shard where the checkpoint has none of its own, as transformers writes them.
 SHARD_SIZE = 5 * 10**9
+GGUF = ".gguf"
 
 
 def is_index(output: Path) -> bool:
     """Whether an output is the index of shards."""
     return output.name.lower().endswith(INDEX)
+
+
+def is_gguf(output: Path | None) -> bool:
+    """Whether an output is a GGUF file."""
+    return output is not None and output.name.lower().endswith(GGUF)
 
 
 def is_folder(checkpoint: TensorSource) -> bool:
@@ -67,10 +74,10 @@ def check_place(
     Raises:
         ArgumentError: See `check_output`; a folder becomes a new folder.
     """
-    if is_folder(checkpoint):
+    if is_folder(checkpoint) and not is_gguf(output):
         check_folder(output, checkpoint)
     else:
-        suffix = INDEX if is_index(output) else ".safetensors"
+        suffix = INDEX if is_index(output) else GGUF if is_gguf(output) else ".safetensors"
         check_output(output, inputs, force=force, suffix=suffix)
 
 
@@ -164,6 +171,7 @@ def writer_for(
     *,
     shard_size: int,
     replace: bool,
+    layout: GgufLayout | None = None,
 ) -> PlacedWriter:
     """Return the writer for an output, with room for the header of what is planned.
 
@@ -174,8 +182,12 @@ def writer_for(
         metadata: As long as it can become.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         replace: Whether files that are there may be replaced.
+        layout: Of a GGUF file.
     """
     rows = list(rows_of(tensors))
+    if layout is not None:
+        dtypes = {key: dtype_name(dtype) for key, dtype, _ in rows}
+        return GgufWriter(output, layout, dtypes, metadata, replace=replace)
     entries = [(key, dtype_name(dtype), shape) for key, dtype, shape in rows]
     room = header_room(entries, metadata)
     if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
@@ -218,6 +230,7 @@ class CheckpointFile(Sink[Tensor]):
         tensors: What is written.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         force: Whether the output may replace files.
+        layout: Of a GGUF file.
 
     Attributes:
         file: Once it is entered.
@@ -234,9 +247,10 @@ class CheckpointFile(Sink[Tensor]):
         *,
         shard_size: int,
         force: bool,
+        layout: GgufLayout | None = None,
     ) -> None:
         self._output, self._checkpoint, self._tensors = output, checkpoint, list(tensors)
-        self._shard_size, self._force = shard_size, force
+        self._shard_size, self._force, self._layout = shard_size, force, layout
         self.reports: list[LayerReport | Skip] = []
 
     @abstractmethod
@@ -256,6 +270,7 @@ class CheckpointFile(Sink[Tensor]):
             self.longest(placeholders(self.sources)),
             shard_size=self._shard_size,
             replace=self._force,
+            layout=self._layout,
         )
         return self.file
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from ...errors import ArgumentError
 from ...files import QuantisedSource
+from ...files.quantised.encoding_gguf import GGUF_TYPES
 from ...files.quantised.storages import SCHEMES
 from ...models.architectures import UNET, Parameter, detect, parameters
 from ...models.whole import stays_whole
@@ -116,7 +117,7 @@ def _kept(
         for key in one.keys:
             places.setdefault(key, []).append(one)
     for key in keys:
-        if any(_fits(one.name.removeprefix(UNET), whole) for one in places[key]):
+        if any(fits(one.name.removeprefix(UNET), whole) for one in places[key]):
             continue
         planned, weight = tensors[key], checkpoint.weights[key]
         storing = AsStored(places[key][0], weight, checkpoint.original)
@@ -194,7 +195,7 @@ def plan_storing(
     """
     to = wanted.to
     if to not in SCHEMES:
-        raise ArgumentError(f"the storage `{plain(to)}` is {either(list(SCHEMES))}")
+        raise ArgumentError(f"the storage `{plain(to)}` is {either([*SCHEMES, *GGUF_TYPES])}")
     if is_folder(checkpoint):
         raise ArgumentError(
             f"{checkpoint.name} is a folder of diffusers, which does not load `{to}`; give a single file"
@@ -211,9 +212,9 @@ def plan_storing(
         if not is_matrix or one.key not in keys:
             continue
         is_plain = uses[one.key] == 1 and one.key.endswith(name) and not one.transposed
-        usually = stays_whole(name, name_of_model) and not _fits(name, wanted.quantise)
+        usually = stays_whole(name, name_of_model) and not fits(name, wanted.quantise)
         can = is_plain and SCHEMES[to].fits(one.shape)
-        if not can or usually or _fits(name, wanted.whole):
+        if not can or usually or fits(name, wanted.whole):
             left.append(one)
         else:
             found[one.key] = InScheme(one, SCHEMES[to])
@@ -243,5 +244,6 @@ def _storing_notes(
                 yield f"no weight {what} by the pattern `{plain(pattern)}`"
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits one of some shell patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -11,7 +11,7 @@ from .document import read_recipe
 from .foreign import read_foreign
 from .recipe import RecipeFile
 
-_MODELS = (".safetensors", ".sft", ".safetensors.index.json")
+_MODELS = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
 
 
 def open_recipe(path: str | Path, row: int | None = None) -> Ancestor:

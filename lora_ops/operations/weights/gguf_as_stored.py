@@ -1,0 +1,71 @@
+"""A GGUF file that is written like the one it is made from, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...errors import ArgumentError
+from ...files import GgufFile, QuantisedSource
+from ...files.quantised.encoding_gguf import ENCODED, check_package
+from ...files.writing.gguf_writer import GgufLayout, GgufTensor
+from ...models.architectures import parameters
+from ...report import counted
+from ...source import TensorSource
+from .gguf_file_plan import ELEMENTS, PLAIN, GgufPlan, carried, types_note
+from .storing import InScheme
+from .tiles import Planned
+
+
+def as_stored(
+    tensors: Mapping[str, Planned], checkpoint: TensorSource, file: GgufFile
+) -> tuple[dict[str, Planned], GgufPlan]:
+    """Write every tensor under the type that it has, where that can be encoded.
+
+    What does not change keeps its bytes, and the file all that it says of its model.
+
+    Args:
+        tensors: Of the result, as numbers, by key.
+        checkpoint: What the result is made like.
+        file: The GGUF file that it is.
+
+    Raises:
+        ArgumentError: A weight would change whose rows lie turned in the file.
+        QuantisedError: What encodes blocks is not installed.
+    """
+    known = {key: one for one in parameters(checkpoint).values() for key in one.keys}
+    decoded = checkpoint.weights if isinstance(checkpoint, QuantisedSource) else {}
+    found: dict[str, Planned] = {}
+    layout: dict[str, GgufTensor] = {}
+    replaced: dict[str, list[str]] = {}
+    for key in (key for key in file.keys() if key in tensors):  # noqa: SIM118
+        one, type, shape = tensors[key], file.type(key).name, file.logical_shape(key)
+        if not one.steps and one.source is checkpoint and key in decoded:
+            found[key] = Planned(key, file, key, file.dtype(key))
+        elif file.heads(key):
+            raise ArgumentError(
+                f"`{key}` lies in the file with its rows turned, and cannot be changed there; write a "
+                "safetensors file"
+            )
+        elif type in ELEMENTS:
+            if one.dtype != file.dtype(key):
+                type = PLAIN.get(one.dtype, type)
+            found[key] = replace(one, dtype=ELEMENTS[type])
+        else:
+            if type not in ENCODED:
+                replaced.setdefault(type, []).append(key)
+                type = "Q8_0" if ENCODED["Q8_0"].fits(shape) else "BF16"
+            storing = InScheme(known[key], ENCODED[type]) if type in ENCODED else None
+            dtype = storing.dtype if storing else ELEMENTS[type]
+            found[key] = replace(one, dtype=dtype, storing=storing)
+        name, stored = file.stored(key)
+        layout[key] = GgufTensor(name, type, shape, None if stored == shape else stored)
+    if any(one.storing for one in found.values()):
+        check_package()
+    notes = [types_note(layout.values())]
+    notes += [
+        f"{counted(len(keys), 'weight')} stored as {type}, which the package gguf does not encode, the first "
+        f"`{keys[0]}`: {'it is' if len(keys) == 1 else 'they are'} written as {layout[keys[0]].type}"
+        for type, keys in replaced.items()
+    ]
+    return found, GgufPlan(GgufLayout(layout, carried(file)), (), tuple(notes))

@@ -1,0 +1,73 @@
+"""How a checkpoint lies in a GGUF file: the type of each tensor, and what keeps its bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ...files import GgufFile, QuantisedSource, dtype_name
+from ...files.reading.gguf_file import SHAPE
+from ...files.writing.gguf_writer import GgufLayout, GgufTensor
+from ...report import Skip
+from ...source import TensorSource
+
+LEFT_OUT = "not of the diffusion model, which is all that a GGUF file holds"
+EMPTY = "holds no numbers"
+#: Why something is not in a GGUF file.
+NOT_HELD = (LEFT_OUT, EMPTY)
+# What is of the old file alone.
+_FALSE = (SHAPE, "general.alignment", "lorakit.", "split.")
+#: ggml's type of the numbers of a dtype, where they are not written in blocks.
+PLAIN: Mapping[torch.dtype, str] = {
+    torch.float32: "F32",
+    torch.float64: "F32",  # ComfyUI's loader has no wider ones
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "BF16",
+    torch.float8_e5m2: "BF16",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+#: The dtype of a type's numbers, of those that are not in blocks.
+ELEMENTS: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    **{name: dtype for dtype, name in PLAIN.items() if dtype_name(dtype) == name},
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GgufPlan:
+    """How a checkpoint lies in a GGUF file.
+
+    Attributes:
+        layout: Of the file, by key of the checkpoint: what is not in it is left out.
+        skips: What is left out.
+        notes: What is worth a sentence.
+    """
+
+    layout: GgufLayout
+    skips: tuple[Skip, ...]
+    notes: tuple[str, ...]
+
+
+def gguf_file(source: TensorSource) -> GgufFile | None:
+    """The GGUF file that a source is; None if it is none."""
+    found = source.original if isinstance(source, QuantisedSource) else source
+    return found if isinstance(found, GgufFile) else None
+
+
+def carried(file: GgufFile) -> dict[str, bytes]:
+    """What a file says of its model, and stays true in another: kinds and values, by name."""
+    entries = file.header_entries()
+    return {name: one for name, one in entries.items() if not name.startswith(_FALSE)}
+
+
+def types_note(tensors: Iterable[GgufTensor]) -> str:
+    """Say how many tensors are of which type."""
+    counts = Counter(one.type for one in tensors).most_common()
+    return "tensors by type: " + ", ".join(f"{count} {type}" for type, count in counts)
