@@ -148,7 +148,7 @@ class RankRule:
 
     @property
     def is_noise(self) -> bool:
-        """Whether it keeps what stands above the rounding of storage: see `standing`."""
+        """Whether it keeps what stands above the rounding of storage."""
         return self.kind == "noise"
 
     @property
