@@ -13,7 +13,7 @@ from ...errors import QuantisedError
 from ..reading.gguf_header import TYPES, BlockType
 from .encoding import Chance, Encoder
 from .gguf import gguf_package
-from .storages import Scheme
+from .scheme import Scheme
 
 _TYPES: Mapping[str, BlockType] = {one.name: one for one in TYPES.values()}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ...errors import ArgumentError
-from ...files import QuantisedSource
+from ...files import MemoryFile, QuantisedSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
 from ...files.quantised.storages import SCHEMES
 from ...models.architectures import UNET, Parameter, detect, parameters
@@ -97,7 +97,8 @@ def with_storing(
         key: replace(one, dtype=storing[key].dtype, storing=storing[key]) if key in storing else one
         for key, one in tensors.items()
     }
-    return found | _loose(found, checkpoint), tuple(notes)
+    marked = _marked(storing, wanted.to)
+    return found | _loose(found, checkpoint) | marked, tuple(notes)
 
 
 def _kept(
@@ -151,6 +152,13 @@ def _loose(tensors: Mapping[str, Planned], checkpoint: TensorSource) -> dict[str
     file = checkpoint.original
     same = {k for k, one in tensors.items() if one.is_copy and one.source is checkpoint}
     return {k: Planned(k, file, k, file.dtype(k)) for k in checkpoint.loose(kept, same)}
+
+
+def _marked(storing: Mapping[str, Storing], to: str) -> dict[str, Planned]:
+    """Tensors that say that there are weights which are stored as was asked for."""
+    keys = [key for key, one in storing.items() if isinstance(one, InScheme)]
+    marks = MemoryFile("markers", SCHEMES[to].markers(keys) if keys else {})
+    return {k: Planned(k, marks, k, marks.dtype(k)) for k in marks.keys()}  # noqa: SIM118
 
 
 def model_keys(checkpoint: TensorSource) -> set[str]:
