@@ -42,7 +42,7 @@ def model(store: str, path: Path, seed: int = 1) -> Path:
 def merged(recipe: Recipe, files: Mapping[str, Path], output: Path, **asked: object) -> MergeReport:
     with ExitStack() as stack:
         sources = {k: stack.enter_context(open_source(path)) for k, path in files.items()}
-        plan = plan_merge_file(recipe, sources, output=output, **asked)  # pyright: ignore[reportArgumentType]
+        plan = plan_merge_file(recipe, sources, output=output, **asked)
         return merge_file(plan, output)
 
 
