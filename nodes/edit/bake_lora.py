@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..form.schema import (
     DTYPES,
+    ROUNDINGS,
+    STORAGES,
     dtype_input,
     dtype_of,
     file_input,
@@ -16,7 +18,10 @@ from ..form.schema import (
     prefix_input,
     report_output,
     reported,
+    rounding_input,
     schema,
+    storage_input,
+    storage_of,
 )
 from ..form.several import ingredients_of, several_inputs
 from ..form.texts import baked_text
@@ -52,6 +57,8 @@ class BakeLora(io.ComfyNode):
                     tooltip="Go on where the checkpoint lacks weights that a LoRA changes; they are "
                     "listed. Off: that is an error.",
                 ),
+                storage_input(),
+                rounding_input(),
             ],
             outputs=[path_output(), report_output()],
         )
@@ -72,13 +79,15 @@ class BakeLora(io.ComfyNode):
         strengths: str = "",
         dtype: str = DTYPES[0],
         allow_partial: bool = False,
+        storage: str = STORAGES[0],
+        rounding: str = ROUNDINGS[0],
     ) -> io.NodeOutput:
         """Bake them.
 
         Raises:
             FileNotFoundError: The checkpoint is not in the host's folders.
             LoraOpsError: A LoRA changes weights that the checkpoint lacks, the checkpoint is
-                quantised, or the disk is full.
+                quantised in a way that is not read, or the disk is full.
         """
         from ...lora_ops import bake_file, open_source, plan_bake_file
         from ...version import __version__
@@ -91,6 +100,8 @@ class BakeLora(io.ComfyNode):
                 output=path,
                 dtype=dtype_of(dtype),
                 allow_partial=allow_partial,
+                to=storage_of(storage),
+                rounding=rounding,
             )
             report = bake_file(plan, model, path, version=__version__, progress=host.progress())
         return reported(baked_text(path.name, report), str(path))

@@ -12,6 +12,8 @@ from ..host import host
 
 CATEGORY = "loaders/lorakit"
 DTYPES = ("as input", "fp16", "bf16", "fp32")
+ROUNDINGS = ("nearest", "stochastic")
+STORAGES = ("as input", "fp8_scaled", "fp8_e5m2_scaled", "int8", "mxfp8", "nvfp4")
 STRENGTH_LIMIT = 100.0
 
 _RULES = (
@@ -141,6 +143,36 @@ def dtype_input() -> io.Combo.Input:
         optional=True,
         tooltip="What the result's numbers are stored as. Arithmetic is in fp32 whatever this is.",
     )
+
+
+def rounding_input() -> io.Combo.Input:
+    """How numbers are rounded."""
+    return io.Combo.Input(
+        "rounding",
+        options=list(ROUNDINGS),
+        default=ROUNDINGS[0],
+        optional=True,
+        tooltip="To the nearest number of the dtype, or up or down by chance, so that small changes stay "
+        "on average.",
+    )
+
+
+def storage_input() -> io.Combo.Input:
+    """Whether weights are stored with scales."""
+    return io.Combo.Input(
+        "storage",
+        options=list(STORAGES),
+        default=STORAGES[0],
+        optional=True,
+        tooltip="With scales as named, in a half or a quarter of the room of fp16: the matrices of the "
+        "diffusion model; first and last layers, embeddings and norms stay whole. As input: as the "
+        "checkpoint has them, with scales too, unless `dtype` says otherwise.",
+    )
+
+
+def storage_of(name: str) -> str:
+    """The storage of a choice; empty: as the input."""
+    return "" if name == STORAGES[0] else name
 
 
 def dtype_of(name: str | None) -> Any:

@@ -28,6 +28,7 @@ INPUTS = {
     **{name: name for name in ("force", "format", "full_differences", "reference", "where")},
     "architecture": "reference",
     "memory": "memory",
+    "rounding": "rounding",
     "rule": "rule",
     "to": "kind",
     "whole": "whole",
@@ -101,6 +102,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "use less strength",
         ),
         (r"`dtype=`", "dtype", "`dtype`", "another number format"),
+        (
+            r"keep them whole \(`whole=`\), store them otherwise \(`to=`\)",
+            "storage",
+            "choose another `storage`",
+            "write another `to` or more `whole` in the recipe",
+        ),
         (r"; keep (?:it|them) whole \(`whole=`\)", "", "", ""),
         (r"keep (it|them) whole \(`whole=`\)", "", "", r"keep \1 whole"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),
@@ -122,12 +129,6 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "rounding",
             "(`rounding` stochastic)",
             '(`rounding = "stochastic"` in the recipe)',
-        ),
-        (
-            r"keep them whole \(`whole=`\), store them otherwise \(`to=`\)",
-            "storage",
-            "choose another `storage`",
-            "write another `to` or more `whole` in the recipe",
         ),
         (
             r"files are looked for where you say when it is run",

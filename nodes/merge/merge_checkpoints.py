@@ -10,13 +10,18 @@ from comfy_api.latest import io
 
 from ..form.schema import (
     DTYPES,
+    ROUNDINGS,
+    STORAGES,
     dtype_input,
     file_input,
     lines,
     path_output,
     prefix_input,
     report_output,
+    rounding_input,
     schema,
+    storage_input,
+    storage_of,
 )
 from ..form.wording import explained
 from ..host import host
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
 NONE = "none"
 FLAGS = ("as in A", "on", "off")
 _LIMIT = 10.0
-ROUNDINGS = ("nearest", "stochastic")
 
 
 class Method(NamedTuple):
@@ -113,14 +117,7 @@ class MergeCheckpoints(io.ComfyNode):
                     "pattern (*ff*) or a /regular expression/. Empty: all weights alike.",
                 ),
                 dtype_input(),
-                io.Combo.Input(
-                    "rounding",
-                    options=list(ROUNDINGS),
-                    default=ROUNDINGS[0],
-                    optional=True,
-                    tooltip="To the nearest number of the dtype, or up or down by chance, so that "
-                    "small changes stay on average.",
-                ),
+                rounding_input(),
                 io.Combo.Input(
                     "v_pred_flags",
                     options=list(FLAGS),
@@ -130,6 +127,7 @@ class MergeCheckpoints(io.ComfyNode):
                     "v-prediction.",
                 ),
                 nonfinite_input(),
+                storage_input(),
             ],
             outputs=[name_output(), path_output(), report_output()],
         )
@@ -163,6 +161,7 @@ class MergeCheckpoints(io.ComfyNode):
         rounding: str = ROUNDINGS[0],
         v_pred_flags: str = FLAGS[0],
         allow_nonfinite: bool = False,
+        storage: str = STORAGES[0],
     ) -> io.NodeOutput:
         """Merge them.
 
@@ -180,6 +179,7 @@ class MergeCheckpoints(io.ComfyNode):
             {"blocks": blocks.strip(), "where": lines(where)},
             {
                 "dtype": "" if dtype == DTYPES[0] else dtype,
+                "to": storage_of(storage),
                 "rounding": rounding,
                 "keep": "auto" if v_pred_flags == FLAGS[0] else v_pred_flags,
             },

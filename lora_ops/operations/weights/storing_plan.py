@@ -82,7 +82,9 @@ def with_storing(
         storing, left, told = plan_storing(checkpoint, tensors, wanted)
         notes += told
     elif wanted.quantise:
-        raise ArgumentError("`quantise=` is for weights that `to=` stores with scales; say how")
+        raise ArgumentError(
+            "what is to be quantised is named, but not how; name a storage, such as `fp8_scaled`"
+        )
     if isinstance(checkpoint, QuantisedSource) and checkpoint.stays:
         free = [
             key
