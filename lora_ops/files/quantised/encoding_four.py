@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ _NF4 = (
 )
 _TABLES: Mapping[str, Tensor] = {
     "nf4": torch.tensor(_NF4),
-    "fp4": torch.tensor([*_FP4, *(-one for one in _FP4)]),
+    "fp4": torch.tensor([*_FP4, *(0.0 - one for one in _FP4)]),
 }
 _ENDINGS = {"nf4": NF4, "fp4": FP4}
 
@@ -90,6 +91,8 @@ class FourBits(Encoder):
 @dataclass(frozen=True, slots=True)
 class FourBitScheme(Scheme):
     """Flat codes, and a description a layer."""
+
+    by_chance: ClassVar[bool] = False
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether rows are whole blocks: those of the program may run across rows."""

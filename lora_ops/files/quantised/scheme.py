@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ class Scheme:
         encodes: What makes codes of a weight.
         multiple: Rows and columns must be multiples of it.
         packed: Numbers in one code.
+        by_chance: Whether numbers can be rounded up or down by chance.
     """
+
+    by_chance: ClassVar[bool] = True
 
     storage: str
     format: str

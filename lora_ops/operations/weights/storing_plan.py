@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from ...errors import ArgumentError
 from ...files import MemoryFile, QuantisedSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
+from ...files.quantised.scheme import Scheme
 from ...files.quantised.storages import SCHEMES
 from ...models.architectures import UNET, Parameter, detect, parameters
 from ...models.whole import stays_whole
@@ -243,6 +244,7 @@ def _storing_notes(
     stored, whole = ([one.name.removeprefix(UNET) for one in some] for some in (found, left))
     stay = f"; {len(whole)} stay whole, the first `{whole[0]}`" if whole else ""
     yield f"{counted(len(stored), 'weight')} written as {storage}{stay}"
+    yield from nearest_note(wanted, SCHEMES[wanted.to])
     for what, patterns, names in (
         ("stays whole", wanted.whole, whole),
         ("is quantised", wanted.quantise, stored),
@@ -250,6 +252,12 @@ def _storing_notes(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 yield f"no weight {what} by the pattern `{plain(pattern)}`"
+
+
+def nearest_note(wanted: Wanted, scheme: Scheme | None) -> Iterator[str]:
+    """Say where chance is asked for in vain."""
+    if wanted.seed is not None and scheme is not None and not scheme.by_chance:
+        yield f"{scheme.storage} is always rounded to the nearest"
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
