@@ -19,6 +19,7 @@ from .weight import QuantisedWeight
 #: Numbers of a block.
 BLOCK = 64
 _SMALLEST = 1e-38  # a block of smaller numbers is one of zeros
+_PART = 1 << 17  # numbers that stay in the cache
 _DTYPE = torch.bfloat16  # what the program rounds the numbers to
 _FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 # The program's own numbers: quantiles of the normal distribution.
@@ -60,9 +61,9 @@ class FourBits(Encoder):
         self._block, self._rounded = block, rounded
         self._table = _TABLES[kind]
         # A number between two is the lower one's at the middle; of two equal codes the first is meant.
-        self._order = torch.argsort(self._table, stable=True)
-        ordered = self._table[self._order]
-        self._middles = (ordered[:-1] + ordered[1:]) / 2
+        order = torch.argsort(self._table, stable=True)
+        self._ordered, self._order = self._table[order], order.to(torch.uint8)
+        self._middles = ((self._ordered[:-1] + self._ordered[1:]) / 2).tolist()
         self._sizes = torch.zeros(shape[0], shape[1] // block)
 
     def encode(
@@ -75,13 +76,20 @@ class FourBits(Encoder):
         self.check(sizes)
         self._sizes[first : first + len(rows)] = sizes
         scaled = (blocks * (1.0 / sizes.clamp(min=_SMALLEST)).unsqueeze(2)).clamp_(-1, 1)
-        codes = self._order[torch.bucketize(scaled, self._middles, out_int32=True)]
-        numbers = (
-            (self._table[codes] * sizes.unsqueeze(2)).to(self._rounded).float().view(exact.shape)
-        )
+        places = self._places(scaled.view(-1)).to(torch.int32)
+        numbers = self._ordered.index_select(0, places).view(blocks.shape).mul_(sizes.unsqueeze(2))
+        numbers = numbers.to(self._rounded).float().view(exact.shape)
         self.count(exact, numbers, first)
-        packed = codes.to(torch.uint8).view(len(rows), -1)
-        return packed[:, ::2] << 4 | packed[:, 1::2], numbers
+        codes = self._order.index_select(0, places).view(len(rows), -1)
+        return codes[:, ::2] << 4 | codes[:, 1::2], numbers
+
+    def _places(self, numbers: Tensor) -> Tensor:
+        """Which of the table's numbers in order each is nearest to; of two the lower one."""
+        places = torch.zeros(numbers.shape, dtype=torch.uint8)
+        for part, found in zip(numbers.split(_PART), places.split(_PART), strict=True):
+            for middle in self._middles:
+                found.add_(part > middle)
+        return places
 
     def parts(self) -> dict[str, Tensor]:
         """The sizes, and the table."""
