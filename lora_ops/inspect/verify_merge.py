@@ -123,8 +123,9 @@ def _compared(
 
 def _name(plan: MergePlan, key: str, held: Container[str]) -> str:
     """What a tensor is called in the file: in a GGUF file without what stands before a model's names."""
-    is_own = plan.gguf is None or key in held
-    return key if is_own else plan.gguf.layout.tensors[key].name
+    if plan.gguf is None or key in held:
+        return key
+    return plan.gguf.layout.tensors[key].name
 
 
 def _difference(right: Tensor, merged: TensorSource, key: str) -> float | None:

@@ -51,13 +51,13 @@ def encoded(key: str, weight: Tensor, to: str, height: int) -> tuple[Tensor, Ten
     encoder = SCHEMES[to].encoder(key, weight.shape)
     starts = range(0, len(weight), height)
     for start in starts:
-        encoder.look(weight[start : start + height])
+        encoder.look(weight[start : start + height], start)
     pairs = [encoder.encode(weight[start : start + height], start) for start in reversed(starts)]
     codes, numbers = (torch.cat(found[::-1]) for found in zip(*pairs, strict=True))
     return codes, numbers, encoder
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", OPTIONS)
 def test_as_comfyui_writes_it(host: comfy_host.Host, tmp_path: Path, to: str) -> None:
     source, stored, truth = (
         str(tmp_path / f"{n}.safetensors") for n in ("plain", "stored", "truth")

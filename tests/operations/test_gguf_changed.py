@@ -212,3 +212,19 @@ def test_a_merge_into_gguf(tmp_path: Path, base: str) -> None:
     for options in ((), ("--verify", "--search", tmp_path)):
         again = lorakit_here("recipe", output, *options)
         assert again.status == 0, again.err
+
+
+def test_what_was_baked_is_taken_out_again(tmp_path: Path) -> None:
+    """By the record in the header."""
+    save_file(numbers(1), tmp_path / "model.safetensors")
+    baked(tmp_path / "model.safetensors", adapter(), tmp_path / "out.gguf", "f32")
+    lora = f"{tmp_path / 'lora.safetensors'}:{STRENGTH}"
+    done = lorakit_here("unbake", tmp_path / "out.gguf", lora, "-o", tmp_path / "back.gguf")
+    assert done.status == 0, done.err
+    other = f"{tmp_path / 'lora.safetensors'}:0.1"
+    refused = lorakit_here("unbake", tmp_path / "out.gguf", other, "-o", tmp_path / "no.gguf")
+    assert (refused.status, "0.8" in refused.err) == (1, True)
+    found, told = read(tmp_path / "back.gguf")
+    assert told["lorakit.operation"] == "unbake"
+    for key, weight in numbers(1).items():
+        assert torch.allclose(numbers_of(found[key]).view(weight.shape), weight, atol=2e-6), key

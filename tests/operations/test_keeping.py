@@ -44,7 +44,7 @@ def quantised(store: str, path: Path) -> Path:
 def baked(model: Path, lora: Path, output: Path, sign: int = 1, **asked: object) -> Report:
     with open_source(model) as source, open_source(lora) as loras:
         ingredients = [Ingredient(loras, STRENGTH)]
-        plan = plan_bake_file(source, ingredients, output=output, sign=sign, **asked)  # pyright: ignore[reportArgumentType]
+        plan = plan_bake_file(source, ingredients, output=output, sign=sign, **asked)
         report = bake_file(plan, source, output)
         assert output.stat().st_size <= preview_bake(plan, output).size_at_most
     return report

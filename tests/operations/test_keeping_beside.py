@@ -29,7 +29,7 @@ def baked(model: Path, output: Path, **asked: object) -> Report:
     save_file(adapter(), model.with_name("lora.safetensors"))
     with open_source(model) as source, open_source(model.with_name("lora.safetensors")) as lora:
         ingredients = [Ingredient(lora, STRENGTH)]
-        plan = plan_bake_file(source, ingredients, output=output, shard_size=SIZE, **asked)  # pyright: ignore[reportArgumentType]
+        plan = plan_bake_file(source, ingredients, output=output, shard_size=SIZE, **asked)
         report = bake_file(plan, source, output, shard_size=SIZE)
         assert report.size <= preview_bake(plan, output).size_at_most
     return report
@@ -92,7 +92,7 @@ def test_the_metadata_configures_what_is_still_so(tmp_path: Path, store: str, st
     baked(model, output)
     changed = set() if stays else set(LAYERS)
     with open_source(output) as found:
-        written = json.loads(found.original.metadata["_quantization_metadata"])  # pyright: ignore[reportAttributeAccessIssue]
+        written = json.loads(found.original.metadata["_quantization_metadata"])
         assert found.metadata["other"] == "text"
         assert found.storage(KEY) == ("int8, rotated" if stays else "int4, rotated")
     kept = {layer: one for layer, one in layers.items() if layer not in changed}
@@ -124,7 +124,7 @@ def test_torchao_still_knows_its_tensors(tmp_path: Path) -> None:
     found = load_file(output)
     assert {key for key in found if key not in tensors} == {f"{layer}.weight" for layer in LAYERS}
     with open_source(output) as source:
-        told = source.original.metadata  # pyright: ignore[reportAttributeAccessIssue]
+        told = source.original.metadata
         assert source.storage(KEY) == "int8 of torchao"
     assert json.loads(told["tensor_names"]) == names
     for key in names:

@@ -42,7 +42,7 @@ def model(store: str, path: Path, seed: int = 1) -> Path:
 def merged(recipe: Recipe, files: Mapping[str, Path], output: Path, **asked: object) -> MergeReport:
     with ExitStack() as stack:
         sources = {k: stack.enter_context(open_source(path)) for k, path in files.items()}
-        plan = plan_merge_file(recipe, sources, output=output, **asked)  # pyright: ignore[reportArgumentType]
+        plan = plan_merge_file(recipe, sources, output=output, **asked)
         return merge_file(plan, output)
 
 
@@ -170,3 +170,45 @@ def test_patterns(lora: Path, tmp_path: Path) -> None:
         assert (read.tensor(QKV).double() - exact()[QKV]).norm() < 0.02 * exact()[QKV].norm()
     with pytest.raises(ArgumentError, match="but not how"):
         merged(LINE, files, tmp_path / "x.safetensors", quantise=["img_in*"])
+
+
+def test_what_is_not_finite_stays_as_the_base_stores_it(tmp_path: Path) -> None:
+    """Byte for byte, and not encoded again."""
+    base = model("fp8 by tiles", tmp_path / "A.safetensors")
+    other = numbers(2)
+    other[QKV][3, 4] = torch.nan
+    save_file(other, tmp_path / "B.safetensors")
+    files, output = {"A": base, "B": tmp_path / "B.safetensors"}, tmp_path / "out.safetensors"
+    merged(parse_line("0.5*A + 0.5*B"), files, output, allow_nonfinite=True)
+    first, found = load_file(base), load_file(output)
+    own = [key for key in first if key.startswith(QKV.removesuffix("weight"))]
+    assert len(own) == 4
+    del own[own.index(QKV.replace("weight", "bias"))]
+    assert all(torch.equal(first[key].float(), found[key].float()) for key in own)
+    key = "double_blocks.0.img_attn.proj.weight"
+    assert not torch.equal(first[key].float(), found[key].float())
+
+
+def test_by_the_command(lora: Path, tmp_path: Path) -> None:
+    base, output = model("int8 by rows", tmp_path / "A.safetensors"), tmp_path / "out.safetensors"
+    asked = ("--rounding", "stochastic", "--seed", "3", "--whole", "single_blocks.*")
+    done = lorakit_here("bake", base, f"{lora}:{STRENGTH}", "-o", output, *asked)
+    assert (done.status, done.err) == (0, "")
+    said = " ".join(done.out.split())
+    assert (
+        "10 weights stored as the checkpoint has them: 10 as int8; 2 of them change and are" in said
+    )
+    with open_source(output) as found:
+        assert found.storage(QKV) == "int8"
+        assert found.storage("single_blocks.0.linear1.weight") == "bf16"
+        record = {"rounding": "stochastic", "seed": "3", "whole": '["single_blocks.*"]'}
+        assert {name: found.metadata[f"lorakit.{name}"] for name in record} == record
+    back = tmp_path / "back.safetensors"
+    done = lorakit_here("unbake", output, f"{lora}:{STRENGTH}", "-o", back, "--dry-run")
+    assert (done.status, done.err) == (0, "")
+    done = lorakit_here("unbake", output, f"{lora}:{STRENGTH}", "-o", back, "--dtype", "bf16")
+    assert (done.status, load_file(back)[QKV].dtype) == (0, torch.bfloat16)
+    with open_source(back) as found:
+        assert "lorakit.rounding" not in found.metadata
+    done = lorakit_here("bake", base, lora, "-o", back, "--quantise", "img_in*", "--force")
+    assert (done.status, "name a storage" in done.err) == (2, True)

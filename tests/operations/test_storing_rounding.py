@@ -38,7 +38,7 @@ def _rest() -> dict[str, Tensor]:
 
 def written(model: Path, output: Path, to: str, **asked: object) -> dict[str, Tensor]:
     with open_source(model) as source:
-        plan = plan_requantise_file(source, to, output=output, force=True, **asked)  # pyright: ignore[reportArgumentType]
+        plan = plan_requantise_file(source, to, output=output, force=True, **asked)
         requantise.requantise_file(plan, output, force=True)
     return load_file(output)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ...errors import QuantisedError
 from ..reading.gguf_header import TYPES, BlockType
 from .encoding import Chance, Encoder
 from .gguf import gguf_package
-from .storages import Scheme
+from .scheme import Scheme
 
 _TYPES: Mapping[str, BlockType] = {one.name: one for one in TYPES.values()}
 
@@ -54,6 +55,8 @@ class GgufBlocks(Encoder):
 @dataclass(frozen=True, slots=True)
 class GgufScheme(Scheme):
     """A type of GGUF: blocks along the rows, of kernels too, and nothing beside them."""
+
+    by_chance: ClassVar[bool] = False
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether the rows of a weight are whole blocks."""

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from ..base import FileSource
-from . import blocks, encoding_blocks
+from . import bitsandbytes, blocks, encoding_blocks
 from .encoding import Encoder, RotatedRows, Rows, ScaledFloat, ScaledInteger
+from .encoding_four import FourBits
 from .fp8 import ScaledFloat as StoredFloat
 from .integers import Integers
 from .weight import QuantisedWeight, Scaled
 
 #: What a weight's parts are for, by the names that encoders give them.
-ROLES = {"weight_scale": "scales", "weight_scale_2": "whole"}
+ROLES = {
+    "weight_scale": "scales",
+    "weight_scale_2": "whole",
+    "scale_weight": "scales",
+    "weight.absmax": "sizes",
+    "weight.quant_map": "table",
+}
 
 
 def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
@@ -26,6 +33,8 @@ def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
         weight: As the file has it.
         file: Which, as it is stored.
     """
+    if isinstance(weight, bitsandbytes.Blocks):
+        return _four_bits(weight, file)
     if not isinstance(weight, Scaled) or len(weight.shape) < 2 or set(weight.parts) - _WRITTEN:
         return None
     key, shape = weight.key, (weight.shape[0], math.prod(weight.shape[1:]))
@@ -48,6 +57,20 @@ def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
     if weight.rotated:
         return RotatedRows(key, shape, codes, weight.rotated) if len(weight.shape) == 2 else None
     return Rows(key, shape, codes)
+
+
+def _four_bits(weight: bitsandbytes.Blocks, file: FileSource) -> Encoder | None:
+    shape = (weight.shape[0], math.prod(weight.shape[1:]))
+    if (
+        weight.parts.keys() != {"codes", "sizes", "table"}
+        or shape[1] % weight.block
+        or weight.block % 2
+    ):
+        return None
+    codes = file.dtype(weight.parts["codes"])
+    if codes != torch.uint8 or file.dtype(weight.parts["sizes"]) != torch.float32:
+        return None
+    return FourBits(weight.key, shape, codes, weight.storage, weight.block, weight.dtype)
 
 
 _WRITTEN = {"codes", *ROLES.values()}

@@ -29,7 +29,7 @@ from ..weights.step import Put
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, OTHERWISE, survival_notes
 from ..weights.tiles import Planned, compute, computed
-from ..weights.written import written
+from ..weights.written import put_unchanged, written
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
 from .step import MergedLayer
@@ -174,7 +174,7 @@ def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport
     except NonFiniteError:
         if not plan.allow_nonfinite:
             raise
-        compute(without_steps(planned), put)
+        put_unchanged(planned, put)
         return tuple(_kept(planned))
 
 

@@ -40,7 +40,7 @@ from .gguf_file_plan import (
 )
 from .output import GGUF, is_gguf
 from .storing import InScheme
-from .storing_plan import Wanted, fits
+from .storing_plan import Wanted, fits, nearest_note
 from .tiles import Planned
 
 _ARCHITECTURE, _FILE_TYPE = "general.architecture", "general.file_type"
@@ -128,7 +128,7 @@ def with_gguf(
         for one in known.values()
         if one.key in tensors and one.key not in layout
     )
-    notes = (types_note(layout.values()), *told, *_by_chance(wanted))
+    notes = (types_note(layout.values()), *told, *nearest_note(wanted, GGUF_SCHEMES.get(to)))
     return found, GgufPlan(GgufLayout(layout, entries), skips, notes)
 
 
@@ -215,8 +215,3 @@ def _entries(
 
 def _reason(one: Parameter) -> str:
     return LEFT_OUT if one.component != "unet" else EMPTY
-
-
-def _by_chance(wanted: Wanted) -> Iterator[str]:
-    if wanted.seed is not None and wanted.to in GGUF_SCHEMES:
-        yield f"{wanted.to.upper()} is rounded to the nearest: the package gguf knows no other way"

@@ -143,8 +143,8 @@ def storage_notes(checkpoint: TensorSource, tensors: Mapping[str, Planned]) -> I
     found: Counter[tuple[str, torch.dtype]] = Counter()
     for key in checkpoint.keys():  # noqa: SIM118
         stored, one = checkpoint.storage(key), tensors.get(key)
-        is_number = one is not None and one.storing is None
-        if is_number and stored != storage_name(checkpoint.dtype(key)):
+        is_plain = stored == storage_name(checkpoint.dtype(key))
+        if one is not None and one.storing is None and not is_plain:
             found[stored, one.dtype] += 1
     for (stored, dtype), count in found.items():
         yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...files import FileSource, QuantisedSource
 from ...files.quantised.encoding import Encoder
 from ...files.quantised.reencoding import ROLES, encoder_like, parts_like
-from ...files.quantised.storages import Scheme
+from ...files.quantised.scheme import Scheme
 from ...files.quantised.weight import QuantisedWeight
 from ...models.architectures import Parameter
 from ...models.pairing import parameter_kind
@@ -134,7 +134,7 @@ class InScheme(Storing):
         layer = self.parameter.key.removesuffix(".weight")
         keys = {f"{layer}.{name}": one.parts.get(ROLES[name], "") for name in encoder.parts()}
         keys[self.parameter.key] = one.parts["codes"]
-        alike = one.storage == self.storage and len(one.parts) == len(keys) and all(keys.values())
+        alike = self.scheme.takes(one) and len(one.parts) == len(keys) and all(keys.values())
         found: dict[str, Place] = {
             key: part for key, part in self.beside(encoder) if key not in keys
         }

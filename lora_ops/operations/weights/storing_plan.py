@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ...errors import ArgumentError
-from ...files import QuantisedSource
+from ...files import MemoryFile, QuantisedSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
+from ...files.quantised.scheme import Scheme
 from ...files.quantised.storages import SCHEMES
 from ...models.architectures import UNET, Parameter, detect, parameters
 from ...models.whole import stays_whole
@@ -99,7 +100,8 @@ def with_storing(
         key: replace(one, dtype=storing[key].dtype, storing=storing[key]) if key in storing else one
         for key, one in tensors.items()
     }
-    return found | _loose(found, checkpoint), tuple(notes)
+    marked = _marked(storing, wanted.to)
+    return found | _loose(found, checkpoint) | marked, tuple(notes)
 
 
 def _kept(
@@ -153,6 +155,13 @@ def _loose(tensors: Mapping[str, Planned], checkpoint: TensorSource) -> dict[str
     file = checkpoint.original
     same = {k for k, one in tensors.items() if one.is_copy and one.source is checkpoint}
     return {k: Planned(k, file, k, file.dtype(k)) for k in checkpoint.loose(kept, same)}
+
+
+def _marked(storing: Mapping[str, Storing], to: str) -> dict[str, Planned]:
+    """Tensors that say that there are weights which are stored as was asked for."""
+    keys = [key for key, one in storing.items() if isinstance(one, InScheme)]
+    marks = MemoryFile("markers", SCHEMES[to].markers(keys) if keys else {})
+    return {k: Planned(k, marks, k, marks.dtype(k)) for k in marks.keys()}  # noqa: SIM118
 
 
 def model_keys(checkpoint: TensorSource) -> set[str]:
@@ -235,6 +244,7 @@ def _storing_notes(
     stored, whole = ([one.name.removeprefix(UNET) for one in some] for some in (found, left))
     stay = f"; {len(whole)} stay whole, the first `{whole[0]}`" if whole else ""
     yield f"{counted(len(stored), 'weight')} written as {storage}{stay}"
+    yield from nearest_note(wanted, SCHEMES[wanted.to])
     for what, patterns, names in (
         ("stays whole", wanted.whole, whole),
         ("is quantised", wanted.quantise, stored),
@@ -242,6 +252,12 @@ def _storing_notes(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 yield f"no weight {what} by the pattern `{plain(pattern)}`"
+
+
+def nearest_note(wanted: Wanted, scheme: Scheme | None) -> Iterator[str]:
+    """Say where chance is asked for in vain."""
+    if wanted.seed is not None and scheme is not None and not scheme.by_chance:
+        yield f"{scheme.storage} is always rounded to the nearest"
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:

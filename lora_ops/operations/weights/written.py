@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -74,6 +75,24 @@ def _copy_stored(planned: Planned, file: Places, put: Put) -> Sequence[LayerRepo
         else:
             file.copy(key, *place)
     return storing.of_copy(planned.source, planned.own)
+
+
+def put_unchanged(planned: Planned, put: Put) -> None:
+    """Hand on a tensor as its source has it, whatever its steps: byte for byte, where it is stored so.
+
+    Args:
+        planned: Which.
+        put: Takes the pieces.
+
+    Raises:
+        NonFiniteError: See `compute`.
+    """
+    held = planned.storing and planned.storing.held(planned.source, planned.own)
+    if not held:
+        compute(replace(planned, steps=(), seed=None), put)
+        return
+    for key, place in held.items():
+        put(0, place if isinstance(place, Tensor) else place[0].tensor(place[1]), beside=key)
 
 
 class _Memory:
