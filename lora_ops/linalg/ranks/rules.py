@@ -30,7 +30,10 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 
-NOISE_ALONE = "rank rule `noise` asks how two checkpoints are stored, so only an extraction can follow it; give another rule"
+NOISE_ALONE = (
+    "rank rule `noise` asks how two checkpoints are stored: only an extraction from their files can follow it; "
+    "give another rule"
+)
 
 # Given singular values (k,) descending, float64, and the sum of all squares: the wanted count, or
 # None where the values known so far do not settle it.
