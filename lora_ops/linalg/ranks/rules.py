@@ -151,7 +151,7 @@ class RankRule:
 
     @property
     def is_noise(self) -> bool:
-        """Whether it keeps what stands above the rounding of storage: see `standing`."""
+        """Whether it keeps what stands above the rounding of storage."""
         return self.kind == "noise"
 
     @property
@@ -215,9 +215,7 @@ class RuleParts:
 def parse_rank(text: str | int | RankRule, *, stored: bool = False) -> RankRule:
     """Read a rank rule from its text form; see the module's head for the forms.
 
-    Args:
-        text: The rule.
-        stored: Whether it is for a difference of stored weights, which `noise` is about.
+    `noise` is one only if the rule is for a difference of weights as they are stored: with `stored=True`.
 
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.
