@@ -60,7 +60,6 @@ class Pair:
     base: Any
     tuned: Any
     true: Tensor
-    paths: tuple[Path, Path]
 
     @property
     def difference(self) -> Tensor:
@@ -88,8 +87,8 @@ def pair(tmp_path: Path) -> Iterator[Any]:
             true = change(SHAPE, rank, size * float(start.norm()), decay) if size else 0 * start
             base = stored(start, first, tmp_path / "base.safetensors")
             tuned = stored(start + true, second or first, tmp_path / "tuned.safetensors")
-            sides = [stack.enter_context(open_source(path)) for path in (base, tuned)]
-            return Pair(*sides, true, (base, tuned))
+            opened, other = (stack.enter_context(open_source(path)) for path in (base, tuned))
+            return Pair(opened, other, true)
 
         yield make
 
