@@ -87,8 +87,8 @@ RULES_HELP = (
     "joined with min=4, max=64, conv=16 (a rule for kernels above 1x1; conv=0 leaves them out)."
 )
 NOISE_HELP = (
-    "Or noise: what stands above the rounding of storage, each direction as long as it probably was, joined "
-    "with max=64 and the like.  [default: 32; noise,max=128 where a side is stored in 8 bits or fewer]"
+    "Or noise: what stands above the rounding of storage, each direction as long as it probably was.  "
+    "[default: 32; noise, but 128 at most, where a side is stored in 8 bits or fewer]"
 )
 BUDGETS_HELP = (
     "Or a budget over all layers, spent where it buys most: size=50MB (of the file), mean=16 (rank), "

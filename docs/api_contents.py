@@ -122,7 +122,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Results, and where to compute",
         "",
         (
-            *("Report", "LayerReport", "EditReport", "BakedLayer", "Skip", "Progress"),
+            *("Report", "LayerReport", "Rounding", "EditReport", "BakedLayer", "Skip", "Progress"),
             *("Preview", "PlannedLayer"),
             *("place", "Placement"),
         ),

@@ -86,7 +86,7 @@ from .operations.scale.file import scale_file
 from .operations.scale.plan import plan_scale_file
 from .operations.scale.scale import scale
 from .operations.weights.change import BakedLayer
-from .report import LayerReport, Report, Skip
+from .report import LayerReport, Report, Rounding, Skip
 from .run.devices import Placement, place
 from .run.workers import Progress
 from .source import DictSource, TensorSource
@@ -165,6 +165,7 @@ __all__ = [
     "Report",
     "RequantisePlan",
     "ResizeOptions",
+    "Rounding",
     "Sidecar",
     "Skip",
     "Spectrum",

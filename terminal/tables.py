@@ -23,20 +23,14 @@ if TYPE_CHECKING:
 def show_report(report: Report, *, verbose: bool = False) -> None:
     """Print the layers (the worst, or all), what was left out, notes and totals."""
     console = open_console()
-    estimated = any(layer.estimated_error is not None for layer in report.layers)
-    more = ("above rounding", "rounding", "estimated error") if estimated else ()
-    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept", *more)
+    table = new_table("layer", "kind", "shape", *_FIGURES[_is_estimated(report)])
 
     def cells(layer: LayerReport) -> tuple[str, ...]:
-        return (
-            tail(layer.target),
-            layer.kind,
-            shape_text(layer.shape),
-            str(layer.rank),
-            human_error(layer.error),
-            f"{layer.energy:.2%}",
-            *(_estimates(layer) if estimated else ()),
-        )
+        about = (tail(layer.target), layer.kind, shape_text(layer.shape))
+        figures = (str(layer.rank), human_error(layer.error))
+        if _is_estimated(report):
+            return (*about, *figures, *_estimates(layer))
+        return (*about, *figures, f"{layer.energy:.2%}")
 
     console.print(
         fill(table, report.layers, cells, weigh=lambda layer: layer.residual, verbose=verbose)
@@ -44,12 +38,23 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
     print_rest(console, report, outside="outside the LoRA")
 
 
+_FIGURES = {
+    False: ("rank", "error", "energy kept"),
+    True: ("rank", "error", "rounding", "above", "estimated"),
+}
+"""What is told of a layer; with estimates: the share of rounding, how many directions stand above it, the error
+without it."""
+
+
+def _is_estimated(report: Report) -> bool:
+    return report.estimated_error is not None
+
+
 def _estimates(layer: LayerReport) -> tuple[str, str, str]:
-    """How many directions stand above the rounding of storage, its share of the change, the error without it."""
     known, error = layer.rounding, layer.estimated_error
     if known is None or error is None:
         return ("", "", "")
-    return (str(known.above), f"{(known.noise / layer.norm) ** 2:.1%}", human_error(error))
+    return (f"{(known.noise / layer.norm) ** 2:.1%}", str(known.above), human_error(error))
 
 
 def show_plan(plan: Preview) -> None:

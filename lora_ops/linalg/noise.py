@@ -26,6 +26,11 @@ _CHUNK = 1 << 20
 _SAMPLE, _RUNS = 1 << 16, 4
 # No row or column counts as quieter than this share of the average one, in variance.
 _QUIET = 1e-8
+# A variance is found lower than it is by as many of its own deviations hardly ever.
+_CHANCE = 3.0
+# What storage says of its rounding is true to this factor: a scale may be too small for a block's largest
+# numbers on purpose, as that of K-quants is, and clips them.
+_SURE = 1.12
 # A rest of the squares that is less than this share of all is rounding of float32, and tells nothing.
 _TOLD = 1e-6
 # A largest singular value of noise alone that one matrix in a thousand exceeds (Tracy and Widom); and what
@@ -115,17 +120,19 @@ def evened(delta: Tensor, profile: Profile) -> tuple[Tensor, Profile]:
         The first as fresh float32; its noise has a deviation of 1, or less, everywhere.
     """
     even = (delta / profile.rows.to(delta)[:, None]).div_(profile.columns.to(delta))
-    rows = _at_most_one(even.square().mean(1))
+    rows = _shown(even.square().mean(1), even.shape[1])
     even.div_(rows[:, None])
-    columns = _at_most_one(even.square().mean(0))
+    columns = _shown(even.square().mean(0), even.shape[0])
     even.div_(columns)
     return even, Profile(
         profile.rows * rows.cpu().double(), profile.columns * columns.cpu().double()
     )
 
 
-def _at_most_one(variances: Tensor) -> Tensor:
-    return variances.clamp(_QUIET, 1.0).sqrt()
+def _shown(variances: Tensor, count: int) -> Tensor:
+    """Deviations: 1, or what so many numbers show where chance does not make that of 1."""
+    least = 1 - _CHANCE * math.sqrt(2 / count)
+    return torch.where(variances < least, variances.clamp(min=_QUIET), 1.0).sqrt()
 
 
 def edge(shape: tuple[int, int]) -> float:
@@ -141,7 +148,8 @@ def edge(shape: tuple[int, int]) -> float:
 def settle(s: Tensor, total: float, shape: tuple[int, int]) -> tuple[int, float] | None:
     """Return how many singular values stand above the noise, and its deviation.
 
-    The deviation is what is left without them, if that is less than the 1 that storage says.
+    The deviation is what is left without them, if that is not more than storage may have made: the rest would
+    be change that is everywhere.
 
     Args:
         s: (k,) leading singular values of a difference over its profile, descending, float64.
@@ -156,7 +164,7 @@ def settle(s: Tensor, total: float, shape: tuple[int, int]) -> tuple[int, float]
         left = (shape[0] - above) * (shape[1] - above)
         rest = total - float(s[:above].square().sum())
         told = left and rest > _TOLD * total
-        deviation = min(1.0, math.sqrt(rest / left)) if told else 1.0
+        deviation = min(_SURE, math.sqrt(rest / left)) if told else _SURE
         found = int((s > deviation * edge(shape)).sum())
         if found == len(s) < full:
             return None

@@ -54,7 +54,7 @@ def stored(tensor: Tensor, to: str, path: Path) -> Path:
 
 def _encoded(tensor: Tensor, to: str) -> dict[str, Tensor]:
     encoder = SCHEMES[to].encoder(KEY, tensor.shape)
-    encoder.look(tensor)
+    encoder.look(tensor, 0)
     codes, _ = encoder.encode(tensor, 0)
     return {KEY: codes, **dict(SCHEMES[to].beside(encoder))}
 

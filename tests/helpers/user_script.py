@@ -75,6 +75,7 @@ from lorakit.lora_ops import (
     Report,
     RequantisePlan,
     ResizeOptions,
+    Rounding,
     Sidecar,
     Skip,
     Spectrum,
@@ -198,6 +199,8 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     ranks: dict[str, int] = {both.target: plan.most_ranks(both) for both in pairs}
     layers: tuple[LayerReport, ...] = report.layers
     assert all(one.rank <= ranks[one.target] and 0 <= one.error < 1 for one in layers)
+    told: list[Rounding] = [one.rounding for one in layers if one.rounding is not None]
+    assert (report.estimated_error is None) == (told == [])
     skips: tuple[Skip, ...] = report.skips
     assert {one.reason for one in skips} or report.left_out == 0
 

@@ -139,6 +139,42 @@ def test_from_a_quantised_file(comfy):
     assert distance(graph.latent(start), wanted) > 0.1
 
 
+def test_a_quantised_file_gets_its_own_rule_without_a_rank(comfy):
+    """Rank 0 is what stands above the rounding; a rank that is given stays, and says what it is worth."""
+    folder = comfy.base / "models" / "diffusion_models"
+    base = weights(FLUX)
+    for name, state in (("first", base), ("second", tuned(base, seed=7))):
+        save_file(scaled_fp8(state), folder / f"{name}.safetensors")
+    graph = Graph(comfy)
+    names = {"tuned_name": "second.safetensors", "base_name": "first.safetensors"}
+    made, ruled, fixed, plain = (
+        graph.add("LorakitExtractLoraFromFiles", **names, **how)
+        for how in ({"rank": 0}, {"rank": 32, "rule": "noise,max=128"}, {"rank": 32}, {"rank": 4})
+    )
+    told = graph.text(made)
+    assert "are stored in 8 bits or fewer (fp8 e4m3, scaled)" in told
+    assert (
+        "of the squared difference is rounding of storage; without it, against the true change"
+        in told
+    )
+    assert told.splitlines()[0].split(": ")[1] == graph.text(ruled).splitlines()[0].split(": ")[1]
+    assert "lie below the floor of storage rounding" in graph.text(fixed)
+    start = graph.add("UNETLoader", unet_name="first.safetensors", weight_dtype="default")
+    wanted = graph.latent(
+        graph.add("UNETLoader", unet_name="second.safetensors", weight_dtype="default")
+    )
+    near = graph.latent(graph.add("LorakitApplyLora", model=start, lora=made))
+    assert distance(near, wanted) < 0.5 * distance(graph.latent(start), wanted)
+    assert "rank 4," in graph.text(plain)
+
+
+def test_a_loaded_model_does_not_tell_its_storage(comfy):
+    graph = Graph(comfy)
+    base = graph.checkpoint()
+    with pytest.raises(GraphError, match="`noise` asks how two checkpoints are stored"):
+        graph.text(of_models(graph, base, base, rule="noise"))
+
+
 def test_full_differences_bring_norms_and_biases(comfy):
     folder = comfy.base / "models" / "checkpoints"
     base = weights(FLUX)

@@ -30,7 +30,10 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 
-NOISE_ALONE = "rank rule `noise` asks how two checkpoints are stored, so only an extraction can follow it; give another rule"
+NOISE_ALONE = (
+    "rank rule `noise` asks how two checkpoints are stored: only an extraction from their files can follow it; "
+    "give another rule"
+)
 
 # Given singular values (k,) descending, float64, and the sum of all squares: the wanted count, or
 # None where the values known so far do not settle it.
@@ -212,9 +215,7 @@ class RuleParts:
 def parse_rank(text: str | int | RankRule, *, stored: bool = False) -> RankRule:
     """Read a rank rule from its text form; see the module's head for the forms.
 
-    Args:
-        text: The rule.
-        stored: Whether it is for a difference of stored weights, which `noise` is about.
+    `noise` is one only if the rule is for a difference of weights as they are stored: with `stored=True`.
 
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.
