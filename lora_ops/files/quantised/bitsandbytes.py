@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ...spacing import spacing
 from .blocks import nibbles
 from .headers import Headers
 from .integers import Integers
@@ -69,6 +70,10 @@ class Blocks(QuantisedWeight):
         found = gaps * (sizes + unsure) + unsure
         found.masked_fill_(~values.reshape(-1).cpu().isfinite(), torch.nan)
         return found.view(values.shape).to(values.device)
+
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """That, and the rounding of the numbers."""
+        return super().reach(parts, values, start) + spacing(values, self.dtype)
 
     def _sizes(self, parts: Parts) -> Tensor:
         sizes = parts["sizes"]

@@ -72,11 +72,23 @@ class Nvfp4(Scaled):
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """Those of the codes, times all scales of the place."""
-        if "columns" not in parts:
-            return super().steps(parts, values, start)
-        places = torch.arange(start, start + values.numel()) % self.matrix[1]
-        columns = parts["columns"].double()[places].view(values.shape).to(values.device)
+        columns = self._columns(parts, values, start)
         return super().steps(parts, values / columns, start) * columns.abs()
+
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """That, and what the largest numbers miss where the scale of their block is rounded down."""
+        blocks = _in_rows(parts["scales"].view(torch.float8_e4m3fn), self.padded, 16)
+        whole = float(parts["whole"].float()) * _E2M1[-1]
+        missed = self.run(spacing(blocks, torch.float8_e4m3fn) * whole, start, values)
+        columns = self._columns(parts, values, start)
+        return super().reach(parts, values, start).maximum(missed * columns.abs())
+
+    def _columns(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """The scale of the column of each place."""
+        if "columns" not in parts:
+            return values.new_ones((), dtype=torch.float64)
+        places = torch.arange(start, start + values.numel()) % self.matrix[1]
+        return parts["columns"].double()[places].view(values.shape).to(values.device)
 
 
 def nibbles(packed: Tensor, pairs: Tensor) -> Tensor:
