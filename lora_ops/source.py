@@ -112,7 +112,7 @@ class TensorSource(ABC):
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.
 
-        Two values that are nearer to each other than that may be one number, rounded twice.
+        One number, rounded twice to such numbers, lies no further from itself than that; see `reach`.
 
         Args:
             key: The tensor.
@@ -125,6 +125,22 @@ class TensorSource(ABC):
             subnormal ones; of whole numbers 1; NaN for what is not finite.
         """
         return spacing(values, self.dtype(key))
+
+    def reach(self, key: str, values: Tensor, start: int = 0) -> Tensor:
+        """Return how far apart two programs may have stored one number, around each value.
+
+        What is no further apart may be one number. It is the grid, and more where scales are rounded
+        themselves, or chosen so that the largest numbers do not fit.
+
+        Args:
+            key: See `grid`.
+            values: See there.
+            start: See there.
+
+        Returns:
+            float64, of the shape of `values`.
+        """
+        return self.grid(key, values, start)
 
 
 class DictSource(TensorSource):

@@ -26,7 +26,7 @@ def is_rounding(
     Args:
         base: Any float dtype.
         tuned: The same shape, any float dtype.
-        grids: Of the storage of either; None: that of its dtype.
+        grids: How far apart either storage may have one number; None: a spacing of its dtype.
     """
     sides = [
         (tensor.reshape(-1), grid or partial(_plain, tensor.dtype))

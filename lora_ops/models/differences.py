@@ -14,7 +14,7 @@ from ..linalg import frobenius
 from ..linalg.rounding import Grid
 from ..source import TensorSource
 from .architectures import Parameter
-from .grids import parameter_grid
+from .grids import parameter_grid, parameter_reach
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
@@ -39,6 +39,10 @@ class Sides:
     def grids(self, pair: Pair) -> tuple[Grid, Grid]:
         """How far apart the numbers of one parameter can be stored on both sides."""
         return parameter_grid(self.base, pair.base), parameter_grid(self.tuned, pair.tuned)
+
+    def reaches(self, pair: Pair) -> tuple[Grid, Grid]:
+        """How far apart two programs may have stored the numbers of one parameter, on both sides."""
+        return parameter_reach(self.base, pair.base), parameter_reach(self.tuned, pair.tuned)
 
     def coarse(self, pair: Pair) -> str | None:
         """What the coarser side is stored as, if that is in 8 bits a number or fewer; else None."""

@@ -1,8 +1,9 @@
-"""How far apart the numbers of a parameter can be stored: `TensorSource.grid`, in the model's places."""
+"""How far apart the numbers of a parameter are stored: `TensorSource.grid` and `reach`, in the model's places."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,8 +16,17 @@ from .architectures import Parameter
 
 def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
     """Return the grid of a parameter, whose places are those of `read_parameter`."""
-    whole = partial(source.grid, parameter.key)
-    grid = _joined(source, parameter) if parameter.pieces else whole
+    return _placed(source.grid, parameter)
+
+
+def parameter_reach(source: TensorSource, parameter: Parameter) -> Grid:
+    """Return the reach of a parameter, whose places are those of `read_parameter`."""
+    return _placed(source.reach, parameter)
+
+
+def _placed(told: Callable[[str, Tensor, int], Tensor], parameter: Parameter) -> Grid:
+    """What a source tells of the places of a tensor, in those of a parameter."""
+    grid = _joined(told, parameter) if parameter.pieces else partial(told, parameter.key)
     stored = parameter.shape[::-1] if parameter.transposed else parameter.shape
     before = parameter.rows[0] * math.prod(stored[1:]) if parameter.rows else 0
     if not parameter.transposed:
@@ -32,12 +42,12 @@ def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
     return turned
 
 
-def _joined(source: TensorSource, parameter: Parameter) -> Grid:
+def _joined(told: Callable[[str, Tensor, int], Tensor], parameter: Parameter) -> Grid:
     """The grid of a parameter that another program has in pieces."""
     runs: list[tuple[range, Grid, int]] = []  # which places have whose grid, from which place on
     end = 0
     for piece in parameter.pieces:
-        grid, shape = parameter_grid(source, piece.parameter), piece.parameter.shape
+        grid, shape = _placed(told, piece.parameter), piece.parameter.shape
         count = math.prod(shape)
         half = -(-shape[0] // 2) * math.prod(shape[1:]) if piece.swapped else 0
         for first, last in ((half, count), (0, half)):

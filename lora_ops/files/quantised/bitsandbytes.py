@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ...spacing import spacing
 from .blocks import nibbles
 from .headers import Headers
 from .integers import Integers
@@ -70,6 +71,10 @@ class Blocks(QuantisedWeight):
         found.masked_fill_(~values.reshape(-1).cpu().isfinite(), torch.nan)
         return found.view(values.shape).to(values.device)
 
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """That, and the rounding of the numbers."""
+        return super().reach(parts, values, start) + spacing(values, self.dtype)
+
     def _sizes(self, parts: Parts) -> Tensor:
         sizes = parts["sizes"]
         if "nested sizes" not in parts:
@@ -122,6 +127,7 @@ def four_bits(headers: Headers, layer: str, ending: str) -> Blocks:
     blocks = math.ceil(count / block)
     headers.check(layer, sizes, (blocks,))
     headers.check(layer, table, (16,))
+    headers.check_floats(layer, table)
     held = {"codes": key, "sizes": sizes, "table": table}
     nested, offset = 1, 0.0
     if headers.dtype(sizes) == torch.uint8:
@@ -133,6 +139,9 @@ def four_bits(headers: Headers, layer: str, ending: str) -> Blocks:
         held["nested sizes"], held["nested table"] = more.values()
         headers.check(layer, held["nested sizes"], (math.ceil(blocks / nested),))
         headers.check(layer, held["nested table"], (256,))
+        headers.check_floats(layer, *more.values())
+    else:
+        headers.check_floats(layer, sizes)
     return Blocks(
         *(key, sides, ending.rpartition("__")[2], held),
         block=block,
@@ -172,8 +181,10 @@ def int8_rows(headers: Headers, layer: str) -> Rows:
     if len(shape) != 2:
         raise headers.damaged(layer, f"`{key}` has the shape {list(shape)}: no matrix")
     headers.check(layer, sizes, (shape[0],), (shape[0], 1))
+    headers.check_floats(layer, sizes)
     formats = headers.held(layer, "weight_format")
     for told in formats:
+        headers.check(layer, told, (), (1,))
         if int(headers.source.tensor(told).reshape(-1)[0]):
             raise headers.damaged(layer, f"`{told}` says that it is not stored row by row")
     return Rows(

@@ -21,6 +21,8 @@ from .weight import Parts, Scaled
 # A float of 4 bits (1 of sign, 2 of exponent, 1 of mantissa), by its bits.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FLOATS = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+#: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
+EXPONENTS: torch.dtype = getattr(torch, "float8_e8m0fnu", torch.uint8)
 #: The two floats of a byte, the high half first.
 _PAIRS = torch.stack([_FLOATS.repeat_interleave(16), _FLOATS.repeat(16)], dim=1)
 
@@ -72,11 +74,23 @@ class Nvfp4(Scaled):
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """Those of the codes, times all scales of the place."""
-        if "columns" not in parts:
-            return super().steps(parts, values, start)
-        places = torch.arange(start, start + values.numel()) % self.matrix[1]
-        columns = parts["columns"].double()[places].view(values.shape).to(values.device)
+        columns = self._columns(parts, values, start)
         return super().steps(parts, values / columns, start) * columns.abs()
+
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """That, and what the largest numbers miss where the scale of their block is rounded down."""
+        blocks = _in_rows(parts["scales"].view(torch.float8_e4m3fn), self.padded, 16)
+        whole = float(parts["whole"].float()) * _E2M1[-1]
+        missed = self.run(spacing(blocks, torch.float8_e4m3fn) * whole, start, values)
+        columns = self._columns(parts, values, start)
+        return super().reach(parts, values, start).maximum(missed * columns.abs())
+
+    def _columns(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """The scale of the column of each place."""
+        if "columns" not in parts:
+            return values.new_ones((), dtype=torch.float64)
+        places = torch.arange(start, start + values.numel()) % self.matrix[1]
+        return parts["columns"].double()[places].view(values.shape).to(values.device)
 
 
 def nibbles(packed: Tensor, pairs: Tensor) -> Tensor:
@@ -103,8 +117,7 @@ def mxfp8(headers: Headers, layer: str, settings: dict[str, object]) -> Mxfp8:
     key, scales = parts["weight"], parts["weight_scale"]
     headers.check_dtype(layer, key, torch.float8_e4m3fn)
     rows, columns = _matrix(headers, layer, key, 1, 32)
-    if headers.dtype(scales).itemsize != 1:
-        raise headers.damaged(layer, f"{quote(scales)} holds no bytes")
+    headers.check_dtype(layer, scales, torch.uint8, EXPONENTS)
     headers.check(layer, scales, _tiled(rows, columns // 32))
     shape = _logical(headers, layer, settings, (rows, columns), 32)
     beside = headers.held(layer, *INPUT_SCALES, "weight_scalar")
@@ -125,6 +138,7 @@ def nvfp4(headers: Headers, layer: str, settings: dict[str, object]) -> Nvfp4:
     headers.check_dtype(layer, scales, torch.float8_e4m3fn, torch.uint8)
     headers.check(layer, scales, _tiled(rows, columns // 16))
     headers.check(layer, whole, (), (1,))
+    headers.check_floats(layer, whole, *headers.held(layer, "pre_quant_scale"))
     shape = _logical(headers, layer, settings, (rows, columns), 16)
     held = {"codes": key, "scales": scales, "whole": whole}
     for pre in headers.held(layer, "pre_quant_scale"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,8 @@ ENDING = ".comfy_quant"
 METADATA = "_quantization_metadata"
 
 Settings = dict[str, object]
+# What tables of vectors are called: `shared`, `embed_tokens`, `token_embedding`.
+_TABLE = re.compile(r"(?:^|\.)(?:shared|wte|[^.]*emb[^.]*)$")
 
 
 def _float8(
@@ -31,7 +34,8 @@ def _float8(
     for key in headers.held(layer, "weight"):
         headers.check_dtype(layer, key, dtype)
     # The scale of a table of vectors is 1 where there is none; a linear layer does not load then.
-    if not headers.held(layer, "weight_scale") and headers.held(layer, "weight"):
+    is_table = _TABLE.search(layer) is not None
+    if is_table and not headers.held(layer, "weight_scale") and headers.held(layer, "weight"):
         return Plain(f"{layer}.weight", headers.held(layer, *INPUT_SCALES))
     return scaled_fp8(headers, layer, "weight_scale")
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import in_tiles, unpacked
+from .blocks import EXPONENTS, in_tiles, unpacked
 from .encoding import Chance, ScaledFloat, ScalingEncoder
 
 _LIMIT = torch.finfo(torch.float8_e4m3fn).max
-#: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
-_EXPONENTS: torch.dtype = getattr(torch, "float8_e8m0fnu", torch.uint8)
 _SMALLEST, _BIAS = 2.0**-127, 127
 _LARGEST_FLOAT4 = 6.0
 # A size s of a float of 4 bits has the code 2s up to 2, s + 2 up to 4, s / 2 + 4 up to 6: always the least of
@@ -50,7 +48,7 @@ class Mxfp8(ScalingEncoder):
 
     def parts(self) -> dict[str, Tensor]:
         """The exponents, in tiles."""
-        return {"weight_scale": in_tiles(self._exponents).view(_EXPONENTS)}
+        return {"weight_scale": in_tiles(self._exponents).view(EXPONENTS)}
 
 
 class Nvfp4(ScaledFloat):

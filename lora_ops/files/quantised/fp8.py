@@ -93,6 +93,7 @@ def scaled_fp8(headers: Headers, layer: str, scale: str = "scale_weight") -> Sca
     held = {"codes": key, "scales": scales, **({"whole": whole[0]} if whole else {})}
     for one in whole:
         headers.check(layer, one, (), (1,), (1, 1))
+        headers.check_floats(layer, one)
     blocks = headers.blocks(layer, scales, shape)
     return ScaledFloat(
         *(key, shape, f"{storage_name(dtype)}, scaled", held),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import QuantisedError
+from ...spacing import spacing
 from ..reading.gguf_file import GgufFile
 from ..reading.gguf_header import TYPES
 from .memory import fresh
@@ -41,8 +42,31 @@ _CODES: dict[str, tuple[slice, int, int]] = {
     "IQ4_NL": (slice(2, None), 0x77, 0x88),
     "IQ4_XS": (slice(8, None), 0x77, 0x88),
 }
+# By type: where its scales in float16 begin, and what makes one of each scale of a group.
+_SCALES: dict[str, tuple[tuple[int, ...], tuple[tuple[slice, int], ...]]] = {
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q5_0", "IQ4_NL"), ((0,), ())),
+    **dict.fromkeys(("Q4_1", "Q5_1"), ((0, 2), ())),
+    "Q2_K": ((80, 82), ((slice(0, 16), 0x11),)),
+    "Q3_K": ((108,), ((slice(96, 104), 0x11), (slice(104, 108), 0xAA))),
+    **dict.fromkeys(("Q4_K", "Q5_K"), ((0, 2), ((slice(4, 12), 0x01), (slice(12, 16), 0x11)))),
+    "Q6_K": ((208,), ((slice(192, 208), 0x01),)),
+    "IQ4_XS": ((0,), ((slice(2, 4), 0xAA), (slice(4, 8), 0x11))),
+}
+# Of types that choose vectors of several numbers together: which bytes of a block choose, and the step that a
+# grid of single numbers with as large an error has, over the least number of a group (as measured).
+_VECTORS: dict[str, tuple[Sequence[int], float]] = {
+    "IQ2_XXS": ([byte for byte in range(2, 66) if (byte - 2) % 8 < 4], 3.0),
+    "IQ2_XS": (range(2, 66), 2.6),
+    "IQ2_S": (range(2, 74), 2.2),
+    "IQ3_XXS": (range(2, 66), 4.0),
+    "IQ3_S": (range(2, 106), 3.0),
+}
+# Steps that two roundings of one number may be apart. Each program may be off by a whole one: scales are chosen so
+# that all errors together are the least, and the largest numbers need not fit. Of vectors, signs may be wrong.
+_APART = {"Q8_0": 1.0, **dict.fromkeys(_VECTORS, 4.0)}
+_USUALLY_APART = 2.0
 _SOME = 1 << 20  # numbers that are decoded at once
-_LONG = 256  # numbers of a block, of types that are not in the table
+_LONG = 256  # numbers of a block, of types that are in none of the tables
 _FLOATS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _TABLES: dict[str, tuple[float, ...]] = {
@@ -81,23 +105,56 @@ class Gguf(QuantisedWeight):
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """The spacing of the numbers of the place's group.
 
-        Of types that choose vectors of several numbers together there is none of a single number: the
-        largest of a block takes its place.
+        Of types that choose vectors of several numbers together it is that of a grid with as large an error;
+        of `IQ1` the largest number of a block.
         """
-        codes = parts["codes"]
+        units = self._run(self._units, parts["codes"], values, start)
+        table = _TABLES.get(self.type)
+        if table is not None:
+            flat = values.double().reshape(-1).cpu()
+            units *= _gaps(flat / units, torch.tensor(table).double())
+        units.masked_fill_(~values.reshape(-1).cpu().isfinite(), torch.nan)
+        return units.view(values.shape).to(values.device)
+
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """Some of the steps, what the rounding of scales makes of the largest code, and that of decoding."""
+        steps = self.steps(parts, values, start) * _APART.get(self.type, _USUALLY_APART)
+        steps += spacing(values, torch.float32)
+        if self.type not in _SCALES:
+            return steps
+        unsure = self._run(self._unsure, parts["codes"], values, start)
+        return steps.add_(unsure.view(values.shape).to(values.device))
+
+    def _run(
+        self, told: Callable[[Tensor], Tensor], codes: Tensor, values: Tensor, start: int
+    ) -> Tensor:
+        """What is told of codes, of a run of the weight alone; float64."""
         begin, count = start, values.numel()
         if not self.heads:
             first, last = start // self.columns, -(-(start + count) // self.columns)
             codes, begin = codes[first:last], start - first * self.columns
-        units = self._units(codes)
-        if self.heads:
-            units = self._in_order(units.view(self.shape))
-        units = units.reshape(-1)[begin : begin + count].double()
-        table = _TABLES.get(self.type)
-        if table is not None:
-            units *= _gaps(values.double().reshape(-1).cpu() / units, torch.tensor(table).double())
-        units.masked_fill_(~values.reshape(-1).cpu().isfinite(), torch.nan)
-        return units.view(values.shape).to(values.device)
+        found = self._in_order(told(codes).view(self.shape)) if self.heads else told(codes)
+        return found.reshape(-1)[begin : begin + count].double()
+
+    def _unsure(self, codes: Tensor) -> Tensor:
+        halves, ones = _SCALES[self.type]
+        blocks = codes.view(-1, _sizes()[self.type])
+        coarse = blocks.clone()
+        for place in halves:
+            scale = blocks[:, place : place + 2].contiguous().view(torch.float16)
+            coarse[:, place : place + 2] = spacing(scale, torch.float16).half().view(torch.uint8)
+        kinds = [coarse]
+        if ones:
+            kinds.append(blocks.clone())
+            for places, byte in ones:
+                kinds[1][:, places] = byte
+        found = torch.zeros(codes.shape[0], self.columns)
+        for kind in kinds:
+            # The least code and the largest; that of 8 bits has a sign.
+            for byte in (0x00, 0x7F if self.type == "Q8_0" else 0xFF):
+                kind[:, _CODES[self.type][0]] = kind[:, _before(self.type)] = byte
+                found += self._numbers(kind.view(codes.shape)).abs_()
+        return found
 
     def _numbers(self, codes: Tensor) -> Tensor:
         if self.type in _PLAIN:
@@ -118,6 +175,11 @@ class Gguf(QuantisedWeight):
         )
 
     def _units(self, codes: Tensor) -> Tensor:
+        if self.type in _VECTORS:
+            places, times = _VECTORS[self.type]
+            blocks = codes.reshape(-1, _sizes()[self.type]).clone()
+            blocks[:, list(places)] = 0
+            return self._numbers(blocks.view(codes.shape)).abs_().mul_(times)
         known = _CODES.get(self.type)
         if known is None:
             groups = self._numbers(codes).abs().view(-1, _LONG)

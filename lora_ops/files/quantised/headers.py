@@ -14,6 +14,7 @@ from ...source import TensorSource
 from ..base import quote
 
 _LONGEST = 1 << 20  # bytes of a configuration
+_WIDE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Headers:
@@ -94,6 +95,11 @@ class Headers:
             found = str(dtype).removeprefix("torch.")
             raise self.damaged(layer, f"{quote(key)} is stored as {found}, not {wanted}")
 
+    def check_floats(self, layer: str, *keys: str) -> None:
+        """Raise a `QuantisedError` for scales or a table that is stored as no wide floats."""
+        for key in keys:
+            self.check_dtype(layer, key, *_WIDE)
+
     def blocks(self, layer: str, key: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many blocks of rows and of columns of a weight scales are for.
 
@@ -105,9 +111,12 @@ class Headers:
             shape: Of the weight.
 
         Raises:
-            QuantisedError: They are none of these.
+            QuantisedError: They are none of these, or no floats.
         """
+        self.check_floats(layer, key)
         stored = held = self.shape(key)
+        if not all(shape):
+            raise self.damaged(layer, f"its codes have the shape {list(shape)}: no numbers")
         rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
         if math.prod(held) == 1:
             return 1, 1

@@ -163,6 +163,7 @@ def w4a4(headers: Headers, layer: str, settings: dict[str, object]) -> Integers:
     parts = headers.needed(layer, "weight", "weight_scale")
     key, scales = parts["weight"], parts["weight_scale"]
     rows, columns = _packed(headers, layer, key)
+    headers.check_floats(layer, scales)
     headers.check(layer, scales, (rows,), (rows, 1))
     return Integers(
         *(key, (rows, columns), "int4, rotated", {"codes": key, "scales": scales}),
@@ -189,6 +190,8 @@ def w4a8(headers: Headers, layer: str, settings: dict[str, object]) -> Grouped:
     headers.check_dtype(layer, within, torch.float8_e4m3fn, torch.uint8, torch.float32)
     headers.check(layer, within, (rows, columns // group))
     headers.check(layer, scales, (rows,), (rows, 1))
+    more = headers.held(layer, "weight_codebook", "weight_correction")
+    headers.check_floats(layer, scales, *more)
     held = {"codes": key, "within": within, "scales": scales}
     for table in headers.held(layer, "weight_codebook"):
         headers.check(layer, table, (16,))

@@ -23,7 +23,9 @@ SCHEMES: Mapping[str, Callable[[Headers, str], QuantisedWeight | Plain]] = {
     FP4: partial(four_bits, ending=FP4),
     INT8: int8_rows,
     torchao.ENDING: torchao.torchao,
+    "._weight_scale": torchao.torchao,  # whose codes are missing
     ".scale_weight": scaled_fp8,
+    ".scale_weight_tensor": scaled_fp8,  # whose other scale is missing
     ".weight_scale": partial(scaled_fp8, scale="weight_scale"),
     ".weight_scale_inv": partial(scaled_fp8, scale="weight_scale_inv"),
 }

@@ -101,8 +101,17 @@ class QuantisedSource(RoutedSource):
         one = self.weights.get(key)
         if one is None:
             return super().grid(key, values, start)
-        told = {role: one.parts[role] for role in one.roles_of_steps}
-        return one.steps({r: self.original.tensor(k) for r, k in told.items()}, values, start)
+        return one.steps(self._scales(one), values, start)
+
+    def reach(self, key: str, values: Tensor, start: int = 0) -> Tensor:
+        """How far apart two programs may have stored one number."""
+        one = self.weights.get(key)
+        if one is None:
+            return super().reach(key, values, start)
+        return one.reach(self._scales(one), values, start)
+
+    def _scales(self, one: QuantisedWeight) -> dict[str, Tensor]:
+        return {role: self.original.tensor(one.parts[role]) for role in one.roles_of_steps}
 
     def tensor(self, key: str) -> Tensor:
         """Read one tensor, and decode it."""

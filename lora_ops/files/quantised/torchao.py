@@ -66,6 +66,10 @@ class Affine(Scaled):
         """The products, rounded as the program rounds them."""
         return rounded(super().decode(parts), self.dtype)
 
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """That, and the rounding of the numbers."""
+        return super().reach(parts, values, start) + spacing(values, self.dtype)
+
 
 def torchao(headers: Headers, layer: str) -> Affine:
     """A weight of torchao's tensors.

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...spacing import spacing
+
 #: The tensors that a weight is decoded from, by what they are for.
 Parts = Mapping[str, Tensor]
 
@@ -61,6 +63,13 @@ class QuantisedWeight(ABC):
     @abstractmethod
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """Return how far apart storable numbers lie around values; see `TensorSource.grid`."""
+
+    def reach(self, parts: Parts, values: Tensor, start: int) -> Tensor:
+        """Return how far apart two programs may have stored one number; see `TensorSource.reach`.
+
+        Each rounds it to the nearest, and decoding rounds it to float32.
+        """
+        return self.steps(parts, values, start) + spacing(values, torch.float32)
 
 
 @dataclass(frozen=True)

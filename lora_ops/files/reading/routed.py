@@ -62,6 +62,11 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.grid(inner, values, start)
 
+    def reach(self, key: str, values: Tensor, start: int = 0) -> Tensor:
+        """How far apart two programs may have stored one number."""
+        source, inner = self.route(key)
+        return source.reach(inner, values, start)
+
     def tensor(self, key: str) -> Tensor:
         """Read one tensor."""
         source, inner = self.route(key)

@@ -211,7 +211,7 @@ def _factor_batch(
         norm = float(norm_of_delta)
         if not math.isfinite(norm):
             check_finite(plan.sides, both, base, tuned)
-        if norm == 0 or is_rounding(base, tuned, plan.sides.grids(both)):
+        if norm == 0 or is_rounding(base, tuned, plan.sides.reaches(both)):
             outcomes[both.target] = _skip(both, ROUNDING if norm else UNCHANGED, norm)
             continue
         if rule.is_noise:
