@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..operations.merge.merge import MergedSource, MergeOptions
 from ..operations.merge.plan import plan_merge
 from ..operations.merge.recipes.recipe import Recipe
@@ -75,10 +76,16 @@ def verify_merge(
         **options: See `plan_merge`; those that it was merged with.
 
     Raises:
+        ArgumentError: The recipe is of a LoRA.
         FormatError: A file changed while it was read.
         LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
     """
     started = time.perf_counter()
+    if recipe.output.kind == "lora":
+        raise ArgumentError(
+            f"{merged.name} is a LoRA of a merge, and only models are held against their recipe; make it "
+            "again from its recipe, and compare the two"
+        )
     right = MergedSource(plan_merge(recipe, sources, **options))
     held, wanted = set(merged.keys()), right.plan.tensors
     jobs = [Job(key, key, math.prod(one.shape)) for key, one in wanted.items() if key in held]

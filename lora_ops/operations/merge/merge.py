@@ -30,6 +30,7 @@ from ..weights.storing import stored_layers, storing_notes
 from ..weights.tiles import Planned, Put, compute, computed
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
+from .record import MergeRecord
 from .step import MergedLayer
 
 if TYPE_CHECKING:
@@ -264,12 +265,16 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
 class MergedSource(TensorSource):
     """A merge as a checkpoint: a tensor is computed when it is asked for, each time anew.
 
+    The file of a LoRA that is extracted from it has the recipe, as that of a merged model has.
+
     Args:
         plan: From `plan_merge`.
+        recipe: What the file shall say was asked for; None: what the plan says.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
+    def __init__(self, plan: MergePlan, recipe: Recipe | None = None) -> None:
         self.plan = plan
+        self.record = MergeRecord(plan, recipe or plan.recipe)
         self.name = plan.recipe.title or f"merge on {plan.base.name}"
         self.metadata = plan.base.metadata
 
