@@ -28,7 +28,7 @@ from ...source import TensorSource
 from ..bake.bake import SURVIVES
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.tiles import Planned, Put, compute, computed
-from .plan import MergePlan, plan_merge
+from .plan import MergePlan, plan_merge, too_deep
 from .recipes.recipe import Recipe
 from .record import MergeRecord
 from .step import MergedLayer
@@ -138,7 +138,10 @@ def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
         progress: Called after each weight of such a pass.
     """
     for survey in plan.surveys:
-        survey(progress)
+        try:
+            survey(progress)
+        except RecursionError:
+            raise too_deep(plan.recipe) from None
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:
@@ -159,6 +162,8 @@ def merged_tensor(plan: MergePlan, key: str) -> tuple[Tensor, tuple[LayerReport 
     planned = plan.tensors[key]
     try:
         return computed(planned)
+    except RecursionError:
+        raise too_deep(plan.recipe) from None
     except NonFiniteError:
         if not plan.allow_nonfinite:
             raise
@@ -170,6 +175,8 @@ def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport
     """Compute one tensor of the result piece by piece; see `merged_tensor`."""
     try:
         return compute(planned, put)
+    except RecursionError:
+        raise too_deep(plan.recipe) from None
     except NonFiniteError:
         if not plan.allow_nonfinite:
             raise
