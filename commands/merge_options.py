@@ -165,7 +165,8 @@ def as_lora(
         The plan, and the two checkpoints that it is of.
     """
     plan = plan_merge(recipe.with_output(dtype="fp32"), request.sources, **options)
-    merged = MergedSource(plan)
+    asked = replace(plan.recipe.output, dtype=recipe.output.dtype)
+    merged = MergedSource(plan, replace(plan.recipe, output=asked))
     stored = plan.base.dtype(next(key for key, one in plan.tensors.items() if len(one.shape) > 1))
     name = recipe.output.dtype.get("all")
     found = plan_file(

@@ -21,6 +21,7 @@ from ..lora_ops.adapters.formats import modules
 from ..lora_ops.models.pairing import nearest
 from ..lora_ops.operations.merge.recipes.expression import recipe_of_terms
 from ..lora_ops.operations.merge.recipes.recipe import Step, Term
+from ..lora_ops.operations.methods.choosing import check_legacy
 from ..lora_ops.text import plain
 from .recipe import MERGED
 from .terms import existing, parse_method_words, parse_term
@@ -262,6 +263,7 @@ def _shaped(step: Step, asked: Asked) -> Step:
     if asked.method:
         name, parameters = parse_method_words(asked.method)
         own = {key: str(parameters.pop(key)) for key in ("sparsify", "legacy") if key in parameters}
+        check_legacy(name, own.get("legacy", "no"), own.get("sparsify", "none"))
         step = replace(step, method=name, parameters=parameters, **own)
     if asked.blocks or asked.where:
         if not step.base:

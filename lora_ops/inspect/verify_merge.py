@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..files import GgufFile, QuantisedSource
 from ..operations.merge.merge import MergeOptions, written_tensors
 from ..operations.merge.plan import MergePlan, plan_merge
@@ -79,10 +80,16 @@ def verify_merge(
         **options: See `plan_merge`; those that it was merged with.
 
     Raises:
+        ArgumentError: The recipe is of a LoRA.
         FormatError: A file changed while it was read.
         LoraOpsError: See `plan_merge`; NaN or infinity in what is added up, or out of range.
     """
     started = time.perf_counter()
+    if recipe.output.kind == "lora":
+        raise ArgumentError(
+            f"{merged.name} is a LoRA of a merge, and only models are held against their recipe; make it "
+            "again from its recipe, and compare the two"
+        )
     stored = merged.original if isinstance(merged, QuantisedSource) else merged
     output = Path(merged.name) if isinstance(stored, GgufFile) else None
     plan = stored_plan(plan_merge(recipe, sources, **options), output)

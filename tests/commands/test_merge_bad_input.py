@@ -180,3 +180,11 @@ def test_a_drive_is_no_weight() -> None:
     assert term.blocks == "OUTALL"
     with pytest.raises(ArgumentError, match="finite strength"):
         parse_term(r"C:\models\a.safetensors:x")
+
+
+def test_another_programs_meaning_that_the_method_lacks(folder):
+    words = ("merge", "b.safetensors", "b.safetensors", "--base", "a.safetensors")
+    run = lorakit_here(*words, "-m", "slerp,legacy=mecha", "-o", "m.safetensors")
+    assert run.status != 0
+    assert "method `slerp` has no meaning of its own in `mecha`" in run.err
+    assert not (folder / "m.safetensors").exists()

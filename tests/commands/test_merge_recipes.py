@@ -269,3 +269,35 @@ def test_what_cannot_be_done_is_one_line_and_no_file(
     assert run.err.count("\n") == 1
     assert said in run.err
     assert contents(folder) == before
+
+
+def test_a_lora_of_a_merge_has_its_recipe_and_is_made_again_from_itself() -> None:
+    models = [f"models/deep/{name}.safetensors" for name in "ab"]
+    words = ("--base", models[0], models[1], "--rank", "3", "--dtype", "fp32", "--component", "te")
+    assert lorakit_here("merge", *words, "-o", "l.safetensors").status == 0
+    with safe_open("l.safetensors", "pt") as file:
+        told = file.metadata()
+    recipe = json.loads(told["lorakit.recipe"])
+    hashes = {hashlib.sha256(Path(one).read_bytes()).hexdigest() for one in models}
+    assert {one["sha256"] for one in recipe["files"].values()} == hashes
+    assert recipe["output"] == {"dtype": "fp32", "kind": "lora", "rank": "3"}
+    assert (told["lorakit.operation"], told["lorakit.rank"]) == ("extract", "3")
+    assert told["modelspec.merged_from"] == "a.safetensors, b.safetensors"
+    shown = lorakit_here("recipe", "l.safetensors")
+    assert shown.status == 0
+    assert 'kind = "lora"' in shown.out
+    held = lorakit_here("recipe", "l.safetensors", "--verify", "--search", "models")
+    assert held.status == 2
+    assert "l.safetensors is a LoRA of a merge" in held.err
+    again = lorakit_here("merge", "l.safetensors", "--search", "models", "-o", "m.safetensors")
+    assert again.status == 0, again.err
+    one, other = load_file("l.safetensors"), load_file("m.safetensors")
+    assert list(one) == list(other)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_lora_of_two_checkpoints_has_no_recipe() -> None:
+    words = ("models/deep/a.safetensors", "models/deep/b.safetensors", "--rank", "3")
+    assert lorakit_here("extract", *words, "-o", "l.safetensors").status == 0
+    with safe_open("l.safetensors", "pt") as file:
+        assert not {"lorakit.recipe", "sd_merge_models"} & file.metadata().keys()

@@ -9,11 +9,13 @@ import torch
 from baking import adapter, pair, randn, thin
 from kinds import kinds, weight
 from namings import both
+from safetensors.torch import save_file
 
-from lorakit.lora_ops import DictSource, bake
+from lorakit.lora_ops import DictSource, bake, merge_file, open_source, plan_merge_file
 from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.models.architectures import UNET, architecture_named, parameters
 from lorakit.lora_ops.models.differences import read_parameter
+from lorakit.lora_ops.operations.merge import merge as merge_module
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step, Term
 
@@ -176,3 +178,43 @@ def test_a_step_takes_files_and_earlier_steps():
     ):
         with pytest.raises(ArgumentError, match=said):
             merge(Recipe(steps), sources())
+
+
+# --- Hundreds of steps ----------------------------------------------------------------------------
+
+
+def test_two_hundred_steps_one_upon_the_other():
+    steps = tuple(
+        Step(f"s{at}", (Term("BCD"[at % 3], weight=0.01),), "lerp", f"s{at - 1}" if at else "A")
+        for at in range(200)
+    )
+    out, _ = merge(Recipe(steps, FILES), sources())
+    meant = MODELS["A"][KEY].double()
+    for at in range(200):
+        meant.lerp_(MODELS["BCD"[at % 3]][KEY].double(), 0.01)
+    torch.testing.assert_close(out[KEY].double(), meant, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lerp", "ties", "slerp"])
+def test_more_than_can_be_computed_is_told_with_their_number(method):
+    terms = (Term("B", weight=0.5), Term("C", weight=0.5))[: 1 if method == "lerp" else 2]
+    steps = [Step(f"s{at}", terms, method, f"s{at - 1}" if at else "A") for at in range(2000)]
+    beside = Step("beside", (Term("B"),), "lerp", "A")  # is not one of them
+    recipe = Recipe((beside, *steps), FILES)
+    with pytest.raises(ArgumentError, match="`s1999` stands on 1999 others"):
+        merge(recipe, sources())
+
+
+def test_what_only_computing_is_too_deep_for_leaves_no_file(tmp_path, monkeypatch):
+    save_file(MODELS["A"], tmp_path / "a.safetensors")
+    with open_source(tmp_path / "a.safetensors") as base:
+        given = {**sources(), "A": base}
+        plan = plan_merge_file(Recipe(tuple(chain(3, "ties")), FILES), given)
+
+        def too_deep(*_args):
+            raise RecursionError
+
+        monkeypatch.setattr(merge_module, "compute", too_deep)
+        with pytest.raises(ArgumentError, match="`s2` stands on 2 others"):
+            merge_file(plan, tmp_path / "out.safetensors")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from ...errors import ArgumentError
@@ -18,6 +18,7 @@ from .by_block import block_rules
 from .rule import Rule
 from .values import number
 
+_LARGEST = 3.4028234663852886e38  # of float32
 COMPONENTS = {
     "te": r"te\d?:",
     **{f"te{number}": f"te{number}:" for number in (1, 2, 3)},
@@ -42,14 +43,29 @@ def strengths(
         where: As in ``parse_rules``; these come after the blocks.
 
     Raises:
-        ArgumentError: As ``parse_rules`` does, or the strength is not finite.
+        ArgumentError: As ``parse_rules`` does, or a strength is not finite, or out of float32's range.
     """
     if not math.isfinite(strength):
         raise ArgumentError(f"strength {strength} is not a finite number")
     found = dict.fromkeys(names, float(strength))
     for rule in parse_rules(names, blocks=blocks, where=where):
         found.update(dict.fromkeys(rule.names, strength * rule.strength))
+    check_strengths(found)
     return found
+
+
+def check_strengths(found: Mapping[str, float]) -> None:
+    """Raise an `ArgumentError` for a strength that float32, in which all is computed, cannot hold.
+
+    Args:
+        found: Strengths, by the name of what they are for.
+    """
+    name = max(found, key=lambda one: abs(found[one]), default="")
+    if found and not abs(found[name]) <= _LARGEST:
+        raise ArgumentError(
+            f"a strength of {found[name]:g} for `{name}` is out of the range of float32, which ends at "
+            f"{_LARGEST:.5g}; give a smaller one"
+        )
 
 
 def parse_rules(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import spelled
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
+from ...run.inputs import placeholders
 from ...run.job import Outcome
 from ...run.output import Sink, Writer, write
 from ...run.stream import stream
@@ -116,6 +118,34 @@ def extract_file(
     return write(sink, stream(work, placement, progress=progress), started=started)
 
 
+class Record(Protocol):
+    """What a checkpoint that is computed is made from, for the file of a LoRA of it."""
+
+    @property
+    def sources(self) -> Sequence[TensorSource]:
+        """What is read, of which hashes are recorded."""
+        ...
+
+    def entries(self, inputs: Sequence[Input], rank: str) -> Mapping[str, str]:
+        """Return entries of the LoRA's metadata.
+
+        Args:
+            inputs: The record of `sources`.
+            rank: The rank rule of the LoRA.
+        """
+        ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A checkpoint that is computed from others, and says from which."""
+
+    @property
+    def record(self) -> Record:
+        """The others."""
+        ...
+
+
 class ExtractedFile(Sink[Layer]):
     """The LoRA file of an extraction.
 
@@ -149,7 +179,9 @@ class ExtractedFile(Sink[Layer]):
         seed: int,
         version: str,
     ) -> None:
-        self.sources = (base, tuned)
+        self._record = tuned.record if isinstance(tuned, Recorded) else None
+        made_from = self._record.sources if self._record else ()
+        self.sources = (base, tuned, *(one for one in made_from if one is not base))
         self._plan, self._output, self._force = plan, output, force
         self._scheme, self._namer = _naming(plan, format)
         self._exact, self._seed, self._version = exact, seed, version
@@ -157,7 +189,8 @@ class ExtractedFile(Sink[Layer]):
 
     def writer(self) -> AbstractContextManager[Writer]:
         """The file."""
-        room = _header_room(self._plan, self._scheme)
+        told = self._made_from(placeholders(self.sources))
+        room = _header_room(self._plan, self._scheme) + len(json.dumps(told))
         return writer_of(self._output, header_room=room, replace=self._force)
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
@@ -172,8 +205,8 @@ class ExtractedFile(Sink[Layer]):
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record of the extraction, beside what programs ask for."""
-        base, tuned = inputs
-        return extraction_metadata(
+        base, tuned, *_ = inputs
+        found = extraction_metadata(
             report,
             title=self._output.stem,
             rule=str(self._plan.rule),
@@ -187,6 +220,15 @@ class ExtractedFile(Sink[Layer]):
             tuned_metadata=self.sources[1].metadata,
             version=self._version,
         )
+        return found | self._made_from(inputs)
+
+    def _made_from(self, inputs: Sequence[Input]) -> dict[str, str]:
+        """What is recorded of what the tuned checkpoint is made from."""
+        if self._record is None:
+            return {}
+        known = {id(one): file for one, file in zip(self.sources, inputs, strict=True)}
+        files = [known[id(one)] for one in self._record.sources]
+        return dict(self._record.entries(files, str(self._plan.rule)))
 
     def _named(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         if outcome.value is None:

@@ -30,12 +30,11 @@ from ..weights.output import (
     is_folder,
     storage_notes,
 )
-from ..weights.storing_plan import kept_metadata
 from ..weights.written import write_tensor
 from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
 from .plan import MergePlan, plan_merge
-from .recipes.ancestry import Parent, merged_metadata
 from .recipes.recipe import Recipe
+from .record import MergeRecord
 from .stored import stored_plan
 
 if TYPE_CHECKING:
@@ -150,9 +149,9 @@ class MergedFile(CheckpointFile):
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
     ) -> None:
-        self._names = [name for name in plan.recipe.files if name in plan.sources]
-        self.sources = [plan.sources[name] for name in self._names]
-        self._plan, self._version = plan, version
+        self._record = MergeRecord(plan, plan.recipe, version)
+        self.sources = self._record.sources
+        self._plan = plan
         tensors = plan.tensors.values()
         layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
@@ -161,7 +160,7 @@ class MergedFile(CheckpointFile):
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, with numbers that no merge gives."""
-        return self._record(inputs, {"error": -1.23456e-300, "changed": 123456789})
+        return self._record.of_model(inputs, {"error": -1.23456e-300, "changed": 123456789})
 
     def compute(self, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:
         """Compute tensors, each into its place in the file."""
@@ -177,32 +176,8 @@ class MergedFile(CheckpointFile):
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""
-        return self._record(inputs, {"error": report.error, "changed": float(len(report.layers))})
-
-    def _record(self, inputs: Sequence[Input], measured: Mapping[str, float]) -> dict[str, str]:
-        plan = self._plan
-        *first, last = plan.recipe.steps
-        shown = {name: float(f"{value:.6g}") for name, value in measured.items()}
-        files = {
-            name: replace(file, bytes=_bytes(plan.sources[name])) if name in self._names else file
-            for name, file in plan.recipe.files.items()
-        }
-        steps = (*first, replace(last, measured=shown))
-        recipe = replace(plan.recipe, steps=steps, files=files)
-        parents = {
-            name: Parent(one, plan.sources[name].metadata)
-            for name, one in zip(self._names, inputs, strict=True)
-        }
-        base = next(name for name in self._names if plan.sources[name] is plan.base)
-        predicts_v = True if "v_pred" in plan.tensors else None
-        found = merged_metadata(recipe, parents, self._version, base=base, v_prediction=predicts_v)
-        return {**found, **kept_metadata(plan.tensors, plan.base)}
-
-
-def _bytes(source: TensorSource) -> int | None:
-    """Size of a file, by which it is found under another name; None for several files, or none."""
-    paths = paths_of(source)
-    return paths[0].stat().st_size if len(paths) == 1 else None
+        changed = float(len(report.layers))
+        return self._record.of_model(inputs, {"error": report.error, "changed": changed})
 
 
 def _check_kind(plan: MergePlan) -> None:

@@ -30,8 +30,9 @@ from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, OTHERWISE, survival_notes
 from ..weights.tiles import Planned, compute, computed
 from ..weights.written import put_unchanged, written
-from .plan import MergePlan, plan_merge
+from .plan import MergePlan, plan_merge, too_deep
 from .recipes.recipe import Recipe
+from .record import MergeRecord
 from .step import MergedLayer
 
 if TYPE_CHECKING:
@@ -139,7 +140,10 @@ def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
         progress: Called after each weight of such a pass.
     """
     for survey in plan.surveys:
-        survey(progress)
+        try:
+            survey(progress)
+        except RecursionError:
+            raise too_deep(plan.recipe) from None
 
 
 def merge_jobs(plan: MergePlan) -> list[Job[str]]:
@@ -160,6 +164,8 @@ def merged_tensor(plan: MergePlan, key: str) -> tuple[Tensor, tuple[LayerReport 
     planned = plan.tensors[key]
     try:
         return computed(planned)
+    except RecursionError:
+        raise too_deep(plan.recipe) from None
     except NonFiniteError:
         if not plan.allow_nonfinite:
             raise
@@ -171,6 +177,8 @@ def merge_into(plan: MergePlan, planned: Planned, put: Put) -> tuple[LayerReport
     """Compute one tensor of the result piece by piece; see `merged_tensor`."""
     try:
         return compute(planned, put)
+    except RecursionError:
+        raise too_deep(plan.recipe) from None
     except NonFiniteError:
         if not plan.allow_nonfinite:
             raise
@@ -275,12 +283,16 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
 class MergedSource(TensorSource):
     """A merge as a checkpoint: a tensor is computed when it is asked for, each time anew.
 
+    The file of a LoRA that is extracted from it has the recipe, as that of a merged model has.
+
     Args:
         plan: From `plan_merge`.
+        recipe: What the file shall say was asked for; None: what the plan says.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
+    def __init__(self, plan: MergePlan, recipe: Recipe | None = None) -> None:
         self.plan = plan
+        self.record = MergeRecord(plan, recipe or plan.recipe)
         self.name = plan.recipe.title or f"merge on {plan.base.name}"
         self.metadata = plan.base.metadata
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
-from ...errors import MismatchError
+from ...errors import ArgumentError, MismatchError
 from ...linalg.storage import DTYPES
 from ...models.architectures import Parameter
 from ...report import counted
 from ...run.workers import Progress
 from ...source import DictSource, TensorSource
+from ...text import plain
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.tiles import Planned
 from .combine import Leaf, Sum
@@ -104,13 +105,40 @@ def plan_merge(
             recipe's.
 
     Raises:
-        ArgumentError: The recipe means nothing, or names a file or method that is not there.
+        ArgumentError: The recipe means nothing, or names a file or method that is not there; or its
+            steps stand too deep upon each other.
         MismatchError: A checkpoint is none, or the models have nothing in common.
         WeightShapeError: A parameter has two shapes.
     """
     recipe = _told(recipe, partial=allow_partial, nonfinite=allow_nonfinite, dora=dora)
     check_output(recipe.output)
     check_order(recipe)
+    try:
+        return _planned(recipe, sources, components, strict)
+    except RecursionError:
+        raise too_deep(recipe) from None
+
+
+def too_deep(recipe: Recipe) -> ArgumentError:
+    """The error for steps upon steps, each of which is a call within another, that Python does not go down.
+
+    Args:
+        recipe: With steps that take earlier ones alone.
+    """
+    depths: dict[str, int] = {}
+    for step in recipe.steps:
+        names = (step.base, *(name for term in step.terms for name in (term.of, term.minus)))
+        depths[step.name] = 1 + max(depths.get(name, 0) for name in names)
+    deepest = max(depths, key=lambda name: depths[name])
+    return ArgumentError(
+        f"step `{plain(deepest)}` stands on {depths[deepest] - 1} others, one upon the other, more than are "
+        "computed at once; write the model of one in between, and go on from that"
+    )
+
+
+def _planned(
+    recipe: Recipe, sources: Mapping[str, TensorSource], components: Sequence[str], strict: bool
+) -> MergePlan:
     resolver = Resolver(recipe, sources, components)
     told = with_components(recipe, components, resolver.base, sources)
     if told != recipe:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...adapters.strengths.ingredient import Ingredient
-from ...adapters.strengths.rules import parse_rules, strengths
+from ...adapters.strengths.rules import check_strengths, parse_rules, strengths
 from ...errors import ArgumentError
 from ...models.architectures import Parameter
 from ...source import TensorSource
@@ -58,6 +58,7 @@ def settled_term(step: Step, term: Term, names: Sequence[str]) -> SettledTerm:
         weights |= dict.fromkeys(rule.names, number * rule.strength)
     if term.elemental:
         weights |= elemental_weights(step, term.elemental, names)
+    check_strengths(weights)
     return SettledTerm(term.of, term.minus, weights)
 
 
@@ -117,7 +118,8 @@ def settled_method(step: Step, adapters: Collection[str], is_lone: bool) -> Chos
         is_lone: Whether it is the recipe's only step; else messages name it.
 
     Raises:
-        ArgumentError: See `choose_method`; a parameter is given for some terms only.
+        ArgumentError: See `choose_method`, with the line in a document; a parameter is given for some
+            terms only.
     """
     name, given = step.method, dict[str, Value]()
     for key, value in step.parameters.items():
@@ -137,6 +139,21 @@ def settled_method(step: Step, adapters: Collection[str], is_lone: bool) -> Chos
     try:
         return choose_method(name, len(step.terms), bool(step.base), given)
     except ArgumentError as error:
-        if is_lone:
-            raise
-        raise ArgumentError(f"step `{step.name}`: {error}") from error
+        where, what = (
+            _place(step, str(error)),
+            str(error) if is_lone else f"step `{step.name}`: {error}",
+        )
+        raise ArgumentError(f"{what} ({where})" if where else what) from error
+
+
+def _place(step: Step, fault: str) -> str:
+    """Where in a document a method, or what it is given, is at fault; empty where there is no document."""
+    if step.place is None:
+        return ""
+    given: list[tuple[tuple[str | int, ...], Mapping[str, object]]] = [((), step.parameters)]
+    given += [(("terms", number), term.parameters) for number, term in enumerate(step.terms, 1)]
+    for path, parameters in given:
+        for name in parameters:
+            if f"`{name}`" in fault or f"`{name}=" in fault:
+                return step.place.of(*path, name)
+    return step.place.of("method")

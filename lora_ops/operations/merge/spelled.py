@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from ...adapters.strengths.blocks import locate
 from ...errors import ArgumentError
-from ..methods.catalogue import ALIASES, MERGE_METHODS
-from ..methods.parameters import Choice
+from ..methods.choosing import legacies, method_taken
 from .recipes.recipe import Step, Term
 
 _BASE = "BASE"
@@ -26,7 +25,7 @@ def plainly(step: Step) -> Step:
     Args:
         step: With numbers for all names.
     """
-    known = MERGE_METHODS.get(ALIASES.get(step.method, (step.method,))[0])
+    known = method_taken(step.method)
     parameters = dict(step.parameters)
     terms = step.terms
     beta = parameters.get("beta")
@@ -45,11 +44,8 @@ def plainly(step: Step) -> Step:
 
 def _meant(step: Step) -> str:
     """The program of `legacy`, if what it calls the method is not the definition."""
-    name = ALIASES.get(step.method, (step.method,))[0]
-    if step.sparsify != "none" and name in ("sum", "average"):
-        name = "sparse"
-    own = MERGE_METHODS[name].parameters.get("legacy") if name in MERGE_METHODS else None
-    return step.legacy if isinstance(own, Choice) and step.legacy in own.options else ""
+    method = method_taken(step.method, step.sparsify)
+    return step.legacy if method is not None and step.legacy in legacies(method) else ""
 
 
 def elemental_weights(step: Step, text: str, names: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ...errors import ArgumentError
 from .catalogue import ALIASES, MERGE_METHODS
 from .elements.work import Value
 from .kinds import Element, MergeMethod
-from .parameters import settled
+from .parameters import Choice, settled
 from .table import nearest
 
 
@@ -77,3 +77,40 @@ def choose_method(
         raise ArgumentError(f"method `{asked}` takes {count} models{beside}, not {terms}")
     given = dict(preset) | dict(parameters or {})
     return Chosen(name, method, settled(asked, method.parameters, terms, given))
+
+
+def method_taken(name: str, sparsify: str = "none") -> MergeMethod | None:
+    """The method of a step: what it is called elsewhere, and sums of thinned changes; None for no method.
+
+    Args:
+        name: In `MERGE_METHODS` or `ALIASES`.
+        sparsify: How changes are thinned before.
+    """
+    name, _ = ALIASES.get(name, (name, {}))
+    if sparsify != "none" and name in ("sum", "average"):
+        name = "sparse"
+    return MERGE_METHODS.get(name)
+
+
+def check_legacy(name: str, legacy: str, sparsify: str = "none") -> None:
+    """Raise an `ArgumentError` where a method has no meaning of its own in another program.
+
+    Args:
+        name: Of the method; one that there is not is for `choose_method` to refuse.
+        legacy: The program; `no` for none.
+        sparsify: How changes are thinned before.
+    """
+    method = method_taken(name, sparsify)
+    if legacy == "no" or method is None or legacy in legacies(method):
+        return
+    there = {other: legacies(one)[1:] for other, one in MERGE_METHODS.items()}
+    have = "; ".join(f"{other} ({', '.join(own)})" for other, own in there.items() if own)
+    raise ArgumentError(
+        f"method `{name}` has no meaning of its own in `{legacy}`; leave `legacy` out: these have {have}"
+    )
+
+
+def legacies(method: MergeMethod) -> tuple[str, ...]:
+    """The programs of which a method has a meaning of its own, after `no` for none."""
+    own = method.parameters.get("legacy")
+    return own.options if isinstance(own, Choice) else ()

@@ -60,7 +60,7 @@ def sum_twice(weights: Sequence[float], _based: bool) -> Coefficients:
 
 def sigmoid(weights: Sequence[float], _based: bool) -> Coefficients:
     """s(4 a) (A + B) - s(a) A with s(x) = 1 / (1 + exp(-x)): Chattiori's; at a = 0 it is B / 2."""
-    wide, narrow = (1 / (1 + math.exp(-x)) for x in (4 * weights[0], weights[0]))
+    wide, narrow = ((1 + math.tanh(x / 2)) / 2 for x in (4 * weights[0], weights[0]))
     return Coefficients(wide - narrow, (wide,))
 
 

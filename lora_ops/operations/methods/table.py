@@ -139,7 +139,7 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
 
 def nearest(name: str, known: Mapping[str, object]) -> str:
     """The end of a message about an unknown name: the nearest one, or all there are."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     if near:
         return f"; did you mean `{near[0]}`?"
     return f"; it is one of {', '.join(known)}" if known else "; it takes none"

@@ -20,8 +20,8 @@ from .step import Measured, Put, Step
 from .storing import Storing
 from .terms import Replacement, Stored, tile_height, tiles_of, wide
 
-# Elements that a sample of a tile has at least.
-_SAMPLE = 1 << 15
+# Elements that a sample of a weight has at least.
+_SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,12 +216,12 @@ def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
     changed = _Changed(tiles, step)
     measured: list[tuple[float, float, float, float]] = []
     seen = 0  # rows
+    usual = max(1, min(step.every, tiles.count * tiles.columns // _SAMPLE))
+    if planned.seed is not None:
+        usual = 1  # chance makes noise, of which a sample would have more
     for part in tiles:
         rounded, fits = changed.compute(part)
-        every = max(1, min(step.every, rounded.numel() // _SAMPLE))
-        if planned.seed is not None:
-            every = 1  # chance makes noise, of which a sample would have more
-        found = changed.measure(part, rounded, every)
+        every, found = usual, changed.measure(part, rounded, usual)
         if not found[0] and every > 1:
             every = 1
             found = changed.measure(part, rounded, every)

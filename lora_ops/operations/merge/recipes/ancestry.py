@@ -18,6 +18,8 @@ from .recipe import Recipe, RecipeFile
 
 RECIPE = "lorakit.recipe"
 _SD_RECIPE, _SD_MODELS = "sd_merge_recipe", "sd_merge_models"
+#: From which the recipe, and those of what went in, are read back.
+PARENTS = (RECIPE, _SD_MODELS, "modelspec.merged_from")
 #: What the base says of itself that is not true of the result.
 _DROPPED = (_SD_RECIPE, _SD_MODELS, "modelspec.merged_from", "modelspec.date", "mecha_recipe")
 _MOST = 1000  # ancestors

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -14,7 +15,7 @@ from ....adapters.layers import Convention
 from ....errors import ArgumentError, LoraOpsError
 from ....text import plain
 from .checks import Taking, check
-from .places import line_of
+from .places import named, place
 from .recipe import FORMAT, STEP_KEYS, TERM_KEYS, Output, Recipe, RecipeFile, Step, Term, Value
 from .table import Table, shown
 from .toml_text import toml_text
@@ -80,12 +81,7 @@ def parse_checked(text: str, methods: Mapping[str, Taking] | None = None) -> Rec
         raise ArgumentError("the document nests too deep") from None
     except ValueError as error:
         raise ArgumentError(f"the recipe is no TOML: {_lowered(error)}") from None
-
-    def place(path: Sequence[str | int]) -> str:
-        line = line_of(text, path)
-        return f"line {line}, {_named(path)}" if line else _named(path)
-
-    return _recipe(Table(tree, (), place), methods)
+    return _recipe(Table(tree, (), partial(place, text)), methods)
 
 
 def from_tree(tree: object, methods: Mapping[str, Taking] | None = None) -> Recipe:
@@ -94,7 +90,7 @@ def from_tree(tree: object, methods: Mapping[str, Taking] | None = None) -> Reci
     Raises:
         ArgumentError: With table and key, where it is no recipe or means nothing.
     """
-    return _recipe(Table(tree, (), _named), methods)
+    return _recipe(Table(tree, (), named), methods)
 
 
 def as_toml(recipe: Recipe) -> str:
@@ -244,6 +240,7 @@ def _step(table: Table, number: int) -> Step:
         legacy=table.text("legacy"),
         seed=table.whole("seed"),
         measured={key: value for key, value in numbers.items() if isinstance(value, float)},
+        place=table.place,
     )
     return replace(step, parameters=table.rest(STEP_KEYS))
 
@@ -288,18 +285,6 @@ def _output(table: Table) -> Output:
     )
     table.done()
     return found
-
-
-def _named(path: Sequence[str | int]) -> str:
-    """A place in words: `[[step]]` 2 `terms` 1 `weight`."""
-    words: list[str] = []
-    for index, part in enumerate(path):
-        numbered = index + 1 < len(path) and isinstance(path[index + 1], int)
-        if isinstance(part, int):
-            words.append(str(part))
-        else:
-            words.append(f"`[[{part}]]`" if numbered and not index else f"`{plain(part)}`")
-    return " ".join(words) or "the recipe"
 
 
 def _json(text: str) -> object:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ....text import plain
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
 
@@ -31,6 +34,41 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
             start = found = line
         inside.append(part)
     return None if found is None else found + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a table is in a document.
+
+    Attributes:
+        told: Names the place of a path: the names of tables and the numbers of their rows, and a key.
+        path: Of the table.
+    """
+
+    told: Callable[[Sequence[str | int]], str]
+    path: tuple[str | int, ...]
+
+    def of(self, *path: str | int) -> str:
+        """Where something in the table is, for a message."""
+        return self.told((*self.path, *path))
+
+
+def place(text: str, path: Sequence[str | int]) -> str:
+    """A place in a document for a message: its line, where it is TOML, and its name."""
+    line = None if text.lstrip().startswith("{") else line_of(text, path)
+    return f"line {line}, {named(path)}" if line else named(path)
+
+
+def named(path: Sequence[str | int]) -> str:
+    """A place in words: `[[step]]` 2 `terms` 1 `weight`."""
+    words: list[str] = []
+    for index, part in enumerate(path):
+        numbered = index + 1 < len(path) and isinstance(path[index + 1], int)
+        if isinstance(part, int):
+            words.append(str(part))
+        else:
+            words.append(f"`[[{part}]]`" if numbered and not index else f"`{plain(part)}`")
+    return " ".join(words) or "the recipe"
 
 
 def _header(lines: Sequence[str], names: Sequence[str], wanted: int) -> int | None:

@@ -15,6 +15,7 @@ from ....errors import ArgumentError
 from ....models.pairing import nearest
 from ....text import plain
 from .arithmetic import Amount, parse_amount
+from .places import Place
 
 #: The version of the format, which every document states.
 FORMAT = 1
@@ -93,6 +94,7 @@ class Step:
         seed: Of random masks; None where none was given.
         parameters: What the method is given.
         measured: What it did when it was run: numbers by name.
+        place: Where it is in the document that it was read from, for messages; None for none.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Step:
     seed: int | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict[str, Value])
     measured: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

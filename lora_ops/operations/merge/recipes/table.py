@@ -10,28 +10,33 @@ from typing import cast
 from ....errors import ArgumentError
 from ....models.pairing import nearest
 from ....text import plain
+from .places import Place
 from .recipe import Value, Weight, is_amount
 
 _SHOWN = 60  # characters of a value in a message
 _LONGEST = 4096  # numbers in a list
 
-#: Where a key is, for a message: the names of tables and the numbers of their rows, and a key.
-Place = Callable[[Sequence[str | int]], str]
-
 
 class Table:
     """One table, and what has been read of it."""
 
-    def __init__(self, data: object, path: Sequence[str | int], place: Place) -> None:
+    def __init__(
+        self, data: object, path: Sequence[str | int], place: Callable[[Sequence[str | int]], str]
+    ) -> None:
         self._path, self._place = tuple(path), place
         if not isinstance(data, Mapping):
             raise ArgumentError(f"{place(path)} is {shown(data)}, not a table")
         self._data = cast("Mapping[str, object]", data)
         self._read: list[str] = []
 
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self._place, self._path)
+
     def fault(self, key: str, what: str) -> ArgumentError:
         """An error about the value of a key."""
-        return ArgumentError(f"{self._place((*self._path, key))} {what}")
+        return ArgumentError(f"{self.place.of(key)} {what}")
 
     def get(self, key: str) -> object:
         """Anything; None where it is absent."""
