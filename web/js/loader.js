@@ -19,7 +19,7 @@ const STYLE = `
 .lorakit-rows input:not([type]) { height: 22px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
   border: 1px solid var(--border-color, #444); border-radius: 4px; }
 .lorakit-rows .name { flex: 1 1 80px; min-width: 60px; text-align: left !important; }
-.lorakit-rows .blocks { width: 64px !important; }
+.lorakit-rows .blocks { width: 76px !important; }
 .lorakit-rows .tools { width: 54px; text-align: right; }
 .lorakit-rows .off { opacity: 0.5; }
 .lorakit-rows .missing { color: var(--error-text, #f66) !important; }
@@ -204,6 +204,7 @@ app.registerExtension({
       serialize: false,
       hideOnZoom: false,
       getMinHeight: rows.height,
+      getMaxHeight: rows.height,
       getValue: () => text.value,
       setValue() {},
     });
