@@ -38,6 +38,7 @@ from .commands.extract import extract
 from .commands.info import info
 from .commands.lint import lint
 from .commands.merge import merge
+from .commands.metadata import metadata
 from .commands.recipe import recipe
 from .commands.requantise import requantise
 from .commands.resize import resize
@@ -131,6 +132,7 @@ def main() -> None:
 
 for command in (
     info,
+    metadata,
     lint,
     extract,
     verify,

@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 def info(file: Path, picture: Path | None, json_to: str | None) -> None:
     """Say what FILE is, from its header.
 
-    Kind, format, architecture, ranks, alphas, dtypes, metadata of any LoRA or checkpoint; also
-    embeddings, ControlNets, IP-Adapters, hypernetworks, upscalers. Weights are not read, unless
+    Kind, format, architecture, ranks, alphas, dtypes, metadata of any LoRA or checkpoint; title, trigger words, and
+    what else it, or a .json file beside it, says for people; also embeddings, ControlNets, IP-Adapters, hypernetworks, upscalers. Weights are not read, unless
     for the picture of a LoRA: rank and energy by block, and how many directions carry it.
     """
     with clear_errors():
-        from ..lora_ops import describe, open_source
+        from ..lora_ops import describe, described, open_source, read_sidecar
         from ..terminal.as_json import check_json, write_json
         from ..terminal.tables import show_info
 
         with open_source(file) as source:
             check_json(json_to, source.paths)
             check_picture(picture, source.paths)
-            described = describe(source, source.spelling)
+            found = describe(source, source.spelling)
+            told = described(source.metadata, read_sidecar(file))
             if picture is not None:
                 _draw(source, picture)
-        if not write_json(described.to_dict(), json_to):
-            show_info(described)
+        if not write_json({**found.to_dict(), "described": told.to_dict()}, json_to):
+            show_info(found, told)
 
 
 def _draw(source: FileSource, path: Path) -> None:

@@ -102,6 +102,15 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "What a file says of itself",
+        "Kohya's entries and those of the model specification, and what other programs keep beside a file.",
+        (
+            *("described", "Described", "trigger_words", "Thumbnail", "read_sidecar", "Sidecar"),
+            *("read_metadata", "plan_metadata_file", "edit_metadata_file", "MetadataPlan"),
+            *("MetadataReport", "edit_metadata", "MetadataEdit"),
+        ),
+    ),
+    (
         "Train in a module",
         "[training.md](training.md) says how they play together.",
         (

@@ -10,6 +10,9 @@ from .adapters.edited import EditReport
 from .adapters.formats import decode
 from .adapters.layers import Convention, FullLayer, Layer, LoraLayer
 from .adapters.matching.group import Term
+from .adapters.metadata.described import Described, described, trigger_words
+from .adapters.metadata.sidecar import Sidecar, read_sidecar
+from .adapters.metadata.thumbnail import Thumbnail
 from .adapters.strengths.ingredient import Ingredient
 from .errors import (
     ArgumentError,
@@ -26,7 +29,7 @@ from .errors import (
     WeightShapeError,
     WriteError,
 )
-from .files import FileSource, MemoryFile, Output, open_source
+from .files import FileSource, MemoryFile, Output, open_source, read_metadata
 from .inspect.compare import Comparison, LayerComparison, compare
 from .inspect.compare_checkpoints import (
     CheckpointComparison,
@@ -69,6 +72,9 @@ from .operations.merge.recipes.expression import parse_line
 from .operations.merge.recipes.find import Found, find_files
 from .operations.merge.recipes.opening import open_recipe
 from .operations.merge.recipes.recipe import Recipe, RecipeFile
+from .operations.metadata.edit import MetadataEdit, edit_metadata
+from .operations.metadata.file import MetadataReport, edit_metadata_file
+from .operations.metadata.plan import MetadataPlan, plan_metadata_file
 from .operations.preview import PlannedLayer, Preview
 from .operations.requantise.file import requantise_file
 from .operations.requantise.plan import RequantisePlan, plan_requantise_file
@@ -109,6 +115,7 @@ __all__ = [
     "Comparison",
     "Convention",
     "ConvertOptions",
+    "Described",
     "DictSource",
     "EditPlan",
     "EditReport",
@@ -134,6 +141,9 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "MergedSource",
+    "MetadataEdit",
+    "MetadataPlan",
+    "MetadataReport",
     "MismatchError",
     "NonFiniteError",
     "Output",
@@ -155,11 +165,13 @@ __all__ = [
     "Report",
     "RequantisePlan",
     "ResizeOptions",
+    "Sidecar",
     "Skip",
     "Spectrum",
     "TargetMismatchError",
     "TensorSource",
     "Term",
+    "Thumbnail",
     "UnknownFormatError",
     "UnsafePickleError",
     "UnsupportedLayerError",
@@ -179,7 +191,10 @@ __all__ = [
     "convert_file",
     "decode",
     "describe",
+    "described",
     "disable",
+    "edit_metadata",
+    "edit_metadata_file",
     "eject",
     "enable",
     "extract",
@@ -205,6 +220,7 @@ __all__ = [
     "plan_file",
     "plan_merge",
     "plan_merge_file",
+    "plan_metadata_file",
     "plan_requantise_file",
     "plan_resize_file",
     "plan_scale_file",
@@ -212,7 +228,9 @@ __all__ = [
     "preview_extraction",
     "preview_merge",
     "preview_requantise",
+    "read_metadata",
     "read_recipe",
+    "read_sidecar",
     "requantise_file",
     "resize",
     "resize_file",
@@ -222,6 +240,7 @@ __all__ = [
     "set_strength",
     "spectra",
     "store_frozen",
+    "trigger_words",
     "unmerge",
     "verify",
     "verify_merge",

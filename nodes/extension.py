@@ -8,6 +8,7 @@ from .apply.apply_lora import ApplyLora
 from .edit.add_loras import AddLoras
 from .edit.bake_lora import BakeLora
 from .edit.convert_lora import ConvertLora
+from .edit.edit_metadata import EditMetadata
 from .edit.resize_file import ResizeFile
 from .edit.resize_lora import ResizeLora
 from .edit.scale_lora import ScaleLora
@@ -20,6 +21,7 @@ from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
+from .look.lora_info import LoraInfo
 from .merge.block_weights import BlockWeights
 from .merge.merge_checkpoints import MergeCheckpoints
 from .merge.merge_models import MergeModels
@@ -52,6 +54,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MergeModels,
     BlockWeights,
     SwapParts,
+    LoraInfo,
+    EditMetadata,
 )
 
 

@@ -15,7 +15,7 @@ def progress_bar(title: str, *, unit: str = "weights") -> Generator[Progress | N
 
     Args:
         title: What is being done.
-        unit: What is counted: weights, shown in millions, or layers.
+        unit: What is counted: weights or bytes, shown in millions, or layers.
     """
     if not sys.stderr.isatty():
         yield None
@@ -23,7 +23,7 @@ def progress_bar(title: str, *, unit: str = "weights") -> Generator[Progress | N
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    scale, prefix = (1e6, "M ") if unit == "weights" else (1, "")
+    scale, prefix = (1e6, "M ") if unit in ("weights", "bytes") else (1, "")
 
     bar = Progress(
         TextColumn("{task.description}"),

@@ -12,11 +12,12 @@ from rich.table import Table
 from ..lora_ops.report import counted
 from ..lora_ops.text import either, human_error, human_size
 from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
+from .metadata import described_rows
 from .wording import worded
 
 if TYPE_CHECKING:
     from ..examples.digits.demo import DemoRow
-    from ..lora_ops import Info, LayerReport, Part, PlannedLayer, Preview, Report
+    from ..lora_ops import Described, Info, LayerReport, Part, PlannedLayer, Preview, Report
 
 
 def show_report(report: Report, *, verbose: bool = False) -> None:
@@ -89,8 +90,8 @@ def _ranks(layers: Sequence[PlannedLayer]) -> str:
     return f"{ranks[0]} - {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
 
 
-def show_info(info: Info) -> None:
-    """Print what a file is."""
+def show_info(info: Info, told: Described) -> None:
+    """Print what a file is, what it says of itself, and all its metadata."""
     console = open_console()
     table = Table.grid("", "", padding=(0, 3, 0, 0))
     rows = [
@@ -112,6 +113,11 @@ def show_info(info: Info) -> None:
     for name, value in rows:
         if value:
             table.add_row(name, safe(value))
+    said = list(described_rows(told))
+    if said:
+        table.add_row()
+    for name, value in said:
+        table.add_row(name, safe(value))
     if info.metadata:
         table.add_row()
     for key, value in sorted(info.metadata.items()):

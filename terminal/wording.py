@@ -18,7 +18,9 @@ OPTIONS = {
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",
     "memory": "--vram",
+    "output": "-o",
     "rule": "--rank",
+    "thumbnail": "--thumbnail",
 }
 #: The command for each function that a message may name.
 COMMANDS = {
@@ -28,6 +30,7 @@ COMMANDS = {
     "convert_file": "convert",
     "describe": "info",
     "extract": "extract",
+    "read_metadata": "metadata",
     "scale": "scale",
     "scale_file": "scale",
 }

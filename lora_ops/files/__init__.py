@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .base import FileSource, Stamp, changed, read_errors, stamp
+from .base import FileSource, Stamp, changed, is_folder, read_errors, stamp
+from .digests import DATA_HASH, SPEC_HASH
 from .dtypes import dtype_name
-from .hashes import DATA_HASH, data_sha256, false_hash, file_sha256, input_sha256, recorded_hash
-from .opening import open_source
+from .hashes import data_sha256, false_hash, file_sha256, input_sha256, recorded_hash
+from .opening import open_source, read_metadata
 from .quantised.signs import quantisation, refuse_quantised
 from .quantised.source import QuantisedSource
 from .reading.folder import is_peft_folder, open_folder
@@ -15,16 +16,19 @@ from .reading.renamed import RenamedSource, modernised
 from .reading.routed import RoutedSource
 from .reading.safetensors_file import SafetensorsFile
 from .reading.sharded import open_sharded
+from .reading.single import open_file
 from .writing.folder import FolderWriter, beside_weights, check_folder
 from .writing.memory import MemoryFile, Output, writer_of
 from .writing.outputs import check_output
 from .writing.publish import check_name, move_all, write_whole
+from .writing.reheaded import rewrite
 from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
 from .writing.writer import SafetensorsWriter, Written, save
 
 __all__ = [
     "DATA_HASH",
     "INDEX",
+    "SPEC_HASH",
     "FileSource",
     "FolderWriter",
     "JoinedSource",
@@ -49,17 +53,21 @@ __all__ = [
     "false_hash",
     "file_sha256",
     "input_sha256",
+    "is_folder",
     "is_peft_folder",
     "modernised",
     "move_all",
+    "open_file",
     "open_folder",
     "open_sharded",
     "open_source",
     "partition",
     "quantisation",
     "read_errors",
+    "read_metadata",
     "recorded_hash",
     "refuse_quantised",
+    "rewrite",
     "save",
     "shard_paths",
     "stamp",

@@ -9,12 +9,11 @@ from threading import Event
 
 from ..source import TensorSource
 from .base import FileSource, open_binary, read_errors
+from .digests import DATA_HASH
 from .reading.safetensors_file import SafetensorsFile
 from .remembered import remembered
 from .writing.memory import MemoryFile
 
-#: The entry of a file's metadata that says what the SHA-256 of its data is.
-DATA_HASH = "sshs_model_hash"
 _CHUNK = 1 << 20  # bytes
 
 

@@ -32,3 +32,19 @@ def open_source(path: str | Path) -> FileSource:
     if place.suffix.lower() == ".json":
         return decoded(open_sharded(path))
     return governed(modernised(decoded(open_file(path))))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The string map of a file, exactly as it is stored; of shards and folders, what all of them say.
+
+    Args:
+        path: As for `open_source`.
+
+    Raises:
+        ArgumentError: there is nothing, or it may not be read; names the nearest that exists.
+        FormatError: it is damaged, hostile, or of no kind that is read here.
+    """
+    place = Path(path)
+    several = is_folder(place) or place.suffix.lower() == ".json"
+    with open_source(path) if several else open_file(path) as source:
+        return dict(source.metadata)

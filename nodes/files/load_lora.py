@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..form.said import said_lines, said_outputs, said_values
 from ..form.schema import file_input, lora_output, report_output, reported, schema
 from ..form.texts import info_text
 from ..form.wording import explained
 from ..host import host
-from ..host.lora_model import as_file, read
+from ..host.lora_model import as_file, fingerprint, read, said_of
 
 
 class LoadLora(io.ComfyNode):
@@ -20,8 +21,9 @@ class LoadLora(io.ComfyNode):
         return schema(
             "LoadLora",
             "Load LoRA",
-            description="Loads a LoRA of any kind and format, with its metadata, and says what it is.",
-            search_aliases=["lora loader", "open lora", "lora info", "LORA_MODEL"],
+            description="Loads a LoRA of any kind and format, with its metadata, and says what it is "
+            "and by which words it is called.",
+            search_aliases=["lora loader", "open lora", "lora info", "trigger words", "LORA_MODEL"],
             inputs=[
                 file_input(
                     "lora_name",
@@ -32,13 +34,14 @@ class LoadLora(io.ComfyNode):
             outputs=[
                 lora_output("The LoRA, for the nodes here and the host's own Load LoRA Model."),
                 report_output(),
+                *said_outputs(),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None) -> str | float:
         """A value that changes with the file, so that the host runs the node again."""
-        return host.fingerprint(lora_name, host.LORAS)
+        return fingerprint(lora_name)
 
     @classmethod
     @explained
@@ -52,4 +55,6 @@ class LoadLora(io.ComfyNode):
         from ...lora_ops import describe
 
         lora = read(host.file_path(lora_name, host.LORAS))
-        return reported(info_text(describe(as_file(lora))), lora)
+        told = said_of(lora)
+        report = info_text(describe(as_file(lora)), *said_lines(told))
+        return reported(report, lora, after=said_values(told, lora.metadata))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -22,15 +20,13 @@ from ..form.schema import (
 from ..form.texts import all_applied_text, headed
 from ..form.wording import explained
 from ..host import host
-from ..host.lora_model import LaterLora, LoraModel, about
+from ..host.lora_model import LaterLora, LoraModel, about, fingerprint
 from ..host.rows import LETTERS, Row, files_in, of_stack, rows_of
 from .lora_stack import summed
 
 _SOCKET = "strength_"
 # Which output the sum is.
 _SUM = 3
-# A file beside a LoRA that is larger than this says nothing of it.
-_LARGEST = 1 << 20
 
 
 class LoraLoader(io.ComfyNode):
@@ -114,9 +110,9 @@ class LoraLoader(io.ComfyNode):
         if (
             rows is None or given.pop("lora_stack", "") is None
         ):  # the host does not tell which files
-            return host.fingerprint(None, host.LORAS)
+            return fingerprint(None)
         files = files_in(rows, _objects(given))
-        return "".join(host.fingerprint(name, host.LORAS) for name in files)
+        return "".join(map(fingerprint, files))
 
     @classmethod
     @explained
@@ -186,22 +182,10 @@ def _sum_of(rows: Sequence[Row]) -> LoraModel:
 
 def _words(rows: Sequence[Row]) -> list[str]:
     """The trigger words of the files, each once."""
-    from ...lora_ops.adapters.metadata.described import trigger_words
+    from ...lora_ops import read_sidecar, trigger_words
 
     found: dict[str, None] = {}
     for name in dict.fromkeys(row[0] for row in rows):
         path = host.file_path(name, host.LORAS)
-        found |= dict.fromkeys(trigger_words(about(path), _beside(path)))
+        found |= dict.fromkeys(trigger_words(about(path), read_sidecar(path)))
     return list(found)
-
-
-def _beside(path: Path) -> Mapping[str, Any] | None:
-    """The JSON object in the file beside a LoRA, as A1111 keeps it."""
-    file = path.with_suffix(".json")
-    try:
-        if file.stat().st_size > _LARGEST:
-            return None
-        told = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return told if isinstance(told, Mapping) else None

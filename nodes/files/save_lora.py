@@ -21,7 +21,7 @@ from ..form.texts import headed
 from ..form.wording import explained
 from ..host import host
 from ..host.lora_model import as_file
-from ..host.saving import DEFAULT_PREFIX, saved
+from ..host.saving import DEFAULT_PREFIX, own_title, saved, with_title
 
 FORMATS = ("as it is", "kohya", "comfy", "diffusers")
 
@@ -81,6 +81,7 @@ class SaveLora(io.ComfyNode):
             convert_file(
                 file, made, scheme, dtype=number, version=__version__, progress=host.progress()
             )
+            with_title(made, own_title(file))
             file = made
         path, told = saved(file, prefix)
         return reported(headed(*told), str(path))

@@ -177,12 +177,20 @@ def file_input(name: str, tooltip: str, folders: Sequence[str]) -> io.Combo.Inpu
     return io.Combo.Input(name, options=host.file_names(*folders), tooltip=tooltip)
 
 
-def reported(report: str, *values: Any) -> io.NodeOutput:
-    """A node's outputs, the report the last of them, and the report on the node."""
-    return io.NodeOutput(*values, report, ui=ui.PreviewText(report))
+def reported(report: str, *values: Any, after: Sequence[Any] = ()) -> io.NodeOutput:
+    """A node's outputs with the report, which also stands on the node.
+
+    Args:
+        report: Plain text.
+        *values: Outputs before it.
+        after: Outputs after it.
+    """
+    return io.NodeOutput(*values, report, *after, ui=ui.PreviewText(report))
 
 
-def pictured(cls: type[io.ComfyNode], picture: Any, report: str, *values: Any) -> io.NodeOutput:
+def pictured(
+    cls: type[io.ComfyNode], picture: Any, report: str, *values: Any, after: Sequence[Any] = ()
+) -> io.NodeOutput:
     """A picture and a report, both as outputs and on the node.
 
     Args:
@@ -190,6 +198,9 @@ def pictured(cls: type[io.ComfyNode], picture: Any, report: str, *values: Any) -
         picture: (1, height, width, 3), 0 to 1: the host's IMAGE.
         report: Plain text.
         *values: Outputs before them.
+        after: Outputs after them.
     """
     shown = ui.PreviewImage(picture, cls=cls).as_dict()
-    return io.NodeOutput(*values, picture, report, ui={**shown, **ui.PreviewText(report).as_dict()})
+    return io.NodeOutput(
+        *values, picture, report, *after, ui={**shown, **ui.PreviewText(report).as_dict()}
+    )

@@ -20,6 +20,7 @@ NODES = {
     "convert": "Convert LoRA",
     "describe": "Inspect LoRA",
     "extract": "extract",
+    "read_metadata": "LoRA Info",
     "scale": "Scale LoRA",
 }
 #: The input for each parameter that a message may name.
@@ -29,6 +30,7 @@ INPUTS = {
     "architecture": "reference",
     "memory": "memory",
     "rule": "rule",
+    "thumbnail": "thumbnail",
     "to": "kind",
     "whole": "whole",
 }
@@ -101,6 +103,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "use less strength",
         ),
         (r"`dtype=`", "dtype", "`dtype`", "another number format"),
+        (
+            r"give a picture as `thumbnail=`",
+            "thumbnail",
+            "give a picture as `thumbnail`",
+            "give a picture to Edit Metadata",
+        ),
         (r"; keep (?:it|them) whole \(`whole=`\)", "", "", ""),
         (r"keep (it|them) whole \(`whole=`\)", "", "", r"keep \1 whole"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
@@ -10,8 +11,10 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
+from . import host
+
 if TYPE_CHECKING:
-    from ...lora_ops import MemoryFile
+    from ...lora_ops import Described, MemoryFile, Sidecar
 
 
 class LoraModel(dict[str, Tensor]):
@@ -23,6 +26,7 @@ class LoraModel(dict[str, Tensor]):
         name: Its name in reports: that of the file it came from, or would get.
         metadata: The file's string map.
         sha256: Of the file it was read from; empty once it was edited.
+        sidecar: What lies beside that file; None once it was edited.
     """
 
     def __init__(
@@ -31,11 +35,13 @@ class LoraModel(dict[str, Tensor]):
         name: str = "LoRA",
         metadata: Mapping[str, str] | None = None,
         sha256: str = "",
+        sidecar: Sidecar | None = None,
     ) -> None:
         super().__init__(tensors)
         self.name = name
         self.metadata: dict[str, str] = dict(metadata or {})
         self.sha256 = sha256
+        self.sidecar = sidecar
 
 
 class LaterLora(LoraModel):
@@ -134,6 +140,32 @@ def about(path: Path) -> Mapping[str, str]:
         return source.metadata
 
 
+def said_of(lora: Mapping[str, Tensor]) -> Described:
+    """Return what an adapter, and what lay beside its file, says of it."""
+    from ...lora_ops import described
+
+    if isinstance(lora, LoraModel):
+        return described(lora.metadata, lora.sidecar)
+    return described({})
+
+
+def fingerprint(name: str | None) -> str:
+    """Return a value that changes with a file of the host's LoRAs, or with what lies beside it.
+
+    Args:
+        name: See `host.fingerprint`.
+    """
+    from ...lora_ops.adapters.metadata.sidecar import sidecar_paths
+    from ...lora_ops.files import stamp
+
+    told = host.fingerprint(name, host.LORAS)
+    with contextlib.suppress(FileNotFoundError):  # it will be said when the node runs
+        if name is not None:
+            stamps = map(stamp, sidecar_paths(host.file_path(name, host.LORAS)))
+            return f"{told} {[one for one in stamps if one is not None]}"
+    return told
+
+
 def read(path: Path) -> LoraModel:
     """Read an adapter file whole.
 
@@ -142,7 +174,7 @@ def read(path: Path) -> LoraModel:
         NonFiniteError: It holds NaN or infinity: what it is applied to would draw black.
         LoraOpsError: It is damaged.
     """
-    from ...lora_ops import UnknownFormatError, describe, open_source
+    from ...lora_ops import UnknownFormatError, describe, open_source, read_sidecar
     from ...lora_ops.run.inputs import hashed
 
     with open_source(path) as source, hashed([source]) as inputs:
@@ -152,7 +184,9 @@ def read(path: Path) -> LoraModel:
             raise UnknownFormatError(f"it is no adapter: it is {what}", path=path)
         tensors = {key: source.tensor(key) for key in keys}
         _check_finite(path, tensors)
-        return LoraModel(tensors, path.name, source.metadata, inputs()[0].sha256)
+        return LoraModel(
+            tensors, path.name, source.metadata, inputs()[0].sha256, read_sidecar(path)
+        )
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

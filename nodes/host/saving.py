@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from ...lora_ops import MemoryFile
 
 DEFAULT_PREFIX = "loras/lorakit"
-# Metadata entries that hold the file's own name.
-_TITLES = ("ss_output_name", "modelspec.title")
+_NAME, _TITLE = "ss_output_name", "modelspec.title"
 
 
 def saved(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
@@ -39,12 +37,16 @@ def _written(file: MemoryFile, path: Path) -> list[str]:
     from ...lora_ops import lint
     from ...lora_ops.adapters.formats import detect
     from ...lora_ops.adapters.metadata import HASH_KEYS
-    from ...lora_ops.files import save
+    from ...lora_ops.files import SPEC_HASH, save
+    from ...lora_ops.operations.metadata.edit import LEGACY_HASH
     from ...lora_ops.text import human_size
 
     scheme = detect(file.keys(), file.name)
-    metadata = titled(file.metadata, path.stem)
-    written = save(path, file.tensors, metadata, hash_keys=HASH_KEYS, replace=False)
+    metadata = titled(file, path.stem)
+    metadata.pop(LEGACY_HASH, None)  # the name of the file goes into it
+    specified = any(key.startswith("modelspec.") for key in metadata)
+    hashes = (*HASH_KEYS, SPEC_HASH) if specified else HASH_KEYS
+    written = save(path, file.tensors, metadata, hash_keys=hashes, replace=False)
     told = f"{path.name}: {written.tensors} tensors, {human_size(written.size)}, format {scheme}"
     return [told, *loading_lines(lint(file, headers_only=True).verdicts)]
 
@@ -74,6 +76,24 @@ def _digest(file: MemoryFile) -> str:
     return told.hexdigest()
 
 
-def titled(metadata: Mapping[str, str], title: str) -> dict[str, str]:
-    """The metadata with the file's own name, where it names the file at all."""
-    return {key: title if key in _TITLES else text for key, text in metadata.items()}
+def titled(file: MemoryFile, name: str) -> dict[str, str]:
+    """The metadata with the file's new name, where it names the file; a title of its own stays.
+
+    Args:
+        file: Under its name until now.
+        name: The new one, without suffix.
+    """
+    names = {_NAME: name} if own_title(file) else {_NAME: name, _TITLE: name}
+    return {key: names.get(key, text) for key, text in file.metadata.items()}
+
+
+def own_title(file: MemoryFile) -> str:
+    """The title that somebody gave an adapter; empty where it is the name of a file."""
+    title = file.metadata.get(_TITLE, "")
+    return "" if title in (file.stem, file.metadata.get(_NAME)) else title
+
+
+def with_title(file: MemoryFile, title: str) -> None:
+    """Give an adapter back the title that it had before it was converted; empty: none of its own."""
+    if title:
+        file.metadata = {**file.metadata, _TITLE: title}

@@ -8,11 +8,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.pictures import as_image
+from ..form.said import said_lines, said_outputs, said_values
 from ..form.schema import lora_input, pictured, report_output, schema
 from ..form.texts import info_text
 from ..form.wording import explained
 from ..host import host
-from ..host.lora_model import as_file
+from ..host.lora_model import as_file, said_of
 
 
 class InspectLora(io.ComfyNode):
@@ -26,7 +27,13 @@ class InspectLora(io.ComfyNode):
             "Inspect LoRA",
             description="What a LoRA is: kind, format, model, ranks; and a picture of where its "
             "strength lies, block by block, and of how many directions carry it.",
-            search_aliases=["lora info", "lora metadata", "lora spectrum", "analyse lora"],
+            search_aliases=[
+                "lora info",
+                "lora metadata",
+                "trigger words",
+                "lora spectrum",
+                "analyse lora",
+            ],
             is_output_node=True,
             inputs=[lora_input()],
             outputs=[
@@ -34,6 +41,7 @@ class InspectLora(io.ComfyNode):
                     display_name="picture", tooltip="Rank and energy by block, and the spectrum."
                 ),
                 report_output(),
+                *said_outputs(),
             ],
         )
 
@@ -49,6 +57,8 @@ class InspectLora(io.ComfyNode):
         from ...pictures import inspection_picture
 
         file = as_file(lora)
-        report = info_text(describe(file))
+        told = said_of(lora)
+        report = info_text(describe(file), *said_lines(told))
         found = spectra(decode(file), placement=host.placement(), progress=host.progress())
-        return pictured(cls, as_image(inspection_picture(file.name, found)), report)
+        picture = as_image(inspection_picture(file.name, found))
+        return pictured(cls, picture, report, after=said_values(told, file.metadata))

@@ -138,6 +138,24 @@ def test_there_is_no_half_merge(
     assert how is signal.SIGKILL or list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_there_is_no_half_copy_with_other_metadata(how: signal.Signals, tmp_path: Path) -> None:
+    """Four gigabytes that take no room on the disk, and seconds to copy."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    path, output = tmp_path / "in" / "a.safetensors", tmp_path / "out" / "b.safetensors"
+    header = b'{"a":{"dtype":"U8","shape":[4000000000],"data_offsets":[0,4000000000]}}'
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 4_000_000_000)
+    output.write_bytes(b"what was there")
+    command = ("metadata", "--set", "a=b")
+    status, out, err = interrupted((path, path), output, how, command=command)
+    assert (status, out, err.split()) == (128 + how, "", ["Aborted!"])
+    assert output.read_bytes() == b"what was there"
+    assert list(output.parent.iterdir()) == [output]
+
+
 def test_without_a_signal_it_is_done(slow_pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The twin: what was interrupted would have written the file."""
     output = tmp_path / "lora.safetensors"

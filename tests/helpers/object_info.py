@@ -36,10 +36,16 @@ def _nodes(path: Any) -> dict[str, Any]:
 def _bare(value: Any) -> Any:
     """Without texts and without the names of files."""
     if isinstance(value, dict):
-        return {k: _bare(v) for k, v in value.items() if k not in _TEXTS | _ELSEWHERE}
+        return {k: _bare(v) for k, v in value.items() if not _is_left_out(k, v)}
     if isinstance(value, list):
         return [_bare(one) for one in value if not str(one).endswith(_ENDINGS)]
     return value
+
+
+def _is_left_out(key: str, value: Any) -> bool:
+    # An input may be called description, too: it is declared as a list.
+    is_input = key == "description" and isinstance(value, list)
+    return key in _TEXTS | _ELSEWHERE and not is_input
 
 
 def order(node: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from lorakit.lora_ops import (
     Comparison,
     Convention,
     ConvertOptions,
+    Described,
     DictSource,
     EditPlan,
     EditReport,
@@ -50,6 +51,9 @@ from lorakit.lora_ops import (
     MergeOptions,
     MergePlan,
     MergeReport,
+    MetadataEdit,
+    MetadataPlan,
+    MetadataReport,
     MismatchError,
     NonFiniteError,
     Output,
@@ -71,11 +75,13 @@ from lorakit.lora_ops import (
     Report,
     RequantisePlan,
     ResizeOptions,
+    Sidecar,
     Skip,
     Spectrum,
     TargetMismatchError,
     TensorSource,
     Term,
+    Thumbnail,
     UnknownFormatError,
     UnsafePickleError,
     UnsupportedLayerError,
@@ -95,7 +101,10 @@ from lorakit.lora_ops import (
     convert_file,
     decode,
     describe,
+    described,
     disable,
+    edit_metadata,
+    edit_metadata_file,
     eject,
     enable,
     extract,
@@ -121,6 +130,7 @@ from lorakit.lora_ops import (
     plan_file,
     plan_merge,
     plan_merge_file,
+    plan_metadata_file,
     plan_requantise_file,
     plan_resize_file,
     plan_scale_file,
@@ -128,7 +138,9 @@ from lorakit.lora_ops import (
     preview_extraction,
     preview_merge,
     preview_requantise,
+    read_metadata,
     read_recipe,
+    read_sidecar,
     requantise_file,
     resize,
     resize_file,
@@ -138,6 +150,7 @@ from lorakit.lora_ops import (
     set_strength,
     spectra,
     store_frozen,
+    trigger_words,
     unmerge,
     verify,
     verify_merge,
@@ -355,6 +368,25 @@ def blame(error: LoraOpsError) -> str:
     return "disk" if isinstance(error, WriteError) else "request"
 
 
+def describing(path: Path, output: Path) -> Described:
+    """Write words about a file into it, and read them back."""
+    beside: Sidecar = read_sidecar(path)
+    assert not trigger_words(read_metadata(path), beside)
+    edit: MetadataEdit = edit_metadata(read_metadata(path), {"modelspec.title": "mine"})
+    assert "modelspec.title" in edit.changed
+    words = {
+        "modelspec.trigger_phrase": "a word",
+        "modelspec.thumbnail": "data:image/png;base64,AAAA",
+    }
+    plan: MetadataPlan = plan_metadata_file(path, words, ["ss_*"], output=output)
+    report: MetadataReport = edit_metadata_file(plan, output)
+    assert report.size == output.stat().st_size
+    told = described(read_metadata(output))
+    picture: Thumbnail | None = told.thumbnail
+    assert picture is not None
+    return told
+
+
 def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
     """Do all of it on two checkpoints; return what was said where there is nothing to extract."""
     with open_source(base_path) as base, open_source(tuned_path) as tuned:
@@ -367,6 +399,8 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             storing(base, room / "stored.safetensors")
             merging(base, tuned, room)
             looking(lora)
+        told = describing(room / "lora.safetensors", room / "told.safetensors")
+        assert told.trigger_words == ("a word",)
         assert len(training().layers) == 1
         try:
             extract(base, base, "4")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from ...errors import WriteError
 from ..dtypes import DTYPE_BITS, dtype_name
-from ..header import check_name, render_header
+from ..header import MAX_HEADER, check_name, render_header
 
 #: Bytes: the widest element, and the format's own for the start of the data.
 ALIGNMENT = 8
@@ -58,6 +60,24 @@ def file_order(pieces: Iterable[Piece]) -> list[Piece]:
 def header_text(pieces: Iterable[Piece], metadata: Mapping[str, str]) -> bytes:
     """The JSON text of the header."""
     return render_header(((p.key, p.dtype, p.shape, p.size) for p in pieces), metadata)
+
+
+def check_header(text: bytes, path: Path) -> None:
+    """Refuse a header that nobody would read.
+
+    Args:
+        text: Its JSON.
+        path: Of the file that it would be in.
+
+    Raises:
+        WriteError: it is longer than the official library reads.
+    """
+    if len(text) > MAX_HEADER:
+        raise WriteError(
+            f"a header of {len(text)} bytes is more than loaders read ({MAX_HEADER}); "
+            "shorten the metadata",
+            path=path,
+        )
 
 
 def framed(text: bytes, room: int) -> bytes:

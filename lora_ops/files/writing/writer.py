@@ -18,11 +18,20 @@ import torch
 from torch import Tensor
 
 from ...errors import WriteError
+from ..digests import digest_entries
 from ..dtypes import DTYPE_BITS, TORCH_DTYPES, memory_of
-from ..header import MAX_HEADER
 from ..positional import PART, write_at
 from .coverage import Coverage
-from .pieces import ALIGNMENT, Piece, aligned, file_order, framed, header_text, piece_of
+from .pieces import (
+    ALIGNMENT,
+    Piece,
+    aligned,
+    check_header,
+    file_order,
+    framed,
+    header_text,
+    piece_of,
+)
 from .publish import Place, publish_all, write_all
 
 if TYPE_CHECKING:
@@ -223,13 +232,8 @@ class SafetensorsWriter:
         for piece in pieces[len(pieces) - len(self._waiting) :]:
             self._append(memoryview(self._waiting.pop(piece.key)))
         digest = self._hash.hexdigest() if self._hash else ""
-        text = header_text(pieces, {**(metadata or {}), **dict.fromkeys(hash_keys, digest)})
-        if len(text) > MAX_HEADER:
-            raise WriteError(
-                f"a header of {len(text)} bytes is more than loaders read ({MAX_HEADER}); "
-                "shorten the metadata",
-                path=self._path,
-            )
+        text = header_text(pieces, {**(metadata or {}), **digest_entries(hash_keys, digest)})
+        check_header(text, self._path)
         with self.place.explained():
             # Where the file is small, what is left of the room would be much of it.
             if not 0 <= self._room - len(text) <= self._size // _SLACK + ALIGNMENT:
@@ -297,7 +301,7 @@ def save(
         WriteError: the file could not be written.
     """
     pieces = file_order(piece_of(key, one.dtype, one.shape) for key, one in tensors.items())
-    blank = dict.fromkeys(hash_keys, "0" * hashlib.sha256().digest_size * 2)
+    blank = digest_entries(hash_keys, "0" * hashlib.sha256().digest_size * 2)
     room = len(header_text(pieces, {**(metadata or {}), **blank}))
     with SafetensorsWriter(path, header_room=room, replace=replace) as writer:
         for key, tensor in tensors.items():
