@@ -12,6 +12,7 @@ import pytest
 from comfy_server import Server
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_KEYS = ("Tab", "Enter", "ArrowUp", "ArrowDown")
 _READY = "window.app && window.app.graph && window.app.extensionManager"
 _RUN = """async () => {
   const { api } = window.comfyAPI.api;
@@ -38,6 +39,18 @@ class Page:
     def ask(self, script: str, given: Any = None) -> Any:
         """What a function in JavaScript returns there."""
         return self._page.evaluate(script, given)
+
+    def find(self, where: str) -> Any:
+        """What a CSS selector finds, to be clicked, filled in, or measured."""
+        return self._page.locator(where)
+
+    def type(self, *parts: str) -> None:
+        """Type texts, and press keys by their names, where the cursor is."""
+        for part in parts:
+            if part in _KEYS:
+                self._page.keyboard.press(part)
+            else:
+                self._page.keyboard.type(part)
 
     def open(self, workflow: dict[str, Any]) -> None:
         """Open a workflow as a file of it is opened."""
@@ -68,8 +81,13 @@ class Page:
 
 
 @contextlib.contextmanager
-def opened(server: Server) -> Generator[Page]:
-    """The front end of a server; the test skips where there is no browser, or nothing to drive it."""
+def opened(server: Server, without: str = "") -> Generator[Page]:
+    """The front end of a server; the test skips where there is no browser, or nothing to drive it.
+
+    Args:
+        server: With this pack.
+        without: The name of a script that does not arrive.
+    """
     driver = pytest.importorskip("playwright.sync_api", reason="drives the browser")
     path = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
@@ -80,6 +98,8 @@ def opened(server: Server) -> Generator[Page]:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1900, "height": 1100})
         page.set_default_timeout(120_000)
+        if without:
+            page.route(f"**/{without}*", lambda route: route.abort())
         page.goto(server.address)
         page.wait_for_function(_READY)
         page.wait_for_timeout(1000)
