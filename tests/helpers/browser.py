@@ -36,6 +36,14 @@ class Page:
     def __init__(self, page: Any) -> None:
         self._page = page
 
+    def load(self, without: str = "") -> None:
+        """Load it all again; a script of this name does not arrive."""
+        self._page.unroute_all()
+        if without:
+            self._page.route(f"**/{without}*", lambda route: route.abort())
+        self._page.reload()
+        _wait(self._page)
+
     def ask(self, script: str, given: Any = None) -> Any:
         """What a function in JavaScript returns there."""
         return self._page.evaluate(script, given)
@@ -80,14 +88,14 @@ class Page:
             .map((one) => [String(node.id), one.value])))""")
 
 
-@contextlib.contextmanager
-def opened(server: Server, without: str = "") -> Generator[Page]:
-    """The front end of a server; the test skips where there is no browser, or nothing to drive it.
+def _wait(page: Any) -> None:
+    page.wait_for_function(_READY)
+    page.wait_for_timeout(1000)
 
-    Args:
-        server: With this pack.
-        without: The name of a script that does not arrive.
-    """
+
+@contextlib.contextmanager
+def opened(server: Server) -> Generator[Page]:
+    """The front end of a server; the test skips where there is no browser, or nothing to drive it."""
     driver = pytest.importorskip("playwright.sync_api", reason="drives the browser")
     path = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
@@ -98,10 +106,7 @@ def opened(server: Server, without: str = "") -> Generator[Page]:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1900, "height": 1100})
         page.set_default_timeout(120_000)
-        if without:
-            page.route(f"**/{without}*", lambda route: route.abort())
         page.goto(server.address)
-        page.wait_for_function(_READY)
-        page.wait_for_timeout(1000)
+        _wait(page)
         yield Page(page)
         browser.close()

@@ -18,6 +18,7 @@ ADD = """(values) => {
     for (const [name, value] of Object.entries(values))
         node.widgets.find((one) => one.name === name).value = value;
     node.lorakitRows?.read();
+    node.setSize([node.size[0], node.computeSize()[1]]);
     app.canvas.ds.scale = 1;
     app.canvas.ds.offset = [300, 200];
     app.canvas.setDirty(true, true);
@@ -102,7 +103,7 @@ def test_a_saved_graph_is_opened_as_it_was(page: Page) -> None:
     start(page, rows)
     before = page.saved()
     page.open(before)
-    assert (kept(page), sent(page)) == (rows, f"{DETAIL} | A | | IN=0.5")
+    assert (kept(page), sent(page)) == (rows, f"{DETAIL} | A |  | IN=0.5")
     assert page.saved()["nodes"][0]["size"] == before["nodes"][0]["size"]
     fields = page.find(".lorakit-rows input:not([type=checkbox])")
     assert [one.input_value() for one in fields.all()] == [
@@ -130,12 +131,12 @@ def test_the_report_is_below_the_table_and_there_is_room_for_both(page: Page) ->
     assert last["y"] + last["height"] <= add["y"]
 
 
-def test_without_the_table_there_are_lines_of_text(server: Server) -> None:
-    with opened(server, without="loader.js") as page:
-        page.open({"nodes": [], "links": [], "version": 0.4})
-        page.ask(ADD, {"rows": f"{PIXEL} | 1\n# {DETAIL}"})
-        assert page.find(".lorakit-rows").count() == 0
-        assert sent(page) == kept(page) == f"{PIXEL} | 1\n# {DETAIL}"
-        typed = page.find("textarea:visible").first
-        typed.fill(f"{DETAIL} | 0.25")
-        assert sent(page) == f"{DETAIL} | 0.25"
+def test_without_the_table_there_are_lines_of_text(page: Page) -> None:
+    page.load(without="loader.js")
+    page.open({"nodes": [], "links": [], "version": 0.4})
+    page.ask(ADD, {"rows": f"{PIXEL} | 1\n# {DETAIL}"})
+    assert page.find(".lorakit-rows").count() == 0
+    assert sent(page) == kept(page) == f"{PIXEL} | 1\n# {DETAIL}"
+    page.find("textarea:visible").first.fill(f"{DETAIL} | 0.25")
+    assert sent(page) == f"{DETAIL} | 0.25"
+    page.load()
