@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     "--thumbnail",
     type=PATH,
     metavar="PICTURE",
-    help="Put a picture in: modelspec.thumbnail, the middle of it as a JPEG of at most 256x256.",
+    help="Put a picture in: modelspec.thumbnail, the middle of it as a JPEG of at most 256x256.  "
+    "[default: as it is]",
 )
 @click.option(
     "-o", "--output", type=PATH, help="File to write (.safetensors).  [default: show what there is]"
@@ -51,7 +52,7 @@ def metadata(
     dry_run: bool,
     json_to: str | None,
 ) -> None:
-    """Show all metadata of FILE, or write it again with other metadata.
+    """Show what FILE says of itself, or write it with other words.
 
     FILE is a LoRA, a checkpoint or any other safetensors file. Its tensors are copied byte for byte, and the hashes
     of them that it has are true afterwards. With --force the output may be FILE itself. --json has every entry in full.
@@ -95,8 +96,6 @@ def _write(plan: MetadataPlan, output: Path, force: bool, json_to: str | None) -
 def _changes(entries: tuple[str, ...], thumbnail: Path | None) -> dict[str, str]:
     """What --set and --thumbnail ask for."""
     from ..lora_ops import ArgumentError
-    from ..lora_ops.adapters.metadata.thumbnail import THUMBNAIL
-    from ..pictures.thumbnails import make_thumbnail, open_picture
 
     changes: dict[str, str] = {}
     for entry in entries:
@@ -105,5 +104,8 @@ def _changes(entries: tuple[str, ...], thumbnail: Path | None) -> dict[str, str]
             raise ArgumentError(f"`{entry}` sets nothing; write it as NAME=VALUE")
         changes[name.strip()] = value
     if thumbnail is not None:
+        from ..lora_ops.adapters.metadata.thumbnail import THUMBNAIL
+        from ..pictures.thumbnails import make_thumbnail, open_picture
+
         changes[THUMBNAIL] = make_thumbnail(open_picture(thumbnail)).url
     return changes

@@ -110,7 +110,7 @@ class LoraLoader(io.ComfyNode):
         if (
             rows is None or given.pop("lora_stack", "") is None
         ):  # the host does not tell which files
-            return host.fingerprint(None, host.LORAS)
+            return fingerprint(None)
         files = files_in(rows, _objects(given))
         return "".join(map(fingerprint, files))
 

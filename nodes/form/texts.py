@@ -36,7 +36,7 @@ def headed(headline: str, *lines: str) -> str:
 
 
 def info_text(info: Info, *more: str) -> str:
-    """What a file is, as `lorakit info` says it, in a few lines, and further ones."""
+    """What a file is, as `lorakit info` says it, in a few lines; others follow the first of them."""
     from ...lora_ops.text import human_size, plain
 
     about = [info.kind, *([info.architecture] if info.architecture else [])]
@@ -49,7 +49,7 @@ def info_text(info: Info, *more: str) -> str:
         f"{_counts(info.dtypes)}; {', '.join(parts)}",
         *([f"weights {_counts(info.storage)}: {info.bits:.2f} bits each"] if info.bits else []),
     ]
-    return headed(*lines, *more)
+    return headed(lines[0], *more, *lines[1:])
 
 
 def applied_lines(
@@ -140,7 +140,7 @@ def merged_text(
         lines.append(f"times, by block: {_by_strength(factors, 'weight')}")
     if not count:
         lines.append(f"{WARNS}changes nothing: the shares are 0 in all weights")
-    return headed(*lines, *more)
+    return headed(lines[0], *more, *lines[1:])
 
 
 def _by_strength(strengths: Mapping[str, float], word: str = "layer") -> str:

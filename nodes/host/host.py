@@ -212,12 +212,12 @@ def patched(
     return clone
 
 
-def noted(model: Any, name: str, more: Sequence[Any]) -> None:
+def noted(model: ModelPatcher, name: str, more: Sequence[Any]) -> None:
     """Note on a MODEL of one's own what was done to it; its clones know it too."""
     model.set_attachments(f"lorakit_{name}", (*notes(model, name), *more))
 
 
-def notes(model: Any, name: str) -> tuple[Any, ...]:
+def notes(model: ModelPatcher, name: str) -> tuple[Any, ...]:
     """What was noted on a MODEL under a name."""
     return model.get_attachment(f"lorakit_{name}") or ()
 

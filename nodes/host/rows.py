@@ -179,7 +179,8 @@ def _named(name: str) -> str:
                 f"the row of `{name}` fits {len(fits)} files, `{fits[0]}` and `{fits[1]}` among them; "
                 "give its folder"
             )
+    near = nearest(name, [*names, *(path.name for path in spelled.values())])
     raise ArgumentError(
-        f"the row of `{name}`: no such file in models/loras; nearest: {nearest(name, names)}; choose "
-        "another, or turn the row off"
+        f"the row of `{name}`: no such file in models/loras; nearest: {near}; choose another, or "
+        "turn the row off"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
 
@@ -71,7 +73,8 @@ class LoraInfo(io.ComfyNode):
         path = host.file_path(lora_name, host.LORAS)
         sidecar = read_sidecar(path)
         with open_source(path) as source:
-            told, found = described(source.metadata, sidecar), describe(source)
+            told = described(source.metadata, sidecar)
+            found = replace(describe(source), name=path.name)
             words, metadata = said_values(told, source.metadata)
         weight = told.preferred_weight
         values = (words, metadata, 1.0 if weight is None else weight)

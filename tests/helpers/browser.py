@@ -12,6 +12,7 @@ import pytest
 from comfy_server import Server
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_KEYS = ("Tab", "Enter", "ArrowUp", "ArrowDown")
 _READY = "window.app && window.app.graph && window.app.extensionManager"
 _RUN = """async () => {
   const { api } = window.comfyAPI.api;
@@ -35,9 +36,29 @@ class Page:
     def __init__(self, page: Any) -> None:
         self._page = page
 
+    def load(self, without: str = "") -> None:
+        """Load it all again; a script of this name does not arrive."""
+        self._page.unroute_all()
+        if without:
+            self._page.route(f"**/{without}*", lambda route: route.abort())
+        self._page.reload()
+        _wait(self._page)
+
     def ask(self, script: str, given: Any = None) -> Any:
         """What a function in JavaScript returns there."""
         return self._page.evaluate(script, given)
+
+    def find(self, where: str) -> Any:
+        """What a CSS selector finds, to be clicked, filled in, or measured."""
+        return self._page.locator(where)
+
+    def type(self, *parts: str) -> None:
+        """Type texts, and press keys by their names, where the cursor is."""
+        for part in parts:
+            if part in _KEYS:
+                self._page.keyboard.press(part)
+            else:
+                self._page.keyboard.type(part)
 
     def open(self, workflow: dict[str, Any]) -> None:
         """Open a workflow as a file of it is opened."""
@@ -67,6 +88,11 @@ class Page:
             .map((one) => [String(node.id), one.value])))""")
 
 
+def _wait(page: Any) -> None:
+    page.wait_for_function(_READY)
+    page.wait_for_timeout(1000)
+
+
 @contextlib.contextmanager
 def opened(server: Server) -> Generator[Page]:
     """The front end of a server; the test skips where there is no browser, or nothing to drive it."""
@@ -81,7 +107,6 @@ def opened(server: Server) -> Generator[Page]:
         page = browser.new_page(viewport={"width": 1900, "height": 1100})
         page.set_default_timeout(120_000)
         page.goto(server.address)
-        page.wait_for_function(_READY)
-        page.wait_for_timeout(1000)
+        _wait(page)
         yield Page(page)
         browser.close()

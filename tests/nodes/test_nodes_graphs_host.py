@@ -171,3 +171,33 @@ def test_a_report_is_shown_again_where_the_node_comes_out_of_the_cache(comfy):
     with comfy.listening(client) as messages:
         assert told(comfy, graph, client, messages) == first
     assert len(first) == 4, "each node's, and what shows one"
+
+
+def test_ten_graphs_of_two_clients_at_once_keep_their_texts_apart(comfy):
+    """Each graph has the same ids as the others, and a strength that its report tells."""
+    clients = [uuid.uuid4().hex, uuid.uuid4().hex]
+    graphs: dict[str, tuple[str, str]] = {}  # by number: the client, and the strength
+    with comfy.listening(clients[0]) as first, comfy.listening(clients[1]) as second:
+        for at in range(10):
+            graph, strength = Graph(comfy), f"0.{at + 1}37"
+            model = graph.checkpoint()
+            rows = f"one | {strength}\ntwo | 0.5"
+            made = graph.add("LorakitLoraLoader", rows=rows, model=model)
+            graph.add("PreviewAny", source=made[5])
+            client = clients[at % 2]
+            graphs[comfy.start(graph.nodes, client)] = (client, strength)
+        for client, messages in zip(clients, (first, second), strict=True):
+            own = {number for number, (whose, _) in graphs.items() if whose == client}
+            told, ended = [], set()
+            for kind, message in messages:
+                if kind == "text":
+                    raise AssertionError("a text that names no graph")
+                if kind == "executed" and "text" in (message["output"] or {}):
+                    told.append((message["prompt_id"], message["output"]["text"][0]))
+                ended |= {message["prompt_id"]} if kind == "execution_success" else set()
+                if ended == own:
+                    break
+            assert len(told) == 10, "a report and what shows it, of five graphs"
+            for number, text in told:
+                assert number in own
+                assert f"of the model at {graphs[number][1]})" in text

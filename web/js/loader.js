@@ -5,6 +5,7 @@ const NODE = "LorakitLoraLoader";
 const TABLE = "lorakit rows";
 const WIDTH = 460; // pixels, as all below
 const LINE = 26;
+const MARGIN = 20; // of a widget, above and below
 const STEP = 0.05; // of the arrow keys
 const WORDS = {
   en: { lora: "LoRA", model: "model", clip: "CLIP", blocks: "blocks", add: "+ add a LoRA", all: "all on or off", on: "on or off", up: "up", down: "down", remove: "remove", missing: "no such file" },
@@ -18,7 +19,7 @@ const STYLE = `
 .lorakit-rows input:not([type]) { height: 22px; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
   border: 1px solid var(--border-color, #444); border-radius: 4px; }
 .lorakit-rows .name { flex: 1 1 80px; min-width: 60px; text-align: left !important; }
-.lorakit-rows .blocks { width: 64px !important; }
+.lorakit-rows .blocks { width: 76px !important; }
 .lorakit-rows .tools { width: 54px; text-align: right; }
 .lorakit-rows .off { opacity: 0.5; }
 .lorakit-rows .missing { color: var(--error-text, #f66) !important; }
@@ -41,7 +42,7 @@ function parsed(text) {
       return [name, strength, clip, blocks.slice(4)];
     });
     const rows = tags.length ? tags : plain ? [plain.split("|").map((one) => one.trim())] : [];
-    return rows.map(([name, strength, clip, blocks]) => ({ on, name, strength: strength || "1", clip: clip ?? "", blocks: blocks ?? "" }));
+    return rows.map(([name, strength, clip, blocks]) => ({ on, name, strength: strength ?? "", clip: clip ?? "", blocks: blocks ?? "" }));
   });
 }
 
@@ -85,32 +86,44 @@ function table(node, text) {
     changed();
   }
 
-  function field(row, key, className, placeholder) {
-    const input = element("input", className, { value: row[key], placeholder, spellcheck: false, title: words[className] ?? "" });
+  // A row is not drawn anew where one of its fields changes: the next field has the keyboard already.
+  function field(row, key, className, told = () => {}) {
+    const input = element("input", className, { value: row[key], spellcheck: false, title: words[className] ?? "" });
     input.addEventListener("change", () => {
-      row[key] = input.value.replace(/[|\n]/g, " ").trim();
+      row[key] = input.value.replace(/[|\n]/g, " ").trim() || (key === "name" ? row.name : "");
+      told();
       changed();
-      draw();
     });
     return input;
   }
 
-  function strength(row, key, placeholder) {
-    const input = field(row, key, key === "clip" ? "clip" : "model", placeholder);
-    input.addEventListener("keydown", ({ key: pressed }) => {
-      const way = { ArrowUp: 1, ArrowDown: -1 }[pressed];
-      const number = Number(input.value || placeholder);
-      if (!way || Number.isNaN(number)) return;
-      input.value = row[key] = String(Math.round((number + way * STEP) * 100) / 100);
-      changed();
-    });
-    return input;
+  function strengths(row) {
+    const told = () => { clip.placeholder = row.strength || "1"; };
+    const model = field(row, "strength", "model", told);
+    const clip = field(row, "clip", "clip");
+    model.placeholder = "1";
+    told();
+    for (const [input, key] of [[model, "strength"], [clip, "clip"]]) {
+      input.addEventListener("keydown", ({ key: pressed }) => {
+        const way = { ArrowUp: 1, ArrowDown: -1 }[pressed];
+        const number = Number(input.value || input.placeholder);
+        if (!way || Number.isNaN(number)) return;
+        input.value = row[key] = String(Math.round((number + way * STEP) * 100) / 100);
+        told();
+        changed();
+      });
+    }
+    return [model, clip];
   }
 
   function file(row) {
-    const input = field(row, "name", "name", "");
-    input.title = isThere(row.name) || !row.name ? row.name : `${row.name}: ${words.missing}`;
-    input.classList.toggle("missing", Boolean(row.name) && !isThere(row.name));
+    const told = () => {
+      const missing = row.name && !isThere(row.name);
+      input.title = missing ? `${row.name}: ${words.missing}` : row.name;
+      input.classList.toggle("missing", Boolean(missing));
+    };
+    const input = field(row, "name", "name", told);
+    told();
     input.setAttribute("list", box.list.id);
     // The list shows what fits the text: all of it where there is none.
     input.addEventListener("focus", () => Object.assign(input, { placeholder: row.name, value: "" }));
@@ -140,7 +153,7 @@ function table(node, text) {
       tool("▼", words.down, () => move(at + 1)),
       tool("✕", words.remove, () => { rows.splice(at, 1); resized(rows.length + 1); }),
     );
-    div.append(on, file(row), strength(row, "strength", "1"), strength(row, "clip", row.strength), field(row, "blocks", "blocks", ""), tools);
+    div.append(on, file(row), ...strengths(row), field(row, "blocks", "blocks"), tools);
     return div;
   }
 
@@ -163,7 +176,7 @@ function table(node, text) {
 
   box.list = element("datalist", "", { id: `lorakit-files-${Math.random().toString(36).slice(2)}` });
   box.addEventListener("keydown", (event) => event.stopPropagation());
-  return { box, height: () => (rows.length + 2) * LINE, draw, read() { rows = parsed(text.value ?? ""); draw(); }, on: () => written(rows.filter((row) => row.on)) };
+  return { box, height: () => (rows.length + 2) * LINE + MARGIN, draw, read() { rows = parsed(text.value ?? ""); draw(); }, on: () => written(rows.filter((row) => row.on)) };
 }
 
 app.registerExtension({
@@ -191,6 +204,7 @@ app.registerExtension({
       serialize: false,
       hideOnZoom: false,
       getMinHeight: rows.height,
+      getMaxHeight: rows.height,
       getValue: () => text.value,
       setValue() {},
     });
@@ -207,6 +221,7 @@ app.registerExtension({
     };
     rows.read();
     const [width, height] = node.computeSize();
-    node.setSize([Math.max(width, WIDTH), Math.max(height, node.size[1])]);
+    node.lorakitWidth = WIDTH; // for report.js, which gives every node its size
+    node.setSize([Math.max(width, WIDTH), height]);
   },
 });

@@ -49,6 +49,6 @@ app.registerExtension({
 
     const [width, height] = node.computeSize();
     const picture = node.outputs?.some((one) => one.type === "IMAGE") ? PICTURE : 0;
-    node.setSize([Math.max(width, WIDTH), height + picture]);
+    node.setSize([Math.max(width, node.lorakitWidth ?? WIDTH), height + picture]);
   },
 });

@@ -157,6 +157,15 @@ class Autogrow:
             tooltip: str | None = None,
         ) -> None: ...
 
+class Hidden(Enum):
+    prompt = "PROMPT"
+    unique_id = "UNIQUE_ID"
+
+class HiddenHolder:
+    # The graph as it was sent, by node; None where it was not asked for.
+    prompt: dict[str, dict[str, Any]] | None
+    unique_id: str | None
+
 @dataclass
 class Schema:
     node_id: str
@@ -168,8 +177,11 @@ class Schema:
     search_aliases: list[str] = ...
     is_output_node: bool = ...
     has_intermediate_output: bool = ...
+    hidden: list[Hidden] = ...
+    accept_all_inputs: bool = ...
 
 class ComfyNode:
+    hidden: HiddenHolder
     @classmethod
     def define_schema(cls) -> Schema: ...
 
