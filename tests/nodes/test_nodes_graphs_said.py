@@ -206,6 +206,7 @@ def test_what_is_edited_is_saved_with_true_hashes(comfy, write):
     with Image.open(io.BytesIO(read_thumbnail(about).data)) as made:
         assert (made.format, made.size) == ("JPEG", (200, 200))
         assert made.getpixel((100, 100))[0] > 240
+    assert comfy.get(f"/view_metadata/loras?filename={path.name}") == about, "as the host reads it"
     assert "ss_sd_model_name: gone" in report
     told = outputs(comfy, NODES["info"](path.stem))
     assert told["trigger_words"] == "ohwx, a cat, blue fur"
