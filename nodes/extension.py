@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .apply.apply_lora import ApplyLora
 from .edit.add_loras import AddLoras
 from .edit.bake_lora import BakeLora
+from .edit.block_sweep import BlockSweep
 from .edit.convert_lora import ConvertLora
 from .edit.resize_file import ResizeFile
 from .edit.resize_lora import ResizeLora
@@ -50,6 +51,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MergeModels,
     BlockWeights,
     SwapParts,
+    BlockSweep,
 )
 
 
