@@ -18,6 +18,7 @@ from .extract.extract_lora import ExtractLora
 from .files.load_lora import LoadLora
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
+from .files.save_model import SaveModel
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
 from .merge.block_weights import BlockWeights
@@ -52,6 +53,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     BlockWeights,
     SwapParts,
     BlockSweep,
+    SaveModel,
 )
 
 

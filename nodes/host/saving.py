@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from comfy_api.latest import io
 
 from ..form.texts import loading_lines
-from . import host
+from . import host, model_files
 
 if TYPE_CHECKING:
     from ...lora_ops import MemoryFile
@@ -77,3 +78,12 @@ def _digest(file: MemoryFile) -> str:
 def titled(metadata: Mapping[str, str], title: str) -> dict[str, str]:
     """The metadata with the file's own name, where it names the file at all."""
     return {key: title if key in _TITLES else text for key, text in metadata.items()}
+
+
+def graph_of(node: type[io.ComfyNode]) -> Mapping[str, str]:
+    """What the host writes into files of the graph that makes them, unless it is told not to."""
+    hidden = getattr(node, "hidden", None)
+    if hidden is None or model_files.says_nothing():
+        return {}
+    told = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
+    return told | {name: json.dumps(one) for name, one in (hidden.extra_pnginfo or {}).items()}
