@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .apply.apply_lora import ApplyLora
 from .edit.add_loras import AddLoras
 from .edit.bake_lora import BakeLora
+from .edit.block_sweep import BlockSweep
 from .edit.convert_lora import ConvertLora
 from .edit.edit_metadata import EditMetadata
 from .edit.resize_file import ResizeFile
@@ -19,6 +20,7 @@ from .files.load_lora import LoadLora
 from .files.lora_loader import LoraLoader
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
+from .files.save_model import SaveModel
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
 from .look.lora_info import LoraInfo
@@ -56,6 +58,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     SwapParts,
     LoraInfo,
     EditMetadata,
+    BlockSweep,
+    SaveModel,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -27,6 +28,10 @@ from ..form.several import ingredients_of, several_inputs
 from ..form.texts import baked_text
 from ..form.wording import explained
 from ..host import host
+from ..host.saving import graph_of
+
+if TYPE_CHECKING:
+    from ...lora_ops import FileSource
 
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
 _PREFIX = "checkpoints/lorakit"
@@ -45,6 +50,7 @@ class BakeLora(io.ComfyNode):
             "other tensors byte for byte. Says how much of each change survived the rounding.",
             search_aliases=["merge lora into checkpoint", "bake lora", "save checkpoint with lora"],
             is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 file_input("checkpoint", "What the LoRAs go into. It is not changed.", FOLDERS),
                 *several_inputs(1, "1, 0.7"),
@@ -59,6 +65,15 @@ class BakeLora(io.ComfyNode):
                 ),
                 storage_input(),
                 rounding_input(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="What the LoRAs go into, in place of the file: a loaded model with what is on it.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Text encoders that go with `model`, if any."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="A VAE that goes with `model`, if any."),
             ],
             outputs=[path_output(), report_output()],
         )
@@ -81,6 +96,9 @@ class BakeLora(io.ComfyNode):
         allow_partial: bool = False,
         storage: str = STORAGES[0],
         rounding: str = ROUNDINGS[0],
+        model: Any = None,
+        clip: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         """Bake them.
 
@@ -89,13 +107,19 @@ class BakeLora(io.ComfyNode):
             LoraOpsError: A LoRA changes weights that the checkpoint lacks, the checkpoint is
                 quantised in a way that is not read, or the disk is full.
         """
-        from ...lora_ops import bake_file, open_source, plan_bake_file
+        from ...lora_ops import ArgumentError, bake_file, open_source, plan_bake_file
         from ...version import __version__
 
+        if model is None and not (clip is None and vae is None):
+            raise ArgumentError("`clip` and `vae` go with a `model`; connect it, or neither")
         path = host.output_path(prefix, _PREFIX)
-        with open_source(host.file_path(checkpoint, *FOLDERS)) as model:
+        if model is None:
+            opened = open_source(host.file_path(checkpoint, *FOLDERS))
+        else:
+            opened = _loaded(cls, model, clip, vae)
+        with opened as source:
             plan = plan_bake_file(
-                model,
+                source,
                 ingredients_of(loras, strengths),
                 output=path,
                 dtype=dtype_of(dtype),
@@ -103,5 +127,13 @@ class BakeLora(io.ComfyNode):
                 to=storage_of(storage),
                 rounding=rounding,
             )
-            report = bake_file(plan, model, path, version=__version__, progress=host.progress())
+            report = bake_file(plan, source, path, version=__version__, progress=host.progress())
         return reported(baked_text(path.name, report), str(path))
+
+
+def _loaded(node: type[io.ComfyNode], model: Any, clip: Any, vae: Any) -> FileSource:
+    """A loaded model as an opened checkpoint; weights that the host holds quantised are decoded."""
+    from ...lora_ops.files.quantised.source import decoded
+    from ..host.loaded_checkpoint import LoadedCheckpoint
+
+    return decoded(LoadedCheckpoint("the model", model, clip, vae, graph_of(node)))

@@ -183,14 +183,18 @@ def shapes(patcher: ModelPatcher) -> dict[str, tuple[int, ...]]:
     A quantised weight has the shape of the weight that it stands for; one with two names has both.
     """
     parameters = dict(patcher.model.named_parameters(remove_duplicate=False))
-    return {
-        key: tuple(
-            comfy.lora.calculate_shape(patcher.patches[key], weight, key)
-            if key in patcher.patches
-            else weight.shape
-        )
-        for key, weight in parameters.items()
-    }
+    return {key: _shape(patcher, key, weight) for key, weight in parameters.items()}
+
+
+def shape_of(patcher: ModelPatcher, key: str) -> tuple[int, ...]:
+    """The same of one."""
+    return _shape(patcher, key, comfy.utils.get_attr(patcher.model, key))
+
+
+def _shape(patcher: ModelPatcher, key: str, weight: Tensor) -> tuple[int, ...]:
+    if key not in patcher.patches:
+        return tuple(weight.shape)
+    return tuple(comfy.lora.calculate_shape(patcher.patches[key], weight, key))
 
 
 def patched(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import comfy.sd
 import folder_paths
+import torch
 from torch import Tensor
 
 from . import host
@@ -57,3 +59,57 @@ def loaded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
         raise ArgumentError("ComfyUI knows no model of this kind; merge into a file in its place")
     model, clip, vae, *_ = found
     return model, clip, vae
+
+
+def stored(patcher: Any, inside: str = "") -> dict[str, Tensor]:
+    """What a loaded model holds, by key, as it lies in memory: weights, and the scales beside them.
+
+    Args:
+        patcher: The model; patches are not looked at.
+        inside: What keys begin with.
+    """
+    state: Mapping[str, Tensor] = patcher.model.state_dict()
+    return {key: one.detach() for key, one in state.items() if key.startswith(inside)}
+
+
+def stored_beside(clip: Any) -> dict[str, Tensor]:
+    """What the host saves with text encoders beside their weights: words of a tokenizer."""
+    return dict(clip.tokenizer.state_dict())
+
+
+def stored_vae(vae: Any) -> dict[str, Tensor]:
+    """What a VAE holds, by key."""
+    return {key: one.detach() for key, one in vae.get_sd().items()}
+
+
+def in_checkpoint(
+    model: Any,
+    unet: Mapping[str, Tensor],
+    clip: Mapping[str, Tensor] | None,
+    vae: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """The same tensors by the names that they have in a checkpoint, some of them joined, and flags.
+
+    Args:
+        model: Whose kind decides on the names.
+        unet: Of the diffusion model, by key.
+        clip: Of text encoders.
+        vae: Of a VAE.
+    """
+    found: dict[str, Tensor] = model.model.state_dict_for_saving(
+        dict(unet),
+        clip_state_dict=None if clip is None else dict(clip),
+        vae_state_dict=None if vae is None else dict(vae),
+    )
+    sampling = model.get_model_object("model_sampling")
+    if "v_pred" in found and getattr(sampling, "zsnr", False):
+        found["ztsnr"] = torch.tensor([])
+    if host.prediction(model) == "V_PREDICTION_EDM":
+        for name in ("sigma_max", "sigma_min"):
+            found[f"edm_vpred.{name}"] = torch.tensor(getattr(sampling, name)).float()
+    return found
+
+
+def says_nothing() -> bool:
+    """Whether the host was started with the wish that files hold no graphs."""
+    return bool(comfy.cli_args.args.disable_metadata)

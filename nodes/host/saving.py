@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from comfy_api.latest import io
 
 from ..form.texts import loading_lines
-from . import host
+from . import host, model_files
 
 if TYPE_CHECKING:
     from ...lora_ops import MemoryFile
@@ -97,3 +98,12 @@ def with_title(file: MemoryFile, title: str) -> None:
     """Give an adapter back the title that it had before it was converted; empty: none of its own."""
     if title:
         file.metadata = {**file.metadata, _TITLE: title}
+
+
+def graph_of(node: type[io.ComfyNode]) -> Mapping[str, str]:
+    """What the host writes into files of the graph that makes them, unless it is told not to."""
+    hidden = getattr(node, "hidden", None)
+    if hidden is None or model_files.says_nothing():
+        return {}
+    told = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
+    return told | {name: json.dumps(one) for name, one in (hidden.extra_pnginfo or {}).items()}

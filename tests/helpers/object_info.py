@@ -126,7 +126,7 @@ def by_position(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[st
     return found
 
 
-_WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
+_WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3"}
 
 
 def _values(node: Mapping[str, Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:

@@ -201,7 +201,10 @@ def test_one_of_many_lines_is_taken() -> None:
     ("given", "words"),
     [
         ({"line": "1,1,1"}, "no list has 3 numbers"),
-        ({"line": ",".join("1" * 17)}, "17 numbers are not for SDXL: lists for it have 12, 20, 21, 26"),
+        (
+            {"line": ",".join("1" * 17)},
+            "17 numbers are not for SDXL: lists for it have 12, 20, 21, 26",
+        ),
         ({"labels": "IN04=0.1 0.2"}, "`0.1 0.2`: several numbers for a block are for a list"),
         ({"line": "OUT=R; A=1"}, "`R` in `OUT=R` is not a finite number"),
         ({"line": ",".join([*"1" * 9, "1", "0", "1", *"1" * 9])}, "M00 has different numbers"),

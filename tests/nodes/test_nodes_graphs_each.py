@@ -28,6 +28,8 @@ NEEDS = {
     "LorakitLoraToStack": {"lora": "one"},
     "LorakitMergeModels": {"models.model_A": "model", "models.model_B": "tuned"},
     "LorakitBlockWeights": {},
+    "LorakitBlockSweep": {"lora": "one"},
+    "LorakitSaveModel": {"model": "model"},
     "LorakitSwapParts": {"parts": "D00", "model_A": "model", "model_B": "tuned"},
     "LorakitMergeCheckpoints": {"model_A": "flux.safetensors", "model_B": "flux-tuned.safetensors"},
     "LorakitMergeRecipe": RECIPE,

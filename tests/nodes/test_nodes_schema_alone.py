@@ -15,6 +15,7 @@ from commands import ROOT, python
 from host_double import standing_in
 from object_info import SNAPSHOT, misplaced
 
+from lorakit.lora_ops.files.quantised.storages import SCHEMES
 from lorakit.lora_ops.linalg.storage import DTYPES
 from lorakit.lora_ops.operations.methods import METHODS
 from lorakit.lora_ops.operations.methods.catalogue import MERGE_METHODS
@@ -152,6 +153,7 @@ def test_tables_are_the_core_s() -> None:
     """They are written out again in the nodes, which must not import the core to be listed."""
     assert list(module("edit.add_loras").METHODS) == list(METHODS)
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
+    assert list(module("files.save_model").STORAGES) == list(SCHEMES)
     for name, one in module("merge.merge_checkpoints").METHODS.items():
         if name in MERGE_METHODS and name not in ("slerp", "add_difference"):  # sums of other terms
             fewest, most = MERGE_METHODS[name].terms

@@ -160,11 +160,13 @@ class Autogrow:
 class Hidden(Enum):
     prompt = "PROMPT"
     unique_id = "UNIQUE_ID"
+    extra_pnginfo = "EXTRA_PNGINFO"
 
 class HiddenHolder:
     # The graph as it was sent, by node; None where it was not asked for.
     prompt: dict[str, dict[str, Any]] | None
     unique_id: str | None
+    extra_pnginfo: dict[str, Any] | None
 
 @dataclass
 class Schema:
@@ -173,6 +175,7 @@ class Schema:
     category: str = ...
     inputs: list[Input] = ...
     outputs: list[Output] = ...
+    hidden: list[Hidden] = ...
     description: str = ...
     search_aliases: list[str] = ...
     is_output_node: bool = ...
@@ -181,6 +184,7 @@ class Schema:
     accept_all_inputs: bool = ...
 
 class ComfyNode:
+    # While one runs.
     hidden: HiddenHolder
     @classmethod
     def define_schema(cls) -> Schema: ...
