@@ -144,7 +144,10 @@ class QuantisedSource(RoutedSource):
         """
         parts = {marker: marker.rpartition(".")[0] for marker in markers(self.original)}
         marks = [one for one, part in parts.items() if any(k.startswith(part) for k in weights)]
-        return [*marks, *(name for k, one in self.plain.items() if k in plain for name in one.beside)]
+        return [
+            *marks,
+            *(name for k, one in self.plain.items() if k in plain for name in one.beside),
+        ]
 
     def told(self, keys: Iterable[str]) -> dict[str, str]:
         """What the file's metadata says of how weights are stored, for a file that has them so.
