@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..form.schema import (
     DTYPES,
+    STORAGES,
     dtype_input,
     dtype_of,
     path_output,
@@ -15,6 +16,8 @@ from ..form.schema import (
     report_output,
     reported,
     schema,
+    storage_input,
+    storage_of,
 )
 from ..form.texts import WARNS, headed
 from ..form.wording import explained, worded
@@ -22,9 +25,6 @@ from ..host import host
 from ..host.saving import graph_of
 
 _PREFIX = "checkpoints/lorakit"
-KEPT = "as it is"
-# Repeats the core's names: importing it would slow the host's start. A test compares the two.
-STORAGES = ("fp8_scaled", "fp8_e5m2_scaled", "int8", "mxfp8", "nvfp4")
 
 
 class SaveModel(io.ComfyNode):
@@ -48,14 +48,7 @@ class SaveModel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model. It may have any patches on it."),
                 prefix_input(_PREFIX, " In output/checkpoints the loaders list it."),
                 dtype_input(),
-                io.Combo.Input(
-                    "to",
-                    options=[KEPT, *STORAGES],
-                    default=KEPT,
-                    optional=True,
-                    tooltip="How the matrices of the diffusion model are stored, with scales: fp8_scaled, int8, "
-                    "nvfp4 and so on. as it is: as they lie in memory, quantised ones quantised.",
-                ),
+                storage_input("As input: as they lie in memory, quantised ones quantised."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -73,7 +66,7 @@ class SaveModel(io.ComfyNode):
         model: Any,
         prefix: str,
         dtype: str = DTYPES[0],
-        to: str = KEPT,
+        storage: str = STORAGES[0],
         clip: Any = None,
         vae: Any = None,
     ) -> io.NodeOutput:
@@ -95,7 +88,7 @@ class SaveModel(io.ComfyNode):
             source,
             path,
             dtype=dtype_of(dtype),
-            to=None if to == KEPT else to,
+            to=storage_of(storage) or None,
             version=__version__,
             progress=host.progress(),
         )

@@ -13,6 +13,7 @@ from ..host import host
 CATEGORY = "loaders/lorakit"
 DTYPES = ("as input", "fp16", "bf16", "fp32")
 ROUNDINGS = ("nearest", "stochastic")
+_AS_INPUT = "As input: as the checkpoint has them, with scales too, unless `dtype` says otherwise."
 STORAGES = ("as input", "fp8_scaled", "fp8_e5m2_scaled", "int8", "mxfp8", "nvfp4")
 STRENGTH_LIMIT = 100.0
 
@@ -177,16 +178,19 @@ def rounding_input() -> io.Combo.Input:
     )
 
 
-def storage_input() -> io.Combo.Input:
-    """Whether weights are stored with scales."""
+def storage_input(as_input: str = _AS_INPUT) -> io.Combo.Input:
+    """Whether weights are stored with scales.
+
+    Args:
+        as_input: What the first choice means.
+    """
     return io.Combo.Input(
         "storage",
         options=list(STORAGES),
         default=STORAGES[0],
         optional=True,
         tooltip="With scales as named, in a half or a quarter of the room of fp16: the matrices of the "
-        "diffusion model; first and last layers, embeddings and norms stay whole. As input: as the "
-        "checkpoint has them, with scales too, unless `dtype` says otherwise.",
+        "diffusion model; first and last layers, embeddings and norms stay whole. " + as_input,
     )
 
 

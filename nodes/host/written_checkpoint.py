@@ -22,11 +22,10 @@ from ...lora_ops.operations.weights.output import (
     SHARD_SIZE,
     CheckpointFile,
     check_place,
-    rows_of,
-    write_tensor,
 )
-from ...lora_ops.operations.weights.storing import Storing, stored_layers
+from ...lora_ops.operations.weights.storing import InScheme, stored_layers
 from ...lora_ops.operations.weights.tiles import Planned
+from ...lora_ops.operations.weights.written import write_tensor
 from ...lora_ops.report import counted
 from ...lora_ops.run.job import Job, Outcome, Work
 from ...lora_ops.run.output import write
@@ -87,7 +86,7 @@ def _as_held(
         storing = None
         scheme = ways.get(entry.scaled)
         if entry.scaled and scheme and key in known and scheme.fits(entry.shape):
-            storing, own = Storing(scheme, known[key]), scheme.dtype
+            storing, own = InScheme(known[key], scheme), scheme.dtype
         elif entry.scaled:
             whole.append(key)
         if dtype is not None and storing is None and _is_plain(source, key, own):
@@ -130,8 +129,7 @@ class SavedFile(CheckpointFile):
         self.sources = [source]
         self._source, self._planned, self._notes = source, tensors, tuple(notes)
         self._operation = Operation("save", version)
-        rows = list(rows_of(tensors.values()))
-        super().__init__(output, source, rows, shard_size=SHARD_SIZE, force=False)
+        super().__init__(output, source, tensors.values(), shard_size=SHARD_SIZE, force=False)
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, which has no numbers."""

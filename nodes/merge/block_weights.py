@@ -129,7 +129,7 @@ class BlockWeights(io.ComfyNode):
             preset = "" if preset == NO_PRESET else preset
             letters = Letters(letter_a, letter_b, draw_seed)
             values = by_block(name, sliders, preset, gradient, labels, chosen, letters)
-            title = _TITLES.get(name, name)
+            title = _TITLES.get(name) or str(name)
         values = inverted(values) if invert else values
         text = as_gradient(values) if name == "other" else as_text(name, values)
         drawn = bars(

@@ -153,7 +153,7 @@ def test_tables_are_the_core_s() -> None:
     """They are written out again in the nodes, which must not import the core to be listed."""
     assert list(module("edit.add_loras").METHODS) == list(METHODS)
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
-    assert list(module("files.save_model").STORAGES) == list(SCHEMES)
+    assert set(module("form.schema").STORAGES[1:]) <= set(SCHEMES)
     for name, one in module("merge.merge_checkpoints").METHODS.items():
         if name in MERGE_METHODS and name not in ("slerp", "add_difference"):  # sums of other terms
             fewest, most = MERGE_METHODS[name].terms
