@@ -10,6 +10,7 @@ import torch
 from stored_pairs import change, errors_of_ranks, relative
 from torch import Tensor
 
+from lorakit.lora_ops.errors import ArgumentError
 from lorakit.lora_ops.linalg.noise import (
     Profile,
     Reading,
@@ -20,7 +21,8 @@ from lorakit.lora_ops.linalg.noise import (
     sampled_variance,
     settle,
 )
-from lorakit.lora_ops.linalg.ranks.rules import RankRule
+from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
+from lorakit.lora_ops.linalg.ranks.rules import RankRule, parse_rank
 from lorakit.lora_ops.linalg.ranks.standing import standing
 from lorakit.lora_ops.linalg.svd import Svd
 from lorakit.lora_ops.spacing import spacing
@@ -210,3 +212,31 @@ def test_the_profile_is_that_of_drawn_rounding(shape: tuple[int, ...]) -> None:
     assert (mean / measured).log().abs().mean() < 0.35
     whole = float(profile.energy) / rounding.numel()
     assert sampled_variance(base, tuned, grids) == pytest.approx(whole, rel=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("noise", RankRule("noise")),
+        ("noise,max=64,min=2", RankRule("noise", least=2, most=64)),
+        ("8,conv=noise", RankRule("rank", 8, conv=RankRule("noise"))),
+        ("max=9,noise,conv=4", RankRule("noise", most=9, conv=RankRule("rank", 4))),
+    ],
+)
+def test_text_forms(text: str, rule: RankRule) -> None:
+    """Of extractions alone: others are told that they cannot follow it."""
+    assert parse_rank(text, stored=True) == rule
+    assert parse_rank(str(rule), stored=True) == rule
+    for read in (parse_rank, parse_rule):
+        for given in (text, rule):
+            with pytest.raises(ArgumentError, match="`noise` asks how two checkpoints are stored"):
+                read(given)
+
+
+def test_it_has_no_number_and_does_not_choose_by_values_alone() -> None:
+    with pytest.raises(ArgumentError, match="`noise=3`: give no value"):
+        parse_rank("noise=3", stored=True)
+    with pytest.raises(ArgumentError, match="did you mean `noise`"):
+        parse_rank("nosie", stored=True)
+    with pytest.raises(ArgumentError, match="`noise` asks how two checkpoints are stored"):
+        RULE.choose(torch.ones(3).double(), 3.0, 3)
