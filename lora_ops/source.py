@@ -112,7 +112,7 @@ class TensorSource(ABC):
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.
 
-        One number, rounded twice to such numbers, lies no further from itself than that; see `reach`.
+        One number, rounded twice to such numbers, lies no further from itself than that.
 
         Args:
             key: The tensor.
