@@ -157,7 +157,7 @@ def test_fp8_stays_fp8_where_nothing_is_on_it_and_where_something_is(comfy: Any)
 def test_stored_with_scales_on_demand(comfy: Any) -> None:
     graph = Graph(comfy)
     model = applied(graph)
-    node = graph.add("LorakitSaveModel", model=model, to="fp8_scaled")
+    node = graph.add("LorakitSaveModel", model=model, storage="fp8_scaled")
     path = saved(graph, node)
     assert any(one.dtype == torch.float8_e4m3fn for one in load_file(path).values())
     assert distance(again(comfy, path), graph.latent(model)) < 0.1
