@@ -62,7 +62,7 @@ def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
 def _four_bits(weight: bitsandbytes.Blocks, file: FileSource) -> Encoder | None:
     shape = (weight.shape[0], math.prod(weight.shape[1:]))
     if (
-        weight.parts.keys() != {"codes", "sizes", "table"}
+        set(weight.parts) != {"codes", "sizes", "table"}
         or shape[1] % weight.block
         or weight.block % 2
     ):
