@@ -60,8 +60,8 @@ def bake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS in it, each times its strength S.
 
     Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. Weights that
-    CHECKPOINT stores with scales are stored so again, where that can be written; --dtype writes them as
-    numbers. The report says how much of each change survived the rounding.
+    CHECKPOINT stores with scales are stored so again, where that can be written; another number
+    format is for all. The report says how much of each change survived the rounding.
     """
     _bake(1, **arguments)  # pyright: ignore[reportArgumentType]
 

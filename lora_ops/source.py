@@ -133,9 +133,9 @@ class TensorSource(ABC):
         themselves, or chosen so that the largest numbers do not fit.
 
         Args:
-            key: See `grid`.
-            values: See there.
-            start: See there.
+            key: The tensor.
+            values: One for each number of a run of it, as of its grid.
+            start: Flat index of the first number of the run.
 
         Returns:
             float64, of the shape of `values`.

@@ -127,6 +127,6 @@ def test_types_are_the_packages(tmp_path: Path) -> None:
             encoded.add(kind.name)
         except NotImplementedError:
             continue
-    assert encoded - {"F32", "F16", "BF16"} == set(ENCODED)
+    assert set(ENCODED) <= encoded
     for name, value in FILE_TYPES.items():
         assert gguf.LlamaFileType(value).name.endswith(f"_{name.upper()}")

@@ -21,7 +21,7 @@ from lorakit.lora_ops.operations.weights.change import BakedLayer
 
 KEYS = [f"{layer}.weight" for layer in LAYERS]
 FORMATS = {
-    **{to: one.format for to, one in storages.SCHEMES.items()},
+    **{to: storages.SCHEMES[to].format for to in SCHEMES},
     "old fp8": "float8_e4m3fn",
     "fp8 e5m2": "float8_e5m2",
     **dict.fromkeys(("int8 by rows", "int8 rotated", "int8 one scale"), "int8_tensorwise"),

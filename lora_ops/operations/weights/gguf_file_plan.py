@@ -16,8 +16,9 @@ from ...source import TensorSource
 
 LEFT_OUT = "not of the diffusion model, which is all that a GGUF file holds"
 EMPTY = "holds no numbers"
+NO_TYPE = "stored in a dtype that a GGUF file does not hold"
 #: Why something is not in a GGUF file.
-NOT_HELD = (LEFT_OUT, EMPTY)
+NOT_HELD = (LEFT_OUT, EMPTY, NO_TYPE)
 # What is of the old file alone.
 _FALSE = (SHAPE, "general.alignment", "lorakit.", "split.")
 #: ggml's type of the numbers of a dtype, where they are not written in blocks.

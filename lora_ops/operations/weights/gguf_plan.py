@@ -25,13 +25,14 @@ from ...models.gguf import GGUF_NAMES, ROW, WITH_KERNELS, is_float32
 from ...models.pairing import parameter_kind
 from ...models.whole import stays_whole
 from ...report import Skip
-from ...source import TensorSource, storage_name
+from ...source import TensorSource
 from ...text import either, plain
 from .gguf_as_stored import as_stored
 from .gguf_file_plan import (
     ELEMENTS,
     EMPTY,
     LEFT_OUT,
+    NO_TYPE,
     PLAIN,
     GgufPlan,
     carried,
@@ -115,7 +116,7 @@ def with_gguf(
     found: dict[str, Planned] = {}
     for key, planned in tensors.items():
         one, name = inside.get(key, (None, ""))
-        if one is None or not prod(one.shape):
+        if one is None or not prod(one.shape) or planned.dtype not in PLAIN:
             continue
         lies = layout[key] = _tensor(one, name, planned.dtype, model, wanted)
         is_blocks = to in GGUF_SCHEMES and lies.type == to.upper()
@@ -169,10 +170,6 @@ def _tensor(
 ) -> GgufTensor:
     """How a parameter lies in the file, where it is of this dtype unless it is written as is wanted."""
     shape, to = one.shape or (1,), wanted.to
-    if dtype not in PLAIN:
-        raise ArgumentError(
-            f"`{one.key}` is stored as {storage_name(dtype)}, which GGUF does not hold"
-        )
     if not dtype.is_floating_point:
         return GgufTensor(name, PLAIN[dtype], shape)
     if is_float32(name, shape):
@@ -214,4 +211,6 @@ def _entries(
 
 
 def _reason(one: Parameter) -> str:
-    return LEFT_OUT if one.component != "unet" else EMPTY
+    if one.component != "unet":
+        return LEFT_OUT
+    return NO_TYPE if prod(one.shape) else EMPTY
