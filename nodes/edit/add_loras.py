@@ -46,6 +46,8 @@ class AddLoras(io.ComfyNode):
                 "concat lora",
                 "sum loras",
                 "lora merge",
+                "subtract lora",
+                "lora arithmetic",
             ],
             inputs=[
                 *several_inputs(2, "1, 0.7, -0.3", " Below 0 subtracts."),

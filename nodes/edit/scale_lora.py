@@ -35,7 +35,14 @@ class ScaleLora(io.ComfyNode):
             "Scale LoRA",
             description="Writes a strength into a LoRA, as a whole, by block or by name. Exact: the "
             "factors keep their bits, alpha takes the strength.",
-            search_aliases=["lora strength", "block weight", "lbw", "mbw", "lora weight"],
+            search_aliases=[
+                "lora strength",
+                "block weight",
+                "lbw",
+                "mbw",
+                "lora weight",
+                "negative lora",
+            ],
             inputs=[lora_input(), strength_input(), *block_inputs()],
             outputs=[lora_output("The LoRA at its new strength."), report_output()],
         )

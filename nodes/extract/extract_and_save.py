@@ -23,7 +23,7 @@ class ExtractAndSave(io.ComfyNode):
         """Inputs and outputs."""
         return schema(
             "ExtractAndSave",
-            "Extract and Save LoRA",
+            "Extract and Save LoRA (lorakit)",
             description="Extract LoRA and Save LoRA in one node: from loaded models to a file in the "
             "output folder.",
             search_aliases=["lora extract", "extract and save lora", "LoraSave", "LoraExtractKJ"],

@@ -28,6 +28,7 @@ class ExtractFromFiles(io.ComfyNode):
                 "svd",
                 "checkpoint difference",
                 "extract from checkpoint",
+                "gguf",
             ],
             inputs=[
                 file_input("tuned_name", "The checkpoint that the LoRA should lead to.", FOLDERS),

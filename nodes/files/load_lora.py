@@ -20,7 +20,7 @@ class LoadLora(io.ComfyNode):
         """Inputs and outputs."""
         return schema(
             "LoadLora",
-            "Load LoRA",
+            "Load LoRA (lorakit)",
             description="Loads a LoRA of any kind and format, with its metadata, and says what it is "
             "and by which words it is called.",
             search_aliases=["lora loader", "open lora", "lora info", "trigger words", "LORA_MODEL"],

@@ -40,7 +40,8 @@ class SaveModel(io.ComfyNode):
             "and VAE where they are connected: patches in fp32, rounded once; what has none byte for byte.",
             search_aliases=[
                 *("save checkpoint", "save model", "export checkpoint", "CheckpointSave"),
-                *("ModelSave", "merge save", "bake model", "quantise model"),
+                *("ModelSave", "merge save", "bake model"),
+                *("quantise model", "quantize model", "fp8"),
             ],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -10,7 +10,24 @@ from comfy_api.latest import io, ui
 
 from ..host import host
 
-CATEGORY = "loaders/lorakit"
+CATEGORY = "model/lorakit"
+# Where each node is found below that, in the words of the host's own folders where it has one.
+GROUPS = {
+    "loaders": ("LoadLora", "LoraLoader", "ApplyLora", "StackToLora", "LoraToStack"),
+    "edit": ("AddLoras", "ScaleLora", "ResizeLora", "ResizeFile", "ConvertLora", "EditMetadata"),
+    "extract": ("ExtractLora", "ExtractLoraFromFiles", "ExtractAndSave"),
+    "blocks": ("BlockWeights", "BlockSweep"),
+    "merging": (
+        "MergeCheckpoints",
+        "MergeModels",
+        "MergeRecipe",
+        "LoadMergeRecipe",
+        "BakeLora",
+        "SwapParts",
+    ),
+    "inspect": ("InspectLora", "CompareLoras", "LoraInfo", "ReadRecipe"),
+    "saving": ("SaveLora", "SaveModel"),
+}
 DTYPES = ("as input", "fp16", "bf16", "fp32")
 ROUNDINGS = ("nearest", "stochastic")
 _AS_INPUT = "As input: as the checkpoint has them, with scales too, unless `dtype` says otherwise."
@@ -36,7 +53,8 @@ def schema(node_id: str, display_name: str, **fields: Any) -> io.Schema:
     """Return a schema without the fields that this host is too old to know."""
     # A cached node has to ask that its report be sent again; one that ends a graph sends it anyway.
     resent = not fields.get("is_output_node", False)
-    fields = {"category": CATEGORY, "has_intermediate_output": resent, **fields}
+    group = next((f"/{group}" for group, nodes in GROUPS.items() if node_id in nodes), "")
+    fields = {"category": CATEGORY + group, "has_intermediate_output": resent, **fields}
     known = {name: value for name, value in fields.items() if name in _FIELDS}
     return io.Schema(node_id=f"Lorakit{node_id}", display_name=display_name, **known)
 

@@ -69,7 +69,8 @@ class MergeCheckpoints(io.ComfyNode):
         """Inputs and outputs."""
         return schema(
             "MergeCheckpoints",
-            "Merge Checkpoints",
+            # In the title, as the front end ranks words of titles before all aliases.
+            "Merge Checkpoints (TIES, DARE)",
             description="Merges two or three checkpoint files into one: read tensor by tensor, "
             "computed in fp32, rounded once. No model is loaded. VAE and all else are those of A.",
             search_aliases=[
@@ -81,6 +82,7 @@ class MergeCheckpoints(io.ComfyNode):
                 "ModelMergeBlocks",
                 "CheckpointSave",
                 "merge block weighted",
+                *("merge", "checkpoint merge", "ties", "dare", "fp8", "gguf"),
             ],
             is_output_node=True,
             inputs=[

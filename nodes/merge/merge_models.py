@@ -38,6 +38,7 @@ class MergeModels(io.ComfyNode):
                 "block merge",
                 "mbw",
                 "slerp",
+                *("merge", "model difference", "subtract model"),
             ],
             inputs=[
                 _sockets("models", io.Model.Input("model", optional=True, tooltip="A model.")),

@@ -11,7 +11,10 @@ from ..host.model_files import loaded
 from .merging import PREFIX, PREFIX_HINT, name_output, opened, report_text, written
 from .recipes import finding_inputs, fingerprint, ready, recipe_inputs
 
-_ALIASES = ["merge recipe", "replay merge", "merge checkpoints", "mergekit", "mecha", "supermerger"]
+_ALIASES = [
+    *("merge recipe", "replay merge", "merge checkpoints", "mergekit", "mecha", "supermerger"),
+    *("ties", "dare", "della"),
+]
 
 
 class MergeRecipe(io.ComfyNode):

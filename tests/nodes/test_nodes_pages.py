@@ -134,6 +134,17 @@ def test_comfyui_hands_the_translations_out(comfy: Any) -> None:
         assert {name: known[name] for name in INFO} == translations(language)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_folders_of_the_list_are_in_the_language(language: str, comfy: Any) -> None:
+    """Those that the host has no word for."""
+    own = {"blocks", "edit", "extract", "inspect", "saving"}
+    told = comfy.get("/i18n")[language]["nodeCategories"]
+    assert own <= told.keys()
+    assert all(LETTERS[language].search(told[name]) for name in own)
+    used = {part for node in INFO.values() for part in node["category"].split("/")}
+    assert used - own == {"model", "lorakit", "loaders", "merging"}
+
+
 # Example workflows
 
 

@@ -12,6 +12,10 @@ from comfy_server import Server
 from object_info import SNAPSHOT, interface, misplaced
 
 RENEW = "LORAKIT_RENEW_OBJECT_INFO"
+FOLDERS = {
+    f"model/lorakit/{name}"
+    for name in ("loaders", "edit", "extract", "blocks", "merging", "inspect", "saving")
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,23 @@ def test_everything_is_explained(info: dict[str, Any]) -> None:
         assert node["description"], name
         assert node["search_aliases"], name
         assert all(node["output_tooltips"]), name
-        assert node["category"].startswith("loaders/lorakit"), name
+        assert node["category"] in FOLDERS, name
         for input_name, options in inputs(node["input"]):
             assert len(options.get("tooltip", "")) > 5, f"{name}.{input_name}"
             told += 1
     assert told > 50
+
+
+def test_no_title_is_one_of_the_host(info: dict[str, Any]) -> None:
+    """Nor does one differ from it in capitals and spaces alone."""
+    titles: dict[bool, list[str]] = {True: [], False: []}
+    for name, node in info.items():
+        titles[name.startswith("Lorakit")].append(
+            "".join((node["display_name"] or name).casefold().split())
+        )
+    assert "extractandsavelora" in titles[False]
+    assert len(set(titles[True])) == len(titles[True]) >= 28
+    assert set(titles[True]) & set(titles[False]) == set()
 
 
 def test_ranges_hold_their_defaults(info: dict[str, Any]) -> None:
