@@ -9,13 +9,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.pictures import from_image
-from ..form.said import said_outputs, said_values
+from ..form.said import said_outputs, said_thumbnail, said_values
 from ..form.schema import lines, lora_input, lora_output, report_output, reported, schema
 from ..form.texts import headed
-from ..form.wording import explained
+from ..form.wording import explained, worded
 from ..host.lora_model import LoraModel, as_file, said_of
 
 _LONG = 100  # characters shown of an entry
+_LINES = 10  # entries shown
 #: The entry that each of the simple inputs sets.
 _ENTRIES = {
     "title": "modelspec.title",
@@ -93,6 +94,7 @@ class EditMetadata(io.ComfyNode):
         from ...lora_ops import edit_metadata
         from ...lora_ops.adapters.metadata.thumbnail import THUMBNAIL
         from ...lora_ops.operations.metadata.plan import model_of
+        from ...lora_ops.text import plain
         from ...pictures.thumbnails import make_thumbnail
 
         words = ", ".join(line.rstrip(", ") for line in lines(trigger_words))
@@ -112,17 +114,19 @@ class EditMetadata(io.ComfyNode):
         made = LoraModel(source.tensors, source.name, edit.metadata)
         told = said_of(made)
         values = said_values(told, made.metadata)
+        named = sorted((*edit.added, *edit.changed), key=lambda key: key not in changes)
+        found = {key: edit.metadata[key] for key in named if key in edit.metadata}
+        if THUMBNAIL in found and told.thumbnail is not None:
+            found[THUMBNAIL] = said_thumbnail(told.thumbnail)
         shown = [
-            *(
-                f"{key}: {_short(edit.metadata[key])}"
-                for key in (*edit.added, *edit.changed)
-                if key in edit.metadata
-            ),
             *(f"{key}: gone" for key in edit.removed),
-            *(f"note: {note}" for note in edit.notes),
+            *(f"{key}: {_short(text)}" for key, text in found.items()),
         ]
+        more = [f"and {len(shown) - _LINES} more"] if len(shown) > _LINES else []
+        notes = [f"note: {worded(note)}" for note in edit.notes]
         counts = f"{len(changes)} set, {len(edit.removed)} removed"
-        return reported(headed(f"{source.name}: {counts}", *shown), made, after=values)
+        report = headed(f"{plain(source.name)}: {counts}", *notes, *shown[:_LINES], *more)
+        return reported(report, made, after=values)
 
 
 def _text(name: str, tooltip: str, *, multiline: bool = False) -> io.String.Input:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 if TYPE_CHECKING:
-    from ...lora_ops import Described
+    from ...lora_ops import Described, Thumbnail
 
 _LONG = 160  # characters shown of a text
 _TAGS = 8
@@ -33,35 +33,36 @@ def said_outputs() -> list[io.Output]:
 def said_values(told: Described, metadata: Mapping[str, str]) -> tuple[str, str]:
     """Values of `said_outputs`."""
     from ...lora_ops.adapters.metadata.thumbnail import THUMBNAIL
-    from ...lora_ops.text import human_size
 
     entries = dict(metadata)
     if told.thumbnail is not None:  # a wall of letters to whoever reads it
-        entries[THUMBNAIL] = f"{told.thumbnail.type}, {human_size(len(told.thumbnail.data))}"
+        entries[THUMBNAIL] = said_thumbnail(told.thumbnail)
     return ", ".join(told.trigger_words), json.dumps(entries, ensure_ascii=False, indent=1)
 
 
+def said_thumbnail(thumbnail: Thumbnail) -> str:
+    """A picture in words."""
+    from ...lora_ops.text import human_size
+
+    return f"{thumbnail.type}, {human_size(len(thumbnail.data))}"
+
+
 def said_lines(told: Described) -> list[str]:
-    """Lines of a report; none for what is not said."""
-    from ...lora_ops.text import human_size, plain
+    """Lines of a report, few enough to stand on a node; none for what is not said."""
+    from ...lora_ops.text import plain
 
     tags = [f"{tag} ({number})" for tag, number in list(told.tags.items())[:_TAGS]]
-    picture = told.thumbnail
+    training = {**told.training, "comment": told.comment}
     rows = (
         ("trigger words", ", ".join(told.trigger_words)),
         ("title", told.title),
         ("base model", told.base_model),
         ("preferred weight", "" if told.preferred_weight is None else f"{told.preferred_weight:g}"),
-        ("usage hint", told.usage_hint),
-        ("description", told.description),
-        ("author", told.author),
-        ("licence", told.licence),
-        ("labels", ", ".join(told.labels)),
-        ("training", ", ".join(f"{name} {text}" for name, text in told.training.items())),
+        ("description", " · ".join(filter(None, (told.usage_hint, told.description)))),
+        ("author", " · ".join(filter(None, (told.author, told.licence, ", ".join(told.labels))))),
+        ("training", ", ".join(f"{name} {text}" for name, text in training.items() if text)),
         ("training tags", ", ".join(tags)),
-        ("comment", told.comment),
         ("notes", told.notes),
-        ("thumbnail", f"{picture.type}, {human_size(len(picture.data))}" if picture else ""),
     )
     short = {name: text if len(text) <= _LONG else f"{text[:_LONG]}…" for name, text in rows}
     return [f"{name}: {plain(text)}" for name, text in short.items() if text]

@@ -252,6 +252,7 @@ def test_what_is_no_file_of_text_is_passed_over(tmp_path: Path) -> None:
     assert read_sidecar(tmp_path / "lora.safetensors") == Sidecar()
     assert read_sidecar(tmp_path / "no folder" / "a") == Sidecar()
     assert read_sidecar(tmp_path / "\x00.safetensors") == Sidecar()
+    assert [read_sidecar(name) for name in (".", "..", "/", "")] == 4 * [Sidecar()]
 
 
 def test_a_preview_is_found(tmp_path: Path) -> None:

@@ -172,5 +172,5 @@ def test_a_fresh_node_has_room_for_a_report(page: Page) -> None:
     for name, width, height in born:
         assert width >= 50 * LETTER, name
         assert height >= 6 * LINE, name
-        if name in ("LorakitInspectLora", "LorakitCompareLoras"):
+        if name in ("LorakitInspectLora", "LorakitCompareLoras", "LorakitLoraInfo"):
             assert height >= 6 * LINE + 200, f"{name} shows a picture"

@@ -33,6 +33,8 @@ NEEDS = {
     "LorakitMergeRecipe": RECIPE,
     "LorakitLoadMergeRecipe": RECIPE,
     "LorakitReadRecipe": {"file": "merged"},
+    "LorakitLoraInfo": {"lora_name": "one.safetensors"},
+    "LorakitEditMetadata": {"lora": "one"},
 }
 
 

@@ -206,9 +206,28 @@ def test_what_is_edited_is_saved_with_true_hashes(comfy, write):
     with Image.open(io.BytesIO(read_thumbnail(about).data)) as made:
         assert (made.format, made.size) == ("JPEG", (200, 200))
         assert made.getpixel((100, 100))[0] > 240
+    assert comfy.get(f"/view_metadata/loras?filename={path.name}") == about, "as the host reads it"
     assert "ss_sd_model_name: gone" in report
     told = outputs(comfy, NODES["info"](path.stem))
     assert told["trigger_words"] == "ohwx, a cat, blue fur"
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_all_that_can_be_said_stands_on_a_node(comfy, write, kind):
+    said = {
+        **SAID,
+        **{f"modelspec.{name}": f"{name} " * 400 for name in ("description", "license", "tags")},
+        "modelspec.usage_hint": "a hint\nof two lines",
+        "ss_network_dim": "4",
+        "ss_training_comment": "a comment",
+    }
+    path = write("talkative", said)
+    path.with_suffix(".json").write_text(json.dumps({"preferred weight": 1, "notes": "n" * 900}))
+    told = outputs(comfy, NODES[kind]("talkative"))["report"]
+    assert len(told.splitlines()) < 15
+    assert all(len(line) < 200 for line in told.splitlines())
+    for words in ("a hint\\nof two lines · description", "comment a comment", "notes: nnn"):
+        assert words in told
 
 
 def test_a_title_lives_through_another_format(comfy, write):

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from commands import REAL
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialised
@@ -25,8 +23,6 @@ from lorakit.lora_ops import (
     FormatError,
     MetadataReport,
     WriteError,
-    architecture_named,
-    edit_metadata,
     edit_metadata_file,
     plan_metadata_file,
     read_metadata,
@@ -103,6 +99,51 @@ def test_the_data_is_the_same_bytes_and_hashes_are_kohyas(
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
 
 
+def test_elements_that_torch_does_not_have_and_any_order_stay(tmp_path: Path) -> None:
+    """What another program laid out: four bits, a name from the end of the alphabet first."""
+    path, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    rows = {
+        "z": ("F4", [4, 6], 12),
+        "e": ("U8", [0], 0),
+        "a": ("F8_E8M0", [3], 3),
+        "b": ("I16", [1], 2),
+    }
+    header: dict[str, object] = {"__metadata__": {"k": "v"}}
+    end = 0
+    for key, (dtype, shape, size) in rows.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(range(end)))
+    edited(path, output, changes={"modelspec.tags": "x"})
+    assert content(output) == content(path)
+    assert (8 + struct.unpack("<Q", output.read_bytes()[:8])[0]) % 8 == 0, "aligned, as it was not"
+    report = edited(output, output, removals=["modelspec.*"], force=True)
+    assert content(output) == content(path)
+    assert report.data_sha256 == hashlib.sha256(bytes(range(end))).hexdigest()
+    assert read_metadata(output) == {"k": "v"}
+
+
+def test_interrupted_it_leaves_nothing(
+    tmp_path: Path, large: tuple[Path, dict[str, Tensor]]
+) -> None:
+    path, _ = large
+    before = path.read_bytes()
+    seen: list[tuple[int, int, str]] = []
+
+    def stop(done: int, total: int, name: str) -> None:
+        seen.append((done, total, name))
+        raise KeyboardInterrupt
+
+    plan = plan_metadata_file(path, {"a": "b"}, output=path, force=True)
+    with pytest.raises(KeyboardInterrupt):
+        edit_metadata_file(plan, path, force=True, progress=stop)
+    size = len(content(path)[1])
+    assert seen == [(size, size, path.name)]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_hash_that_would_be_false_goes(
     tmp_path: Path, large: tuple[Path, dict[str, Tensor]]
 ) -> None:
@@ -149,81 +190,6 @@ def test_no_hash_is_added_where_nobody_asked(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, path)
     edited(path, output, changes={"note": "x"})
     assert metadata(output) == {"note": "x"}
-
-
-def test_entries_go_by_name_and_pattern() -> None:
-    said = {**SAID, "ss_[x]": "1", "lora_adapter_metadata": "{}", "_quantization_metadata": "{}"}
-    edit = edit_metadata(said, {"ss_network_dim": "8"}, ["ss_*", "ss_[x]"])
-    assert edit.removed == ("ss_[x]", "ss_output_name")
-    assert (edit.changed, edit.added) == (("ss_network_dim",), ())
-    assert edit_metadata(said, None, ["*"]).metadata.keys() == {
-        *("format", "lora_adapter_metadata", "_quantization_metadata")
-    }
-    assert len(edit_metadata(said, None, ["*"]).notes) == 3
-    named = edit_metadata(said, None, ["*", "lora_adapter_metadata", "format"])
-    assert named.metadata.keys() == {"_quantization_metadata"}
-
-
-@given(
-    st.dictionaries(st.text("abc*[é", min_size=1, max_size=3), st.text(max_size=3), max_size=6),
-    st.dictionaries(st.text("abc*[é", min_size=1, max_size=3), st.text(max_size=3), max_size=6),
-    st.sets(st.text("abc*[é", min_size=1, max_size=3), max_size=3),
-)
-def test_what_changes_is_told_exactly(
-    before: dict[str, str], changes: dict[str, str], removals: set[str]
-) -> None:
-    held = removals & before.keys()
-    edit = edit_metadata(before, changes, held)
-    assert edit.metadata == {k: v for k, v in before.items() if k not in held} | changes
-    told = {*edit.added, *edit.changed, *edit.removed}
-    assert told == {
-        key for key in {*before, *edit.metadata} if before.get(key) != edit.metadata.get(key)
-    }
-
-
-def test_a_file_gets_what_the_specification_asks_for_once() -> None:
-    sdxl = architecture_named("sdxl")
-    first = edit_metadata({}, {"modelspec.tags": "a"}, title="one", architecture=sdxl)
-    assert first.metadata == {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": "one",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.resolution": "1024x1024",
-        "modelspec.tags": "a",
-    }
-    assert first.hash_keys == ("modelspec.hash_sha256",)
-    known = {"modelspec.sai_model_spec": "1.0.0"}
-    second = edit_metadata(known, {"modelspec.tags": "a"}, title="one", architecture=sdxl)
-    assert second.metadata == {**known, "modelspec.tags": "a"}
-    other = edit_metadata({"modelspec.title": "kept"}, {"modelspec.tags": "a"}, title="one")
-    assert other.metadata["modelspec.title"] == "kept"
-
-
-@pytest.mark.parametrize(
-    ("changes", "removals", "words"),
-    [
-        ({"": "x"}, (), "an entry needs a name"),
-        ({"a": "\udcff"}, (), "no valid Unicode"),
-        ({"\udcff": "a"}, (), "no valid Unicode"),
-        ({"sshs_model_hash": "0"}, (), "made true by itself"),
-        ({"sshs_legacy_hash": "0"}, (), "made true by itself"),
-        ({"modelspec.hash_sha256": "0"}, (), "made true by itself"),
-        ({"modelspec.thumbnail": "a.png"}, (), "give a picture as `thumbnail=`"),
-        ({}, ("ss_network_dm",), "did you mean `ss_network_dim`"),
-        ({}, ("zzz*",), r"no entry is called `zzz\*`; see what there is"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(
-    changes: dict[str, str], removals: tuple[str, ...], words: str
-) -> None:
-    with pytest.raises(ArgumentError, match=words):
-        edit_metadata(SAID, changes, removals)
-
-
-def test_without_metadata_nothing_can_go() -> None:
-    with pytest.raises(ArgumentError, match="the file has no metadata"):
-        edit_metadata({}, None, ["a"])
 
 
 def test_the_input_is_replaced_only_by_force_and_as_a_whole(

@@ -29,7 +29,7 @@ _TRAINING = {
     "rank": ("ss_network_dim",),
     "alpha": ("ss_network_alpha",),
     "module": ("ss_network_module",),
-    "resolution": ("ss_resolution", "modelspec.resolution"),
+    "resolution": ("ss_resolution",),
     "images": ("ss_num_train_images",),
     "epochs": ("ss_epoch", "ss_num_epochs"),
     "steps": ("ss_steps", "ss_max_train_steps"),
@@ -98,17 +98,18 @@ def described(metadata: Mapping[str, str], sidecar: Sidecar | None = None) -> De
     def said(*keys: str) -> str:
         return next((text for key in keys if (text := _text(metadata, key))), "")
 
+    tags = training_tags(metadata)
     training = {name: said(*keys) for name, keys in _TRAINING.items()}
     return Described(
         title=said("modelspec.title") or beside.title or said("ss_output_name"),
-        trigger_words=trigger_words(metadata, sidecar),
+        trigger_words=_chosen(metadata, beside) or _standing_out(tags),
         description=said("modelspec.description") or beside.description,
         usage_hint=said("modelspec.usage_hint"),
         base_model=_base_model(metadata) or beside.base_model,
         author=said("modelspec.author"),
         licence=said("modelspec.license"),
         labels=tuple(_words(said("modelspec.tags"))),
-        tags=training_tags(metadata),
+        tags=tags,
         training={name: text for name, text in training.items() if text},
         comment=said(COMMENT),
         notes=beside.notes,
@@ -132,9 +133,7 @@ def trigger_words(metadata: Mapping[str, str], sidecar: Sidecar | None = None) -
     Returns:
         Each word or phrase once, in this order; joined by commas they are part of a prompt.
     """
-    chosen = [_text(metadata, TRIGGER_PHRASE), *(sidecar.trigger_words if sidecar else ())]
-    words = [word for text in chosen for word in _words(text)]
-    return tuple(dict.fromkeys(words))[:_MOST_WORDS] or _standing_out(training_tags(metadata))
+    return _chosen(metadata, sidecar or Sidecar()) or _standing_out(training_tags(metadata))
 
 
 def training_tags(metadata: Mapping[str, str]) -> dict[str, int]:
@@ -148,6 +147,12 @@ def training_tags(metadata: Mapping[str, str]) -> dict[str, int]:
             if isinstance(count, int) and not isinstance(count, bool) and count > 0 and tag.strip():
                 found[tag.strip()] += count
     return dict(found.most_common())
+
+
+def _chosen(metadata: Mapping[str, str], sidecar: Sidecar) -> tuple[str, ...]:
+    """The words that somebody wrote down, each once."""
+    told = [_text(metadata, TRIGGER_PHRASE), *sidecar.trigger_words]
+    return tuple(dict.fromkeys(word for text in told for word in _words(text)))[:_MOST_WORDS]
 
 
 def _standing_out(tags: Mapping[str, int]) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ def read_sidecar(path: str | Path) -> Sidecar:
     """
     place = Path(path)
     found: list[Sidecar] = []
+    if not place.name:  # the folder that one is in has no name to look for
+        return Sidecar()
     for beside, reader in _places(place):
         fields = _read(beside)
         if fields is not None:
