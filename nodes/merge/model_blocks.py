@@ -124,7 +124,7 @@ def by_block(
     letters = letters or Letters()
     known = layers(model)
     names = list(known.values())
-    found = dict.fromkeys(known, (1.0,))
+    found: dict[str, tuple[float, ...]] = dict.fromkeys(known, (1.0,))
     texts = [",".join(f"{label}={value}" for label, value in sliders.items()), preset]
     texts += [DEPTH + gradient] if gradient else []
     for text in (letters.behind(one) for one in (*texts, line)):
