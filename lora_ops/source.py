@@ -112,7 +112,7 @@ class TensorSource(ABC):
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.
 
-        One number, rounded twice to such numbers, lies no further from itself than that; see `reach`.
+        One number, rounded twice to such numbers, lies no further from itself than that; more is what `reach` tells.
 
         Args:
             key: The tensor.
@@ -133,9 +133,9 @@ class TensorSource(ABC):
         themselves, or chosen so that the largest numbers do not fit.
 
         Args:
-            key: See `grid`.
-            values: See there.
-            start: See there.
+            key: The tensor.
+            values: One for each number of a run of the tensor, as for `grid`.
+            start: Flat index, in C order, of the first number of the run.
 
         Returns:
             float64, of the shape of `values`.
