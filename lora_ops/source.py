@@ -112,7 +112,7 @@ class TensorSource(ABC):
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.
 
-        One number, rounded twice to such numbers, lies no further from itself than that.
+        One number, rounded twice to such numbers, lies no further from itself than that; more is what `reach` tells.
 
         Args:
             key: The tensor.
@@ -134,8 +134,8 @@ class TensorSource(ABC):
 
         Args:
             key: The tensor.
-            values: One for each number of a run of it, as of its grid.
-            start: Flat index of the first number of the run.
+            values: One for each number of a run of the tensor, as for `grid`.
+            start: Flat index, in C order, of the first number of the run.
 
         Returns:
             float64, of the shape of `values`.

@@ -114,7 +114,7 @@ def show_info(info: Info, told: Described) -> None:
         ("kind", info.kind),
         ("format", info.format or ""),
         ("names", f"those of {info.spelling}; read under today's" if info.spelling else ""),
-        ("architecture", info.architecture or either(info.possible)),
+        ("architecture", info.architecture or info.encoder or either(info.possible)),
         ("naming", info.naming or ""),
         ("components", _listed({name: _part(part) for name, part in info.components.items()})),
         ("targets", _listed(info.targets)),

@@ -34,6 +34,7 @@ from ..models.architectures import (
     Architecture,
     Parameter,
     architecture_named,
+    encoder_title,
     own_parameters,
 )
 from ..models.architectures import detect as detect_architecture
@@ -71,6 +72,7 @@ class Info:
             read under its own.
         architecture: Title of the model family; None where nothing tells, or several are possible.
         possible: Titles of those that are possible, the likeliest first, where it is in doubt.
+        encoder: Of a file of one text encoder: which it is, if that is known; None for anything else.
         naming: Of a diffusion model: native or diffusers; None for anything else.
         components: Tensors and values of each component.
         targets: Number of adapted weights by kind: linear, conv 1x1, conv 3x3, conv3d, LoHa, ….
@@ -92,6 +94,7 @@ class Info:
     spelling: str | None
     architecture: str | None
     possible: tuple[str, ...]
+    encoder: str | None
     naming: str | None
     components: Mapping[str, Part]
     targets: Mapping[str, int]
@@ -127,6 +130,9 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
     possible: tuple[str, ...] = ()
+    encoder = encoder_title(
+        (one.name for one in named.values()), source.metadata.get("general.architecture")
+    )
     if adapter:
         recognition = recognised_file(source, found)
         architecture = recognition.certain
@@ -157,6 +163,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         spelling=spelling,
         architecture=architecture.title if architecture is not None else None,
         possible=possible,
+        encoder=encoder,
         naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(alike),
         targets=_sorted(_target(source, one) for one in found.values()),

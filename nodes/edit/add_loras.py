@@ -9,13 +9,24 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..form.schema import lora_output, rank_inputs, report_output, reported, rule_of, schema
+from ..form.schema import (
+    dtype_input,
+    dtype_of,
+    format_input,
+    lora_output,
+    rank_inputs,
+    report_output,
+    reported,
+    rule_of,
+    schema,
+)
 from ..form.several import ingredients_of, nothing_in_it, several_inputs
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
 from ..host.lora_model import from_file
 
+AS_FIRST = "as the first"
 # Repeats `METHODS` of the core: importing it would slow the host's start. A test compares the two.
 METHODS = {
     "sum": "add them, each times its strength",
@@ -53,6 +64,14 @@ class AddLoras(io.ComfyNode):
                 *several_inputs(2, "1, 0.7, -0.3", " Below 0 subtracts."),
                 _method_input(),
                 *rank_inputs(default=0, none="all of them: the sum is exact."),
+                format_input(AS_FIRST, "Whose names the sum has."),
+                dtype_input(),
+                io.Model.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="A model that the LoRAs are for, where their names alone leave that in doubt: "
+                    "it gives names with underscores their dots back.",
+                ),
             ],
             outputs=[lora_output("The sum."), report_output()],
         )
@@ -66,6 +85,9 @@ class AddLoras(io.ComfyNode):
         method: Mapping[str, Any] | None = None,
         strengths: str = "",
         rule: str | None = None,
+        format: str = AS_FIRST,
+        dtype: str | None = None,
+        reference: Any = None,
     ) -> io.NodeOutput:
         """Add them.
 
@@ -74,6 +96,7 @@ class AddLoras(io.ComfyNode):
         """
         from ...lora_ops import ArgumentError, MemoryFile, add_files
         from ...version import __version__
+        from ..host.model_source import ModelSource
 
         if method is None:  # the host does not check this choice, and drops what it does not know
             raise ArgumentError(f"no such method; use one of {', '.join(METHODS)}")
@@ -87,6 +110,9 @@ class AddLoras(io.ComfyNode):
             rule_of(rank, rule),
             method=method["method"],
             options={name: value for name, value in method.items() if name != "method"},
+            format=None if format == AS_FIRST else format,
+            dtype=dtype_of(dtype),
+            reference=None if reference is None else ModelSource("the reference", reference),
             placement=host.placement(),
             version=__version__,
             progress=host.progress(),

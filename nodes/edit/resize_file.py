@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..form.schema import (
+    base_inputs,
     dtype_input,
     file_input,
     path_output,
@@ -40,6 +43,7 @@ class ResizeFile(io.ComfyNode):
                 *rank_inputs(default=32, budgets=True),
                 prefix_input(_PREFIX),
                 dtype_input(),
+                *base_inputs(),
             ],
             outputs=[path_output(), report_output()],
         )
@@ -53,7 +57,14 @@ class ResizeFile(io.ComfyNode):
     @classmethod
     @explained
     def execute(
-        cls, lora_name: str, rank: int, prefix: str, rule: str = "", dtype: str | None = None
+        cls,
+        lora_name: str,
+        rank: int,
+        prefix: str,
+        rule: str = "",
+        dtype: str | None = None,
+        base: Any = None,
+        relative_to: Any = None,
     ) -> io.NodeOutput:
         """Resize it and write the file.
 
@@ -65,5 +76,5 @@ class ResizeFile(io.ComfyNode):
 
         path = host.output_path(prefix, _PREFIX)
         with open_source(host.file_path(lora_name, host.LORAS)) as source:
-            report = resized(source, path, rank, rule, dtype)
+            report = resized(source, path, rank, rule, dtype, base, relative_to)
         return reported(edit_text(path.name, report), str(path))

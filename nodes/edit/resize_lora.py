@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
+    base_inputs,
     dtype_input,
     dtype_of,
     lora_input,
@@ -41,7 +42,12 @@ class ResizeLora(io.ComfyNode):
             description="Shrinks a LoRA to a rank, to a share of its energy or to a file size, with "
             "the least error possible; its strength stays the same.",
             search_aliases=["reduce rank", "shrink lora", "compress lora", "lora rank"],
-            inputs=[lora_input(), *rank_inputs(default=32, budgets=True), dtype_input()],
+            inputs=[
+                lora_input(),
+                *rank_inputs(default=32, budgets=True),
+                dtype_input(),
+                *base_inputs(),
+            ],
             outputs=[lora_output("The LoRA at its new ranks."), report_output()],
         )
 
@@ -53,6 +59,8 @@ class ResizeLora(io.ComfyNode):
         rank: int,
         rule: str | None = None,
         dtype: str | None = None,
+        base: Any = None,
+        relative_to: Any = None,
     ) -> io.NodeOutput:
         """Resize it.
 
@@ -65,12 +73,18 @@ class ResizeLora(io.ComfyNode):
             return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
-        report = resized(source, made, rank, rule, dtype)
+        report = resized(source, made, rank, rule, dtype, base, relative_to)
         return reported(edit_text(source.name, report), from_file(made))
 
 
 def resized(
-    source: FileSource, output: Output, rank: int, rule: str | None, dtype: str | None
+    source: FileSource,
+    output: Output,
+    rank: int,
+    rule: str | None,
+    dtype: str | None,
+    base: Any = None,
+    relative_to: Any = None,
 ) -> Report:
     """Resize a file as the two inputs for ranks say, with progress and Cancel.
 
@@ -79,12 +93,15 @@ def resized(
     """
     from ...lora_ops import resize_file
     from ...version import __version__
+    from ..host.model_source import ModelSource
 
     return resize_file(
         source,
         output,
         rule_of(rank, rule) or rank,
         dtype=dtype_of(dtype),
+        base=None if base is None else ModelSource("the base model", base),
+        relative_to=None if relative_to is None else ModelSource("`relative_to`", relative_to),
         placement=host.placement(),
         version=__version__,
         progress=host.progress(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..form.schema import (
     dtype_input,
     dtype_of,
+    format_input,
     lora_input,
     path_output,
     prefix_input,
@@ -23,7 +24,7 @@ from ..host import host
 from ..host.lora_model import as_file
 from ..host.saving import DEFAULT_PREFIX, own_title, saved, with_title
 
-FORMATS = ("as it is", "kohya", "comfy", "diffusers")
+KEPT = "as it is"
 
 
 class SaveLora(io.ComfyNode):
@@ -42,13 +43,10 @@ class SaveLora(io.ComfyNode):
             inputs=[
                 lora_input(tooltip="The LoRA, of any node."),
                 prefix_input(DEFAULT_PREFIX),
-                io.Combo.Input(
-                    "format",
-                    options=list(FORMATS),
-                    default=FORMATS[0],
-                    optional=True,
-                    tooltip="How the tensors are named: kohya for A1111, Forge and ComfyUI, comfy for "
-                    "ComfyUI alone, diffusers for that library.",
+                format_input(
+                    KEPT,
+                    "How the tensors are named: kohya for A1111, Forge and ComfyUI, comfy for "
+                    "ComfyUI alone, diffusers and peft for those libraries.",
                 ),
                 dtype_input(),
             ],
@@ -61,7 +59,7 @@ class SaveLora(io.ComfyNode):
         cls,
         lora: Mapping[str, Tensor],
         prefix: str,
-        format: str = FORMATS[0],
+        format: str = KEPT,
         dtype: str | None = None,
     ) -> io.NodeOutput:
         """Write the file.
@@ -75,9 +73,9 @@ class SaveLora(io.ComfyNode):
         from ...version import __version__
 
         file, number = as_file(lora), dtype_of(dtype)
-        if number is not None or format != FORMATS[0]:
+        if number is not None or format != KEPT:
             made = MemoryFile(file.name)
-            scheme = detect(file.keys(), file.name) if format == FORMATS[0] else format
+            scheme = detect(file.keys(), file.name) if format == KEPT else format
             convert_file(
                 file, made, scheme, dtype=number, version=__version__, progress=host.progress()
             )

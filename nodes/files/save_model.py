@@ -93,7 +93,7 @@ class SaveModel(io.ComfyNode):
             version=__version__,
             progress=host.progress(),
         )
-        computed = sum(not one.is_raw for one in source.entries.values())
+        computed = sum(one.is_patched for one in source.entries.values())
         what = [name for name, one in (("CLIP", clip), ("VAE", vae)) if one is not None]
         lines = [
             f"{path.name}: {counted(len(source.entries), 'tensor')}, {human_size(path.stat().st_size)}, "

@@ -173,6 +173,30 @@ def rule_of(rank: int, rule: str | None) -> str | int | None:
     return (rule or "").strip() or rank or None
 
 
+def format_input(kept: str, tooltip: str) -> io.Combo.Input:
+    """Whose names the tensors have."""
+    names = [kept, "kohya", "comfy", "diffusers", "peft"]
+    return io.Combo.Input("format", options=names, default=kept, optional=True, tooltip=tooltip)
+
+
+def base_inputs() -> list[io.Input]:
+    """Models beside a LoRA whose size is chosen."""
+    return [
+        io.Model.Input(
+            "base",
+            optional=True,
+            tooltip="The model that the LoRA was trained on, for kinds that are made from its weights: "
+            "DoRA stays DoRA, OFT, IA3 and the like become plain LoRA.",
+        ),
+        io.Model.Input(
+            "relative_to",
+            optional=True,
+            tooltip="Under a budget (size=, mean=, total_error=), compare changes as shares of this model's "
+            "weights.",
+        ),
+    ]
+
+
 def dtype_input() -> io.Combo.Input:
     """What the numbers are stored as."""
     return io.Combo.Input(

@@ -39,7 +39,8 @@ def info_text(info: Info, *more: str) -> str:
     """What a file is, as `lorakit info` says it, in a few lines; others follow the first of them."""
     from ...lora_ops.text import human_size, plain
 
-    about = [info.kind, *([info.architecture] if info.architecture else [])]
+    model = info.architecture or info.encoder
+    about = [info.kind, *([model] if model else [])]
     parts = [f"{name} {part.parameters:,} numbers" for name, part in info.components.items()]
     lines = [
         f"{plain(info.name)}: {', '.join(about)}, {human_size(info.bytes)}",

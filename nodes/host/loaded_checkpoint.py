@@ -62,6 +62,11 @@ class Entry:
         return len(self.parts) == 1 and not self.turned and self.parts[0].patcher is None
 
     @property
+    def is_patched(self) -> bool:
+        """Whether patches are on some of it."""
+        return any(one.patcher is not None for one in self.parts)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
         shapes = [_shape(one) for one in self.parts]

@@ -112,7 +112,7 @@ class BlockWeights(io.ComfyNode):
 
         if model is None:  # the host does not check this choice, and drops what it does not know
             raise ArgumentError(f"no such model; use one of {', '.join(SLIDERS)}")
-        name = model["model"]
+        name = str(model["model"])
         sliders = {label: float(model.get(label, 1.0)) for label in SLIDERS[name]}
         chosen = line_of(lines, line.strip())
         if name == "other":
@@ -129,7 +129,7 @@ class BlockWeights(io.ComfyNode):
             preset = "" if preset == NO_PRESET else preset
             letters = Letters(letter_a, letter_b, draw_seed)
             values = by_block(name, sliders, preset, gradient, labels, chosen, letters)
-            title = _TITLES.get(name) or str(name)
+            title = str(_TITLES.get(name, name))
         values = inverted(values) if invert else values
         text = as_gradient(values) if name == "other" else as_text(name, values)
         drawn = bars(

@@ -188,3 +188,16 @@ def test_another_programs_meaning_that_the_method_lacks(folder):
     assert run.status != 0
     assert "method `slerp` has no meaning of its own in `mecha`" in run.err
     assert not (folder / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("merge", "a.safetensors", "b.safetensors"), ("bake", "a.safetensors", "l.safetensors")],
+)
+@pytest.mark.parametrize("output", ["new/", "new"])
+def test_a_folder_of_what_is_no_folder(words, output, folder):
+    run = lorakit_here(*words, "-o", output)
+    assert (run.status, run.out) == (2, "")
+    for word in ("new: ", "must end in `.safetensors`", "no single file", "`from_single_file`"):
+        assert word in run.err
+    assert not (folder / "new").exists()

@@ -43,7 +43,7 @@ def stored(tensor: Tensor, to: str, path: Path) -> Path:
     """Write a weight in a storage; the path may get another suffix."""
     if to in PLAIN:
         save_file({KEY: tensor.to(PLAIN[to])}, path)
-    elif to in SCHEMES:
+    elif to in SCHEMES and SCHEMES[to].fits(tensor.shape):
         save_file(_encoded(tensor, to), path)
     elif to in GGUF:
         return _gguf(tensor, to, path.with_suffix(".gguf"))

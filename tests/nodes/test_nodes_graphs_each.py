@@ -26,6 +26,7 @@ NEEDS = {
     "LorakitCompareLoras": {"first": "one", "second": "two"},
     "LorakitStackToLora": {"lora_stack": "stack"},
     "LorakitLoraToStack": {"lora": "one"},
+    "LorakitLoraLoader": {"rows": "one | 0.5\ntwo", "model": "model"},
     "LorakitMergeModels": {"models.model_A": "model", "models.model_B": "tuned"},
     "LorakitBlockWeights": {},
     "LorakitBlockSweep": {"lora": "one"},

@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from lorakit.lora_ops import ArgumentError
 
-FILES = ["people/anna.safetensors", "style\\ink.pt", "one.safetensors", "old/one.safetensors"]
-FILES += ["new/two.safetensors", "old/two.safetensors"]
+FILES = [
+    *("people/anna.safetensors", "style\\ink.pt", "one.safetensors", "old/one.safetensors"),
+    *("new/two.safetensors", "old/two.safetensors"),
+]
 
 
 @pytest.fixture(autouse=True)

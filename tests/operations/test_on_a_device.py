@@ -45,6 +45,7 @@ RULES = [
     "knee",
     "error=0.3,max=40",
     "rank=8,conv=4",
+    "noise,max=16",
 ]
 LAYERS = 3
 

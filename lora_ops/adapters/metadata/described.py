@@ -29,7 +29,7 @@ _TRAINING = {
     "rank": ("ss_network_dim",),
     "alpha": ("ss_network_alpha",),
     "module": ("ss_network_module",),
-    "resolution": ("ss_resolution", "modelspec.resolution"),
+    "resolution": ("ss_resolution",),
     "images": ("ss_num_train_images",),
     "epochs": ("ss_epoch", "ss_num_epochs"),
     "steps": ("ss_steps", "ss_max_train_steps"),

@@ -110,8 +110,8 @@ def split(text: str) -> tuple[str, Values]:
             given[name] = float(number)
         else:
             raise ArgumentError(
-                f"`{part}` in `{text}` gives no letter a number; write `A=0.5`, `B=`, `X=`, or "
-                "`seed=3`, a whole number, for R and U"
+                f"`{part}` in `{text}` gives no letter a number; write A, B or X and a number, or for R "
+                "and U a seed, which is a whole number, as in `1,A,R; A=0.5, seed=3`"
             )
     return body.strip(), Values(given, random)
 

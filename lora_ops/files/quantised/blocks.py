@@ -15,7 +15,7 @@ from ...spacing import spacing
 from ..base import quote
 from .fp8 import INPUT_SCALES, widened
 from .headers import Headers
-from .memory import PIECE, fresh
+from .memory import PIECE
 from .weight import Parts, Scaled
 
 # A float of 4 bits (1 of sign, 2 of exponent, 1 of mantissa), by its bits.
@@ -100,7 +100,8 @@ def nibbles(packed: Tensor, pairs: Tensor) -> Tensor:
         packed: Bytes.
         pairs: (256, 2) of float32, the numbers of each byte.
     """
-    found, table = fresh(*packed.shape, 2), pairs.contiguous().view(torch.int64).view(-1)
+    found = torch.empty(*packed.shape, 2, dtype=torch.float32)
+    table = pairs.contiguous().view(torch.int64).view(-1)
     places, both = packed.view(torch.uint8).reshape(-1), found.view(torch.int64).view(-1)
     for some, out in zip(places.split(PIECE), both.split(PIECE), strict=True):
         torch.index_select(table, 0, some.to(torch.int32), out=out)

@@ -17,7 +17,7 @@ from ...source import storage_name
 from ...spacing import spacing
 from ..base import quote
 from .headers import Headers
-from .memory import PIECE, fresh
+from .memory import PIECE
 from .weight import Parts, Plain, Scaled
 
 #: What belongs to a layer and scales its input.
@@ -60,7 +60,7 @@ def widened(codes: Tensor) -> Tensor:
     The bits of an e4m3 number, moved to where float16 has its exponent, are that number over 256; only NaN is
     not.
     """
-    found = fresh(*codes.shape)
+    found = torch.empty(codes.shape, dtype=torch.float32)
     if codes.dtype != torch.float8_e4m3fn or not codes.numel() or not codes.is_contiguous():
         return found.copy_(codes)
     bits = codes.view(torch.int8).view(-1)

@@ -18,7 +18,6 @@ from ...errors import QuantisedError
 from ...spacing import spacing
 from ..reading.gguf_file import GgufFile
 from ..reading.gguf_header import TYPES
-from .memory import fresh
 from .weight import Parts, QuantisedWeight
 
 _PLAIN = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
@@ -65,7 +64,7 @@ _VECTORS: dict[str, tuple[Sequence[int], float]] = {
 # that all errors together are the least, and the largest numbers need not fit. Of vectors, signs may be wrong.
 _APART = {"Q8_0": 1.0, **dict.fromkeys(_VECTORS, 4.0)}
 _USUALLY_APART = 2.0
-_SOME = 1 << 20  # numbers that are decoded at once
+_SOME = 1 << 19  # numbers that are decoded at once
 _LONG = 256  # numbers of a block, of types that are in none of the tables
 _FLOATS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -162,7 +161,7 @@ class Gguf(QuantisedWeight):
         package = gguf_package()
         kind = getattr(package.GGMLQuantizationType, self.type, None)
         if kind is not None:  # an older package does not have all
-            found = fresh(len(codes), self.columns)
+            found = torch.empty(len(codes), self.columns)
             with contextlib.suppress(NotImplementedError):
                 _decode(
                     codes.numpy(), partial(package.quants.dequantize, qtype=kind), found.numpy()

@@ -17,7 +17,7 @@ from ..base import quote
 from .blocks import nibbles
 from .fp8 import INPUT_SCALES, widened
 from .headers import Headers, number
-from .memory import PIECE, fresh
+from .memory import PIECE
 from .weight import Parts, Scaled
 
 _SIGNS = torch.tensor(
@@ -127,7 +127,7 @@ def turned_back(weight: Tensor, group: int) -> Tensor:
     if not group:
         return weight
     groups = weight.view(-1, group)
-    return torch.mm(groups, rotation(group).T, out=fresh(*groups.shape)).view(weight.shape)
+    return torch.mm(groups, rotation(group).T).view(weight.shape)
 
 
 def int8(headers: Headers, layer: str, settings: dict[str, object]) -> Integers:

@@ -1,22 +1,13 @@
-"""Memory of decoded weights: where their numbers are put, and how they are passed over in pieces."""
+"""Passing over the numbers of a decoded weight in pieces."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-#: Numbers that stay in the cache from one step to the next.
-PIECE = 1 << 17
-
-
-def fresh(*shape: int) -> Tensor:
-    """Return memory for float32, with nothing in it yet.
-
-    It is numpy's, which asks the system for huge pages: to touch as much of torch's own for the first time takes
-    longer than most decoding.
-    """
-    return torch.from_numpy(np.empty(shape, np.float32))
+#: Numbers that stay in the cache from one step to the next; so few that torch does not divide them among threads,
+#: which on a busy machine wait for each other longer than they work.
+PIECE = 1 << 15
 
 
 def rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from ..parameter import TABLES, Component, Parameter, Piece
 from ..parameters import naming, own_parameters, parameters
 from .architecture import UNET, Architecture, Condition, Kohya, Size
 from .catalogue import ARCHITECTURES, architecture_named, detect
-from .encoders import TE
+from .encoders import TE, encoder_title
 from .language import is_language_model
 from .lookup import ENCODERS, module_renames
 from .recognition import Recognition, Shape, recognise_layers
@@ -35,6 +35,7 @@ __all__ = [
     "UnetNames",
     "architecture_named",
     "detect",
+    "encoder_title",
     "is_language_model",
     "layout_names",
     "module_renames",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rename = Callable[[str], str]
@@ -13,6 +13,23 @@ TE = "text_encoders."
 CLIP_BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 # By size of vocabulary and width; any other T5 is taken for t5xxl.
 T5_BY_SHAPE = {(256384, 4096): "umt5xxl", (32128, 2048): "pile_t5xl", (32128, 768): "t5base"}
+
+#: What people call them: by ComfyUI's name of an encoder, and by llama.cpp's of a language model.
+TITLES = {
+    "clip_l": "CLIP-L",
+    "clip_g": "CLIP-G",
+    "clip_h": "CLIP-H",
+    "t5xxl": "T5-XXL",
+    "umt5xxl": "UMT5-XXL",
+    "pile_t5xl": "Pile-T5-XL",
+    "t5base": "T5-Base",
+}
+LANGUAGE_TITLES = {
+    "llama": "Llama",
+    "qwen2vl": "Qwen2-VL",
+    "qwen3": "Qwen3",
+    "qwen3vl": "Qwen3-VL",
+}
 
 OPENCLIP_MARK = "transformer.resblocks."
 CLIP_MARKS = ("text_model.", "encoder.layers.0.self_attn.", "embeddings.token_embedding.")
@@ -37,6 +54,22 @@ def is_text_encoder(names: Shapes) -> bool:
     """Whether these names, without any prefix, are a text encoder's."""
     marks = (OPENCLIP_MARK, *CLIP_MARKS, T5_MARK, *LLM_MARKS)
     return any(name.startswith(marks) for name in names) or "shared.weight" in names
+
+
+def encoder_title(names: Iterable[str], told: str | None = None) -> str | None:
+    """What people call the one text encoder that has all of these names.
+
+    Args:
+        names: Canonical ones.
+        told: What a GGUF file says its model is.
+
+    Returns:
+        None where they are of several, of something else, or of a language model that is not told.
+    """
+    roots = {".".join(name.split(".")[:2]) for name in names}
+    if roots == {f"{TE}transformer"}:
+        return LANGUAGE_TITLES.get(told or "")
+    return TITLES.get(min(roots).removeprefix(TE)) if len(roots) == 1 else None
 
 
 def text_encoder(names: Shapes, clip: str = "clip_l") -> Rename:

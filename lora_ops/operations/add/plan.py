@@ -21,12 +21,13 @@ from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
 from ...adapters.strengths.rules import parse_rules
 from ...errors import ArgumentError
-from ...files import FileSource, Output, check_output
+from ...files import Output, check_output
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import loadable
 from ...models.architectures import architecture_named, parameters
 from ...report import Report, Skip
 from ...run.inputs import paths_of
+from ...source import TensorSource
 from ..edit import EditPlan, Foreseen, planned_work
 from ..methods import METHODS, check_method
 from ..output import Draft
@@ -60,7 +61,7 @@ class AddOptions(TypedDict, total=False):
     dtype: torch.dtype | None
     format: str | None
     architecture: str | None
-    reference: FileSource | None
+    reference: TensorSource | None
     force: bool
 
 

@@ -211,7 +211,8 @@ def _factor_batch(
         norm = float(norm_of_delta)
         if not math.isfinite(norm):
             check_finite(plan.sides, both, base, tuned)
-        if norm == 0 or is_rounding(base, tuned, plan.sides.reaches(both)):
+        # The rule `noise` tells change from rounding by all numbers together, where each may be either.
+        if norm == 0 or (not rule.is_noise and is_rounding(base, tuned, plan.sides.reaches(both))):
             outcomes[both.target] = _skip(both, ROUNDING if norm else UNCHANGED, norm)
             continue
         if rule.is_noise:

@@ -33,6 +33,7 @@ from ...report import Report, Skip
 from ...run.devices import Placement
 from ...run.inputs import paths_of
 from ...run.job import Outcome, Work
+from ...source import TensorSource
 from ..edit import EditPlan, Foreseen
 from ..output import draft_of
 from ..peft_folder import check_written, keeps_alpha
@@ -64,9 +65,9 @@ class ResizeOptions(TypedDict, total=False):
 
     alpha: float | None
     dtype: torch.dtype | None
-    relative_to: FileSource | None
+    relative_to: TensorSource | None
     norm: str
-    base: FileSource | None
+    base: TensorSource | None
     dora: Convention
     exact: bool
     force: bool

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from ...files import (
     INDEX,
     FileSource,
@@ -78,6 +79,14 @@ def check_place(
         check_folder(output, checkpoint)
     else:
         suffix = INDEX if is_index(output) else GGUF if is_gguf(output) else ".safetensors"
+        if not output.suffix and not output.exists():
+            raise ArgumentError(
+                f"the output must end in `{suffix}`: a folder of diffusers is written where what is changed is "
+                f"one, as its configurations and tokenizers are in no single file like {checkpoint.name}; give "
+                "a folder, or have diffusers make one of the written file (`from_single_file`, then "
+                "`save_pretrained`)",
+                path=output,
+            )
         check_output(output, inputs, force=force, suffix=suffix)
 
 
