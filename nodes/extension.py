@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
-
 from .apply.apply_lora import ApplyLora
 from .edit.add_loras import AddLoras
 from .edit.bake_lora import BakeLora
@@ -21,6 +19,7 @@ from .files.lora_loader import LoraLoader
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .files.save_model import SaveModel
+from .host.api import ComfyExtension, io
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
 from .look.lora_info import LoraInfo

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -21,6 +20,7 @@ from ..form.schema import (
 from ..form.texts import all_applied_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.rows import of_stack
 from .applying import apply, apply_rows
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -24,6 +23,7 @@ from ..form.several import ingredients_of, nothing_in_it, several_inputs
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import from_file
 
 AS_FIRST = "as the first"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -28,6 +27,7 @@ from ..form.several import ingredients_of, several_inputs
 from ..form.texts import baked_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.saving import graph_of
 
 if TYPE_CHECKING:

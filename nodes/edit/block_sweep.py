@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import lora_input, report_output, reported, schema
 from ..form.texts import headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import LoraModel, as_file, from_file
 
 if TYPE_CHECKING:

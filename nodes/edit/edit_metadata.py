@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.pictures import from_image
@@ -13,6 +12,7 @@ from ..form.said import said_outputs, said_thumbnail, said_values
 from ..form.schema import lines, lora_input, lora_output, report_output, reported, schema
 from ..form.texts import headed
 from ..form.wording import explained, worded
+from ..host.api import io
 from ..host.lora_model import LoraModel, as_file, said_of
 
 _LONG = 100  # characters shown of an entry

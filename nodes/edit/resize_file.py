@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..form.schema import (
     base_inputs,
     dtype_input,
@@ -20,6 +18,7 @@ from ..form.schema import (
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from .resize_lora import resized
 
 _PREFIX = "loras/resized"

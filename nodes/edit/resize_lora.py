@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -24,6 +23,7 @@ from ..form.several import nothing_in_it
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import as_file, from_file
 
 if TYPE_CHECKING:

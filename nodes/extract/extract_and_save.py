@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..form.schema import path_output, prefix_input, report_output, reported, schema
 from ..form.texts import headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import as_file
 from ..host.saving import DEFAULT_PREFIX, saved
 from .extract_lora import ExtractLora

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ..form.schema import file_input, lora_output, report_output, reported, schema
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from .extraction import extracted, extraction_inputs, partial_input
 
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
-
 from ..form.schema import lora_output, report_output, reported, rule_of, schema
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from .extraction import extracted, extraction_inputs, partial_input
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
-
 from ..form.schema import dtype_of, rank_inputs, rule_of
 from ..form.texts import WARNS, edit_text, headed
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import LoraModel, from_file
 
 if TYPE_CHECKING:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ..form.said import said_lines, said_outputs, said_values
 from ..form.schema import file_input, lora_output, report_output, reported, schema
 from ..form.texts import info_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import as_file, fingerprint, read, said_of
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..apply.applying import apply_rows
 from ..form.schema import (
     lora_output,
@@ -20,6 +18,7 @@ from ..form.schema import (
 from ..form.texts import all_applied_text, headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import LaterLora, LoraModel, fingerprint, said_in
 from ..host.rows import LETTERS, Row, files_in, of_stack, rows_of
 from .lora_stack import summed

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -23,6 +22,7 @@ from ..form.several import nothing_in_it
 from ..form.texts import edit_text, headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import LoraModel, as_file, from_file, read_once
 from ..host.rows import Row, of_stack
 from ..host.saving import saved_once

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.schema import (
@@ -21,6 +20,7 @@ from ..form.schema import (
 from ..form.texts import headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import as_file
 from ..host.saving import DEFAULT_PREFIX, own_title, saved, with_title
 

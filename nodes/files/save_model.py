@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..form.schema import (
     DTYPES,
     STORAGES,
@@ -22,6 +20,7 @@ from ..form.schema import (
 from ..form.texts import WARNS, headed
 from ..form.wording import explained, worded
 from ..host import host
+from ..host.api import io
 from ..host.saving import graph_of
 
 _PREFIX = "checkpoints/lorakit"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
+from ..host.api import io
 
 if TYPE_CHECKING:
     from ...lora_ops import Described, Thumbnail

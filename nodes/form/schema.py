@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from comfy_api.latest import io, ui
-
 from ..host import host
+from ..host.api import io, ui
 
 CATEGORY = "model/lorakit"
 # Where each node is found below that, in the words of the host's own folders where it has one.

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.api import io
 from ..host.lora_model import LoraModel, as_file
 from .schema import lora_input, reported
 

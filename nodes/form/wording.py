@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from comfy_api.latest import io
+from ..host.api import io
 
 Result = TypeVar("Result")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from comfy_api.latest import io
 
 from ..form.texts import loading_lines
 from . import host, model_files
+from .api import io
 
 if TYPE_CHECKING:
     from ...lora_ops import MemoryFile

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..form.pictures import as_image
@@ -12,6 +11,7 @@ from ..form.schema import lora_input, pictured, report_output, schema
 from ..form.texts import comparison_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import as_file
 
 

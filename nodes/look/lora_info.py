@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from comfy_api.latest import io
 
 from ..form.pictures import as_image
 from ..form.said import said_lines, said_outputs, said_values
@@ -13,6 +12,7 @@ from ..form.schema import file_input, pictured, report_output, reported, schema
 from ..form.texts import info_text
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.lora_model import fingerprint
 
 _NO_PICTURE = (1, 64, 64, 3)

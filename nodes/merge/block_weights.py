@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..form.pictures import as_image
 from ..form.schema import pictured, report_output, schema
 from ..form.texts import headed
 from ..form.wording import explained
+from ..host.api import io
 from .model_blocks import SLIDERS, Letters, as_gradient, as_text, bars, by_block, inverted, line_of
 
 NO_PRESET = "none"

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from comfy_api.latest import io
-
 from ..form.schema import (
     DTYPES,
     ROUNDINGS,
@@ -25,6 +23,7 @@ from ..form.schema import (
 )
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from .merging import FOLDERS, PREFIX, PREFIX_HINT, name_output, nonfinite_input, written
 
 if TYPE_CHECKING:

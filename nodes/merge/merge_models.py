@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..form.schema import lines, report_output, reported, schema
 from ..form.several import parse_strengths
 from ..form.texts import merged_text
 from ..form.wording import explained
+from ..host.api import io
 from .loaded import LETTERS, Matched, connected, predictions
 from .mixing import METHODS, Mixed, check
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from ..form.schema import path_output, prefix_input, report_output, reported, schema
 from ..form.wording import explained, inputs_of
 from ..host import host
+from ..host.api import io
 from ..host.model_files import loaded
 from .merging import PREFIX, PREFIX_HINT, name_output, opened, report_text, written
 from .recipes import finding_inputs, fingerprint, ready, recipe_inputs

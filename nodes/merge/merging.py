@@ -7,12 +7,11 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
-
 from ..form.schema import reported
 from ..form.texts import WARNS, headed
 from ..form.wording import inputs_of, worded
 from ..host import host
+from ..host.api import io
 
 if TYPE_CHECKING:
     from ...lora_ops import FileSource, MergePlan, MergeReport, Recipe

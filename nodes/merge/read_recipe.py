@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
-
 from ..form.schema import report_output, reported, schema
 from ..form.texts import WARNS, headed
 from ..form.wording import explained
 from ..host import host
+from ..host.api import io
 from ..host.model_files import input_names, input_path
 from .merging import FOLDERS
 

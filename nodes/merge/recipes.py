@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
-
 from ..host import host
+from ..host.api import io
 from ..host.model_files import model_folders
 from .merging import nonfinite_input
 

@@ -6,11 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
-
 from ..form.schema import lines, report_output, reported, schema
 from ..form.texts import WARNS, headed
 from ..form.wording import explained
+from ..host.api import io
 from .loaded import Matched, predictions
 from .mixing import Mixed
 

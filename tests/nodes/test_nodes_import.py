@@ -108,6 +108,23 @@ def test_such_a_host_is_felt(load: Load) -> None:
     assert "unexpected keyword" in found["said"]
 
 
+PINNED = "from comfy_api.v0_0_2 import"
+
+
+def test_a_host_without_the_version_of_the_interface_gives_its_latest(
+    load: Load, loaded: dict[str, Any]
+) -> None:
+    gone = "from comfy_api.v0_0_2_gone import"
+    found = load(changes=("nodes/host/api.py", PINNED, gone))
+    assert (found["said"], found["nodes"]) == ("", loaded["nodes"])
+
+
+def test_one_file_names_the_interface() -> None:
+    texts = {path.name: path.read_text("utf-8") for path in (ROOT / "nodes").rglob("*.py")}
+    assert [name for name, text in texts.items() if "comfy_api" in text] == ["api.py"]
+    assert PINNED in texts["api.py"]
+
+
 def test_the_front_end_gets_pages_and_the_code_that_shows_reports() -> None:
     """Without which no node's text stays on it; it asks nothing but the front end itself."""
     scripts = {
