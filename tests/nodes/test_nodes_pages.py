@@ -12,6 +12,7 @@ import pytest
 from commands import ROOT
 from object_info import SNAPSHOT, WORKFLOWS, by_position
 from PIL import Image
+from translations import LANGUAGES, LETTERS, translations
 
 INFO: dict[str, Any] = {
     name: node
@@ -19,10 +20,7 @@ INFO: dict[str, Any] = {
     if name.startswith("Lorakit")
 }
 PAGES = ROOT / "web" / "docs"
-LANGUAGES = ("ja", "zh")
 EXAMPLES = ROOT / "example_workflows"
-#: Letters that only the language has: a translation without one is English.
-LETTERS = {"ja": re.compile("[\u3040-\u30ff\u4e00-\u9fff]"), "zh": re.compile("[\u4e00-\u9fff]")}
 # What a user types: it stays as it is in every language.
 TYPED = re.compile(
     r"\b[a-z_]+=(?:[\d.]*\d)?|`\w+`|\b[A-Z]{4,}\b|\b\w+/\w+\b|\*\w+\*|\b[a-z]+_[a-z]+\b", re.ASCII
@@ -43,10 +41,6 @@ def inputs(node: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
                     yield f"{name}_{nested}", own, more
 
 
-def translations(language: str) -> dict[str, Any]:
-    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
-
-
 def texts(entry: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """(where, text) of everything that is said."""
     if isinstance(entry, str):
@@ -60,7 +54,7 @@ def texts(entry: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_every_node_has_a_page_and_every_page_a_node() -> None:
-    assert {path.stem for path in PAGES.iterdir()} == set(INFO)
+    assert {path.stem for path in PAGES.glob("*.md")} == set(INFO)
 
 
 @pytest.mark.parametrize("name", INFO)
