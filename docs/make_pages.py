@@ -1,24 +1,22 @@
-"""Writes the tables of the translated help pages, `web/docs/NODE/LANGUAGE.md`: run after a change of texts.
+"""Writes the inputs into the translated help pages, `web/docs/NODE/LANGUAGE.md`: run after a change of texts.
 
-A row is that of the English page, in the words that `locales/` has for the input: what a node shows
-and what its page says are one.
+An item is that of the English page, in the words that `locales/` has for the input: what a node shows
+and what its page says are one. Items and no table, as the front end's panel has room for one column.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "web" / "docs"
-#: The title of the section with the table, and the head of that.
-HEADS = {
-    "zh": ("## 输入", "| 输入 | 说明 | 取值 |"),
-    "ja": ("## 入力", "| 入力 | 説明 | 値 |"),
-}
+#: What the section with the inputs is called.
+INPUTS = {"en": "## Inputs", "zh": "## 输入", "ja": "## 入力"}
+#: An input of a page: its name, what stands beside that, what it is, and its values.
+ITEM = re.compile(r"- (?:[^`]+ )?`([^`]+)`(?: ?([(（].*?[)）]))?[:：] ?(.*) \*((?:[^*\\]|\\.)+)\*")
 _NUMBER = r"(-?[\d.e+-]+)"
 #: What stands beside a name or as its values, where that is no choice: those read the same everywhere.
 _WORDS = {
@@ -60,31 +58,36 @@ def translated() -> list[Path]:
     return sorted(PAGES.glob("*/*.md"))
 
 
+def items(text: str, language: str = "en") -> list[tuple[str, str, str, str]]:
+    """(name, what stands beside it, what it is, values) of the inputs that a page has."""
+    _, _, rest = text.partition(f"\n{INPUTS[language]}\n")
+    lines = rest[: rest.index("\n## ")].split("\n")
+    found = [ITEM.fullmatch(line) for line in lines]
+    return [(one[1], one[2] or "", one[3], one[4]) for one in found if one]
+
+
 def filled(page: Path) -> str:
-    """The text of a translated page, with its table as it should be."""
+    """The text of a translated page, with its inputs as they should be."""
     node, language = page.parent.name, page.stem
     entry = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))[node]
-    title, head = HEADS[language]
-    before, _, rest = page.read_text("utf-8").partition(f"\n{title}\n")
+    before, title, rest = page.read_text("utf-8").partition(f"\n{INPUTS[language]}\n")
     after = rest[rest.index("\n## ") :]
-    rows = list(_rows(PAGES / f"{node}.md", entry["inputs"], _WORDS[language]))
-    table = "\n".join([head, "|---|---|---|", *rows])
-    return f"{before}\n{title}\n\n{table}\n{after}"
+    english = items((PAGES / f"{node}.md").read_text("utf-8"))
+    lines = [_item(*one, entry["inputs"], _WORDS[language]) for one in english]
+    return before + title + "\n" + "\n".join(lines) + "\n" + after
 
 
-def _rows(
-    english: Path, inputs: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
-) -> Iterator[str]:
-    for line in english.read_text("utf-8").splitlines():
-        if line.startswith("| `"):
-            name, _, values = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
-            bare, of = re.fullmatch(r"`(.*)` ?(.*)", name).groups()  # type: ignore[union-attr]
-            texts = next(
-                inputs[one] for one in (bare, f"method_{bare}", f"model_{bare}") if one in inputs
-            )
-            told = re.sub(r"([|*])", r"\\\1", texts["tooltip"])
-            of = _worded(of, words)
-            yield f"| {texts['name']} `{bare}`{of} | {told} | {_worded(values, words)} |"
+def _item(
+    name: str,
+    beside: str,
+    _: str,
+    values: str,
+    inputs: Mapping[str, Mapping[str, str]],
+    words: Mapping[str, str],
+) -> str:
+    texts = next(inputs[one] for one in (name, f"method_{name}", f"model_{name}") if one in inputs)
+    told = texts["tooltip"].replace("*", r"\*")
+    return f"- {texts['name']} `{name}`{_worded(beside, words)}：{told} *{_worded(values, words)}*"
 
 
 def _worded(text: str, words: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The nodes where they are looked for: in the search of ComfyUI's front end, by the words of those who look."""
+"""The nodes where they are looked for, in the search of ComfyUI's front end; their titles and help there."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ ELSE, NOTHING = "qqqqqqqqqq", "[data-testid=no-results]"
 TITLES = """() => Object.fromEntries(Object.entries(LiteGraph.registered_node_types)
     .filter(([, made]) => made.nodeData).map(([name, made]) => [name, made.nodeData.display_name]))"""
 
+SELECT = """() => {
+    const node = LiteGraph.createNode("LorakitApplyLora");
+    app.graph.add(node);
+    app.canvas.selectNode(node);
+    app.canvas.setDirty(true, true);
+}"""
+BEYOND = """() => {
+    const panel = document.querySelector(".node-help-content");
+    const { right } = panel.getBoundingClientRect();
+    return [...panel.querySelectorAll("*")].filter((one) => one.getBoundingClientRect().right > right + 1)
+        .map((one) => one.textContent.slice(0, 40));
+}"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -104,3 +117,20 @@ def test_no_title_is_like_one_of_the_host(language: str, page: Page, server: Ser
     assert len(others) > 400
     assert ("加载lora" in others) == (language == "zh")
     assert ours & others == set()
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "Inputs"), ("zh", "输入"), ("ja", "入力")])
+def test_the_help_of_a_node_is_in_the_language_and_fits(
+    language: str, word: str, page: Page, server: Server
+) -> None:
+    """Nothing of it stands beyond the panel's edge."""
+    server.post("/settings", {"Comfy.Locale": language})
+    page.load()
+    server.post("/settings", {"Comfy.Locale": "en"})
+    page.open({"nodes": [], "links": [], "version": 0.4})
+    page.ask(SELECT)
+    page.find("[data-testid=info-button]").click()
+    help = page.find(".node-help-content h2").first
+    help.wait_for()
+    assert help.inner_text() == word
+    assert page.ask(BEYOND) == []

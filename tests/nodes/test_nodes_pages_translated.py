@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_pages import HEADS, PAGES, filled, translated
+from make_pages import INPUTS, PAGES, filled, items, translated
 from translations import LANGUAGES, LETTERS, translations
 
 TRANSLATED = translated()
@@ -35,25 +35,21 @@ def test_a_page_is_as_whole_as_the_english_one(path: Path) -> None:
     text, english = path.read_text("utf-8"), (PAGES / f"{path.parent.name}.md").read_text("utf-8")
     title = translations(path.stem)[path.parent.name]["display_name"]
     heads = [line for line in text.splitlines() if line.startswith("#")]
-    assert heads == [f"# {title}", HEADS[path.stem][0], *SECTIONS[path.stem]]
-    for start in ("- ", "| "):
-        lines, theirs = (
-            [line for line in one.splitlines() if line.startswith(start)] for one in (text, english)
-        )
-        assert len(lines) == len(theirs) > 0
-    prose = [line for line in text.splitlines() if line and not line.startswith("|")]
-    assert all(LETTERS[path.stem].search(line) for line in prose)
+    assert heads == [f"# {title}", INPUTS[path.stem], *SECTIONS[path.stem]]
+    lines, theirs = (
+        [line for line in one.splitlines() if line.startswith("- ")] for one in (text, english)
+    )
+    assert len(lines) == len(theirs) > 0
+    assert all(LETTERS[path.stem].search(line) for line in text.splitlines() if line)
 
 
 @pytest.mark.parametrize("path", TRANSLATED, ids=name)
-def test_its_table_is_that_of_the_nodes_texts(path: Path) -> None:
+def test_its_inputs_are_said_in_the_nodes_texts(path: Path) -> None:
     """`python docs/make_pages.py` writes it."""
     assert path.read_text("utf-8") == filled(path)
     shown = translations(path.stem)[path.parent.name]["inputs"]
-    rows = [line for line in filled(path).splitlines() if re.match(r"\| .*`", line)]
-    assert {row.split(" `")[0].removeprefix("| ") for row in rows} == {
-        one["name"] for one in shown.values()
-    }
+    told = {one.replace("\\", "") for _, _, one, _ in items(filled(path), path.stem)}
+    assert told == {one["tooltip"] for one in shown.values()}
 
 
 @pytest.mark.parametrize("path", TRANSLATED, ids=name)
@@ -77,5 +73,5 @@ def test_a_page_with_another_tooltip_is_found(tmp_path: Path) -> None:
     path = TRANSLATED[0]
     (tmp_path / path.parent.name).mkdir()
     copy = tmp_path / path.parent.name / path.name
-    copy.write_text(path.read_text("utf-8").replace("| MODEL |", "| CLIP |"), "utf-8")
+    copy.write_text(path.read_text("utf-8").replace("*MODEL*", "*CLIP*"), "utf-8")
     assert copy.read_text("utf-8") != path.read_text("utf-8") == filled(copy)
