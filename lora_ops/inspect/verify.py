@@ -27,7 +27,7 @@ from ..linalg.ranks.standing import standing
 from ..models.architectures import parameters
 from ..models.differences import Sides, change_norm, measured_difference, read_parameter
 from ..models.pairing import Pair, is_candidate, nearest, pair
-from ..operations.extract.extract import NO_FACTORS, UNCHANGED
+from ..operations.extract.layer import NO_FACTORS, UNCHANGED
 from ..operations.extract.plan import USUAL_MOST
 from ..operations.extract.rounding import rounding_left
 from ..report import LayerReport, Report, Skip

@@ -31,13 +31,16 @@ def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
             block = block - (block @ basis.mT) @ basis
         gram = wide(block)
         lower, info = torch.linalg.cholesky_ex(gram @ gram.mT)
-        if bool(info.any()):  # dependent rows: the matrix is of lower rank than the basis
+        least = lower.diagonal(dim1=-2, dim2=-1).amin(-1)
+        # Both asked at once: a device is waited for at each answer.
+        is_dependent, is_settled = torch.stack([info.any(), (least > 1e-3 * length).all()]).tolist()
+        if is_dependent:  # the matrix is of lower rank than the basis
             block = torch.linalg.qr(block.mT.cpu())[0].mT.to(block.device)
             continue
         eye = torch.eye(block.shape[-2], dtype=lower.dtype, device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
         block = inverse.to(block.device, block.dtype) @ block
-        if bool((lower.diagonal(dim1=-2, dim2=-1).amin(-1) > 1e-3 * length).all()):
+        if is_settled:
             break
     return block
 

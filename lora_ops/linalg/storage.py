@@ -25,8 +25,14 @@ def loadable(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in DTYPES.values() else torch.float16
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype, target: str) -> Tensor:
+def rounded(tensor: Tensor, dtype: torch.dtype, target: str, exact: Tensor | None = None) -> Tensor:
     """Return the tensor in `dtype`, on the CPU, contiguous.
+
+    Args:
+        tensor: On any device.
+        dtype: Any float dtype.
+        target: Its layer, for messages.
+        exact: What it was before it was rounded, where it has been already.
 
     Raises:
         NonFiniteError: A value is beyond the range of that dtype.
@@ -37,7 +43,7 @@ def rounded(tensor: Tensor, dtype: torch.dtype, target: str) -> Tensor:
     # NaN and infinity survive `max`, which is fifteen times as fast as asking every number.
     if result.numel() and not math.isfinite(float(result.abs().max())):
         raise NonFiniteError(
-            f"layer `{target}`: values up to {float(tensor.abs().max()):.3g} do not fit "
+            f"layer `{target}`: values up to {float((tensor if exact is None else exact).abs().max()):.3g} do not fit "
             f"{spelled(dtype)}, which ends at {torch.finfo(dtype).max:.5g}; "
             "use `dtype=` bf16 or fp32",
             target=target,

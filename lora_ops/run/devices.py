@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Hashable, Iterable
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -127,6 +127,19 @@ def upload(tensor: Tensor, placement: Placement) -> Tensor:
     if placement.device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(placement.device, non_blocking=True)
+
+
+def download(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, contiguous, by one copy for all: the CPU waits for each.
+
+    Args:
+        tensors: One or more, of one dtype, on one device.
+    """
+    if tensors[0].device.type == "cpu":
+        return [tensor.contiguous() for tensor in tensors]
+    joined = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _no_device(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, adapter, read
-from device_double import placed
+from device_double import DEVICE, DoublePlacement, placed
 from kinds import every_kind
 from oracles import power, with_spectrum
 from torch import Tensor
@@ -67,6 +68,15 @@ def _models() -> tuple[DictSource, DictSource]:
 MODELS = _models()
 
 
+def _models_of(count: int) -> tuple[DictSource, DictSource]:
+    """Those weights of the models that so many blocks have."""
+    base, tuned = (
+        DictSource({k: one.tensor(k) for k in one.keys() if int(k.split(".")[1]) < count})  # noqa: SIM118
+        for one in MODELS
+    )
+    return base, tuned
+
+
 def _extract(where: Placement, rule: str, *, exact: bool) -> tuple[Adapter, Report]:
     plan = plan_extraction(*MODELS, rule, dtype=torch.float32)
     outcomes = list(stream(extraction_work(plan, exact=exact), where))
@@ -86,6 +96,25 @@ def test_extraction(rule: str, exact: bool) -> None:
         assert layer.rank == other.rank
         assert torch.allclose(layer.delta(), other.delta(), atol=1e-4)
     assert report.error == pytest.approx(told.error, rel=1e-4)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("rule", ["8", "energy=0.9", "knee"])
+def test_a_larger_batch_waits_no_more_often(rule: str, exact: bool) -> None:
+    """Of a device each wait empties the pipeline; a batch of one shape has a handful, whatever its size."""
+    asked: list[Counter[str]] = []
+    for count in (1, LAYERS):
+        where = DoublePlacement(DEVICE, 1, 1 << 30)
+        plan = plan_extraction(*_models_of(count), rule, dtype=torch.float32)
+        list(stream(extraction_work(plan, exact=exact), where))
+        asked.append(where.double.counts)
+    few, many = asked
+    batches = 3
+    assert few["wait"] <= 17 * batches
+    assert many["wait"] <= few["wait"] + 3 * batches  # the slowest layer of several may take a step more
+    assert many["download"] == few["download"] <= 3 * batches
+    assert few["upload"] <= 2 * batches + 1  # the weights, and the random start where there is one
+    assert many["upload"] - few["upload"] == 2 * batches * (LAYERS - 1)  # the weights themselves
 
 
 def check_near(one: object, other: object) -> None:

@@ -22,23 +22,27 @@ def truncated(
     """
     full = min(stack.shape[-2:])
     count = len(stack)
+    # What rules choose by comes to the CPU at once: a device is waited for at each number that is asked.
+    sums: list[float] = totals.tolist()
 
     def leading(rank: int) -> Svd:
         return truncated_svd(stack, rank, totals, seed, exact=exact)
 
     if rule.needs_spectrum:
-        known = spectrum(stack.dense() if isinstance(stack, Operator) else stack)
-        ranks = [rule.choose(known[i], float(totals[i]), full) or 1 for i in range(count)]
+        known = spectrum(stack.dense() if isinstance(stack, Operator) else stack).cpu()
+        ranks = [rule.choose(known[i], sums[i], full) or 1 for i in range(count)]
         svd = leading(max(ranks))
+        values = svd.s.cpu()
     else:
         looked_at = rule.first_guess(full)
         while True:
             svd = leading(looked_at)
-            chosen = [rule.choose(svd.s[i], float(totals[i]), full) for i in range(count)]
+            values = svd.s.cpu()
+            chosen = [rule.choose(values[i], sums[i], full) for i in range(count)]
             ranks = [rank for rank in chosen if rank is not None]
             if len(ranks) == count:
                 break
             looked_at = min(full, 2 * looked_at)
     # Directions at rounding level are zero in `s`: no rank is spent on them.
-    held = [max(1, min(ranks[i], int((svd.s[i] > 0).sum()))) for i in range(count)]
+    held = [max(1, min(ranks[i], int((values[i] > 0).sum()))) for i in range(count)]
     return [svd[i].truncate(held[i]) for i in range(count)]

@@ -10,46 +10,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ...adapters.adapter import Adapter
-from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
-from ...errors import MismatchError, NonFiniteError
-from ...linalg import frobenius, residual_
-from ...linalg.noise import Reading, rounding_profile, sampled_variance
+from ...adapters.layers import Layer
+from ...errors import MismatchError
 from ...linalg.ranks.rules import RankRule
-from ...linalg.ranks.standing import standing
-from ...linalg.ranks.truncation import truncated
-from ...linalg.rounding import is_rounding
-from ...linalg.storage import rounded
-from ...models.differences import (
-    are_floats,
-    change_norm,
-    check_finite,
-    difference,
-    measured_difference,
-)
 from ...models.pairing import Pair
-from ...report import LayerReport, Report, Rounding, Skip, counted
-from ...run.devices import Placement, place, upload
+from ...report import LayerReport, Report, Skip, counted
+from ...run.devices import Placement, place
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO
+from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
-from .rounding import rounding_notes, rounding_of_cut, rounding_of_reading
+from .rounding import rounding_notes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-UNCHANGED = "unchanged"
-ROUNDING = "only storage rounding differs"
-BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
-NO_FLOATS = "integers"
-EXCLUDED = "excluded"
 
 
 def extract(
@@ -136,11 +114,11 @@ def _compute(
     plan: Plan, exact: bool, seed: int, tasks: Sequence[Task], placement: Placement
 ) -> list[Outcome[Layer]]:
     if all(task.has_factors for task in tasks):
-        return _factor_batch(plan, [task.pair for task in tasks], placement, exact, seed)
+        return factor_batch(plan, [task.pair for task in tasks], placement, exact, seed)
     return [
-        _keep_whole(plan, task.pair)
+        keep_whole(plan, task.pair)
         if task.reason is None
-        else _leave_out(plan, task.pair, task.reason)
+        else leave_out(plan, task.pair, task.reason)
         for task in tasks
     ]
 
@@ -192,110 +170,3 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
-
-
-def _factor_batch(
-    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
-) -> list[Outcome[Layer]]:
-    """Extract layers of one shape together."""
-    outcomes: dict[str, Outcome[Layer]] = {}
-    changed: list[Pair] = []
-    deltas: list[Tensor] = []
-    measured: list[Tensor] = []
-    variances: list[float | None] = []
-    rule = plan.rule_for(pairs[0])
-    for both in pairs:
-        base, tuned = plan.sides.read(both)
-        delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
-        norm_of_delta = frobenius(delta)
-        norm = float(norm_of_delta)
-        if not math.isfinite(norm):
-            check_finite(plan.sides, both, base, tuned)
-        # The rule `noise` tells change from rounding by all numbers together, where each may be either.
-        if norm == 0 or (not rule.is_noise and is_rounding(base, tuned, plan.sides.reaches(both))):
-            outcomes[both.target] = _skip(both, ROUNDING if norm else UNCHANGED, norm)
-            continue
-        if rule.is_noise:
-            profile = rounding_profile(base, tuned, plan.sides.grids(both))
-            reading = standing(delta, profile, rule, exact=exact, seed=seed)
-            outcomes[both.target] = _denoised(plan, both, delta, norm, reading)
-            continue
-        coarse = plan.sides.coarse(both) is not None
-        variances.append(sampled_variance(base, tuned, plan.sides.grids(both)) if coarse else None)
-        changed.append(both)
-        deltas.append(delta)
-        measured.append(norm_of_delta)
-    if changed:
-        stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
-        deltas.clear()
-        norms = torch.stack(measured)
-        svds = truncated(stack, norms.square(), rule, exact=exact, seed=seed)
-        for index, (both, svd) in enumerate(zip(changed, svds, strict=True)):
-            layer = _lora_layer(both, svd.factors(), plan.dtype)
-            norm, residual = float(norms[index]), _residual(stack[index], layer)
-            known = rounding_of_cut(svd, norm, variances[index], both.matrix)
-            outcomes[both.target] = _written(both, layer, norm, residual, known)
-    return [outcomes[both.target] for both in pairs]
-
-
-def _denoised(
-    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading
-) -> Outcome[Layer]:
-    """What stands above the rounding of storage; `delta` is overwritten."""
-    if reading.best is None:
-        return _skip(both, BELOW, norm)
-    rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
-    layer = _lora_layer(both, reading.best.factors(rank), plan.dtype)
-    known = rounding_of_reading(reading, layer)
-    return _written(both, layer, norm, _residual(delta, layer), known)
-
-
-def _residual(delta: Tensor, layer: LoraLayer) -> float:
-    """Frobenius norm of what a layer misses of the difference, which is overwritten."""
-    up, down = (factor.flatten(1).float().to(delta.device) for factor in (layer.up, layer.down))
-    return float(residual_(delta, up, down))
-
-
-def _lora_layer(both: Pair, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> LoraLayer:
-    """Rounded factors in the weight's own form; alpha is the rank."""
-    up, down = (rounded(factor, dtype, both.target) for factor in factors)
-    return low_rank(up, down, both.shape, alpha=float(down.shape[0]))
-
-
-def _keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
-    """A parameter without factors, as a full difference."""
-    if not are_floats(plan.sides, both):
-        return _leave_out(plan, both, NO_FACTORS)
-    delta, norm = measured_difference(plan.sides, both)
-    if norm == 0:
-        return _skip(both, UNCHANGED, norm)
-    layer = FullLayer(rounded(delta, plan.dtype, both.target))
-    residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
-    return _written(both, layer, norm, residual)
-
-
-def _leave_out(plan: Plan, both: Pair, reason: str) -> Outcome[Layer]:
-    """A parameter that is not in the result, with the size of what is lost."""
-    if not are_floats(plan.sides, both):
-        same = torch.equal(*plan.sides.read(both))
-        return _skip(both, UNCHANGED if same else NO_FLOATS, 0.0)
-    try:
-        norm = change_norm(plan.sides, both)
-    except NonFiniteError:
-        if reason != EXCLUDED:
-            raise
-        return _skip(both, reason, 0.0)  # excluded because it is damaged: it has no norm
-    return _skip(both, reason if norm else UNCHANGED, norm)
-
-
-def _skip(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
-    skip = Skip(both.target, both.component, both.kind, reason, norm)
-    return Outcome(both.target, None, (skip,))
-
-
-def _written(
-    both: Pair, layer: Layer, norm: float, residual: float, known: Rounding | None = None
-) -> Outcome[Layer]:
-    about = (both.target, both.component, both.kind, both.shape)
-    report = LayerReport(*about, layer.rank, norm, residual, rounding=known)
-    return Outcome(both.target, layer, (report,))

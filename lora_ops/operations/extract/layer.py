@@ -1,0 +1,204 @@
+"""What extraction does to weights of one shape: their changes as factors, whole, or left out with a reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
+from ...errors import NonFiniteError
+from ...linalg import frobenius, residual_
+from ...linalg.noise import Profile, Reading, rounding_profile, sampled_variance
+from ...linalg.ranks.standing import standing
+from ...linalg.ranks.truncation import truncated
+from ...linalg.rounding import is_rounding
+from ...linalg.storage import rounded
+from ...models.differences import (
+    are_floats,
+    change_norm,
+    check_finite,
+    difference,
+    measured_difference,
+)
+from ...models.pairing import Pair
+from ...report import LayerReport, Rounding, Skip
+from ...run.devices import Placement, download, upload
+from ...run.job import Outcome
+from .plan import Plan
+from .rounding import rounding_of_cut, rounding_of_reading
+
+UNCHANGED = "unchanged"
+ROUNDING = "only storage rounding differs"
+BELOW = "nothing stands above storage rounding"
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
+NO_FLOATS = "integers"
+EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What is known of the difference of a weight.
+
+    Attributes:
+        pair: Which weight.
+        norm: Its Frobenius norm, float64, on the device.
+        same: Whether no number moved further than storage moves it.
+        variance: Of its rounding, from a sample; None where nobody asks.
+        profile: Of its rounding, where the rule is `noise`.
+    """
+
+    pair: Pair
+    norm: Tensor
+    same: bool = False
+    variance: float | None = None
+    profile: Profile | None = None
+
+
+def factor_batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome[Layer]]:
+    """Extract layers of one shape together.
+
+    A device is waited for at each answer that it gives, so that they are asked for all layers at once.
+
+    Args:
+        plan: What is extracted.
+        pairs: Which layers.
+        placement: Where to compute.
+        exact: Compute exact truncations.
+        seed: Of the random start.
+    """
+    read = [_read(plan, both, placement) for both in pairs]
+    norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
+    outcomes: dict[str, Outcome[Layer]] = {}
+    changed: list[tuple[_Change, float]] = []
+    deltas: list[Tensor] = []
+    for (one, delta), norm in zip(read, norms, strict=True):
+        both = one.pair
+        if not math.isfinite(norm):
+            check_finite(plan.sides, both, *plan.sides.read(both))
+        if norm == 0 or one.same:
+            outcomes[both.target] = skipped(both, ROUNDING if norm else UNCHANGED, norm)
+        elif one.profile is not None:
+            reading = standing(delta, one.profile, plan.rule_for(both), exact=exact, seed=seed)
+            outcomes[both.target] = _denoised(plan, both, delta, norm, reading)
+        else:
+            changed.append((one, norm))
+            deltas.append(delta)
+    read.clear()
+    if changed:
+        stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
+        deltas.clear()  # the device holds them once
+        outcomes.update(_cut(plan, changed, stack, exact, seed))
+    return [outcomes[both.target] for both in pairs]
+
+
+def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor]:
+    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
+    base, tuned = plan.sides.read(both)
+    delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
+    norm = frobenius(delta)
+    # The rule `noise` tells change from rounding by all numbers together, where each may be either.
+    if plan.rule_for(both).is_noise:
+        profile = rounding_profile(base, tuned, plan.sides.grids(both))
+        return _Change(both, norm, profile=profile), delta
+    same = base.dtype == tuned.dtype and torch.equal(base, tuned)
+    if same or is_rounding(base, tuned, plan.sides.reaches(both)):
+        return _Change(both, norm, same=True), delta
+    if plan.sides.coarse(both) is None:
+        return _Change(both, norm), delta
+    variance = sampled_variance(base, tuned, plan.sides.grids(both))
+    return _Change(both, norm, variance=variance), delta
+
+
+def _cut(
+    plan: Plan, changed: Sequence[tuple[_Change, float]], stack: Tensor, exact: bool, seed: int
+) -> Iterator[tuple[str, Outcome[Layer]]]:
+    """Cut differences, of which the norms are known, to their ranks; `stack` is overwritten."""
+    totals = torch.stack([one.norm for one, _ in changed]).square()
+    rule = plan.rule_for(changed[0][0].pair)
+    svds = truncated(stack, totals, rule, exact=exact, seed=seed)
+    made = _layers(plan, [one.pair for one, _ in changed], [svd.factors() for svd in svds], stack)
+    for (one, norm), svd, (layer, residual) in zip(changed, svds, made, strict=True):
+        known = rounding_of_cut(svd, norm, one.variance, one.pair.matrix)
+        yield one.pair.target, written(one.pair, layer, norm, residual, known)
+
+
+def _denoised(
+    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading
+) -> Outcome[Layer]:
+    """What stands above the rounding of storage; `delta` is overwritten."""
+    if reading.best is None:
+        return skipped(both, BELOW, norm)
+    rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
+    ((layer, residual),) = _layers(plan, [both], [reading.best.factors(rank)], delta[None])
+    return written(both, layer, norm, residual, rounding_of_reading(reading, layer))
+
+
+def _layers(
+    plan: Plan, pairs: Sequence[Pair], factors: Sequence[tuple[Tensor, Tensor]], stack: Tensor
+) -> Iterator[tuple[LoraLayer, float]]:
+    """Layers of rounded factors, with alpha the rank, and what each misses of its difference.
+
+    Args:
+        plan: What is extracted.
+        pairs: Of which weights.
+        factors: Up and down of each, float32, on the device.
+        stack: (n, out, in), the differences; overwritten.
+    """
+    stored = [(up.to(plan.dtype), down.to(plan.dtype)) for up, down in factors]
+    residuals = torch.stack(
+        [
+            residual_(delta, up.float(), down.float())
+            for delta, (up, down) in zip(stack, stored, strict=True)
+        ]
+    )
+    here = iter(download([one for both in stored for one in both]))
+    for both, exact, residual in zip(pairs, factors, residuals.tolist(), strict=True):
+        up, down = (rounded(next(here), plan.dtype, both.target, was) for was in exact)
+        yield low_rank(up, down, both.shape, alpha=float(down.shape[0])), residual
+
+
+def keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
+    """A parameter without factors, as a full difference."""
+    if not are_floats(plan.sides, both):
+        return leave_out(plan, both, NO_FACTORS)
+    delta, norm = measured_difference(plan.sides, both)
+    if norm == 0:
+        return skipped(both, UNCHANGED, norm)
+    layer = FullLayer(rounded(delta, plan.dtype, both.target))
+    residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
+    return written(both, layer, norm, residual)
+
+
+def leave_out(plan: Plan, both: Pair, reason: str) -> Outcome[Layer]:
+    """A parameter that is not in the result, with the size of what is lost."""
+    if not are_floats(plan.sides, both):
+        same = torch.equal(*plan.sides.read(both))
+        return skipped(both, UNCHANGED if same else NO_FLOATS, 0.0)
+    try:
+        norm = change_norm(plan.sides, both)
+    except NonFiniteError:
+        if reason != EXCLUDED:
+            raise
+        return skipped(both, reason, 0.0)  # excluded because it is damaged: it has no norm
+    return skipped(both, reason if norm else UNCHANGED, norm)
+
+
+def skipped(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
+    """What becomes of a weight that is not in the result."""
+    skip = Skip(both.target, both.component, both.kind, reason, norm)
+    return Outcome(both.target, None, (skip,))
+
+
+def written(
+    both: Pair, layer: Layer, norm: float, residual: float, known: Rounding | None = None
+) -> Outcome[Layer]:
+    """What becomes of a weight that is."""
+    about = (both.target, both.component, both.kind, both.shape)
+    report = LayerReport(*about, layer.rank, norm, residual, rounding=known)
+    return Outcome(both.target, layer, (report,))
