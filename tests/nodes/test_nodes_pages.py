@@ -149,6 +149,8 @@ def test_every_example_has_a_picture_and_an_api_version() -> None:
     assert names == {path.stem for path in EXAMPLES.glob("*.jpg")}
     assert names == {path.stem for path in WORKFLOWS}
     assert len(list(EXAMPLES.iterdir())) == 2 * len(names)
+    drawn = (ROOT / "docs" / "make_cards.py").read_text("utf-8")
+    assert all(f'"{name}",' in drawn for name in names)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
