@@ -116,6 +116,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "give a picture as `thumbnail`",
             "give a picture to Edit Metadata",
         ),
+        (
+            r"is to hold the weights of (.*?): `to=` is",
+            "storage",
+            r"is to hold the weights of \1: `storage` is",
+            r"is to hold the weights of \1:",
+        ),
         (r"; keep (?:it|them) whole \(`whole=`\)", "", "", ""),
         (r"keep (it|them) whole \(`whole=`\)", "", "", r"keep \1 whole"),
         (r"choose another name or use `force=True`", "", "", "choose another name"),

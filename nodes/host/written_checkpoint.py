@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...lora_ops import Placement, Report, place, plan_requantise_file
 from ...lora_ops.adapters.metadata import Input, Operation, baked_metadata
+from ...lora_ops.files.quantised.scheme import Scheme
 from ...lora_ops.files.quantised.source import decoded
 from ...lora_ops.files.quantised.storages import SCHEMES
 from ...lora_ops.models.architectures import parameters
@@ -77,7 +78,9 @@ def _as_held(
     source: LoadedCheckpoint, dtype: torch.dtype | None
 ) -> tuple[dict[str, Planned], tuple[str, ...]]:
     """How each tensor is written where each stays in its storage, and what is to be said of it."""
-    ways = {scheme.format: scheme for scheme in SCHEMES.values()}
+    ways: dict[str, Scheme] = {}
+    for scheme in SCHEMES.values():
+        ways.setdefault(scheme.format, scheme)  # those that come later have older names for it
     known = {one.key: one for one in parameters(source).values()}
     found: dict[str, Planned] = {}
     whole: list[str] = []

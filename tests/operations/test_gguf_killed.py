@@ -17,8 +17,9 @@ from tiny_flux import numbers
 pytest.importorskip("gguf", reason="the package gguf is in no environment but its own")
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 sys.path[:0] = sys.argv[3:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
 from pathlib import Path
 from lorakit.lora_ops import open_source
 from lorakit.lora_ops.files.writing.placed import PlacedFile

@@ -111,7 +111,9 @@ def test_a_larger_batch_waits_no_more_often(rule: str, exact: bool) -> None:
     few, many = asked
     batches = 3
     assert few["wait"] <= 17 * batches
-    assert many["wait"] <= few["wait"] + 3 * batches  # the slowest layer of several may take a step more
+    assert (
+        many["wait"] <= few["wait"] + 3 * batches
+    )  # the slowest layer of several may take a step more
     assert many["download"] == few["download"] <= 3 * batches
     assert few["upload"] <= 2 * batches + 1  # the weights, and the random start where there is one
     assert many["upload"] - few["upload"] == 2 * batches * (LAYERS - 1)  # the weights themselves
