@@ -175,7 +175,7 @@ def _by_strength(strengths: Mapping[str, float], word: str = "layer") -> str:
 def edit_text(name: str, report: Report) -> str:
     """What an operation did to an adapter: ranks, error, size, the worst layers, what is left out."""
     from ...lora_ops import EditReport
-    from ...lora_ops.operations.extract.extract import BELOW, UNCHANGED
+    from ...lora_ops.operations.extract.layer import BELOW, UNCHANGED
     from ...lora_ops.operations.reasons import STRENGTH_ZERO
     from ...lora_ops.report import counted
     from ...lora_ops.text import estimate_text, human_error, human_size, plain
