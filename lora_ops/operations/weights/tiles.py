@@ -101,8 +101,23 @@ def _encoder(planned: Planned) -> Encoder | None:
         encoder.look(piece, start // max(1, piece.shape[-1]))
 
     if encoder.looks:
-        compute(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
+        _hand_on(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
     return encoder
+
+
+def _hand_on(planned: Planned, put: Put) -> None:
+    """Compute a tensor and measure nothing, where all of it is only looked at."""
+    rows = planned.shape[0] if planned.shape else 1
+    with SCRATCH.frame():
+        for number, part in _ranges(planned.steps, rows):
+            step = None if number is None else planned.steps[number]
+            tiles = _Tiles(planned, part, put, step, None)
+            if step is None:
+                tiles.keep_all()
+                continue
+            changed = _Changed(tiles, step)
+            for place in tiles:
+                changed.put(place, changed.compute(place))
 
 
 def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
@@ -220,7 +235,8 @@ def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
     if planned.seed is not None:
         usual = 1  # chance makes noise, of which a sample would have more
     for part in tiles:
-        rounded, fits = changed.compute(part)
+        computed = changed.compute(part)
+        rounded, _ = computed
         every, found = usual, changed.measure(part, rounded, usual)
         if not found[0] and every > 1:
             every = 1
@@ -229,10 +245,8 @@ def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
         seen += -(-len(rounded) // every)
         if not found[0]:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
-        elif fits:
-            tiles.put(part, rounded)
         else:
-            raise changed.fault(part, planned.dtype)
+            changed.put(part, computed)
     return step.report(changed.change, Measured.joined(measured, seen / max(1, tiles.count)))
 
 
@@ -263,6 +277,13 @@ class _Changed:
             raise self.fault(part, exact.dtype) from error
         # One that is a little larger than the largest may be rounded to it.
         return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
+
+    def put(self, part: slice, computed: tuple[Tensor, bool]) -> None:
+        """Hand on what `compute` gave last, if all of it is finite."""
+        rounded, fits = computed
+        if not fits:
+            raise self.fault(part, rounded.dtype)
+        self._tiles.put(part, rounded)
 
     def measure(
         self, part: slice, rounded: Tensor, every: int
