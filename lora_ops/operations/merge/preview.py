@@ -35,6 +35,8 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
     names = [name for name in plan.recipe.files if name in plan.sources]
     dtype = plan.recipe.output.dtype
     told = ", ".join(f"{part} {name}" for part, name in dtype.items()) or "as stored"
+    to = plan.recipe.output.to
+    how = f"{told}, {to}" if to and dtype else to or told
     counts = {
         "tensors": len(plan.tensors),
         "merged": len(plan.merged) - plan.taken,
@@ -50,7 +52,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         output=str(output),
         size_at_most=_size(plan, output, shard_size),
         layers=tuple(_layers(plan)),
-        told=f"{', '.join(methods)}, {told}; of {counted(counts['tensors'], 'tensor')} "
+        told=f"{', '.join(methods)}, {how}; of {counted(counts['tensors'], 'tensor')} "
         f"{counts['merged']} merged, {plan.taken} taken, {counts['copied']} copied; "
         f"read {'once' if plan.passes == 1 else f'up to {plan.passes} times'}",
         settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},

@@ -54,6 +54,11 @@ class Storing(ABC):
     def dtype(self) -> torch.dtype:
         """Of the codes."""
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether numbers can be rounded up or down by chance."""
+        return self.encoder().chances
+
     @abstractmethod
     def rows(self) -> Iterator[Row]:
         """Key, dtype and shape of everything that is written, the codes first."""

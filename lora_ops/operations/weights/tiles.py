@@ -72,17 +72,11 @@ def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
     Raises:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
-    rows = planned.shape[0] if planned.shape else 1
     encoder = _encoder(planned)
     found: dict[int, LayerReport | Skip] = {}
     with SCRATCH.frame():
-        for number, part in _ranges(planned.steps, rows):
-            step = None if number is None else planned.steps[number]
-            tiles = _Tiles(planned, part, put, step, encoder)
-            if number is None or step is None:
-                tiles.keep_all()
-            else:
-                found[number] = _apply(planned, step, tiles)
+        for number, tiles in _parts(planned, put, encoder):
+            found[number] = _apply(planned, planned.steps[number], tiles)
     reports = tuple(found[number] for number in range(len(planned.steps)))
     if planned.storing is None or encoder is None:
         return reports
@@ -100,24 +94,15 @@ def _encoder(planned: Planned) -> Encoder | None:
     def look(start: int, piece: Tensor, /, beside: str = "") -> None:
         encoder.look(piece, start // max(1, piece.shape[-1]))
 
-    if encoder.looks:
-        _hand_on(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
-    return encoder
-
-
-def _hand_on(planned: Planned, put: Put) -> None:
-    """Compute a tensor and measure nothing, where all of it is only looked at."""
-    rows = planned.shape[0] if planned.shape else 1
+    if not encoder.looks:
+        return encoder
+    numbers = replace(planned, dtype=torch.float32, seed=None, storing=None)
     with SCRATCH.frame():
-        for number, part in _ranges(planned.steps, rows):
-            step = None if number is None else planned.steps[number]
-            tiles = _Tiles(planned, part, put, step, None)
-            if step is None:
-                tiles.keep_all()
-                continue
-            changed = _Changed(tiles, step)
-            for place in tiles:
-                changed.put(place, changed.compute(place))
+        for number, tiles in _parts(numbers, look, None):
+            changed = _Changed(tiles, planned.steps[number])
+            for part in tiles:  # nothing is measured: that is done as it is encoded
+                changed.put(part, changed.compute(part))
+    return encoder
 
 
 def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
@@ -139,17 +124,17 @@ def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
     return result, compute(planned, put)
 
 
-def _ranges(steps: Sequence[Step], rows: int) -> Iterator[tuple[int | None, tuple[int, int]]]:
-    """The rows of each step, by its number, and those of none, which stay as they are."""
+def _parts(planned: Planned, put: Put, encoder: Encoder | None) -> Iterator[tuple[int, _Tiles]]:
+    """The rows of each step, by its number; those of none, before and between, are handed on as they are."""
+    rows = planned.shape[0] if planned.shape else 1
+    places = [(step.parameter.rows or (0, rows), n) for n, step in enumerate(planned.steps)]
     at = 0
-    places = [(step.parameter.rows or (0, rows), number) for number, step in enumerate(steps)]
-    for (first, last), number in sorted(places):
+    for (first, last), number in (*sorted(places), ((rows, rows), None)):
         if at < first:
-            yield None, (at, first)
-        yield number, (first, last)
+            _Tiles(planned, (at, first), put, None, encoder).keep_all()
+        if number is not None:
+            yield number, _Tiles(planned, (first, last), put, planned.steps[number], encoder)
         at = last
-    if at < rows:
-        yield None, (at, rows)
 
 
 class _Tiles:
