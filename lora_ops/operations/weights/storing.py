@@ -59,6 +59,11 @@ class Storing(ABC):
         """Whether numbers can be rounded up or down by chance."""
         return self.encoder().chances
 
+    @property
+    def looks(self) -> bool:
+        """Whether it is computed twice, as all of it must be seen before any is encoded."""
+        return self.encoder().looks
+
     @abstractmethod
     def rows(self) -> Iterator[Row]:
         """Key, dtype and shape of everything that is written, the codes first."""

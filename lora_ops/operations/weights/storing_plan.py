@@ -236,9 +236,14 @@ def plan_storing(
         else:
             found[one.key] = InScheme(one, SCHEMES[to])
     if not found:
+        why = (
+            ", and all stay whole by `whole=`"
+            if any(fits(name, wanted.whole) for name in _names(left))
+            else ""
+        )
         raise ArgumentError(
             f"{checkpoint.name} has no weight to write as `{to}`: those are matrices of a diffusion "
-            "model, under the names of its own program"
+            f"model, under the names of its own program{why}"
         )
     notes = _storing_notes(
         SCHEMES[to].storage, [one.parameter for one in found.values()], left, wanted
@@ -249,12 +254,16 @@ def plan_storing(
 def _storing_notes(
     storage: str, found: Sequence[Parameter], left: Sequence[Parameter], wanted: Wanted
 ) -> Iterator[str]:
-    stored, whole = ([one.name.removeprefix(UNET) for one in some] for some in (found, left))
+    stored, whole = _names(found), _names(left)
     stay = f"; {len(whole)} stay whole, the first `{whole[0]}`" if whole else ""
     yield f"{counted(len(stored), 'weight')} written as {storage}{stay}"
     yield from nearest_note(wanted, SCHEMES[wanted.to])
     yield from pattern_notes("stays whole", wanted.whole, whole)
     yield from pattern_notes("is quantised", wanted.quantise, stored)
+
+
+def _names(some: Iterable[Parameter]) -> list[str]:
+    return [one.name.removeprefix(UNET) for one in some]
 
 
 def pattern_notes(what: str, patterns: Iterable[str], names: Collection[str]) -> Iterator[str]:
