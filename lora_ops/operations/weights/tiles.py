@@ -260,8 +260,10 @@ class _Changed:
             rounded = tiles.round(exact, part)
         except NonFiniteError as error:  # of what encodes it, which knows nothing of the change
             raise self.fault(part, exact.dtype) from error
-        # One that is a little larger than the largest may be rounded to it.
-        return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
+        dtype = rounded.dtype
+        # One that is a little larger than the largest may be rounded to it; to float8, torch rounds any.
+        near = _fits(exact, dtype, near=True) and _fits(rounded.float(), dtype)
+        return rounded, near or _fits(exact, dtype)
 
     def put(self, part: slice, computed: tuple[Tensor, bool]) -> None:
         """Hand on what `compute` gave last, if all of it is finite."""
@@ -303,12 +305,13 @@ class _Changed:
         return d, w, x
 
 
-def _fits(numbers: Tensor, dtype: torch.dtype) -> bool:
-    """Whether all numbers are finite and in the range of a dtype."""
+def _fits(numbers: Tensor, dtype: torch.dtype, near: bool = False) -> bool:
+    """Whether all numbers are finite and in the range of a dtype, or nearer to it than its next would be."""
     if not numbers.numel():
         return True
     low, high = (float(one) for one in torch.aminmax(numbers))
-    return max(-low, high) <= torch.finfo(dtype).max
+    limits = torch.finfo(dtype)
+    return max(-low, high) <= limits.max * (1 + limits.eps / 4 if near else 1)
 
 
 def _norm(tile: Tensor) -> float:
