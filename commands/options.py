@@ -189,7 +189,7 @@ storing_options = together(
         "--to",
         metavar="STORAGE",
         help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
-        "fp8_e5m2_scaled, int8, mxfp8, nvfp4 or fp8_legacy; as bitsandbytes does: nf4 or fp4; or into a GGUF file, which holds the diffusion model alone: q8_0, "
+        "fp8_e5m2_scaled, int8, mxfp8, nvfp4 or fp8_legacy; fp8 has none; as bitsandbytes does: nf4 or fp4; or into a GGUF file, which holds the diffusion model alone: q8_0, "
         "q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32. First and last layers, embeddings and norms stay whole.  "
         "[default: as they are stored]",
     ),

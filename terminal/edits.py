@@ -145,10 +145,10 @@ def show_requantised(report: Report, *, verbose: bool = False) -> None:
         console.print(fill(table, rows, cells, weigh=lambda one: one.error, verbose=verbose))
     print_skips(console, report)
     print_notes(console, report.notes)
+    told = f"{counted(len(rows), 'weight')} written with scales" if rows else "no weight has scales"
     error = f", relative error {human_error(report.error)}" if rows else ""
     console.print(
-        f"[bold]{counted(len(rows), 'weight')} written with scales{error}[/]; "
-        f"{human_size(report.size)}, {report.seconds:.1f} s",
+        f"[bold]{told}{error}[/]; {human_size(report.size)}, {report.seconds:.1f} s",
         highlight=False,
         soft_wrap=True,
     )

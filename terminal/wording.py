@@ -68,7 +68,7 @@ def _option(found: re.Match[str]) -> str:
     name, value = found.groups()
     if name not in OPTIONS:
         return found[0]
-    shown = "" if value == "True" else f"'{value}'" if name in _PATTERNS else value
+    shown = f"'{value}'" if name in _PATTERNS and value else value.removeprefix("True")
     told = f"{OPTIONS[name]} {shown}".rstrip()
     return f"`{told}`" if _AS_CODE.search(found.string[: found.start()]) else told
 

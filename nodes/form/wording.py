@@ -110,6 +110,7 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "choose another `storage`",
             "write another `to` or more `whole` in the recipe",
         ),
+        (r"`to=` is ", "storage", "`storage` is ", "a storage is "),
         (
             r"give a picture as `thumbnail=`",
             "thumbnail",

@@ -186,3 +186,9 @@ def test_a_cure_runs_in_python(code: str, lora: Path) -> None:
     assert (len(report.layers), len(report.skips)) == ((2, 0) if code == "convert" else (1, 1))
     with lora_ops.open_source(lora.with_name("lora-new.safetensors")) as source:
         assert len(source.keys()) == 3 * len(report.layers)
+
+
+def test_an_option_without_a_value_has_none() -> None:
+    told = worded("keep them whole (`whole=`), or store them otherwise (`to=`)")
+    assert told == "keep them whole (--whole), or store them otherwise (--to)"
+    assert worded("use `whole=img_in.*`") == "use --whole 'img_in.*'"

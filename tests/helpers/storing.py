@@ -48,7 +48,9 @@ def nearest_of(numbers: Tensor, codes: Tensor) -> Tensor:
 def nearest(weight: Tensor, to: str) -> Tensor:
     """Each number's distance to the nearest that can be stored, by looking at all of those."""
     codes = grid(FLOATS.get(to, torch.float8_e4m3fn))
-    if to == "int8":
+    if to == "fp8":
+        scales = torch.tensor(1.0)
+    elif to == "int8":
         codes, scales = torch.arange(-127.0, 128), weight.abs().amax(dim=1, keepdim=True) / 127
     elif to in FLOATS:
         scales = weight.abs().max() / codes.max()

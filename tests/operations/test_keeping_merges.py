@@ -212,3 +212,19 @@ def test_by_the_command(lora: Path, tmp_path: Path) -> None:
         assert "lorakit.rounding" not in found.metadata
     done = lorakit_here("bake", base, lora, "-o", back, "--quantise", "img_in*", "--force")
     assert (done.status, "name a storage" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(("to", "told"), [("int8", "int8; "), ("fp8_scaled", "fp8_scaled; ")])
+def test_a_plan_says_what_is_written_and_how_often_inputs_are_read(
+    tmp_path: Path, to: str, told: str
+) -> None:
+    """A weight with one scale is computed twice: its largest number comes first."""
+    files = [model("", tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]
+    asked = ("--to", to, "-o", tmp_path / "out.safetensors", "--dry-run")
+    done = lorakit_here("merge", *files, *asked)
+    assert (done.status, done.err) == (0, "")
+    assert f"average, {told}" in done.out
+    assert ("read once" in done.out, "read up to 2 times" in done.out) == (
+        to == "int8",
+        to == "fp8_scaled",
+    )

@@ -152,3 +152,18 @@ def test_sides_that_are_no_blocks_stay_whole(tmp_path: Path) -> None:
         for to, is_stored in (("int8", True), ("mxfp8", False), ("nvfp4", False)):
             plan = plan_requantise_file(model, to)
             assert (plan.tensors[odd].storing is not None) == is_stored
+
+
+def test_all_that_stays_whole_by_a_pattern_is_told(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with (
+        open_source(files[0]) as model,
+        pytest.raises(ArgumentError, match="all stay whole by `whole=`"),
+    ):
+        plan_requantise_file(model, "int8", whole=["*"])
+    told = lorakit_here(
+        *("requantise", files[0], "--to", "bf16", "-o", tmp_path / "out.gguf", "--dry-run")
+    )
+    assert "bits per number" in told.out
+    assert "scales included" not in told.out

@@ -42,7 +42,7 @@ def baked(files: tuple[Path, Path], output: Path, to: str, whole: tuple[str, ...
     return report
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", [*SCHEMES, "fp8"])
 def test_each_number_is_the_nearest_that_can_be_stored(
     files: tuple[Path, Path], tmp_path: Path, to: str
 ) -> None:

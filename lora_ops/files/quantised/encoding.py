@@ -37,6 +37,8 @@ class Encoder(ABC):
 
     #: Whether it must `look` at all rows before it can encode any.
     looks = False
+    #: Whether it follows chance; else numbers are always rounded to the nearest.
+    chances = True
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self.key, self.shape, self.dtype = key, shape, dtype

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +46,8 @@ class FourBits(Encoder):
         block: Numbers of a block.
         rounded: Dtype that the program rounds the numbers to.
     """
+
+    chances = False
 
     def __init__(
         self,
@@ -99,8 +100,6 @@ class FourBits(Encoder):
 @dataclass(frozen=True, slots=True)
 class FourBitScheme(Scheme):
     """Flat codes, and a description a layer."""
-
-    by_chance: ClassVar[bool] = False
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether rows are whole blocks: those of the program may run across rows."""

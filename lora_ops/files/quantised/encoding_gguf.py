@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +27,8 @@ class GgufBlocks(Encoder):
         dtype: Of the codes: bytes.
         type: ggml's name of the blocks.
     """
+
+    chances = False
 
     def __init__(
         self, key: str, shape: tuple[int, int], dtype: torch.dtype, type: str = "Q8_0"
@@ -55,8 +56,6 @@ class GgufBlocks(Encoder):
 @dataclass(frozen=True, slots=True)
 class GgufScheme(Scheme):
     """A type of GGUF: blocks along the rows, of kernels too, and nothing beside them."""
-
-    by_chance: ClassVar[bool] = False
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether the rows of a weight are whole blocks."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,10 +25,7 @@ class Scheme:
         encodes: What makes codes of a weight.
         multiple: Rows and columns must be multiples of it.
         packed: Numbers in one code.
-        by_chance: Whether numbers can be rounded up or down by chance.
     """
-
-    by_chance: ClassVar[bool] = True
 
     storage: str
     format: str
@@ -37,6 +33,11 @@ class Scheme:
     encodes: type[Encoder]
     multiple: int = 1
     packed: int = 1
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether numbers can be rounded up or down by chance."""
+        return self.encodes.chances
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a matrix of this shape can be written so."""

@@ -10,6 +10,7 @@ from .encoding import Rows, ScaledFloat
 from .encoding_blocks import Mxfp8, Nvfp4
 from .encoding_four import BLOCK, FourBits, FourBitScheme
 from .encoding_legacy import LegacyFloat, LegacyScheme
+from .encoding_plain import PlainFloat, PlainScheme
 from .scheme import Scheme
 
 #: By the name that users give it.
@@ -22,6 +23,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "fp8_legacy": LegacyScheme(
         "fp8 e4m3, scaled", "float8_e4m3fn", torch.float8_e4m3fn, LegacyFloat
     ),
+    "fp8": PlainScheme("fp8 e4m3", "", torch.float8_e4m3fn, PlainFloat),
     "nf4": FourBitScheme("nf4", "", torch.uint8, FourBits, multiple=BLOCK),
     "fp4": FourBitScheme("fp4", "", torch.uint8, FourBits, multiple=BLOCK),
 }

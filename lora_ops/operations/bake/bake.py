@@ -30,7 +30,7 @@ from ..weights.change import BakedLayer
 from ..weights.gguf_file_plan import LEFT_OUT
 from ..weights.shares import Share
 from ..weights.storing import stored_layers, storing_notes
-from ..weights.survival import CHANCE, OTHERWISE, survival_notes
+from ..weights.survival import CHANCE, survival_notes
 from ..weights.terms import matrix
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
@@ -137,14 +137,12 @@ def _notes(plan: BakePlan, layers: Sequence[BakedLayer]) -> Iterator[str]:
     if not any(layer.cosine for layer in layers):
         yield "no number of the checkpoint changed: the layers are zero, cancel, or were rounded away"
         return
-    stored = any(one.steps and one.storing is not None for one in plan.tensors.values())
     yield from survival_notes(
         layers,
+        plan.tensors.values(),
         by_chance=plan.wanted.seed is not None,
-        ways=(
-            OTHERWISE if stored else "use a wider `dtype=`",
-            *(CHANCE, "apply the LoRA at run time"),
-        ),
+        wider="use a wider `dtype=`",
+        ways=(CHANCE, "apply the LoRA at run time"),
     )
 
 

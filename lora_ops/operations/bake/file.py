@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,10 +107,10 @@ def plan_bake_file(
         notes = check_bakes(checkpoint.metadata, records, sign, allow_other=allow_other)
         plan = replace(plan, notes=(*plan.notes, *notes))
     wanted = replace(plan.wanted, to=to or "", whole=tuple(whole), quantise=tuple(quantise))
+    numbers = model_keys(checkpoint) if dtype is not None else ()
     if is_gguf:
-        plan, notes = _in_gguf(plan, wanted)
+        plan, notes = _in_gguf(plan, wanted, numbers)
     else:
-        numbers = model_keys(checkpoint) if dtype is not None else ()
         tensors, notes = with_storing(plan.tensors, checkpoint, wanted, numbers)
         plan = replace(plan, tensors=tensors)
     told = (*notes, *folder_notes(checkpoint), *storage_notes(checkpoint, plan.tensors))
@@ -122,13 +122,15 @@ def plan_bake_file(
     return plan
 
 
-def _in_gguf(plan: BakePlan, wanted: Wanted) -> tuple[BakePlan, tuple[str, ...]]:
+def _in_gguf(
+    plan: BakePlan, wanted: Wanted, numbers: Container[str]
+) -> tuple[BakePlan, tuple[str, ...]]:
     """The plan of a bake whose result is a GGUF file, and what is worth a sentence.
 
     Raises:
         ArgumentError: Nothing of what changes is in the file; or see `with_gguf`.
     """
-    tensors, gguf = with_gguf(plan.tensors, plan.checkpoint, wanted)
+    tensors, gguf = with_gguf(plan.tensors, plan.checkpoint, wanted, numbers)
     changes = {key: one for key, one in plan.changes.items() if key in tensors}
     if not changes:
         raise ArgumentError(

@@ -35,6 +35,8 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
     """
     checkpoint = plan.checkpoint
     dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
+    to = plan.wanted.to
+    how = f"{dtype}, {to}" if to and plan.dtype is not None else to or dtype
     copied = sum(is_copied(one) for one in plan.tensors.values())
     changed = sum(bool(one.steps) for one in plan.tensors.values())
     model = detect(parameters(checkpoint))
@@ -42,7 +44,7 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         output=str(output),
         size_at_most=_size(plan, output),
         layers=tuple(_changed(plan)),
-        told=f"{plan.operation}, {dtype}; {changed} of {len(plan.tensors)} tensors change, "
+        told=f"{plan.operation}, {how}; {changed} of {len(plan.tensors)} tensors change, "
         f"{copied} are copied",
         settings={
             "operation": plan.operation,

@@ -27,7 +27,7 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.step import Put
 from ..weights.storing import stored_layers, storing_notes
-from ..weights.survival import CHANCE, OTHERWISE, survival_notes
+from ..weights.survival import CHANCE, survival_notes
 from ..weights.tiles import Planned, compute, computed
 from ..weights.written import put_unchanged, written
 from .plan import MergePlan, plan_merge, too_deep
@@ -266,14 +266,12 @@ def _notes(plan: MergePlan, layers: Sequence[MergedLayer], skips: Sequence[Skip]
             f"changes nothing: all {counted(len(plan.merged), 'parameter')} are those of "
             f"{plan.base.name}; are two of the files one, or all weights 0?"
         )
-    stored = any(one.steps and one.storing is not None for one in plan.tensors.values())
     yield from survival_notes(
         layers,
+        plan.tensors.values(),
         by_chance=plan.recipe.output.rounding == "stochastic",
-        ways=(
-            OTHERWISE if stored else "write a wider dtype",
-            *("merge all steps in one recipe", "keep the change as a LoRA", CHANCE),
-        ),
+        wider="write a wider dtype",
+        ways=("merge all steps in one recipe", "keep the change as a LoRA", CHANCE),
     )
     kept = [skip for skip in skips if skip.reason == NOT_FINITE]
     if kept:

@@ -35,6 +35,10 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
     names = [name for name in plan.recipe.files if name in plan.sources]
     dtype = plan.recipe.output.dtype
     told = ", ".join(f"{part} {name}" for part, name in dtype.items()) or "as stored"
+    to = plan.recipe.output.to
+    how = f"{told}, {to}" if to and dtype else to or told
+    twice = any(one.steps and one.storing and one.storing.looks for one in plan.tensors.values())
+    passes = 2 * plan.passes if twice else plan.passes
     counts = {
         "tensors": len(plan.tensors),
         "merged": len(plan.merged) - plan.taken,
@@ -43,16 +47,16 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
         "left_out": len(plan.dropped),
         "only_base": len(plan.only_base),
         "only_others": sum(map(len, plan.only_others.values())),
-        "passes": plan.passes,
+        "passes": passes,
     }
     methods = dict.fromkeys(step.method for step in plan.recipe.steps)
     return Preview(
         output=str(output),
         size_at_most=_size(plan, output, shard_size),
         layers=tuple(_layers(plan)),
-        told=f"{', '.join(methods)}, {told}; of {counted(counts['tensors'], 'tensor')} "
+        told=f"{', '.join(methods)}, {how}; of {counted(counts['tensors'], 'tensor')} "
         f"{counts['merged']} merged, {plan.taken} taken, {counts['copied']} copied; "
-        f"read {'once' if plan.passes == 1 else f'up to {plan.passes} times'}",
+        f"read {'once' if passes == 1 else f'up to {passes} times'}",
         settings={"operation": "merge", "methods": list(methods), "dtype": told, **counts},
         architecture=model.title if model else None,
         inputs=tuple(f"{name} = {Path(plan.sources[name].name).name}" for name in names),

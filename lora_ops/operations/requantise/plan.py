@@ -109,5 +109,6 @@ def plan_requantise_file(
             *(output, checkpoint, tensors.values(), inputs), shard_size=shard_size, force=force
         )
     plan = RequantisePlan(checkpoint, wanted, tensors, (), gguf)
-    bits = f"{plan.bits:.2f} bits per number, scales included"
+    scales = ", scales included" if any(one.storing for one in plan.tensors.values()) else ""
+    bits = f"{plan.bits:.2f} bits per number{scales}"
     return replace(plan, notes=(*storage_notes(checkpoint, tensors), *told, bits))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from ...errors import ArgumentError
 from ...files import GgufFile, QuantisedSource
 from ...files.quantised.encoding_gguf import ENCODED, check_package
 from ...files.writing.gguf_writer import GgufLayout, GgufTensor
-from ...models.architectures import parameters
+from ...models.architectures import UNET, parameters
 from ...report import counted
 from ...source import TensorSource
 from .gguf_file_plan import ELEMENTS, PLAIN, GgufPlan, carried, types_note
 from .storing import InScheme
+from .storing_plan import Wanted, check_quantise, fits, nearest_notes, pattern_notes
 from .tiles import Planned
 
 
 def as_stored(
-    tensors: Mapping[str, Planned], checkpoint: TensorSource, file: GgufFile
+    tensors: Mapping[str, Planned],
+    checkpoint: TensorSource,
+    file: GgufFile,
+    wanted: Wanted,
+    numbers: Container[str] = (),
 ) -> tuple[dict[str, Planned], GgufPlan]:
     """Write every tensor under the type that it has, where that can be encoded.
 
@@ -28,26 +33,36 @@ def as_stored(
         tensors: Of the result, as numbers, by key.
         checkpoint: What the result is made like.
         file: The GGUF file that it is.
+        wanted: What is asked for, without a way to store them.
+        numbers: Keys of what is to be numbers.
 
     Raises:
-        ArgumentError: A weight would change whose rows lie turned in the file.
+        ArgumentError: A weight would change whose rows lie turned in the file; or what is to be
+            quantised is named.
         QuantisedError: What encodes blocks is not installed.
     """
+    check_quantise(wanted)
     known = {key: one for one in parameters(checkpoint).values() for key in one.keys}
     decoded = checkpoint.weights if isinstance(checkpoint, QuantisedSource) else {}
     found: dict[str, Planned] = {}
     layout: dict[str, GgufTensor] = {}
     replaced: dict[str, list[str]] = {}
+    whole: list[str] = []
+    new: list[tuple[str, bool]] = []
     for key in (key for key in file.keys() if key in tensors):  # noqa: SIM118
         one, type, shape = tensors[key], file.type(key).name, file.logical_shape(key)
-        if not one.steps and one.source is checkpoint and key in decoded:
+        name = known[key].name.removeprefix(UNET) if key in known else ""
+        if stays := type not in ELEMENTS and fits(name, wanted.whole):
+            whole.append(name)
+        is_number = stays or key in numbers
+        if not is_number and not one.steps and one.source is checkpoint and key in decoded:
             found[key] = Planned(key, file, key, file.dtype(key))
         elif file.heads(key):
             raise ArgumentError(
                 f"`{key}` lies in the file with its rows turned, and cannot be changed there; write a "
                 "safetensors file"
             )
-        elif type in ELEMENTS:
+        elif type in ELEMENTS or is_number:
             if one.dtype != file.dtype(key):
                 type = PLAIN.get(one.dtype, type)
             found[key] = replace(one, dtype=ELEMENTS[type])
@@ -58,6 +73,7 @@ def as_stored(
             storing = InScheme(known[key], ENCODED[type]) if type in ENCODED else None
             dtype = storing.dtype if storing else ELEMENTS[type]
             found[key] = replace(one, dtype=dtype, storing=storing)
+            new += [(type, storing.by_chance)] if storing else []
         name, stored = file.stored(key)
         layout[key] = GgufTensor(name, type, shape, None if stored == shape else stored)
     if any(one.storing for one in found.values()):
@@ -68,4 +84,6 @@ def as_stored(
         f"`{keys[0]}`: {'it is' if len(keys) == 1 else 'they are'} written as {layout[keys[0]].type}"
         for type, keys in replaced.items()
     ]
+    notes += nearest_notes(wanted, new)
+    notes += pattern_notes("stays whole", wanted.whole, whole)
     return found, GgufPlan(GgufLayout(layout, carried(file)), (), tuple(notes))

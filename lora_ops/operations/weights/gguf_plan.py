@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -80,7 +80,10 @@ def writes_gguf(output: Path | None, to: str, checkpoint: TensorSource) -> bool:
 
 
 def with_gguf(
-    tensors: Mapping[str, Planned], checkpoint: TensorSource, wanted: Wanted
+    tensors: Mapping[str, Planned],
+    checkpoint: TensorSource,
+    wanted: Wanted,
+    numbers: Container[str] = (),
 ) -> tuple[dict[str, Planned], GgufPlan]:
     """Settle the type of every tensor of a GGUF file.
 
@@ -93,6 +96,7 @@ def with_gguf(
         tensors: Of the result, as numbers, by key.
         checkpoint: What the result is made like.
         wanted: What is asked for.
+        numbers: Keys of what is to be numbers, where nothing says how it is stored.
 
     Returns:
         The tensors that the file holds, and how they lie in it.
@@ -104,7 +108,7 @@ def with_gguf(
     """
     file, to = gguf_file(checkpoint), wanted.to
     if not to and file is not None:
-        return as_stored(tensors, checkpoint, file)
+        return as_stored(tensors, checkpoint, file, wanted, numbers)
     if to not in GGUF_TYPES:
         raise ArgumentError(f"the type of GGUF `{plain(to)}` is {either(GGUF_TYPES)}")
     if to in GGUF_SCHEMES:

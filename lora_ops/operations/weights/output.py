@@ -18,6 +18,7 @@ from ...files import (
     FileSource,
     FolderWriter,
     JoinedSource,
+    QuantisedSource,
     SafetensorsWriter,
     ShardsWriter,
     beside_weights,
@@ -149,11 +150,14 @@ def storage_notes(checkpoint: TensorSource, tensors: Mapping[str, Planned]) -> I
         checkpoint: What the result is made like.
         tensors: Of the result.
     """
+    original = checkpoint.original if isinstance(checkpoint, QuantisedSource) else None
     found: Counter[tuple[str, torch.dtype]] = Counter()
     for key in checkpoint.keys():  # noqa: SIM118
         stored, one = checkpoint.storage(key), tensors.get(key)
         is_plain = stored == storage_name(checkpoint.dtype(key))
-        if one is not None and one.storing is None and not is_plain:
+        if one is None or one.source is original:  # what is copied as it is stored
+            continue
+        if one.storing is None and not is_plain:
             found[stored, one.dtype] += 1
     for (stored, dtype), count in found.items():
         yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"

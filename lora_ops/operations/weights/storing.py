@@ -54,6 +54,16 @@ class Storing(ABC):
     def dtype(self) -> torch.dtype:
         """Of the codes."""
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether numbers can be rounded up or down by chance."""
+        return self.encoder().chances
+
+    @property
+    def looks(self) -> bool:
+        """Whether it is computed twice, as all of it must be seen before any is encoded."""
+        return self.encoder().looks
+
     @abstractmethod
     def rows(self) -> Iterator[Row]:
         """Key, dtype and shape of everything that is written, the codes first."""

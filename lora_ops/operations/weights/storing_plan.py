@@ -79,23 +79,22 @@ def with_storing(
     storing: dict[str, Storing] = {}
     left: Collection[str] = ()
     notes: list[str] = []
+    check_quantise(wanted)
     if wanted.to:
         storing, left, told = plan_storing(checkpoint, tensors, wanted)
         notes += told
-    elif wanted.quantise:
-        raise ArgumentError(
-            "what is to be quantised is named, but not how; name a storage, such as `fp8_scaled`"
-        )
     if isinstance(checkpoint, QuantisedSource) and checkpoint.stays:
         free = [
             key
             for key in checkpoint.weights
             if key in tensors and key not in numbers and key not in storing and key not in left
         ]
-        patterns = () if wanted.to else wanted.whole
-        kept, told = _kept(tensors, checkpoint, free, patterns)
+        asked = replace(wanted, whole=()) if wanted.to else wanted
+        kept, told = _kept(tensors, checkpoint, free, asked)
         storing |= kept
         notes += told
+    elif not wanted.to:
+        notes += pattern_notes("stays whole", wanted.whole, ())
     found = {
         key: replace(one, dtype=storing[key].dtype, storing=storing[key]) if key in storing else one
         for key, one in tensors.items()
@@ -108,28 +107,37 @@ def _kept(
     tensors: Mapping[str, Planned],
     checkpoint: QuantisedSource,
     keys: Iterable[str],
-    whole: Sequence[str],
-) -> tuple[dict[str, Storing], Iterator[str]]:
+    wanted: Wanted,
+) -> tuple[dict[str, Storing], list[str]]:
     """Those weights that stay stored as they are, by key, and what is worth a sentence."""
     found: dict[str, Storing] = {}
     lost: dict[str, list[str]] = {}
-    new = 0
+    whole: list[str] = []
+    new: list[tuple[str, bool]] = []
     places: dict[str, list[Parameter]] = {}
     for one in parameters(checkpoint).values():
         for key in one.keys:
             places.setdefault(key, []).append(one)
     for key in keys:
-        if any(fits(one.name.removeprefix(UNET), whole) for one in places[key]):
+        names = [one.name.removeprefix(UNET) for one in places[key]]
+        if any(fits(name, wanted.whole) for name in names):
+            whole += names
             continue
         planned, weight = tensors[key], checkpoint.weights[key]
         storing = AsStored(places[key][0], weight, checkpoint.original)
         is_copy = not planned.steps and storing.held(planned.source, planned.own) is not None
         if is_copy or storing.is_writable:
             found[key] = storing
-            new += not is_copy
+            if not is_copy:
+                new.append((storing.storage, storing.by_chance))
         else:
             lost.setdefault(weight.storage, []).append(key)
-    return found, _notes(Counter(one.storage for one in found.values()), new, lost)
+    storages = Counter(one.storage for one in found.values())
+    return found, [
+        *_notes(storages, len(new), lost),
+        *nearest_notes(wanted, new),
+        *pattern_notes("stays whole", wanted.whole, whole),
+    ]
 
 
 def _notes(found: Mapping[str, int], new: int, lost: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -228,9 +236,14 @@ def plan_storing(
         else:
             found[one.key] = InScheme(one, SCHEMES[to])
     if not found:
+        why = (
+            ", and all stay whole by `whole=`"
+            if any(fits(name, wanted.whole) for name in _names(left))
+            else ""
+        )
         raise ArgumentError(
             f"{checkpoint.name} has no weight to write as `{to}`: those are matrices of a diffusion "
-            "model, under the names of its own program"
+            f"model, under the names of its own program{why}"
         )
     notes = _storing_notes(
         SCHEMES[to].storage, [one.parameter for one in found.values()], left, wanted
@@ -241,23 +254,55 @@ def plan_storing(
 def _storing_notes(
     storage: str, found: Sequence[Parameter], left: Sequence[Parameter], wanted: Wanted
 ) -> Iterator[str]:
-    stored, whole = ([one.name.removeprefix(UNET) for one in some] for some in (found, left))
+    stored, whole = _names(found), _names(left)
     stay = f"; {len(whole)} stay whole, the first `{whole[0]}`" if whole else ""
     yield f"{counted(len(stored), 'weight')} written as {storage}{stay}"
     yield from nearest_note(wanted, SCHEMES[wanted.to])
-    for what, patterns, names in (
-        ("stays whole", wanted.whole, whole),
-        ("is quantised", wanted.quantise, stored),
-    ):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                yield f"no weight {what} by the pattern `{plain(pattern)}`"
+    yield from pattern_notes("stays whole", wanted.whole, whole)
+    yield from pattern_notes("is quantised", wanted.quantise, stored)
+
+
+def _names(some: Iterable[Parameter]) -> list[str]:
+    return [one.name.removeprefix(UNET) for one in some]
+
+
+def pattern_notes(what: str, patterns: Iterable[str], names: Collection[str]) -> Iterator[str]:
+    """Name the patterns by which nothing is decided.
+
+    Args:
+        what: They decide of a weight.
+        patterns: Shell patterns.
+        names: Of the weights of which that is so.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            yield f"no weight {what} by the pattern `{plain(pattern)}`"
 
 
 def nearest_note(wanted: Wanted, scheme: Scheme | None) -> Iterator[str]:
     """Say where chance is asked for in vain."""
-    if wanted.seed is not None and scheme is not None and not scheme.by_chance:
-        yield f"{scheme.storage} is always rounded to the nearest"
+    if scheme is not None:
+        yield from nearest_notes(wanted, [(scheme.storage, scheme.by_chance)])
+
+
+def nearest_notes(wanted: Wanted, storages: Iterable[tuple[str, bool]]) -> Iterator[str]:
+    """Say where chance is asked for in vain.
+
+    Args:
+        wanted: What is asked for.
+        storages: Of the weights that are encoded, and whether each follows chance.
+    """
+    if wanted.seed is not None:
+        for storage in dict.fromkeys(name for name, by_chance in storages if not by_chance):
+            yield f"{storage} is always rounded to the nearest"
+
+
+def check_quantise(wanted: Wanted) -> None:
+    """Raise an `ArgumentError` where what is to be quantised is named, but not how."""
+    if wanted.quantise and not wanted.to:
+        raise ArgumentError(
+            "what is to be quantised is named, but not how; name a storage, such as `fp8_scaled`"
+        )
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:

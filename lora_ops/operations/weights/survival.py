@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ...report import counted
 from .change import BakedLayer
+from .tiles import Planned
 
 #: A layer whose stored change points less than this along its true change, or holds less of it, is called lost.
 SURVIVES = 0.9
@@ -16,15 +17,25 @@ CHANCE = 'round by chance (`rounding="stochastic"`)'
 
 
 def survival_notes(
-    layers: Sequence[BakedLayer], *, by_chance: bool, ways: Sequence[str]
+    layers: Sequence[BakedLayer],
+    tensors: Iterable[Planned],
+    *,
+    by_chance: bool,
+    wider: str,
+    ways: Sequence[str],
 ) -> Iterator[str]:
     """Say where rounding ate changes.
 
     Args:
         layers: All that changed.
-        by_chance: Whether it was up or down by chance, which keeps a change and adds noise.
-        ways: What helps, at least two.
+        tensors: Of the result, of which some changed.
+        by_chance: Whether it was to be up or down by chance, which keeps a change and adds noise.
+        wider: What helps where no weight that changed is stored with scales.
+        ways: What helps besides, one at least without chance.
     """
+    stored = [one.storing for one in tensors if one.steps and one.storing is not None]
+    can = not stored or any(one.by_chance for one in stored)
+    by_chance = by_chance and can
 
     def left(layer: BakedLayer) -> float:
         return layer.gain if by_chance else min(layer.cosine, layer.gain)
@@ -32,7 +43,8 @@ def survival_notes(
     eaten = [layer for layer in layers if layer.norm > 0 and left(layer) < SURVIVES]
     if eaten:
         worst = min(eaten, key=left)
-        *first, last = [way for way in ways if not (by_chance and way == CHANCE)]
+        helps = (OTHERWISE if stored else wider, *ways)
+        *first, last = [way for way in helps if way != CHANCE or (can and not by_chance)]
         yield (
             f"rounding ate {counted(len(eaten), 'layer')} of {len(layers)}: the stored change of "
             f"`{worst.target}` has a cosine of {worst.cosine:.2f} with the true one, of which a share of "

@@ -72,17 +72,11 @@ def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
     Raises:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
-    rows = planned.shape[0] if planned.shape else 1
     encoder = _encoder(planned)
     found: dict[int, LayerReport | Skip] = {}
     with SCRATCH.frame():
-        for number, part in _ranges(planned.steps, rows):
-            step = None if number is None else planned.steps[number]
-            tiles = _Tiles(planned, part, put, step, encoder)
-            if number is None or step is None:
-                tiles.keep_all()
-            else:
-                found[number] = _apply(planned, step, tiles)
+        for number, tiles in _parts(planned, put, encoder):
+            found[number] = _apply(planned, planned.steps[number], tiles)
     reports = tuple(found[number] for number in range(len(planned.steps)))
     if planned.storing is None or encoder is None:
         return reports
@@ -100,8 +94,14 @@ def _encoder(planned: Planned) -> Encoder | None:
     def look(start: int, piece: Tensor, /, beside: str = "") -> None:
         encoder.look(piece, start // max(1, piece.shape[-1]))
 
-    if encoder.looks:
-        compute(replace(planned, dtype=torch.float32, seed=None, storing=None), look)
+    if not encoder.looks:
+        return encoder
+    numbers = replace(planned, dtype=torch.float32, seed=None, storing=None)
+    with SCRATCH.frame():
+        for number, tiles in _parts(numbers, look, None):
+            changed = _Changed(tiles, planned.steps[number])
+            for part in tiles:  # nothing is measured: that is done as it is encoded
+                changed.put(part, changed.compute(part))
     return encoder
 
 
@@ -124,17 +124,17 @@ def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
     return result, compute(planned, put)
 
 
-def _ranges(steps: Sequence[Step], rows: int) -> Iterator[tuple[int | None, tuple[int, int]]]:
-    """The rows of each step, by its number, and those of none, which stay as they are."""
+def _parts(planned: Planned, put: Put, encoder: Encoder | None) -> Iterator[tuple[int, _Tiles]]:
+    """The rows of each step, by its number; those of none, before and between, are handed on as they are."""
+    rows = planned.shape[0] if planned.shape else 1
+    places = [(step.parameter.rows or (0, rows), n) for n, step in enumerate(planned.steps)]
     at = 0
-    places = [(step.parameter.rows or (0, rows), number) for number, step in enumerate(steps)]
-    for (first, last), number in sorted(places):
+    for (first, last), number in (*sorted(places), ((rows, rows), None)):
         if at < first:
-            yield None, (at, first)
-        yield number, (first, last)
+            _Tiles(planned, (at, first), put, None, encoder).keep_all()
+        if number is not None:
+            yield number, _Tiles(planned, (first, last), put, planned.steps[number], encoder)
         at = last
-    if at < rows:
-        yield None, (at, rows)
 
 
 class _Tiles:
@@ -220,7 +220,8 @@ def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
     if planned.seed is not None:
         usual = 1  # chance makes noise, of which a sample would have more
     for part in tiles:
-        rounded, fits = changed.compute(part)
+        computed = changed.compute(part)
+        rounded, _ = computed
         every, found = usual, changed.measure(part, rounded, usual)
         if not found[0] and every > 1:
             every = 1
@@ -229,10 +230,8 @@ def _apply(planned: Planned, step: Step, tiles: _Tiles) -> LayerReport | Skip:
         seen += -(-len(rounded) // every)
         if not found[0]:
             tiles.keep(part)  # a minus zero plus a zero would be a zero
-        elif fits:
-            tiles.put(part, rounded)
         else:
-            raise changed.fault(part, planned.dtype)
+            changed.put(part, computed)
     return step.report(changed.change, Measured.joined(measured, seen / max(1, tiles.count)))
 
 
@@ -261,8 +260,17 @@ class _Changed:
             rounded = tiles.round(exact, part)
         except NonFiniteError as error:  # of what encodes it, which knows nothing of the change
             raise self.fault(part, exact.dtype) from error
-        # One that is a little larger than the largest may be rounded to it.
-        return rounded, _fits(exact, rounded.dtype) or _fits(rounded.float(), rounded.dtype)
+        dtype = rounded.dtype
+        # One that is a little larger than the largest may be rounded to it; to float8, torch rounds any.
+        near = _fits(exact, dtype, near=True) and _fits(rounded.float(), dtype)
+        return rounded, near or _fits(exact, dtype)
+
+    def put(self, part: slice, computed: tuple[Tensor, bool]) -> None:
+        """Hand on what `compute` gave last, if all of it is finite."""
+        rounded, fits = computed
+        if not fits:
+            raise self.fault(part, rounded.dtype)
+        self._tiles.put(part, rounded)
 
     def measure(
         self, part: slice, rounded: Tensor, every: int
@@ -297,12 +305,13 @@ class _Changed:
         return d, w, x
 
 
-def _fits(numbers: Tensor, dtype: torch.dtype) -> bool:
-    """Whether all numbers are finite and in the range of a dtype."""
+def _fits(numbers: Tensor, dtype: torch.dtype, near: bool = False) -> bool:
+    """Whether all numbers are finite and in the range of a dtype, or nearer to it than its next would be."""
     if not numbers.numel():
         return True
     low, high = (float(one) for one in torch.aminmax(numbers))
-    return max(-low, high) <= torch.finfo(dtype).max
+    limits = torch.finfo(dtype)
+    return max(-low, high) <= limits.max * (1 + limits.eps / 4 if near else 1)
 
 
 def _norm(tile: Tensor) -> float:
