@@ -93,7 +93,7 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     console.print(
         f"[bold]{counted(len(report.layers), 'layer')}, relative error {human_error(report.error)}[/] "
         f"({parts}), energy kept {report.energy:.2%}; "
-        f"{outside}: {report.left_out:.2%} of the change",
+        f"{outside}: {report.left_out:.2%} of the {_whole(report)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -104,6 +104,11 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
     ending += [f"{report.seconds:.1f} s"] if report.seconds else []
     if ending:
         console.print(", ".join(ending), highlight=False, soft_wrap=True)
+
+
+def _whole(report: Report) -> str:
+    """What shares are of: where rounding is estimated, some of the difference is no change."""
+    return "change" if report.rounding is None else "difference"
 
 
 def print_stored(console: Console, report: Report) -> None:
@@ -123,7 +128,7 @@ def print_notes(console: Console, notes: Iterable[str]) -> None:
 
 def print_skips(console: Console, report: Report) -> None:
     """Print what was left out, by the reason."""
-    table = new_table("left out", "because", "tensors", "share of the change")
+    table = new_table("left out", "because", "tensors", f"share of the {_whole(report)}")
     for (reason, kind), (tensors, share) in report.reasons().items():
         table.add_row(kind, safe(worded(reason)), str(tensors), f"{share:.2%}")
     if report.skips:
