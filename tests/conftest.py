@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 if TYPE_CHECKING:
     from comfy_server import Server
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("lorakit", deadline=None)
+settings.load_profile("lorakit")
 
 
 @pytest.fixture(autouse=True)
