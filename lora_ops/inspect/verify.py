@@ -25,7 +25,7 @@ from ..linalg.noise import Reading, rounding_profile
 from ..linalg.ranks.rules import RankRule
 from ..linalg.ranks.standing import standing
 from ..models.architectures import parameters
-from ..models.differences import Sides, change_norm, measured_difference, read_parameter
+from ..models.differences import Sides, change_norm, measured
 from ..models.pairing import Pair, is_candidate, nearest, pair
 from ..operations.extract.layer import NO_FACTORS, UNCHANGED
 from ..operations.extract.plan import USUAL_MOST
@@ -222,15 +222,15 @@ def _measure(
     strength: float,
     convention: Convention,
 ) -> LayerReport:
-    delta, norm = measured_difference(sides, both)
-    reading = _reading(sides, both, delta)
+    base, tuned = sides.read(both)
+    delta, norm = measured(sides, both, base, tuned)
+    reading = _reading(sides, both, base, tuned, delta)
     (layer, seat), *others = changed
     if isinstance(layer, LoraLayer) and layer.is_pair and not others and seat.is_all:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         _check_shape(both, (up.shape[0], down.shape[1]), both.matrix)
         residual = float(residual_(delta.flatten(1), up * (layer.scale * strength), down))
     else:
-        base = read_parameter(sides.base, both.base)
         for one, at in changed:
             own = at.taken(base)
             if not fits(one.shape, own.shape):
@@ -243,11 +243,12 @@ def _measure(
     return LayerReport(*about, rank, norm, residual, rounding=rounding)
 
 
-def _reading(sides: Sides, both: Pair, delta: Tensor) -> tuple[Reading, Tensor] | None:
+def _reading(
+    sides: Sides, both: Pair, base: Tensor, tuned: Tensor, delta: Tensor
+) -> tuple[Reading, Tensor] | None:
     """What a difference says of the true change, and the rest of it; where storage is so coarse that it matters."""
     if not is_candidate(both.base) or sides.coarse(both) is None or not bool(delta.any()):
         return None
-    base, tuned = sides.read(both)
     profile = rounding_profile(base, tuned, sides.grids(both))
     reading = standing(delta.flatten(1), profile, RankRule("noise", most=USUAL_MOST))
     rest = delta.flatten(1).clone()

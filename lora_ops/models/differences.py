@@ -130,7 +130,15 @@ def measured_difference(sides: Sides, pair: Pair) -> tuple[Tensor, float]:
     Raises:
         NonFiniteError: A side holds NaN or infinity.
     """
-    base, tuned = sides.read(pair)
+    return measured(sides, pair, *sides.read(pair))
+
+
+def measured(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> tuple[Tensor, float]:
+    """Return the change of a parameter that was read from both sides, and its Frobenius norm.
+
+    Raises:
+        NonFiniteError: See `measured_difference`.
+    """
     delta = difference(base, tuned)
     norm = float(frobenius(delta.reshape(1, -1)))
     if not math.isfinite(norm):
