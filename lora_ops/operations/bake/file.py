@@ -200,9 +200,8 @@ class BakedFile(CheckpointFile):
         self.sources = _sources(plan)
         self._plan, self._version = plan, version
         tensors = plan.tensors.values()
-        layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            *(output, checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
+            *(output, checkpoint, tensors), shard_size=shard_size, force=force, gguf=plan.gguf
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ...report import Skip
 from ..preview import PlannedLayer, Preview
 from ..reasons import STRENGTH_ZERO
 from ..weights.gguf_file_plan import LEFT_OUT
-from ..weights.output import is_copied, is_index, rows_of, stored_as
+from ..weights.output import data_size, is_copied, is_index, rows_of, stored_as
 from ..weights.shares import Share
 from ..weights.storing_plan import kept_metadata
 from .bake import NO_PARAMETER
@@ -88,7 +87,7 @@ def _skip(share: Share, reason: str) -> Skip:
 def _size(plan: BakePlan, output: Path) -> int:
     """Bytes of all files of the result, at most."""
     written = list(rows_of(plan.tensors.values()))
-    data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
+    data = data_size(written)
     rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
     told = sum(
         2 * (len(key.encode()) + len(text.encode())) + 16

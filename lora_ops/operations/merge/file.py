@@ -153,9 +153,8 @@ class MergedFile(CheckpointFile):
         self.sources = self._record.sources
         self._plan = plan
         tensors = plan.tensors.values()
-        layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            *(output, base_file(plan), tensors), shard_size=shard_size, force=force, layout=layout
+            *(output, base_file(plan), tensors), shard_size=shard_size, force=force, gguf=plan.gguf
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...files import beside_weights, dtype_name
-from ...files.header import header_room
-from ...files.writing.pieces import aligned
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import counted
-from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
-from ..weights.output import SHARD_SIZE, is_folder, is_index, rows_of, shards_of, stored_as
-from .file import MergedFile, base_file
+from ..weights.output import SHARD_SIZE, stored_as
+from .file import MergedFile
 from .plan import MergePlan
 
 
@@ -52,7 +46,7 @@ def preview_merge(plan: MergePlan, output: Path, *, shard_size: int = SHARD_SIZE
     methods = dict.fromkeys(step.method for step in plan.recipe.steps)
     return Preview(
         output=str(output),
-        size_at_most=_size(plan, output, shard_size),
+        size_at_most=MergedFile(plan, output, shard_size, "0.0.0", force=False).size_at_most(),
         layers=tuple(_layers(plan)),
         told=f"{', '.join(methods)}, {how}; of {counted(counts['tensors'], 'tensor')} "
         f"{counts['merged']} merged, {plan.taken} taken, {counts['copied']} copied; "
@@ -76,23 +70,3 @@ def _layers(plan: MergePlan) -> Iterator[PlannedLayer]:
                 parameter.shape,
                 f"merged, to {stored_as(planned)}",
             )
-
-
-def _size(plan: MergePlan, output: Path, shard_size: int) -> int:
-    """Bytes of all files of the result, at most."""
-    base = base_file(plan)
-    sink = MergedFile(plan, output, shard_size, "0.0.0", force=False)
-    if plan.gguf is not None:
-        return plan.gguf.layout.size(sink.longest(placeholders(sink.sources)))
-    written = list(rows_of(plan.tensors.values()))
-    data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
-    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
-    room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
-    if is_folder(base):
-        others = sum((Path(base.name) / name).stat().st_size for name in beside_weights(base)[0])
-        return data + room * len(base.paths) + others
-    if not is_index(output):
-        return data + room
-    index = {key: output.name for key, _, _ in written}
-    shards = shards_of(base, plan.tensors.values(), shard_size)
-    return data + room * len(shards) + 2 * len(json.dumps(index)) + 1024

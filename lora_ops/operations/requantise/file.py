@@ -75,9 +75,8 @@ class RequantisedFile(CheckpointFile):
         self.sources = [plan.checkpoint]
         self._plan, self._version = plan, version
         tensors = plan.tensors.values()
-        layout = plan.gguf.layout if plan.gguf else None
         super().__init__(
-            *(output, plan.checkpoint, tensors), shard_size=shard_size, force=force, layout=layout
+            *(output, plan.checkpoint, tensors), shard_size=shard_size, force=force, gguf=plan.gguf
         )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -15,7 +15,14 @@ from ...files import FileSource
 from ...run.inputs import paths_of
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.gguf_plan import with_gguf, writes_gguf
-from ..weights.output import SHARD_SIZE, check_place, check_shards, rows_of, storage_notes
+from ..weights.output import (
+    SHARD_SIZE,
+    check_place,
+    check_shards,
+    data_size,
+    rows_of,
+    storage_notes,
+)
 from ..weights.rounding import seed_of
 from ..weights.storing_plan import Wanted, model_keys, with_storing
 from ..weights.tiles import Planned
@@ -43,8 +50,9 @@ class RequantisePlan:
     def bits(self) -> float:
         """Bits of a number of the checkpoint, scales included."""
         rows = rows_of(self.tensors.values())
-        data = sum(math.prod(shape) * dtype.itemsize * 8 for _, dtype, shape in rows)
-        return data / max(1, sum(math.prod(one.shape) for one in self.tensors.values()))
+        return (
+            8 * data_size(rows) / max(1, sum(math.prod(one.shape) for one in self.tensors.values()))
+        )
 
 
 def plan_requantise_file(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from ...files import dtype_name
-from ...files.header import header_room
-from ...files.writing.pieces import aligned
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
-from ...run.inputs import placeholders
 from ..preview import PlannedLayer, Preview
-from ..weights.output import SHARD_SIZE, is_copied, is_index, rows_of, shards_of
+from ..weights.output import SHARD_SIZE, is_copied
 from ..weights.storing import InScheme
 from .file import RequantisedFile
 from .plan import RequantisePlan
@@ -43,7 +38,7 @@ def preview_requantise(
     copied = sum(is_copied(one) for one in plan.tensors.values())
     return Preview(
         output=str(output),
-        size_at_most=_size(plan, output, shard_size),
+        size_at_most=RequantisedFile(plan, output, shard_size, "0.0.0", force=False).size_at_most(),
         layers=tuple(layers),
         told=f"requantise, {plan.wanted.to}; {len(stored)} of {len(plan.tensors)} tensors with scales, "
         f"{copied} are copied",
@@ -61,19 +56,3 @@ def preview_requantise(
         notes=plan.notes,
         by_component=True,
     )
-
-
-def _size(plan: RequantisePlan, output: Path, shard_size: int) -> int:
-    """Bytes of all files of the result, at most."""
-    sink = RequantisedFile(plan, output, shard_size, "0.0.0", force=False)
-    if plan.gguf is not None:
-        return plan.gguf.layout.size(sink.longest(placeholders(sink.sources)))
-    written = list(rows_of(plan.tensors.values()))
-    data = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in written)
-    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
-    room = 8 + aligned(header_room(rows, sink.longest(placeholders(sink.sources))))
-    if not is_index(output):
-        return data + room
-    count = len(shards_of(plan.checkpoint, plan.tensors.values(), shard_size))
-    index = sum(len(key.encode()) + len(output.name.encode()) + 32 for key, _, _ in written)
-    return data + room * count + index + 1024

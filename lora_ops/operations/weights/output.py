@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections import Counter
@@ -30,12 +31,14 @@ from ...files import (
 )
 from ...files.header import header_room
 from ...files.writing.gguf_writer import GgufLayout, GgufWriter
+from ...files.writing.pieces import aligned
 from ...linalg.storage import spelled
 from ...report import LayerReport, Skip, counted
 from ...run.inputs import Input, placeholders
 from ...run.job import Outcome
 from ...run.output import Sink
 from ...source import TensorSource, storage_name
+from .gguf_file_plan import GgufPlan
 from .storing import Row
 from .tiles import Planned
 
@@ -176,6 +179,11 @@ def rows_of(tensors: Iterable[Planned]) -> Iterator[Row]:
             yield from one.storing.rows()
 
 
+def data_size(rows: Iterable[Row]) -> int:
+    """Bytes of the data of what is written, without headers."""
+    return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in rows)
+
+
 def writer_for(
     output: Path,
     checkpoint: FileSource,
@@ -223,11 +231,7 @@ def shards_of(checkpoint: FileSource, tensors: Iterable[Planned], limit: int) ->
         limit: Most bytes of data in a shard, where the checkpoint has none of its own.
     """
     held, rows = set(checkpoint.keys()), {one.key: list(rows_of([one])) for one in tensors}
-    sizes = {
-        key: sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in found)
-        for key, found in rows.items()
-        if key in held
-    }
+    sizes = {key: data_size(found) for key, found in rows.items() if key in held}
     shards = [[key for key in part if key in sizes] for part in partition(checkpoint, sizes, limit)]
     shards = [part for part in shards if part] or [[]]
     shards[-1].extend(key for key in rows if key not in held)
@@ -243,7 +247,7 @@ class CheckpointFile(Sink[Tensor]):
         tensors: What is written.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         force: Whether the output may replace files.
-        layout: Of a GGUF file.
+        gguf: How it lies in a GGUF file; None in any other.
 
     Attributes:
         file: Once it is entered.
@@ -260,10 +264,11 @@ class CheckpointFile(Sink[Tensor]):
         *,
         shard_size: int,
         force: bool,
-        layout: GgufLayout | None = None,
+        gguf: GgufPlan | None = None,
     ) -> None:
         self._output, self._checkpoint, self._tensors = output, checkpoint, list(tensors)
-        self._shard_size, self._force, self._layout = shard_size, force, layout
+        self._shard_size, self._force = shard_size, force
+        self._layout = gguf.layout if gguf else None
         self.reports: list[LayerReport | Skip] = []
 
     @abstractmethod
@@ -273,6 +278,29 @@ class CheckpointFile(Sink[Tensor]):
         Args:
             inputs: The record of `sources`, with hashes in place of theirs; see `placeholders`.
         """
+
+    def size_at_most(self) -> int:
+        """Bytes of all that is written, at most: from headers alone."""
+        longest = self.longest(placeholders(self.sources))
+        if self._layout is not None:
+            return self._layout.size(longest)
+        rows = list(rows_of(self._tensors))
+        data = data_size(rows)
+        header = header_room(
+            [(key, dtype_name(dtype), shape) for key, dtype, shape in rows], longest
+        )
+        room = 8 + aligned(header)
+        if is_folder(self._checkpoint):
+            folder = Path(self._checkpoint.name)
+            others = sum(
+                (folder / one).stat().st_size for one in beside_weights(self._checkpoint)[0]
+            )
+            return data + room * len(self._checkpoint.paths) + others
+        if not is_index(self._output):
+            return data + room
+        index = len(json.dumps({key: self._output.name for key, _, _ in rows}))
+        shards = shards_of(self._checkpoint, self._tensors, self._shard_size)
+        return data + room * len(shards) + 2 * index + 1024
 
     def writer(self) -> PlacedWriter:
         """The file, or the files."""

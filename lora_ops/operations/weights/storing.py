@@ -137,9 +137,9 @@ class InScheme(Storing):
 
     def held(self, source: TensorSource, own: str) -> Mapping[str, Place] | None:
         """See `Storing`."""
-        one = source.weights.get(own) if isinstance(source, QuantisedSource) else None
-        if one is None or not isinstance(source, QuantisedSource):
+        if not isinstance(source, QuantisedSource) or own not in source.weights:
             return None
+        one = source.weights[own]
         encoder, file = self.encoder(), source.original
         layer = self.parameter.key.removesuffix(".weight")
         keys = {f"{layer}.{name}": one.parts.get(ROLES[name], "") for name in encoder.parts()}
@@ -213,9 +213,9 @@ class AsStored(Storing):
 
     def held(self, source: TensorSource, own: str) -> Mapping[str, Place] | None:
         """See `Storing`: of another file, one that is stored alike."""
-        one = source.weights.get(own) if isinstance(source, QuantisedSource) else None
-        if one is None or not isinstance(source, QuantisedSource):
+        if not isinstance(source, QuantisedSource) or own not in source.weights:
             return None
+        one = source.weights[own]
         found: dict[str, Place] = {key: (self.file, key) for key in self.keys}
         if source.original is self.file:
             return found
