@@ -165,23 +165,17 @@ def _lines() -> list[io.Input]:
             optional=True,
             tooltip="Name of the line that is taken. Empty: the first.",
         ),
-        io.Float.Input(
-            "letter_a",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.01,
-            optional=True,
-            tooltip="What A is in lines, labels and presets.",
-        ),
-        io.Float.Input(
-            "letter_b",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.01,
-            optional=True,
-            tooltip="What B is in lines, labels and presets.",
+        *(
+            io.Float.Input(
+                f"letter_{letter.lower()}",
+                default=1.0,
+                min=-10.0,
+                max=10.0,
+                step=0.01,
+                optional=True,
+                tooltip=f"What {letter} is in lines, labels and presets.",
+            )
+            for letter in "AB"
         ),
         io.Int.Input(
             "draw_seed",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, adapter, read
+from alike import check_alike
 from device_double import DEVICE, DoublePlacement, placed
 from kinds import every_kind
 from oracles import power, with_spectrum
@@ -121,23 +121,12 @@ def test_a_larger_batch_waits_no_more_often(rule: str, exact: bool) -> None:
 
 def check_near(one: object, other: object) -> None:
     """Equal, but for the last digits of numbers; and all of it on the CPU."""
-    assert type(one) is type(other)
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        assert one.device.type == "cpu"
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
-    elif isinstance(one, dict) and isinstance(other, dict):
-        check_near(list(one.items()), list(other.items()))
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other, strict=True):
-            check_near(mine, theirs)
-    elif is_dataclass(one):
-        for field in fields(one):
-            check_near(getattr(one, field.name), getattr(other, field.name))
-    else:
-        assert one == other
+
+    def near(mine: Tensor, theirs: Tensor) -> None:
+        assert mine.device.type == "cpu"
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+    check_alike(one, other, near, lambda number: pytest.approx(number, rel=1e-4, abs=1e-5))
 
 
 # --- What edits adapters -------------------------------------------------------------------------

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import kinds
 import pytest
 import torch
 from adapters import EVERY_FORM, Part, tensors, written
+from alike import check_alike
 from bits import assert_equal
 from checkpoints import SD1, grid, planted
 from elsewhere import ByPath, Elsewhere, elsewhere
 from safetensors.torch import save_file
-from torch import Tensor
 
 from lorakit.lora_ops import Adapter, Ingredient, bake, compare, extract, save_adapter, verify
 from lorakit.lora_ops.adapters.formats import decode, format_named
@@ -72,20 +72,7 @@ def check_same(work: Work, there: Elsewhere) -> None:
 
 
 def check_equal(one: object, other: object) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        assert_equal(one, other)
-    elif isinstance(one, dict) and isinstance(other, dict):
-        check_equal(list(one.items()), list(other.items()))
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other, strict=True):
-            check_equal(mine, theirs)
-    elif is_dataclass(one):
-        for field in fields(one):
-            check_equal(getattr(one, field.name), getattr(other, field.name))
-    else:
-        assert one == other
+    check_alike(one, other, assert_equal)
 
 
 def test_scale(lora: ByPath, there: Elsewhere):
