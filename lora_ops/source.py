@@ -78,6 +78,10 @@ class TensorSource(ABC):
         Operations never write into it: it may be the source's own.
         """
 
+    def makes(self, key: str) -> bool:
+        """Whether `tensor` makes a tensor anew each time, so that whoever asked for it may write into it."""
+        return False
+
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers. Safe from several threads.
 

@@ -120,6 +120,10 @@ class QuantisedSource(RoutedSource):
             return super().tensor(key)
         return one.decode({role: self.original.tensor(part) for role, part in one.parts.items()})
 
+    def makes(self, key: str) -> bool:
+        """Of what is decoded."""
+        return key in self.weights or super().makes(key)
+
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers; decodes all of it."""
         if key in self.weights:

@@ -100,19 +100,19 @@ def factor_batch(
 def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor]:
     """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
     base, tuned = plan.sides.read(both)
-    delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
-    norm = frobenius(delta)
+    profile = variance = None
+    same = False
     # The rule `noise` tells change from rounding by all numbers together, where each may be either.
     if plan.rule_for(both).is_noise:
         profile = rounding_profile(base, tuned, plan.sides.grids(both))
-        return _Change(both, norm, profile=profile), delta
-    same = base.dtype == tuned.dtype and torch.equal(base, tuned)
-    if same or is_rounding(base, tuned, plan.sides.reaches(both)):
-        return _Change(both, norm, same=True), delta
-    if plan.sides.coarse(both) is None:
-        return _Change(both, norm), delta
-    variance = sampled_variance(base, tuned, plan.sides.grids(both))
-    return _Change(both, norm, variance=variance), delta
+    else:
+        same = base.dtype == tuned.dtype and torch.equal(base, tuned)
+        same = same or is_rounding(base, tuned, plan.sides.reaches(both))
+        if not same and plan.sides.coarse(both) is not None:
+            variance = sampled_variance(base, tuned, plan.sides.grids(both))
+    old, new = upload(base, placement), upload(tuned, placement)
+    delta = difference(old, new, new if plan.sides.is_free(both) else None).flatten(1)
+    return _Change(both, frobenius(delta), same, variance, profile), delta
 
 
 def _cut(
