@@ -20,11 +20,12 @@ from .weight import Parts, Scaled
 
 # A float of 4 bits (1 of sign, 2 of exponent, 1 of mantissa), by its bits.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_FLOATS = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+#: By its bits.
+FLOATS = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
 #: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
 EXPONENTS: torch.dtype = getattr(torch, "float8_e8m0fnu", torch.uint8)
 #: The two floats of a byte, the high half first.
-_PAIRS = torch.stack([_FLOATS.repeat_interleave(16), _FLOATS.repeat(16)], dim=1)
+_PAIRS = torch.stack([FLOATS.repeat_interleave(16), FLOATS.repeat(16)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def _pairs(signed: bool) -> Tensor:
     return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
 
 
-_SIGNED, _UNSIGNED = _pairs(signed=True), _pairs(signed=False)
+SIGNED, _UNSIGNED = _pairs(signed=True), _pairs(signed=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Integers(Scaled):
     def codes(self, parts: Parts) -> Tensor:
         """The integers."""
         codes = parts["codes"]
-        return nibbles(codes, _SIGNED) if self.packed else widened(codes).reshape(self.padded)
+        return nibbles(codes, SIGNED) if self.packed else widened(codes).reshape(self.padded)
 
     def scales(self, parts: Parts) -> Tensor:
         """The scales."""
