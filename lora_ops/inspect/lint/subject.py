@@ -125,14 +125,14 @@ class Subject:
         return tuple(
             key
             for key in self.alphas
-            if math.prod(self.source.shape(key)) != 1 or self.source.dtype(key).is_complex
+            if math.prod(self.source.shape(key)) != 1 or self.source.element(key).is_complex
         )
 
     @cached_property
     def whole_alphas(self) -> tuple[str, ...]:
         """Keys of alphas stored as integers."""
-        dtypes = ((key, self.source.dtype(key)) for key in self.alphas)
-        return tuple(key for key, one in dtypes if not (one.is_floating_point or one.is_complex))
+        elements = ((key, self.source.element(key)) for key in self.alphas)
+        return tuple(key for key, one in elements if not (one.is_floating_point or one.is_complex))
 
 
 def subject(
