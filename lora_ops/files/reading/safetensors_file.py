@@ -22,8 +22,15 @@ from .ranges import RangeReader
 
 # Of numbers that Python reads: the name in the header, and that of `struct`.
 _FORMS = {
-    **dict(F64="<d", F32="<f", F16="<e", BF16="<f"),
-    **dict(I64="<q", I32="<i", I16="<h", I8="<b", U8="<B"),
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "BF16": "<f",
+    "I64": "<q",
+    "I32": "<i",
+    "I16": "<h",
+    "I8": "<b",
+    "U8": "<B",
 }
 
 

@@ -23,7 +23,7 @@ from ...adapters.formats import (
 from ...adapters.formats import detect as detect_format
 from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import HeaderOnlySource
+from ...adapters.outline import ShapesSource
 from ...errors import LayerShapeError, LoraOpsError
 from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
@@ -151,7 +151,7 @@ def subject(
     keys = source.keys()
     format = detect_format(keys, source.name)
     grouped = modules(keys)
-    outline = HeaderOnlySource(source)
+    outline = ShapesSource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible
