@@ -208,9 +208,9 @@ def dtype_option(default: str, what: str = "factors") -> Decorator:
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """The dtype that the option names."""
-    from ..lora_ops.linalg.storage import DTYPES
+    from ..lora_ops.linalg.storage import dtype_named
 
-    return DTYPES[name] if name else None
+    return dtype_named(name) if name else None
 
 
 def parse_placement(device: str, vram: str | None) -> Placement:

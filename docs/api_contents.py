@@ -32,7 +32,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
                 "LoraLayer",
                 "FullLayer",
             ),
-            *("TensorSource", "DictSource", "FileSource", "MemoryFile", "Output"),
+            *("TensorSource", "Element", "DictSource", "FileSource", "MemoryFile", "Output"),
         ),
     ),
     (

@@ -252,9 +252,9 @@ def storage_of(name: str) -> str:
 
 def dtype_of(name: str | None) -> Any:
     """The torch dtype of a choice; None: as the input."""
-    from ...lora_ops.linalg.storage import DTYPES as KNOWN
+    from ...lora_ops.linalg.storage import dtype_named
 
-    return None if name in (None, DTYPES[0]) else KNOWN[name]
+    return None if name in (None, DTYPES[0]) else dtype_named(name)
 
 
 def prefix_input(default: str, more: str = "") -> io.String.Input:

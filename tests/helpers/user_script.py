@@ -29,6 +29,7 @@ from lorakit.lora_ops import (
     DictSource,
     EditPlan,
     EditReport,
+    Element,
     FileSource,
     Finding,
     FormatError,
@@ -274,6 +275,8 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert min(cosines) > 0.99
     bake_file(plan_bake_file(checkpoint, plan.ingredients, output=output), checkpoint, output)
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
+    element: Element = baked.element(next(iter(tensors)))
+    assert element.title == str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
     assert found.error < 1e-3
     models: CheckpointComparison = compare_checkpoints(checkpoint, baked)

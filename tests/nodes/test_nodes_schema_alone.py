@@ -15,9 +15,9 @@ from commands import ROOT, python
 from host_double import standing_in
 from object_info import SNAPSHOT, misplaced
 
+from lorakit.lora_ops.elements import DTYPES
 from lorakit.lora_ops.files.quantised.encoding_gguf import GGUF_TYPES
 from lorakit.lora_ops.files.quantised.storages import SCHEMES
-from lorakit.lora_ops.linalg.storage import DTYPES
 from lorakit.lora_ops.operations.methods import METHODS
 from lorakit.lora_ops.operations.methods.catalogue import MERGE_METHODS
 

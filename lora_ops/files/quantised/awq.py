@@ -14,7 +14,7 @@ from ..base import quote
 from .headers import Headers
 from .memory import PIECE
 from .nunchaku_tiles import one_by_one, words_of_four
-from .svdquant import HALVES, Nunchaku
+from .svdquant import Nunchaku, halves
 from .weight import Parts
 
 _GROUP = 64
@@ -109,7 +109,7 @@ def modulation(headers: Headers, layer: str, vectors: int) -> Iterator[Modulatio
         )
     groups = columns // _GROUP
     for key in (scales, offsets):
-        headers.check_dtype(layer, key, *HALVES)
+        headers.check_dtype(layer, key, *halves())
         headers.check(layer, key, (groups, rows), (-(-groups // 16) * 16, rows))
     for key in headers.held(layer, "lora_down", "lora_up"):
         raise headers.damaged(layer, f"{quote(key)} is of a LoRA that was put in")

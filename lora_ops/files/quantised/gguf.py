@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -203,6 +202,8 @@ class Gguf(QuantisedWeight):
 
 def _decode(codes: Any, dequantize: Callable[[Any], Any], out: Any) -> None:
     """Decode rows, some at a time, so that what is in between stays in the cache; by all threads."""
+    import numpy as np  # not above: a tenth of a second for whoever looks at headers
+
     step = max(1, _SOME // out.shape[1])
 
     def put(first: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...errors import QuantisedError
 from ...source import TensorSource
 from ..base import FileSource
@@ -85,9 +86,9 @@ class QuantisedSource(RoutedSource):
         """Float32 for what is decoded."""
         return torch.float32 if key in self.weights else super().dtype(key)
 
-    def dtype_name(self, key: str) -> str:
-        """`F32` for what is decoded."""
-        return "F32" if key in self.weights else super().dtype_name(key)
+    def element(self, key: str) -> Element:
+        """Those of float32 for what is decoded."""
+        return ELEMENTS["F32"] if key in self.weights else super().element(key)
 
     def result_dtype(self, key: str) -> torch.dtype:
         """Bfloat16 for what is decoded: what such models are made from, and far finer than their storage."""

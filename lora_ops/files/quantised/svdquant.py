@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -17,24 +18,15 @@ from ...source import storage_name
 from ...spacing import spacing
 from ..base import quote
 from . import nunchaku_tiles as tiles
-from .blocks import FLOATS, nibbles
+from .blocks import floats, nibbles
 from .headers import Headers
-from .integers import SIGNED
+from .integers import integer_pairs
 from .memory import PIECE
 from .weight import Parts, QuantisedWeight
 
 #: What is added behind GELU, so that int4 without a sign holds it. The bias makes up for it.
 SHIFT = 0.171875
-#: In what the numbers beside codes may be stored.
-HALVES = (torch.bfloat16, torch.float16)
 
-# The two floats of a byte, the low half first; and the widths with the variance of the roundings to each.
-_PAIRS = torch.stack([FLOATS.repeat(16), FLOATS.repeat_interleave(16)], dim=1)
-_LEVELS = FLOATS[:8]
-_BELOW = _LEVELS.diff(prepend=torch.tensor([-0.5]))
-_ABOVE = _LEVELS.diff(append=_LEVELS[-1:])
-_WIDTHS = ((_BELOW**3 + _ABOVE**3) / (_BELOW + _ABOVE)).sqrt()
-_WIDTH_PAIRS = _WIDTHS[torch.searchsorted(_LEVELS, _PAIRS.abs())]
 # A sum of many roundings is bell-shaped: two widths of its variance are 6.9 of its standard deviations.
 _MIXED = 2.0
 # What a layer's other tensors are for, and what first and later files call them.
@@ -47,6 +39,27 @@ _NAMES = {
     "whole": ("wtscale",),
 }
 _OF_SECOND = " of the second"
+
+
+def halves() -> tuple[torch.dtype, torch.dtype]:
+    """In what the numbers beside codes may be stored."""
+    return torch.bfloat16, torch.float16
+
+
+@cache
+def _pairs() -> Tensor:
+    """The two floats of a byte, the low half first."""
+    return torch.stack([floats().repeat(16), floats().repeat_interleave(16)], dim=1)
+
+
+@cache
+def _width_pairs() -> Tensor:
+    """The widths with the variance of the roundings to each of the two floats of a byte."""
+    levels = floats()[:8]
+    below = levels.diff(prepend=torch.tensor([-0.5]))
+    above = levels.diff(append=levels[-1:])
+    widths = ((below**3 + above**3) / (below + above)).sqrt()
+    return widths[torch.searchsorted(levels, _pairs().abs())]
 
 
 @dataclass(frozen=True)
@@ -108,9 +121,8 @@ class LowRank(Nunchaku):
 
     def of_codes(self, parts: Parts) -> Tensor:
         """What the codes stand for, over the smoothing: fresh float32, without the product."""
-        found = nibbles(
-            tiles.codes(parts["codes"], self._rows(0)), _PAIRS if self.floats else SIGNED
-        )
+        pairs = _pairs() if self.floats else integer_pairs(signed=True)
+        found = nibbles(tiles.codes(parts["codes"], self._rows(0)), pairs)
         scales, smooth = self._scales(parts, self._rows(0)), tiles.vector(parts["smooth"])
         some = max(1, PIECE // found.shape[1])
         for piece, scale in zip(found.split(some), scales.split(some), strict=True):
@@ -125,7 +137,7 @@ class LowRank(Nunchaku):
         found = scales.repeat_interleave(self.shape[1] // scales.shape[1], dim=1)
         found.div_(tiles.vector(parts["smooth"]).abs())
         if self.floats:
-            found.mul_(nibbles(tiles.codes(parts["codes"], rows), _WIDTH_PAIRS))
+            found.mul_(nibbles(tiles.codes(parts["codes"], rows), _width_pairs()))
         columns, behind = _smoothed_before(parts, "fused", "smooth"), smoothed_behind(parts)
         if columns is not None:
             found.div_(columns.abs())
@@ -275,7 +287,7 @@ def low_rank(headers: Headers, layer: str, name: str, shifted: bool) -> tuple[Lo
         raise headers.damaged(
             layer, f"{quote(codes)} has the shape {list(stored)}: no tiles of {tiles.TILE}"
         )
-    headers.check_dtype(layer, scales, torch.float8_e4m3fn, *HALVES)
+    headers.check_dtype(layer, scales, torch.float8_e4m3fn, *halves())
     floats = headers.dtype(scales) == torch.float8_e4m3fn
     headers.check(layer, scales, (columns // (16 if floats else 64), rows))
     held = {role: key for role, names in _NAMES.items() for key in headers.held(layer, *names)}

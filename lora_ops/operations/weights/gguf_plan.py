@@ -28,14 +28,14 @@ from ...source import TensorSource
 from ...text import either, plain
 from .gguf_as_stored import as_stored
 from .gguf_file_plan import (
-    ELEMENTS,
     EMPTY,
     LEFT_OUT,
     NO_TYPE,
-    PLAIN,
     GgufPlan,
     carried,
     gguf_file,
+    plain_types,
+    type_dtypes,
     types_note,
 )
 from .native_file import foreign
@@ -121,12 +121,12 @@ def with_gguf(
     found: dict[str, Planned] = {}
     for key, planned in tensors.items():
         one, name = inside.get(key, (None, ""))
-        if one is None or not prod(one.shape) or planned.dtype not in PLAIN:
+        if one is None or not prod(one.shape) or planned.dtype not in plain_types():
             continue
         lies = layout[key] = _tensor(one, name, planned.dtype, model, wanted)
         is_blocks = to in GGUF_SCHEMES and lies.type == to.upper()
         storing = InScheme(one, GGUF_SCHEMES[to]) if is_blocks else None
-        dtype = storing.dtype if storing else ELEMENTS[lies.type]
+        dtype = storing.dtype if storing else type_dtypes()[lies.type]
         found[key] = replace(planned, dtype=dtype, storing=storing)
     entries, told = _entries(checkpoint, model, to)
     skips = tuple(
@@ -174,7 +174,7 @@ def _tensor(
     """How a parameter lies in the file, where it is of this dtype unless it is written as is wanted."""
     shape, to = one.shape or (1,), wanted.to
     if not dtype.is_floating_point:
-        return GgufTensor(name, PLAIN[dtype], shape)
+        return GgufTensor(name, plain_types()[dtype], shape)
     if is_float32(name, shape):
         return GgufTensor(name, "F32", shape)
     if to in GGUF_NUMBERS:
@@ -186,7 +186,7 @@ def _tensor(
         family = GGUF_NAMES.get(model.name) if model else None
         if family in WITH_KERNELS and not prod(shape) % ROW:
             return GgufTensor(name, to.upper(), shape, (prod(shape) // ROW, ROW))
-    return GgufTensor(name, PLAIN[dtype], shape)
+    return GgufTensor(name, plain_types()[dtype], shape)
 
 
 def _entries(
