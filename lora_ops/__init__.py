@@ -61,6 +61,7 @@ from .operations.convert.save import save_adapter
 from .operations.edit import EditPlan
 from .operations.extract.extract import extract
 from .operations.extract.file import extract_file, plan_file, preview_extraction
+from .operations.extract.many import extract_files, preview_files
 from .operations.extract.plan import Plan, PlanOptions, plan_extraction
 from .operations.merge.file import merge_file, plan_merge_file
 from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
@@ -200,6 +201,7 @@ __all__ = [
     "enable",
     "extract",
     "extract_file",
+    "extract_files",
     "find_files",
     "inject",
     "lint",
@@ -227,6 +229,7 @@ __all__ = [
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_files",
     "preview_merge",
     "preview_requantise",
     "read_metadata",
