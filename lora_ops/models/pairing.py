@@ -72,7 +72,7 @@ class Pairing:
     """What two checkpoints have in common, and what they do not.
 
     Attributes:
-        candidates: Weights of linears and convolutions that were asked for, in the base's order.
+        candidates: Weights of linears and convolutions that were asked for, in the tuned file's order.
         rest: Other parameters of the same components: biases, norms, embeddings.
         excluded: Candidates that a pattern excludes; their change still counts in totals.
         only_base: Names of candidates that only the base has, in components that both have.
@@ -141,7 +141,7 @@ def pair(
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
     right = {name: p for name, p in theirs.items() if p.component in wanted}
-    shared = [Pair(left[name], right[name]) for name in left if name in right]
+    shared = [Pair(left[name], right[name]) for name in right if name in left]
     same = [both for both in shared if both.base.shape == both.tuned.shape]
     reshaped = [both for both in shared if both.base.shape != both.tuned.shape]
     weights = [both for both in same if is_candidate(both.base)]

@@ -110,9 +110,7 @@ def hashed_once(
     notes, wait_too = in_background(lambda: [_attempt(note, one) for one in distinct])
     known: dict[int, tuple[Input | LoraOpsError, str | LoraOpsError]] | None = None
 
-    def checked(
-        some: Sequence[TensorSource], others: Sequence[TensorSource | None]
-    ) -> list[Input]:
+    def checked(some: Sequence[TensorSource], others: Sequence[TensorSource | None]) -> list[Input]:
         nonlocal known
         if known is None:
             known = dict(zip(map(id, distinct), zip(result(), notes(), strict=True), strict=True))
@@ -135,9 +133,7 @@ def hashed_once(
         wait_too()
 
 
-def _attempt(
-    take: Callable[[TensorSource], Result], source: TensorSource
-) -> Result | LoraOpsError:
+def _attempt(take: Callable[[TensorSource], Result], source: TensorSource) -> Result | LoraOpsError:
     """What is found of an input; or the error, for those who ask for it."""
     try:
         return take(source)

@@ -14,6 +14,7 @@ from ...adapters.adapter import Adapter
 from ...adapters.layers import Layer
 from ...errors import MismatchError
 from ...linalg.ranks.rules import RankRule
+from ...models.architectures import parameters
 from ...models.pairing import Pair
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement, place
@@ -86,18 +87,24 @@ def extraction_work(
 ) -> Work[Task, Outcome[Layer]]:
     """Return the jobs of an extraction, and how they are done.
 
+    They are in the order of the base, which is the same for all that came of it.
+
     Args:
         plan: From `plan_extraction`.
         exact: Compute the exact truncation.
         seed: Seed of the random start. A layer's result depends on the seed and the layer only.
     """
-    pairing = plan.pairing
+    places = {name: place for place, name in enumerate(parameters(plan.sides.base))}
+    candidates, rest, excluded = (
+        sorted(pairs, key=lambda both: places[both.name])
+        for pairs in (plan.pairing.candidates, plan.pairing.rest, plan.pairing.excluded)
+    )
     left_out = NO_FACTORS if not plan.full_differences else None
     tasks = [
-        *(Task(both, True) for both in pairing.candidates if not plan.is_left_out(both)),
-        *(Task(both, reason=left_out) for both in pairing.rest),
-        *(Task(both, reason=RANK_ZERO) for both in pairing.candidates if plan.is_left_out(both)),
-        *(Task(both, reason=EXCLUDED) for both in pairing.excluded),
+        *(Task(both, True) for both in candidates if not plan.is_left_out(both)),
+        *(Task(both, reason=left_out) for both in rest),
+        *(Task(both, reason=RANK_ZERO) for both in candidates if plan.is_left_out(both)),
+        *(Task(both, reason=EXCLUDED) for both in excluded),
     ]
     return Work([_job(plan, task) for task in tasks], partial(_compute, plan, exact, seed))
 

@@ -124,9 +124,7 @@ def preview_files(
     """
     with _planned(base, tuned, folder, rule, format, force, options) as planned:
         return {
-            path: one
-            if isinstance(one, LoraOpsError)
-            else preview_extraction(one.plan, one.output)
+            path: one if isinstance(one, LoraOpsError) else preview_extraction(one.plan, one.output)
             for path, one in planned.items()
         }
 
@@ -182,8 +180,9 @@ def _planned(
 
 def _outputs(tuned: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """The output of each tuned checkpoint."""
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError("is no folder, but there are several tuned checkpoints", path=folder)
+    is_file = folder.suffix.lower() == ".safetensors" or folder.is_file()
+    if is_file and not folder.is_dir():
+        raise ArgumentError("is no folder, which several tuned checkpoints need", path=folder)
     found: dict[Path, Path] = {}
     taken: dict[str, Path] = {}
     for path in tuned:
