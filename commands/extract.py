@@ -10,6 +10,7 @@ import click
 from ..version import __version__
 from .extract_many import extract_each
 from .options import (
+    BUDGETS_HELP,
     NOISE_HELP,
     PATH,
     RULES_HELP,
@@ -20,6 +21,7 @@ from .options import (
     force_option,
     foretell,
     json_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
@@ -42,8 +44,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     *("-r", "--rank", "rule"),
-    help=f"{RULES_HELP} {NOISE_HELP}",
+    help=f"{RULES_HELP} {BUDGETS_HELP} {NOISE_HELP}",
 )
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Under a budget, compare changes as shares of the weights of BASE.  [default: as they are]",
+)
+@norm_option
 @click.option(
     *("--format", "format_"),
     type=click.Choice(["comfy", "kohya"]),
@@ -92,6 +100,8 @@ def extract(
     tuned: tuple[Path, ...],
     output: Path,
     rule: str | None,
+    relative: bool,
+    norm: str,
     format_: str,
     dtype: str | None,
     components: str | None,
@@ -133,6 +143,8 @@ def extract(
             "exclude": exclude,
             "full_differences": full_differences,
             "allow_partial": allow_partial,
+            "relative": relative,
+            "norm": norm,
         }
         first, *more = tuned
         if more:

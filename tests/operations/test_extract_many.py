@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import FLUX, SD1, grid, trained
+from checkpoints import FLUX, SD1, Counting, grid, trained
 from safetensors.torch import load_file, save_file
 from stored_pairs import weight
-from torch import Tensor
 
 from lorakit.lora_ops import (
     ArgumentError,
-    DictSource,
     FormatError,
     Preview,
     Report,
@@ -90,18 +88,6 @@ def test_each_file_is_byte_for_byte_that_of_a_single_extraction(tmp_path, rule, 
         assert reports[path].layers == report.layers
         assert reports[path].skips == report.skips
         assert reports[path].notes == report.notes
-
-
-class Counting(DictSource):
-    """Counts how often each tensor is read."""
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.read = Counter[str]()
-
-    def tensor(self, key: str) -> Tensor:
-        self.read[key] += 1
-        return super().tensor(key)
 
 
 def test_each_weight_of_the_base_is_read_once(tmp_path):

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import writable
+from ...adapters.layers import Layer
 from ...errors import ArgumentError, LoraOpsError
 from ...files import FileSource, check_output, open_source
-from ...linalg.ranks.rules import RankRule, parse_rank
+from ...linalg.ranks.budgets import Budget, parse_rule
+from ...linalg.ranks.rules import RankRule
 from ...report import Report
 from ...run.devices import Placement
 from ...run.inputs import paths_of
+from ...run.job import Outcome, Work
 from ...run.output import write_each
 from ...run.stream import stream
 from ...run.workers import Progress
@@ -27,6 +30,8 @@ from .extract import extraction_work
 from .file import ExtractedFile, plan_file, preview_extraction
 from .plan import Plan, PlanOptions
 from .shared import shared, together
+from .spending import with_ranks_each
+from .task import Task
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +41,7 @@ def extract_files(
     base: TensorSource,
     tuned: Sequence[Path],
     folder: Path,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
     force: bool = False,
@@ -92,9 +97,22 @@ def extract_files(
             )
             for one, plan in zip(ready.values(), plans, strict=True)
         ]
-        works = [extraction_work(plan, exact=exact, seed=seed) for plan in plans]
-        results = stream(together(works, held), placement, progress=progress)
-        found.update(zip(ready, write_each(sinks, results, started=started), strict=True))
+        settled, progress = with_ranks_each(
+            *(plans, held, [sink.overhead for sink in sinks]),
+            exact=exact,
+            seed=seed,
+            placement=placement,
+            progress=progress,
+        )
+        works: dict[Path, Work[Task, Outcome[Layer]]] = {}
+        for path, plan in zip(ready, settled, strict=True):
+            if isinstance(plan, Plan):
+                works[path] = extraction_work(plan, exact=exact, seed=seed)
+            else:
+                found[path] = plan
+        files = [sink for path, sink in zip(ready, sinks, strict=True) if path in works]
+        results = stream(together(list(works.values()), held), placement, progress=progress)
+        found.update(zip(works, write_each(files, results, started=started), strict=True))
         return {path: found[path] for path in planned}
 
 
@@ -102,7 +120,7 @@ def preview_files(
     base: TensorSource,
     tuned: Sequence[Path],
     folder: Path,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
     force: bool = False,
@@ -149,7 +167,7 @@ def _planned(
     base: TensorSource,
     tuned: Sequence[Path],
     folder: Path,
-    rule: str | int | RankRule | None,
+    rule: str | int | RankRule | Budget | None,
     format: str,
     force: bool,
     options: PlanOptions,
@@ -158,7 +176,7 @@ def _planned(
     check_checkpoint(base)
     writable(format)
     if rule is not None:
-        rule = parse_rank(rule, stored=True)
+        rule = parse_rule(rule, stored=True)
     outputs = _outputs(tuned, folder)
     with ExitStack() as stack:
         opened = {path: _opened(path, stack) for path in tuned}
@@ -219,7 +237,7 @@ def _opened(path: Path, stack: ExitStack) -> FileSource | LoraOpsError:
 def _plan(
     base: TensorSource,
     tuned: FileSource,
-    rule: RankRule | None,
+    rule: RankRule | Budget | None,
     output: Path,
     format: str,
     options: PlanOptions,

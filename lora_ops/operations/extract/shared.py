@@ -19,8 +19,8 @@ from ...models.pairing import Pair
 from ...run.devices import Placement
 from ...run.job import Job, Work
 from ...source import TensorSource
-from .extract import Task
 from .plan import Plan
+from .task import Task
 
 Result = TypeVar("Result")
 # A weight of several tuned checkpoints: the number of each, and what is to become of it.
@@ -62,9 +62,9 @@ class SharedSides(Sides):
 
     held: Held
 
-    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Read one parameter from both, as stored; from the base if no other did."""
-        return self.held.read(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+    def read_base(self, pair: Pair) -> Tensor:
+        """Read one parameter from the base, as stored, if no other did."""
+        return self.held.read(self.base, pair.base)
 
 
 def shared(plans: Sequence[Plan]) -> tuple[list[Plan], Held]:
@@ -87,16 +87,15 @@ def together(
         works: Of plans that share a base, which has one order for all of them.
         held: From `shared`.
     """
-    known: dict[tuple[str, bool], list[tuple[int, Job[Task]]]] = {}
-    order = TopologicalSorter[tuple[str, bool]]()
+    known: dict[str, list[tuple[int, Job[Task]]]] = {}
+    order = TopologicalSorter[str]()
     for number, work in enumerate(works):
-        before: list[tuple[str, bool]] = []
+        before: list[str] = []
         for job in work.jobs:
-            key = (job.name, job.item.has_factors)
-            known.setdefault(key, []).append((number, job))
-            order.add(key, *before)
-            before = [key]
-    jobs = [_joined(known[key]) for key in order.static_order()]
+            known.setdefault(job.name, []).append((number, job))
+            order.add(job.name, *before)
+            before = [job.name]
+    jobs = [_joined(known[name]) for name in order.static_order()]
     return Work(jobs, partial(_compute, works, held, set[int]()))
 
 
