@@ -34,7 +34,11 @@ class Sides:
 
     def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Read one parameter from both, as stored."""
-        return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+        return self.read_base(pair), read_parameter(self.tuned, pair.tuned)
+
+    def read_base(self, pair: Pair) -> Tensor:
+        """Read one parameter from the base, as stored."""
+        return read_parameter(self.base, pair.base)
 
     def is_free(self, pair: Pair) -> bool:
         """Whether the tuned tensor that was read is nobody else's: it may be written into."""

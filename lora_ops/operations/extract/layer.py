@@ -40,7 +40,7 @@ EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Change:
+class Change:
     """What is known of the difference of a weight.
 
     Attributes:
@@ -72,10 +72,10 @@ def factor_batch(
         exact: Compute exact truncations.
         seed: Of the random start.
     """
-    read = [_read(plan, both, placement) for both in pairs]
+    read = [read_change(plan, both, placement) for both in pairs]
     norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
     outcomes: dict[str, Outcome[Layer]] = {}
-    changed: list[tuple[_Change, float]] = []
+    changed: list[tuple[Change, float]] = []
     deltas: list[Tensor] = []
     for (one, delta), norm in zip(read, norms, strict=True):
         both = one.pair
@@ -97,7 +97,7 @@ def factor_batch(
     return [outcomes[both.target] for both in pairs]
 
 
-def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor]:
+def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, Tensor]:
     """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
     base, tuned = plan.sides.read(both)
     profile = variance = None
@@ -112,11 +112,11 @@ def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor
             variance = sampled_variance(base, tuned, plan.sides.grids(both))
     old, new = upload(base, placement), upload(tuned, placement)
     delta = difference(old, new, new if plan.sides.is_free(both) else None).flatten(1)
-    return _Change(both, frobenius(delta), same, variance, profile), delta
+    return Change(both, frobenius(delta), same, variance, profile), delta
 
 
 def _cut(
-    plan: Plan, changed: Sequence[tuple[_Change, float]], stack: Tensor, exact: bool, seed: int
+    plan: Plan, changed: Sequence[tuple[Change, float]], stack: Tensor, exact: bool, seed: int
 ) -> Iterator[tuple[str, Outcome[Layer]]]:
     """Cut differences, of which the norms are known, to their ranks; `stack` is overwritten."""
     totals = torch.stack([one.norm for one, _ in changed]).square()
