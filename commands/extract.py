@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,7 @@ from .options import (
     RULES_HELP,
     clear_errors,
     device_option,
+    dora_option,
     dry_run_option,
     dtype_option,
     force_option,
@@ -25,6 +27,9 @@ from .options import (
     vram_option,
 )
 
+if TYPE_CHECKING:
+    from ..lora_ops import Convention
+
 
 @click.command()
 @click.argument("base", type=PATH)
@@ -33,6 +38,21 @@ from .options import (
 @click.option(
     *("-r", "--rank", "rule"),
     help=f"{RULES_HELP} {NOISE_HELP}",
+)
+@click.option(
+    "--kind",
+    metavar="KIND",
+    default="lora",
+    help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
+    "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
+    "locon-tucker (cores for k x k kernels).  [default: lora]",
+)
+@click.option(
+    "--factor",
+    type=int,
+    default=-1,
+    help="Of a LoKr: the size that one of its two matrices is to have on either side, as LyCORIS means it; -1: "
+    "as even as can be.  [default: -1]",
 )
 @click.option(
     *("--format", "format_"),
@@ -61,6 +81,11 @@ from .options import (
     help="Keep biases, norms and embeddings too, whole (comfy format only).",
 )
 @click.option(
+    "--auto-full",
+    is_flag=True,
+    help="Keep a layer whole where its factors would be no smaller than its difference (comfy format only).",
+)
+@click.option(
     "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
 )
 @click.option(
@@ -68,6 +93,7 @@ from .options import (
     is_flag=True,
     help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
 )
+@dora_option
 @device_option
 @vram_option
 @click.option(
@@ -82,14 +108,18 @@ def extract(
     tuned: Path,
     output: Path,
     rule: str | None,
+    kind: str,
+    factor: int,
     format_: str,
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     full_differences: bool,
+    auto_full: bool,
     allow_partial: bool,
     exact: bool,
+    dora: Convention,
     device: str,
     vram: str | None,
     seed: int,
@@ -98,7 +128,7 @@ def extract(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write the LoRA that takes BASE closest to TUNED.
+    """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
 
     Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
     checkpoints or diffusion models alone. The error that is reported is that of the file as
@@ -127,6 +157,10 @@ def extract(
                 exclude=exclude,
                 full_differences=full_differences,
                 allow_partial=allow_partial,
+                kind=kind,
+                factor=factor,
+                convention=dora,
+                auto_full=auto_full,
             )
             if dry_run:
                 foretell(preview_extraction(plan, output), json_to=json_to)

@@ -22,6 +22,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO
+from .kinds.table import LORA
 from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
 from .rounding import rounding_notes
@@ -159,9 +160,12 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
     if pairing.reshaped:
         name, old, new = pairing.reshaped[0]
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
+    yield from _sweeps(layers)
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":
             continue
+        if plan.form.rank is not LORA.rank:
+            continue  # the rank that is asked for is not that of the change
         lowered = sum(
             layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
             for layer in layers
@@ -170,3 +174,13 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def _sweeps(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """How long an iteration went on."""
+    known = [layer.sweeps for layer in layers if layer.sweeps is not None]
+    if known:
+        yield (
+            f"alternating least squares ended after {sum(known) / len(known):.0f} sweeps on average, "
+            f"{max(known)} at most"
+        )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from ...adapters.checkpoint import check_checkpoint
+from ...adapters.layers import Convention
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import loadable
@@ -17,6 +18,7 @@ from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
 from ...source import TensorSource
+from .kinds.table import LORA, Form, form_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +40,11 @@ class PlanOptions(TypedDict, total=False):
         exclude: Shell patterns; targets that fit one are not extracted.
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        kind: The form of the change: lora, dora, lokr, loha or locon-tucker.
+        factor: Of a LoKr: the size that one of its two matrices is to have, on both sides of the weight, as
+            LyCORIS means it; -1: as even as can be.
+        convention: Whose reading a DoRA is to be best in, and its error is told of; see docs/kinds.md.
+        auto_full: Keep a layer whole where its factors would be no smaller than its difference.
     """
 
     dtype: torch.dtype | None
@@ -46,6 +53,10 @@ class PlanOptions(TypedDict, total=False):
     exclude: Sequence[str]
     full_differences: bool
     allow_partial: bool
+    kind: str
+    factor: int
+    convention: Convention
+    auto_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,10 @@ class Plan:
         dtype: Of the factors.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
+        form: What the change becomes.
+        factor: Of a LoKr.
+        convention: Whose reading of a DoRA.
+        auto_full: Whether a layer is kept whole where factors would be no smaller.
     """
 
     sides: Sides
@@ -67,10 +82,18 @@ class Plan:
     dtype: torch.dtype
     full_differences: bool = False
     why: str | None = None
+    form: Form = LORA
+    factor: int = -1
+    convention: Convention = "paper"
+    auto_full: bool = False
 
     def rule_for(self, pair: Pair) -> RankRule:
         """The rule for one layer: kernels may have their own."""
         return self.rule.for_kernel(pair.shape[2:])
+
+    def form_for(self, pair: Pair) -> Form:
+        """The form that one layer gets: not all weights can have all."""
+        return self.form if self.form.is_for(pair.shape) else LORA
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
@@ -89,7 +112,10 @@ class Plan:
         """
         out, width = pair.matrix
         spaces = min(out, width, 8 * self.most_ranks(pair) + 256)
-        copies = 4 if self.rule_for(pair).is_noise else 3
+        form = self.form_for(pair)
+        copies = form.copies + (4 if self.rule_for(pair).is_noise else 3)
+        if not form.has_values:  # the normal equations
+            spaces += 4 * self.most_ranks(pair) ** 2
         return out * width * (2 * 4 + copies * 4) + 4 * (out + width) * spaces
 
 
@@ -129,7 +155,14 @@ def plan_extraction(
         chosen, why = usual_rule(sides, pairing)
     else:
         chosen, why = parse_rank(rule, stored=True), None
-    plan = Plan(sides, pairing, chosen, dtype, whole, why)
+    kind, factor = options.get("kind", LORA.name), options.get("factor", -1)
+    plan = Plan(
+        *(sides, pairing, chosen, dtype, whole, why),
+        form=form_named(kind, chosen, factor),
+        factor=factor,
+        convention=options.get("convention", "paper"),
+        auto_full=options.get("auto_full", False),
+    )
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
