@@ -51,7 +51,7 @@ def test_layers_by_scheme_and_bits(path: Path) -> None:
     assert scales > 4 * len(scaled)
     count = sum(weight.numel() for weight in plain.values())
     with open_source(path) as source:
-        size = sum(source.original.stored_size(key) for key in source.original.keys())
+        size = sum(source.original.stored_size(key) for key in source.original.keys())  # noqa: SIM118
     assert size >= small + 2 * (count - small) + scales
     assert info.bits == 8 * size / count
     assert info.bytes == whole.bytes - small + scales
