@@ -158,14 +158,15 @@ class Rows(Integers):
 
     def decode(self, parts: Parts) -> Tensor:
         """The products; with the reciprocal of 127, as the program has it."""
-        return super().decode(parts).mul_(_STEP)
+        return super().decode(parts).mul_(STEP)
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """The scales."""
-        return super().steps(parts, values, start) * _STEP
+        return super().steps(parts, values, start) * STEP
 
 
-_STEP = float(torch.tensor(1.0) / 127)
+#: What a code stands for, in units of the largest number of its row.
+STEP = float(torch.tensor(1.0) / 127)
 
 
 def int8_rows(headers: Headers, layer: str) -> Rows:
