@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...source import storage_name
-from ...spacing import spacing
-from ..base import quote
-from .headers import Headers
-from .memory import PIECE
-from .nunchaku_tiles import one_by_one, words_of_four
-from .svdquant import HALVES, Nunchaku
-from .weight import Parts
+from ....source import storage_name
+from ....spacing import spacing
+from ...base import quote
+from ..headers import Headers
+from ..memory import PIECE
+from ..weight import Parts
+from .tiles import one_by_one, words_of_four
+from .weight import HALVES, Nunchaku
 
 _GROUP = 64
 
