@@ -180,3 +180,4 @@ def test_info(tmp_path: Path) -> None:
     assert "architecture Flux.1" in words
     assert "naming diffusers" in words
     assert "AWQ int4: 3; SVDQuant int4: 17; bf16: 3" in words
+    assert "bf16, 1 added: 3; bf16, packed: 14; bf16, shifted: 3" in words

@@ -119,5 +119,5 @@ def modulation(headers: Headers, layer: str, vectors: int) -> Iterator[Modulatio
         headers.check_floats(layer, key)
         headers.check(layer, key, (rows,))
         dtype = headers.dtype(key)
-        storage = f"{storage_name(dtype)}, packed"
+        storage = f"{storage_name(dtype)}, 1 added"
         yield ModulationBias(key, (rows,), storage, {"codes": key}, vectors=vectors, dtype=dtype)

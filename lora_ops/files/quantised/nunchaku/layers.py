@@ -171,4 +171,5 @@ def _side_by_side(
     if bias is None or added is None:
         yield from (both for both in (bias, added) if both is not None)
     else:
-        yield replace(bias, parts=joined(bias.parts, added.parts), added=added)
+        parts = joined(bias.parts, added.parts)
+        yield replace(bias, storage=added.storage, parts=parts, added=added)

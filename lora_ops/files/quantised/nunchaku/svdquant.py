@@ -202,6 +202,6 @@ def _bias(
             parts |= {"codes of the weight": shifted.parts["codes"]}
             parts |= {role: shifted.parts[role] for role in shifted.parts if role not in _UNUSED}
         dtype = headers.dtype(key)
-        storage = f"{storage_name(dtype)}, packed"
+        storage = f"{storage_name(dtype)}, {'packed' if shifted is None else 'shifted'}"
         return Bias(f"{name}.bias", (rows,), storage, parts, first=0, dtype=dtype, shifted=shifted)
     return None
