@@ -140,7 +140,7 @@ def extract(
                     format=format_,
                     force=force,
                     exact=exact,
-                    placement=placement,
+                    placement=placement(),
                     seed=seed,
                     version=__version__,
                     progress=progress,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -213,12 +214,22 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     return dtype_named(name) if name else None
 
 
-def parse_placement(device: str, vram: str | None) -> Placement:
-    """Where to compute, from --device and --vram."""
+def parse_placement(device: str, vram: str | None) -> Callable[[], Placement]:
+    """What says where to compute, from --device and --vram, once the work begins.
+
+    A device that is named is looked for now, as it may not be there; auto always is.
+
+    Raises:
+        ArgumentError: There is no such device, or the size is none.
+    """
     from ..lora_ops import place
     from ..lora_ops.text import parse_size
 
-    return place(device, memory=parse_size(vram) if vram is not None else None)
+    find = partial(place, device, memory=None if vram is None else parse_size(vram))
+    if device == "auto" and vram is None:
+        return find
+    found = find()
+    return lambda: found
 
 
 def check_picture(path: Path | None, inputs: Iterable[Path]) -> None:

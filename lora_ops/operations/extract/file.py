@@ -18,7 +18,6 @@ from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...files.header import header_room
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import spelled
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
 from ...run.inputs import placeholders
@@ -288,7 +287,7 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
         plan: From `plan_file`.
         output: Where to.
     """
-    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
+    model, dtype = plan.pairing.architecture, plan.element.title
     return Preview(
         output=str(output),
         size_at_most=largest_size(plan),
@@ -309,4 +308,4 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
 def largest_size(plan: Plan) -> int:
     """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
     numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
-    return numbers * plan.dtype.itemsize
+    return numbers * plan.element.bits // 8

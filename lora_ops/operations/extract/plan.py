@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from ...adapters.checkpoint import check_checkpoint
+from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
-from ...linalg.storage import loadable
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
@@ -56,7 +56,7 @@ class Plan:
         sides: The two checkpoints.
         pairing: What they have in common.
         rule: How many directions a layer gets.
-        dtype: Of the factors.
+        element: What the factors are stored as.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
     """
@@ -64,9 +64,14 @@ class Plan:
     sides: Sides
     pairing: Pairing
     rule: RankRule
-    dtype: torch.dtype
+    element: Element
     full_differences: bool = False
     why: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return getattr(torch, self.element.title)
 
     def rule_for(self, pair: Pair) -> RankRule:
         """The rule for one layer: kernels may have their own."""
@@ -122,7 +127,8 @@ def plan_extraction(
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
     )
-    dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
+    asked = options.get("dtype")
+    dtype = element_of(asked) if asked else _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
     sides = Sides(base, tuned)
     if rule is None:
@@ -148,7 +154,7 @@ def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:
     )
 
 
-def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> Element:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
-    return loadable(counts.most_common(1)[0][0]) if counts else torch.float16
+    counts = Counter(tuned.result_element(both.tuned.key) for both in pairs)
+    return loadable(counts.most_common(1)[0][0]) if counts else ELEMENTS["F16"]
