@@ -23,6 +23,7 @@ from .options import (
     exact_option,
     force_option,
     foretell,
+    hash_cache_option,
     json_option,
     parse_dtype,
     parse_placement,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
 @vram_option
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def convert(

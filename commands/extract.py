@@ -17,6 +17,7 @@ from .options import (
     dtype_option,
     force_option,
     foretell,
+    hash_cache_option,
     json_option,
     output_option,
     parse_dtype,
@@ -75,6 +76,7 @@ from .options import (
 )
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def extract(
