@@ -128,6 +128,12 @@ BUDGETS_HELP = (
     "Or a budget over all layers, spent where it buys most: size=50MB (of the file), mean=16 (rank), "
     "total_error=0.1 (relative error of the whole)."
 )
+norm_option = click.option(
+    "--norm",
+    type=click.Choice(["spectral", "frobenius"]),
+    default="spectral",
+    help="Of those weights: the largest singular value, or the root of the sum of squares.",
+)
 dora_option = click.option(
     "--dora",
     type=click.Choice(["paper", "comfy"]),

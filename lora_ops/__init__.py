@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .operations.edit import EditPlan
     from .operations.extract.extract import extract
     from .operations.extract.file import extract_file, plan_file, preview_extraction
+    from .operations.extract.many import extract_files, preview_files
     from .operations.extract.plan import Plan, PlanOptions, plan_extraction
     from .operations.merge.file import merge_file, plan_merge_file
     from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
@@ -210,6 +211,7 @@ __all__ = [
     "enable",
     "extract",
     "extract_file",
+    "extract_files",
     "find_files",
     "inject",
     "lint",
@@ -237,6 +239,7 @@ __all__ = [
     "plan_scale_file",
     "preview_bake",
     "preview_extraction",
+    "preview_files",
     "preview_merge",
     "preview_requantise",
     "read_metadata",

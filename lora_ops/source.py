@@ -78,6 +78,10 @@ class TensorSource(ABC):
         Operations never write into it: it may be the source's own.
         """
 
+    def makes(self, key: str) -> bool:
+        """Whether `tensor` makes a tensor anew each time, so that whoever asked for it may write into it."""
+        return False
+
     def number(self, key: str) -> float:
         """Read a tensor that holds one number, such as an alpha."""
         return float(self.tensor(key).item())

@@ -29,10 +29,15 @@ def exponents() -> torch.dtype:
 
 
 @cache
+def floats() -> Tensor:
+    """The floats of four bits (16,), by their bits."""
+    return torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+
+
+@cache
 def _pairs() -> Tensor:
     """The two floats of a byte, the high half first, by the byte."""
-    floats = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
-    return torch.stack([floats.repeat_interleave(16), floats.repeat(16)], dim=1)
+    return torch.stack([floats().repeat_interleave(16), floats().repeat(16)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ...errors import QuantisedError
 from ...spacing import spacing
 from ..reading.gguf_file import GgufFile
 from ..reading.gguf_header import TYPES
+from .gguf_vectors import vector_decoder
 from .weight import Parts, QuantisedWeight
 
 _PLAIN = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
@@ -162,9 +163,9 @@ class Gguf(QuantisedWeight):
         if kind is not None:  # an older package does not have all
             found = torch.empty(len(codes), self.columns)
             with contextlib.suppress(NotImplementedError):
-                _decode(
-                    codes.numpy(), partial(package.quants.dequantize, qtype=kind), found.numpy()
-                )
+                theirs = partial(package.quants.dequantize, qtype=kind)
+                ours = vector_decoder(package, self.type)
+                _decode(codes.numpy(), ours or theirs, found.numpy())
                 return found
         raise QuantisedError(
             f"`{self.key}` is stored as {self.type}, which the package gguf does not decode; update "

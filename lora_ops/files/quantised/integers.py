@@ -30,7 +30,7 @@ _MIXED = 2.0
 
 
 @cache
-def _pairs(*, signed: bool) -> Tensor:
+def integer_pairs(*, signed: bool) -> Tensor:
     """The two integers of a byte, the low half first."""
     values = torch.arange(16.0)
     values = torch.where(values < 8, values, values - 16) if signed else values
@@ -55,7 +55,7 @@ class Integers(Scaled):
         """The integers."""
         codes = parts["codes"]
         return (
-            nibbles(codes, _pairs(signed=True))
+            nibbles(codes, integer_pairs(signed=True))
             if self.packed
             else widened(codes).reshape(self.padded)
         )
@@ -87,7 +87,7 @@ class Grouped(Integers):
     def codes(self, parts: Parts) -> Tensor:
         """The integers of 8 bits, and what was left of the group's mean, in units of the row's scale."""
         table = parts.get("table")
-        pairs = _pairs(signed=False)
+        pairs = integer_pairs(signed=False)
         pairs = pairs - 8 if table is None else table.float()[pairs.long()]
         numbers = nibbles(parts["codes"], pairs).view(-1, self.group)
         rows, scales = -(-PIECE // self.group), self._within(parts).reshape(-1, 1)

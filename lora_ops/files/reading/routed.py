@@ -83,6 +83,11 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.tensor(inner)
 
+    def makes(self, key: str) -> bool:
+        """Whether reading makes a tensor anew."""
+        source, inner = self.route(key)
+        return source.makes(inner)
+
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers."""
         source, inner = self.route(key)
