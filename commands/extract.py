@@ -9,6 +9,7 @@ import click
 
 from ..version import __version__
 from .extract_many import extract_each
+from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
     NOISE_HELP,
@@ -20,7 +21,6 @@ from .options import (
     dtype_option,
     force_option,
     foretell,
-    hash_cache_option,
     json_option,
     norm_option,
     parse_dtype,

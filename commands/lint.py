@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, clear_errors, hash_cache_option, json_option
+from .hash_cache import hash_cache_option
+from .options import PATH, clear_errors, json_option
 
 
 @click.command()

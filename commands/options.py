@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import click
+
+from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
     import torch
@@ -62,36 +63,6 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show every 
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing."
-)
-
-
-def _forget(context: click.Context, option: click.Parameter, is_given: bool) -> None:
-    """Let no hash be looked up, nor remembered, as long as the command runs."""
-    del option
-    if is_given:
-        context.with_resource(_without_cache())
-
-
-@contextlib.contextmanager
-def _without_cache() -> Generator[None, None, None]:
-    before = os.environ.get("LORAKIT_CACHE")
-    os.environ["LORAKIT_CACHE"] = "off"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LORAKIT_CACHE"]
-        else:
-            os.environ["LORAKIT_CACHE"] = before
-
-
-#: For a command that takes hashes of large files; its function does not get it.
-hash_cache_option = click.option(
-    "--no-hash-cache",
-    is_flag=True,
-    expose_value=False,
-    callback=_forget,
-    help="Take the hashes of large files anew, and remember none of them.",
 )
 #: For a command that writes a result and reports it.
 result_options = together(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, clear_errors, force_option, hash_cache_option, json_option, tell
+from .hash_cache import hash_cache_option
+from .options import PATH, clear_errors, force_option, json_option, tell
 
 if TYPE_CHECKING:
     from ..lora_ops import Convention

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
     PATH,
@@ -23,7 +24,6 @@ from .options import (
     exact_option,
     force_option,
     foretell,
-    hash_cache_option,
     json_option,
     norm_option,
     parse_dtype,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .hash_cache import hash_cache_option
 from .options import (
     PATH,
     clear_errors,
     dora_option,
-    hash_cache_option,
     json_option,
     verbose_option,
 )
