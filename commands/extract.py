@@ -9,6 +9,7 @@ import click
 
 from ..version import __version__
 from .extract_many import extract_each
+from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
     NOISE_HELP,
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
 )
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def extract(
@@ -181,7 +183,7 @@ def extract(
             with open_source(base) as base_source:
                 extract_each(
                     *(base_source, tuned, output, rule),
-                    {"exact": exact, "placement": placement, "seed": seed},
+                    {"exact": exact, "placement": placement(), "seed": seed},
                     options,
                     format=format_,
                     force=force,
@@ -213,7 +215,7 @@ def extract(
                     format=format_,
                     force=force,
                     exact=exact,
-                    placement=placement,
+                    placement=placement(),
                     seed=seed,
                     version=__version__,
                     progress=progress,

@@ -29,8 +29,8 @@ class _Later(ModuleType):
         if name in _ANNOTATE and not self.comes:
             return _Unmade(name, (), {})
         with _lock:  # for another thread may be bringing it
-            spec = self.__spec__
-            if not self.comes and spec is not None and spec.loader is not None:
+            spec = self.__spec__ if type(self) is _Later and not self.comes else None
+            if spec is not None and spec.loader is not None:
                 self.comes, self.__path__ = True, spec.submodule_search_locations or []
                 spec.loader.exec_module(self)
                 del self.comes

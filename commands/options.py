@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import click
+
+from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +65,9 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing."
 )
 #: For a command that writes a result and reports it.
-result_options = together(force_option, dry_run_option, verbose_option, json_option)
+result_options = together(
+    force_option, dry_run_option, hash_cache_option, verbose_option, json_option
+)
 output_option = click.option(
     "-o", "--output", type=PATH, required=True, help="LoRA file to write (.safetensors)."
 )
@@ -221,12 +226,22 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     return dtype_named(name) if name else None
 
 
-def parse_placement(device: str, vram: str | None) -> Placement:
-    """Where to compute, from --device and --vram."""
+def parse_placement(device: str, vram: str | None) -> Callable[[], Placement]:
+    """What says where to compute, from --device and --vram, once the work begins.
+
+    A device that is named is looked for now, as it may not be there; auto always is.
+
+    Raises:
+        ArgumentError: There is no such device, or the size is none.
+    """
     from ..lora_ops import place
     from ..lora_ops.text import parse_size
 
-    return place(device, memory=parse_size(vram) if vram is not None else None)
+    find = partial(place, device, memory=None if vram is None else parse_size(vram))
+    if device == "auto" and vram is None:
+        return find
+    found = find()
+    return lambda: found
 
 
 def check_picture(path: Path | None, inputs: Iterable[Path]) -> None:

@@ -78,6 +78,13 @@ def spelled(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def loadable(element: Element) -> Element:
+    """The nearest that every loader reads: float32 for float64, float16 for float8."""
+    if element.name == "F64":
+        return ELEMENTS["F32"]
+    return element if element.title in DTYPES.values() else ELEMENTS["F16"]
+
+
 def element_of(dtype: torch.dtype) -> Element:
     """What the numbers of a dtype are; of one that no safetensors file can hold, under torch's name."""
     title = spelled(dtype)

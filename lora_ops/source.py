@@ -67,6 +67,10 @@ class TensorSource(ABC):
         """Dtype of what is made of a tensor where none is asked for: its own, if it is stored so."""
         return self.dtype(key)
 
+    def result_element(self, key: str) -> Element:
+        """The same without torch."""
+        return element_of(self.result_dtype(key))
+
     @abstractmethod
     def tensor(self, key: str) -> Tensor:
         """Read one tensor, on the CPU, in its `dtype`. Safe from several threads.

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..elements import DTYPES, spelled
+from ..elements import DTYPES, element_of, spelled
+from ..elements import loadable as loadable_element
 from ..errors import NonFiniteError
 
 
@@ -18,9 +19,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 def loadable(dtype: torch.dtype) -> torch.dtype:
     """The nearest dtype that every loader reads: float32 for float64, float16 for float8."""
-    if dtype == torch.float64:
-        return torch.float32
-    return dtype if spelled(dtype) in DTYPES.values() else torch.float16
+    return getattr(torch, loadable_element(element_of(dtype)).title)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype, target: str, exact: Tensor | None = None) -> Tensor:

@@ -94,6 +94,10 @@ class QuantisedSource(RoutedSource):
         """Bfloat16 for what is decoded: what such models are made from, and far finer than their storage."""
         return torch.bfloat16 if key in self.weights else super().result_dtype(key)
 
+    def result_element(self, key: str) -> Element:
+        """Likewise."""
+        return ELEMENTS["BF16"] if key in self.weights else super().result_element(key)
+
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored."""
         one = self.weights.get(key)

@@ -48,6 +48,11 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.element(inner)
 
+    def result_element(self, key: str) -> Element:
+        """What the numbers are of what is made of one tensor."""
+        source, inner = self.route(key)
+        return source.result_element(inner)
+
     def number(self, key: str) -> float:
         """Read a tensor that holds one number."""
         source, inner = self.route(key)

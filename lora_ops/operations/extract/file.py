@@ -20,7 +20,6 @@ from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...files.header import header_room
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import spelled
 from ...models.differences import are_floats
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
@@ -334,7 +333,7 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
         plan: From `plan_file`.
         output: Where to.
     """
-    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
+    model, dtype = plan.pairing.architecture, plan.element.title
     return Preview(
         output=str(output),
         size_at_most=largest_size(plan),
@@ -362,10 +361,11 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
 
 def largest_size(plan: Plan) -> int:
     """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
-    size = plan.dtype.itemsize * sum(
+    numbers = sum(
         plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
         for both in plan.pairing.candidates
     )
+    size = numbers * plan.element.bits // 8
     if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
         return min(size, int(plan.rule.value))
     return size

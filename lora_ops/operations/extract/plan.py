@@ -11,11 +11,11 @@ import torch
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.layers import Convention
+from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError
 from ...linalg import check_norm
 from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import loadable
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
@@ -73,7 +73,7 @@ class Plan:
         sides: The two checkpoints.
         pairing: What they have in common.
         rule: How many directions a layer gets.
-        dtype: Of the factors.
+        element: What the factors are stored as.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
         relative: The norm of the base's weights, as shares of which a budget compares the changes; None:
@@ -88,7 +88,7 @@ class Plan:
     sides: Sides
     pairing: Pairing
     rule: RankRule | Budget
-    dtype: torch.dtype
+    element: Element
     full_differences: bool = False
     why: str | None = None
     relative: str | None = None
@@ -97,6 +97,11 @@ class Plan:
     factor: int = -1
     convention: Convention = "paper"
     auto_full: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return getattr(torch, self.element.title)
 
     def rule_for(self, pair: Pair) -> RankRule:
         """The rule for one layer: kernels may have their own. Of a budget the rank, or the most there can be."""
@@ -164,7 +169,8 @@ def plan_extraction(
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
     )
-    dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
+    asked = options.get("dtype")
+    dtype = element_of(asked) if asked else _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
     sides = Sides(base, tuned)
     if rule is None:
@@ -201,7 +207,7 @@ def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:
     )
 
 
-def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> Element:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
-    return loadable(counts.most_common(1)[0][0]) if counts else torch.float16
+    counts = Counter(tuned.result_element(both.tuned.key) for both in pairs)
+    return loadable(counts.most_common(1)[0][0]) if counts else ELEMENTS["F16"]
