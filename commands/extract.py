@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..version import __version__
+from .control import Ending, extract_control, refuse_beside_control
 from .options import (
     NOISE_HELP,
     PATH,
@@ -33,6 +34,12 @@ from .options import (
 @click.option(
     *("-r", "--rank", "rule"),
     help=f"{RULES_HELP} {NOISE_HELP}",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["lora", "control-lora"]),
+    default="lora",
+    help="What is written: control-lora of a ControlNet (TUNED) and the checkpoint that it was made from (BASE).",
 )
 @click.option(
     *("--format", "format_"),
@@ -82,6 +89,7 @@ def extract(
     tuned: Path,
     output: Path,
     rule: str | None,
+    kind: str,
     format_: str,
     dtype: str | None,
     components: str | None,
@@ -103,6 +111,9 @@ def extract(
     Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
     checkpoints or diffusion models alone. The error that is reported is that of the file as
     written.
+
+    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -112,6 +123,26 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
+        if kind == "control-lora":
+            refuse_beside_control(
+                {
+                    "--format": format_ != "comfy",
+                    "--components": components is not None,
+                    "--full-differences": full_differences,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            extract_control(
+                *(base, tuned, output, rule),
+                dtype=parse_dtype(dtype),
+                include=include,
+                exclude=exclude,
+                exact=exact,
+                placement=placement,
+                seed=seed,
+                ending=Ending(force, dry_run, verbose, json_to),
+            )
+            return
         with open_source(base) as base_source, open_source(tuned) as tuned_source:
             check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
             plan = plan_file(

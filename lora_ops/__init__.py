@@ -54,6 +54,19 @@ from .operations.bake.bake import bake
 from .operations.bake.file import bake_file, plan_bake_file
 from .operations.bake.plan import BakePlan, plan_bake
 from .operations.bake.preview import preview_bake
+from .operations.control.bake import (
+    bake_control_file,
+    is_control_lora,
+    plan_control_bake_file,
+    preview_control_bake,
+)
+from .operations.control.file import extract_control_file
+from .operations.control.plan import (
+    ControlOptions,
+    ControlPlan,
+    plan_control_file,
+    preview_control,
+)
 from .operations.convert.convert import convert
 from .operations.convert.file import convert_file
 from .operations.convert.plan import ConvertOptions, plan_convert_file
@@ -113,6 +126,8 @@ __all__ = [
     "Budget",
     "CheckpointComparison",
     "Comparison",
+    "ControlOptions",
+    "ControlPlan",
     "Convention",
     "ConvertOptions",
     "Described",
@@ -184,6 +199,7 @@ __all__ = [
     "architecture_named",
     "as_toml",
     "bake",
+    "bake_control_file",
     "bake_file",
     "collect",
     "compare",
@@ -199,9 +215,11 @@ __all__ = [
     "eject",
     "enable",
     "extract",
+    "extract_control_file",
     "extract_file",
     "find_files",
     "inject",
+    "is_control_lora",
     "lint",
     "merge",
     "merge_file",
@@ -216,6 +234,8 @@ __all__ = [
     "plan_add_files",
     "plan_bake",
     "plan_bake_file",
+    "plan_control_bake_file",
+    "plan_control_file",
     "plan_convert_file",
     "plan_extraction",
     "plan_file",
@@ -226,6 +246,8 @@ __all__ = [
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
+    "preview_control",
+    "preview_control_bake",
     "preview_extraction",
     "preview_merge",
     "preview_requantise",

@@ -100,9 +100,9 @@ def plan_resize_file(
             f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
             "nothing; use a budget: size=, mean= or total_error="
         )
-    adapter = decode(source)
+    adapter = decode(source, control=True)
     if base is not None:
-        layers = decode(HeaderOnlySource(source, reads_alpha=False)).layers
+        layers = decode(HeaderOnlySource(source, reads_alpha=False), control=True).layers
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = draft_of(source, adapter, output, force, (relative_to, base))
