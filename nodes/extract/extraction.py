@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ...lora_ops import TensorSource
 
 FORMATS = ("comfy", "kohya")
-_NONE = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
+#: What a rank of 0 means where files are read.
+NO_RANK = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
 
 
 def extraction_inputs(*, files: bool = False) -> list[io.Input]:
@@ -24,7 +25,7 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
         files: Whether it is from files, which tell how they are stored.
     """
     return [
-        *(rank_inputs(default=0, noise=True, none=_NONE) if files else rank_inputs(default=32)),
+        *(rank_inputs(default=0, noise=True, none=NO_RANK) if files else rank_inputs(default=32)),
         io.Boolean.Input(
             "exact",
             default=False,

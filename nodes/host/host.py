@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..apply.patch_places import Place
 
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
+CONTROLNETS = "controlnet"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
 
