@@ -40,7 +40,11 @@ _WEIGHT = ".weight"
 
 
 def is_control_lora(source: TensorSource) -> bool:
-    """Whether a file is a Control-LoRA, by its mark."""
+    """Whether a file is a Control-LoRA, by its mark.
+
+    Args:
+        source: The file, of which only the header is read.
+    """
     return CONTROL_MARK in source.keys()  # noqa: SIM118
 
 
