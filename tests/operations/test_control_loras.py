@@ -8,6 +8,7 @@ import oracles
 import pytest
 import torch
 from controlnets import SHARED, UNETS, control_lora, controlnet, filled, product, written
+from graphs import scaled_fp8
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -184,6 +185,19 @@ def test_bake_writes_the_dtype_of_the_unet(tmp_path, pair):
         output = tmp_path / f"{wanted}.safetensors"
         baked(paths[0], tmp_path / "out.safetensors", output, dtype=dtype)
         assert {one.dtype for one in load_file(output).values()} == {wanted}
+
+
+def test_a_base_that_is_stored_with_scales_is_decoded(tmp_path, pair):
+    """The factors lead from what the host computes with to the ControlNet."""
+    base, tuned, _ = pair
+    stored = scaled_fp8(base)
+    paths = written(tmp_path, stored, tuned)
+    control_lora(*paths, tmp_path / "out.safetensors", "512", dtype=torch.float32)
+    held = load_file(tmp_path / "out.safetensors")
+    name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    decoded = stored[f"{name}.weight"].double() * stored[f"{name}.weight_scale"].double()
+    true = tuned[f"{name}.weight"].double() - decoded
+    assert torch.allclose(product(held, name, tuple(true.shape)), true, rtol=0, atol=1e-6)
 
 
 def test_verify_finds_the_error_that_was_reported(tmp_path, pair):

@@ -19,6 +19,7 @@ from lorakit.lora_ops import (
     open_source,
     plan_bake_file,
     plan_control_bake_file,
+    plan_file,
     scale_file,
 )
 
@@ -150,6 +151,18 @@ def test_other_operations_do_not_take_one_for_a_lora(tmp_path, control):
     assert not output.exists()
 
 
+def test_a_lora_of_a_controlnet_is_none(tmp_path):
+    paths = written(tmp_path, BASE, TUNED)
+    with (
+        open_source(paths[0]) as base,
+        open_source(paths[1]) as net,
+        pytest.raises(
+            LoraOpsError, match="is a ControlNet, whose copy of the UNet no LoRA changes"
+        ),
+    ):
+        plan_file(base, net, 4)
+
+
 @pytest.mark.parametrize("missing", ["input_hint_block.0.weight", "zero_convs.0.0.weight"])
 def test_an_incomplete_one_is_not_baked(tmp_path, control, missing):
     held = load_file(tmp_path / "control.safetensors")
@@ -159,16 +172,16 @@ def test_an_incomplete_one_is_not_baked(tmp_path, control, missing):
     with (
         open_source(tmp_path / "base.safetensors") as base,
         open_source(tmp_path / "less.safetensors") as less,
+        pytest.raises(LoraOpsError, match=f"has no `{missing}`: the file is incomplete"),
     ):
-        with pytest.raises(LoraOpsError, match=f"has no `{missing}`: the file is incomplete"):
-            plan_control_bake_file(base, less)
+        plan_control_bake_file(base, less)
 
 
 def test_one_of_another_model_is_not_baked(tmp_path, control):
     save_file(filled(UNETS["sdxl"]), tmp_path / "other.safetensors")
-    with open_source(tmp_path / "other.safetensors") as other:
-        with pytest.raises(LoraOpsError, match="is for another model than"):
-            plan_control_bake_file(other, control)
+    told = pytest.raises(LoraOpsError, match="is for another model than")
+    with open_source(tmp_path / "other.safetensors") as other, told:
+        plan_control_bake_file(other, control)
     with pytest.raises(LoraOpsError, match="is a Control-LoRA already; give the ControlNet"):
         control_lora(
             tmp_path / "base.safetensors",

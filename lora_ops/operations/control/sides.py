@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.formats import modules, recognise
 from ...errors import MismatchError, WeightShapeError
 from ...files import FileSource, JoinedSource
@@ -22,8 +22,6 @@ _HINT, _ZERO = "input_hint_block.0.weight", "zero_convs.0.0.weight"
 _UNION = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
 # In a file of a ControlNet that holds its encoder as the difference from the base.
 _DIFFERENCE = "difference"
-# Checkpoints from the training of a ControlNet hold the UNet besides.
-_WHOLE = "model.diffusion_model."
 _UNETS = "Stable Diffusion 1, 2 and XL"
 
 
@@ -83,8 +81,7 @@ def encoder_of(base: TensorSource) -> dict[str, Parameter]:
     inside = {name.removeprefix(UNET): one for name, one in known.items() if name.startswith(UNET)}
     found = {name: one for name, one in inside.items() if name.startswith(SHARED)}
     mark = recognise(modules(base.keys()))
-    is_alone = mark is not None and not any(key.startswith(_WHOLE) for key in base.keys())  # noqa: SIM118
-    if "input_blocks.0.0.weight" not in found or is_alone:
+    if "input_blocks.0.0.weight" not in found or is_controlnet(base):
         model = detect(known)
         what = f"a model of {model.title}" if model is not None else "something else"
         what = f"{mark.article} {mark.title}" if mark is not None else what

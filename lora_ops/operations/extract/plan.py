@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
-from ...errors import ArgumentError
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
+from ...errors import ArgumentError, MismatchError
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import loadable
 from ...models.differences import Sides
@@ -114,6 +114,10 @@ def plan_extraction(
     """
     for source in (base, tuned):
         check_checkpoint(source)
+    if is_controlnet(tuned) and not is_controlnet(base):
+        raise MismatchError(
+            f"{tuned.name} is a ControlNet, whose copy of the UNet no LoRA changes; extract a Control-LoRA of it"
+        )
     pairing = pair(
         base,
         tuned,
