@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .control import Ending, extract_control, refuse_beside_control
 from .extract_many import extract_each
 from .hash_cache import hash_cache_option
 from .options import (
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
     default="lora",
     help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
     "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
-    "locon-tucker (cores for k x k kernels).  [default: lora]",
+    "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
+    "was made from (BASE).  [default: lora]",
 )
 @click.option(
     "--factor",
@@ -155,6 +157,9 @@ def extract(
     With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
     the same as if it were made alone. One that cannot be made does not stop the others, and the exit
     status is then 1.
+
+    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -164,6 +169,30 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
+        if kind == "control-lora":
+            refuse_beside_control(
+                {
+                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "--relative": relative,
+                    "--factor": factor != -1,
+                    "--auto-full": auto_full,
+                    "--format": format_ != "comfy",
+                    "--components": components is not None,
+                    "--full-differences": full_differences,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            extract_control(
+                *(base, tuned[0], output, rule),
+                dtype=parse_dtype(dtype),
+                include=include,
+                exclude=exclude,
+                exact=exact,
+                placement=placement(),
+                seed=seed,
+                ending=Ending(force, dry_run, verbose, json_to),
+            )
+            return
         options: PlanOptions = {
             "dtype": parse_dtype(dtype),
             "components": _words(components),

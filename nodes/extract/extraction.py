@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ...lora_ops import TensorSource
 
 FORMATS = ("comfy", "kohya")
-_NONE = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
+#: What a rank of 0 means where files are read.
+NO_RANK = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
 
 
 def extraction_inputs(*, files: bool = False) -> list[io.Input]:
@@ -25,7 +26,7 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
     """
     return [
         *rank_inputs(
-            default=0 if files else 32, budgets=True, noise=files, none=_NONE if files else ""
+            default=0 if files else 32, budgets=True, noise=files, none=NO_RANK if files else ""
         ),
         io.Boolean.Input(
             "exact",

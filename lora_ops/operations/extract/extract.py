@@ -169,6 +169,7 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         lowered = sum(
             layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
             for layer in layers
+            if layer.kind.startswith(("linear", "conv"))
         )
         if lowered:
             conv = "conv " if kernel else ""

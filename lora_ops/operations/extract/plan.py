@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
 from ...elements import ELEMENTS, Element, element_of, loadable
-from ...errors import ArgumentError
+from ...errors import ArgumentError, MismatchError
 from ...linalg import check_norm
 from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
 from ...linalg.ranks.rules import RankRule
@@ -161,6 +161,10 @@ def plan_extraction(
     """
     for source in (base, tuned):
         check_checkpoint(source)
+    if is_controlnet(tuned) and not is_controlnet(base):
+        raise MismatchError(
+            f"{tuned.name} is a ControlNet, whose copy of the UNet no LoRA changes; extract a Control-LoRA of it"
+        )
     pairing = pair(
         base,
         tuned,
