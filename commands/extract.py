@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -36,9 +37,16 @@ from .options import (
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["comfy", "kohya"]),
+    type=click.Choice(["comfy", "kohya", "peft"]),
     default="comfy",
-    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux.",
+    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux; "
+    "peft is a folder, of one model of transformers or diffusers.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(["whole", "lora", "none"]),
+    default="whole",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -58,7 +66,7 @@ from .options import (
 @click.option(
     "--full-differences",
     is_flag=True,
-    help="Keep biases, norms and embeddings too, whole (comfy format only).",
+    help="Keep biases, norms and embeddings too, whole (formats comfy and peft).",
 )
 @click.option(
     "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
@@ -83,6 +91,7 @@ def extract(
     output: Path,
     rule: str | None,
     format_: str,
+    embeddings: Literal["whole", "lora", "none"],
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
@@ -100,8 +109,8 @@ def extract(
 ) -> None:
     """Write the LoRA that takes BASE closest to TUNED.
 
-    Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
-    checkpoints or diffusion models alone. The error that is reported is that of the file as
+    Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
     """
     with clear_errors():
@@ -121,6 +130,7 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
+                embeddings=embeddings,
                 dtype=parse_dtype(dtype),
                 components=_words(components),
                 include=include,

@@ -131,7 +131,7 @@ class PeftFolder(AdapterFile):
     def writer(self) -> Generator[Writer, None, None]:
         """The weights in the folder; once they are complete, the configuration beside them."""
         draft = self.draft
-        with _folder(cast("Path", draft.output), force=draft.force) as made:
+        with new_folder(cast("Path", draft.output), force=draft.force) as made:
             with writer_of(made / WEIGHTS, header_room=draft.room, replace=draft.force) as writer:
                 yield writer
             originals = [source.metadata for source in draft.sources]
@@ -186,7 +186,7 @@ def _is_up_bias(roles: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
+def new_folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
     """A hidden sibling, which becomes the output, or whose files do, when all is well.
 
     Raises:

@@ -78,6 +78,8 @@ def adapter_config(
     originals: Sequence[Mapping[str, str]] = (),
     *,
     lora_bias: bool = False,
+    parameters: Mapping[str, Written] | None = None,
+    more: Config | None = None,
 ) -> str:
     """Return the text of PEFT's `adapter_config.json`.
 
@@ -86,12 +88,16 @@ def adapter_config(
         originals: String maps of the inputs. Fields that their configurations agree in stay, but
             for those about single layers; those of LoHa and LoKr keep the ranks, too.
         lora_bias: Whether ups have biases.
+        parameters: The same of parameters that are adapted as such, without modules: by their names.
+        more: Other fields, which go before those of the inputs.
 
     Raises:
         UnsupportedLayerError: One configuration cannot tell all of them.
     """
     named = {module.removeprefix(ROOT): one for module, one in layers.items()}
-    (method, dora), *others = {(one.method, one.has_magnitudes) for one in named.values()}
+    alone = {name.removeprefix(ROOT): one for name, one in (parameters or {}).items()}
+    ranked = named | alone
+    (method, dora), *others = {(one.method, one.has_magnitudes) for one in ranked.values()}
     own = _agreed([configs_of(one)[""] for one in originals if PEFT_CONFIG in one])
     if others or (method != "LORA" and own.get("peft_type") != method):
         kinds = ", ".join(sorted({one.method for one in named.values()}))
@@ -123,10 +129,12 @@ def adapter_config(
         "use_dora": dora,
         "use_rslora": False,
         "target_modules": targets,
+        **({"target_parameters": sorted(alone)} if alone else {}),
         **_ranks_and_alphas(
-            {name: one.rank for name, one in named.items()},
-            {name: one.rank * (one.scale or 0.0) for name, one in named.items()},
+            {name: one.rank for name, one in ranked.items()},
+            {name: one.rank * (one.scale or 0.0) for name, one in ranked.items()},
         ),
+        **(more or {}),
     }
     return _text(config)
 

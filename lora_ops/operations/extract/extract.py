@@ -22,7 +22,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO
-from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
+from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
 from .rounding import rounding_notes
 
@@ -92,10 +92,9 @@ def extraction_work(
         seed: Seed of the random start. A layer's result depends on the seed and the layer only.
     """
     pairing = plan.pairing
-    left_out = NO_FACTORS if not plan.full_differences else None
     tasks = [
         *(Task(both, True) for both in pairing.candidates if not plan.is_left_out(both)),
-        *(Task(both, reason=left_out) for both in pairing.rest),
+        *(Task(both, reason=plan.why_not(both)) for both in pairing.rest),
         *(Task(both, reason=RANK_ZERO) for both in pairing.candidates if plan.is_left_out(both)),
         *(Task(both, reason=EXCLUDED) for both in pairing.excluded),
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
+from ...adapters.formats import PEFT, Format, Namer, encode_layer, module_namer, writable
 from ...adapters.layers import Layer
 from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
@@ -27,8 +27,11 @@ from ...run.output import Sink, Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..peft_folder import check_folder
 from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
+from .peft_file import PeftExtraction, peft_work
+from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ def plan_file(
     output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
+    embeddings: Embeddings = "whole",
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -55,7 +59,9 @@ def plan_file(
         rule: How many directions a layer gets; see `plan_extraction` for None.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
-        format: comfy or kohya; that it can hold this model is checked.
+        format: comfy, kohya, or peft, which is a folder; that it can hold this model is checked.
+        embeddings: For peft, what becomes of embeddings and heads that changed: kept `whole`, as
+            `modules_to_save`; given factors, `lora`; or left out, `none`.
         **options: See `PlanOptions`.
 
     Raises:
@@ -63,13 +69,17 @@ def plan_file(
         QuantisedError: A checkpoint's numbers are stored with scales.
         MismatchError: The checkpoints do not belong together, or are one file.
     """
-    if output is not None:
+    if isinstance(output, Path) and format == PEFT.name:
+        check_folder(output, [*_paths(base), *_paths(tuned)], force=force)
+    elif output is not None:
         check_output(output, [*_paths(base), *_paths(tuned)], force=force)
     if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the base and the tuned checkpoint"
         )
+    if format == PEFT.name:
+        return plan_peft(base, tuned, rule, embeddings=embeddings, **options)
     plan = plan_extraction(base, tuned, rule, **options)
     _naming(plan, format)
     return plan
@@ -95,8 +105,8 @@ def extract_file(
         plan: From `plan_file`, of these two.
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        output: The LoRA file. One in memory is filled.
-        format: comfy or kohya.
+        output: The LoRA file, or folder of PEFT. A file in memory is filled.
+        format: comfy, kohya or peft, as the plan was made for.
         force: Whether the output may replace a file.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
@@ -113,6 +123,10 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
+    if isinstance(plan, PeftPlan) and isinstance(output, Path):
+        folder = PeftExtraction(plan, base, tuned, output, force, exact, seed, version)
+        jobs = peft_work(plan, exact=exact, seed=seed)
+        return write(folder, stream(jobs, placement, progress=progress), started=started)
     sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
     work = extraction_work(plan, exact=exact, seed=seed)
     return write(sink, stream(work, placement, progress=progress), started=started)
@@ -309,4 +323,4 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
 def largest_size(plan: Plan) -> int:
     """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
     numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
-    return numbers * plan.dtype.itemsize
+    return numbers * plan.dtype.itemsize + plan.whole_size

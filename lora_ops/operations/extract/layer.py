@@ -28,13 +28,12 @@ from ...models.pairing import Pair
 from ...report import LayerReport, Rounding, Skip
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
-from .plan import Plan
+from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -13,6 +13,7 @@ from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import loadable
+from ...models.architectures import Parameter, parameters
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
@@ -21,6 +22,8 @@ from ...source import TensorSource
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 
 #: The rank where none is given; and the most that `noise` gives a layer then: the largest in common use.
 USUAL_RANK, USUAL_MOST = 32, 128
@@ -76,6 +79,15 @@ class Plan:
         """Whether the rule gives this layer no rank at all."""
         return self.rule_for(pair).leaves_out
 
+    def why_not(self, pair: Pair) -> str | None:
+        """Why a parameter without factors is left out; None: it is kept whole."""
+        return None if self.full_differences else NO_FACTORS
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of what is kept whole, at most, as far as it is of the parts that have no factors."""
+        return 0
+
     def most_ranks(self, pair: Pair) -> int:
         """The largest rank that a layer can get."""
         rule, full = self.rule_for(pair), min(pair.matrix)
@@ -97,6 +109,8 @@ def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
     rule: str | int | RankRule | None = None,
+    *,
+    named: Callable[[TensorSource], Mapping[str, Parameter]] = parameters,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -106,6 +120,7 @@ def plan_extraction(
         tuned: The checkpoint that came of it.
         rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
             fewer, what stands above the rounding of that, 128 at most.
+        named: Gives the parameters of a checkpoint by name.
         **options: See `PlanOptions`.
 
     Raises:
@@ -121,6 +136,7 @@ def plan_extraction(
         include=options.get("include", ()),
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
+        named=named,
     )
     dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
