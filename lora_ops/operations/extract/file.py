@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from ..peft_folder import check_folder
 from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
 from .peft_file import PeftExtraction, peft_work
-from .peft_plan import Embeddings, PeftPlan, plan_peft
+from .peft_plan import PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plan_file(
     output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
-    embeddings: Embeddings = "whole",
+    embeddings: Literal["whole", "lora", "none"] = "whole",
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.

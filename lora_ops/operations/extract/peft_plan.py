@@ -16,7 +16,7 @@ from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED
 from ...models.modules import Modules, aligned, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
-from .plan import NO_FACTORS, Plan, PlanOptions, plan_extraction
+from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +125,7 @@ def plan_peft(
         id(base): {name: one for name, one in old.items() if name not in {*added, *dropped}},
         id(tuned): {name: one for name, one in new.items() if name not in added},
     }
-    plan = plan_extraction(base, tuned, rule, named=lambda one: named[id(one)], **options)
+    plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
     peft = PeftPlan(
         **{one.name: getattr(plan, one.name) for one in fields(plan)},
         model=theirs,

@@ -109,8 +109,6 @@ def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
     rule: str | int | RankRule | None = None,
-    *,
-    named: Callable[[TensorSource], Mapping[str, Parameter]] = parameters,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -120,13 +118,23 @@ def plan_extraction(
         tuned: The checkpoint that came of it.
         rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
             fewer, what stands above the rounding of that, 128 at most.
-        named: Gives the parameters of a checkpoint by name.
         **options: See `PlanOptions`.
 
     Raises:
         ArgumentError: The rule is wrong, or a pattern or a component does not exist.
         MismatchError: The checkpoints do not belong together.
     """
+    return plan_named(base, tuned, rule, parameters, options)
+
+
+def plan_named(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule | None,
+    named: Callable[[TensorSource], Mapping[str, Parameter]],
+    options: PlanOptions,
+) -> Plan:
+    """The same of checkpoints whose parameters have the names that `named` gives them."""
     for source in (base, tuned):
         check_checkpoint(source)
     pairing = pair(
