@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hugging_face import MODELS, loaded, outputs, pair_of
-from safetensors.torch import load_file
+from hugging_face import MODELS, hf, loaded, outputs, pair_of, peft
+from safetensors.torch import load_file, save_file
 
 from lorakit.lora_ops import Report, extract_file, open_source, plan_file
+from lorakit.lora_ops.errors import ArgumentError, MismatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -91,3 +92,115 @@ def test_shards_give_what_one_file_gives(name: str, tmp_path: Path) -> None:
     sharded, one = map(load_file, files)
     assert sharded.keys() == one.keys()
     assert all(torch.equal(one[key], sharded[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "bert"])
+def test_embeddings_and_heads_get_factors_where_that_is_asked_for(
+    name: str, tmp_path: Path
+) -> None:
+    _, tuned = pair_of(name, tmp_path)
+    extracted(tmp_path, 64, full_differences=True, embeddings="lora")
+    held = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    assert any("lora_embedding_A" in key for key in held)
+    with torch.no_grad():
+        model, wanted = loaded(name, tmp_path), outputs(tuned, name)
+        torch.testing.assert_close(outputs(model, name), wanted, rtol=1e-4, atol=1e-5)
+        merged = outputs(model.merge_and_unload(), name)
+    torch.testing.assert_close(merged, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2, tied", "gpt2", "t5"])
+def test_tied_embeddings_get_no_factors(name: str, tmp_path: Path) -> None:
+    """PEFT 0.21 forgets the head, or adds them twice when it merges: they are kept whole or refused."""
+    _, tuned = pair_of(name, tmp_path)
+    with pytest.raises(ArgumentError, match="keep embeddings whole"):
+        extracted(tmp_path, 4, embeddings="lora")
+    assert not (tmp_path / "ours").exists()
+    extracted(tmp_path, 64, full_differences=True)
+    merged = loaded(name, tmp_path).merge_and_unload()
+    with torch.no_grad():
+        found, wanted = outputs(merged, name), outputs(tuned, name)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_that_are_not_asked_for_are_left_out_with_their_norm(tmp_path: Path) -> None:
+    base, tuned = pair_of("llama", tmp_path)
+    report = extracted(tmp_path, 3, embeddings="none")
+    lost = {skip.target: skip for skip in report.skips if "not asked for" in skip.reason}
+    assert [one.rpartition(".")[2] for one in sorted(lost)] == ["lm_head", "embed_tokens"]
+    skip = lost["text_encoders.transformer.lm_head"]
+    change = tuned.lm_head.weight - base.lm_head.weight
+    assert skip.norm == pytest.approx(float(change.detach().norm()), rel=1e-5)
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] is None
+
+
+def test_a_vocabulary_that_grew_is_kept_whole_and_said(tmp_path: Path) -> None:
+    """The base must have as many words first, as PEFT itself asks for; nothing is cut off."""
+    base, tuned = pair_of("llama", tmp_path)
+    torch.manual_seed(3)
+    tuned.resize_token_embeddings(44)
+    tuned.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(ArgumentError, match=r"has 44 rows in .* and 40 in"):
+        extracted(tmp_path, 64, embeddings="lora")
+    report = extracted(tmp_path, 64, full_differences=True)
+    assert any("(44, 16)" in note and "resize_token_embeddings" in note for note in report.notes)
+    base.resize_token_embeddings(44)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    words = {"input_ids": torch.tensor([[1, 41, 43, 7]])}
+    with torch.no_grad():
+        found, wanted = model(**words).logits, tuned(**words).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_only_the_tuned_model_has_is_kept_whole(tmp_path: Path) -> None:
+    """A classifier on the body of a base, which is saved without the body's name in front."""
+    _, tuned = pair_of("bert", tmp_path)
+    body = hf.BertModel.from_pretrained(tmp_path / "base", add_pooling_layer=True)
+    body.save_pretrained(tmp_path / "base")
+    report = extracted(tmp_path, 64, full_differences=True)
+    assert any("`classifier" in note and "only in the tuned" in note for note in report.notes)
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert "classifier" in config["modules_to_save"]
+    model = loaded("bert", tmp_path, num_labels=3)
+    with torch.no_grad():
+        found, wanted = outputs(model, "bert"), outputs(tuned, "bert")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("some/model", "some/model"), ("/home/me/model", "base"), (None, "base")]
+)
+def test_the_base_is_called_as_its_folder_says(
+    told: str | None, expected: str, tmp_path: Path
+) -> None:
+    pair_of("llama", tmp_path)
+    at = tmp_path / "base" / "config.json"
+    at.write_text(json.dumps({**json.loads(at.read_text()), "_name_or_path": told}))
+    extracted(tmp_path, 1)
+    text = (tmp_path / "ours" / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] == expected
+    assert str(tmp_path) not in text
+    assert "/home" not in text
+
+
+def test_a_model_in_the_cache_of_hugging_face_has_its_name(tmp_path: Path) -> None:
+    pair_of("llama", tmp_path)
+    place = tmp_path / "models--some--model" / "snapshots" / "abc"
+    place.parent.mkdir(parents=True)
+    (tmp_path / "base").rename(place)
+    (tmp_path / "base").symlink_to(place)
+    extracted(tmp_path, 1)
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/model"
+
+
+def test_a_pipeline_of_several_models_is_refused(tmp_path: Path) -> None:
+    for side in ("base", "tuned"):
+        for part in ("unet", "text_encoder"):
+            file = tmp_path / side / part / "model.safetensors"
+            file.parent.mkdir(parents=True)
+            save_file({"conv_in.weight": torch.ones(2, 2) * (1 + (side == "tuned"))}, file)
+    with pytest.raises(MismatchError, match="holds several models"):
+        extracted(tmp_path, 1)
+    assert not (tmp_path / "ours").exists()

@@ -12,7 +12,7 @@ from ...errors import ArgumentError
 from ...files import FileSource, model_config
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Parameter
-from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED
+from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
 from ...models.modules import Modules, aligned, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
@@ -62,7 +62,8 @@ class PeftPlan(Plan):
     def why_not(self, pair: Pair) -> str | None:
         """Why a parameter without factors is left out; None: it is kept whole."""
         module = pair.name.removesuffix(_BIAS).removesuffix(_WEIGHT)
-        if is_head(module) or pair.kind == "embedding":
+        is_bias = self.embeddings == "lora" and pair.name.endswith(_BIAS)
+        if pair.kind == "embedding" or (is_head(module) and not is_bias):
             return None if self.embeddings == "whole" else HEADS_LEFT_OUT
         if not self.full_differences:
             return NO_FACTORS
@@ -100,8 +101,8 @@ def plan_peft(
         **options: See `PlanOptions`.
 
     Raises:
-        ArgumentError: The rule or a pattern is wrong; or there are stacks of experts, and no
-            `config.json` that says how they lie.
+        ArgumentError: The rule or a pattern is wrong; there are stacks of experts, and no `config.json`
+            that says how they lie; or embeddings cannot get factors.
         MismatchError: The two do not belong together, or one holds several models.
     """
     told = [model_config(one.name) if isinstance(one, FileSource) else {} for one in (base, tuned)]
@@ -135,6 +136,12 @@ def plan_peft(
         tied=_tied(told[1], {one.removeprefix(theirs.root) for one in new}),
         fields=tuple(_told_fields(base, *told).items()),
     )
+    table = next((one for one in new.values() if one.target.rpartition(".")[2] in WORDS), None)
+    if embeddings == "lora" and peft.tied and table is not None:
+        raise ArgumentError(
+            f"`{peft.tied[0]}` of {tuned.name} has the weight of `{peft.own(table.target)}`: of factors there PEFT "
+            "forgets the one, or adds them twice when it merges; keep embeddings whole"
+        )
     return _sorted(peft)
 
 
