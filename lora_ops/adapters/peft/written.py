@@ -16,6 +16,8 @@ _KEPT = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "fan_in_fan_out"),
     *("bias", "lora_dropout", "modules_to_save", "trainable_token_indices"),
 )
+#: Methods whose configurations are passed on as they are.
+CARRIED = ("ADALORA", "VERA", "IA3", "OFT", "BOFT")
 # The result is a plain LoRA: rank and alpha alone make its scales.
 _PLAIN: Config = {"use_rslora": False, "init_lora_weights": True}
 
@@ -105,6 +107,8 @@ def adapter_config(
             f"layers of {kinds}, with and without DoRA, have no configuration of PEFT in common that "
             "the input gives; give the name of a file that ends in `.safetensors`"
         )
+    if method in CARRIED:
+        return _text(own)
     # A name in a list also means the modules that end in it; the whole of an expression does not.
     listed = sorted(named)
     expression = "|".join(map(re.escape, listed))

@@ -15,6 +15,7 @@ from ...adapters.formats import PEFT, Written, adapter_config, as_stored, module
 from ...adapters.layers import Layer, LoraLayer, ReplacementLayer
 from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...adapters.peft.stacked import stacked_factors, wrapped_names
+from ...adapters.some import MadeTensors
 from ...files import writer_of
 from ...files.header import header_room
 from ...linalg import frobenius
@@ -169,7 +170,7 @@ class PeftExtraction(Sink[Layer]):
                 one, key = known.get(self._plan.model.root + module + end), ROOT + module + end
                 if one is not None and key not in {*self._keys, *made}:
                     made[key] = partial(self._read, one)
-        return _Made(made)
+        return MadeTensors(made)
 
     def _stacks(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         by_module: dict[str, list[str]] = defaultdict(list)
@@ -277,19 +278,3 @@ class PeftExtraction(Sink[Layer]):
         if not plan.tied or not saved:
             return None
         return plan.model.parameters[plan.model.root + saved[0] + _WEIGHT]
-
-
-class _Made(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for."""
-
-    def __init__(self, made: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._made = made
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._made[key]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
