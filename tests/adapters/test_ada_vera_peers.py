@@ -67,6 +67,33 @@ def test_a_folder_that_is_scaled_is_one_that_peft_loads(name, tmp_path):
     close(loaded(tmp_path / "out"), {key: one * 0.5 for key, one in loaded(folder).items()})
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_resized_folder_is_a_lora_that_peft_loads(name, tmp_path):
+    folder, base = trained(tmp_path / "adapter", CONFIGS[name]()), base_in(tmp_path)
+    run("resize", folder, "-o", tmp_path / "out", "-r", "2", "--base", base)
+    before, after = loaded(folder), loaded(tmp_path / "out")
+    for key, change in before.items():
+        u, s, vh = torch.linalg.svd(torch.atleast_2d(change).double(), full_matrices=False)
+        best = ((u[:, :2] * s[:2]) @ vh[:2]).reshape(change.shape).float()
+        torch.testing.assert_close(after[key], best, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_operations_on_adalora_need_no_base_and_those_on_vera_do(tmp_path):
+    ada_, vera = (trained(tmp_path / name, CONFIGS[name]()) for name in ("AdaLoRA", "VeRA"))
+    base, out = base_in(tmp_path), tmp_path / "out.safetensors"
+    run("add", f"{ada_}:1", f"{ada_}:-0.5", "-o", tmp_path / "sum.safetensors")
+    run("unbake", base, f"{ada_}:-1", "-o", out)
+    close(load_file(out), merged(ada_))
+    for asked in (
+        ["add", f"{vera}:1", f"{vera}:1"],
+        ["unbake", base, vera],
+        ["resize", vera, "-r", "1"],
+    ):
+        found = CliRunner().invoke(main, [*map(str, asked), "-o", str(tmp_path / "no.safetensors")])
+        assert found.exit_code == 1
+        assert "is of kind VeRA" in found.output
+
+
 def test_what_adalora_has_pruned_is_gone(tmp_path):
     """After its allocation the configuration lists what is left, and each layer has a rank of its own."""
     model = peft.get_peft_model(Model(), ada(target_r=2, tinit=1, tfinal=1, deltaT=1, total_step=6))

@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
     "boft_r": Kind(
         "BOFT of the inputs", InputButterflyLayer, ("stages", "row_gains"), has_alpha=False
     ),
-    "adalora": Kind("AdaLoRA", AdaLoraLayer, ("up", "down", "values"), has_alpha=False),
+    "adalora": Kind("AdaLoRA", AdaLoraLayer, ("left", "right", "values"), has_alpha=False),
     # The two matrices that all layers share are in no layer's keys; see `_shared`.
     "vera": Kind("VeRA", VeraLayer, ("out_gains", "inner_gains"), has_alpha=False),
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False, formats=(KOHYA.name,)),

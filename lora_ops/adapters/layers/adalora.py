@@ -18,11 +18,11 @@ from .layer import Layer, by_role, multiplied
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaLoraLayer(OwnChange):
-    """delta = scale * up @ diag(values) @ down.
+    """delta = scale * left @ diag(values) @ right.
 
     Attributes:
-        up: (out, rank).
-        down: (rank, in).
+        left: (out, rank).
+        right: (rank, in).
         values: (rank, 1).
         told: The scale, which only the configuration has: alpha over the rank that training began with.
 
@@ -30,21 +30,21 @@ class AdaLoraLayer(OwnChange):
         LayerShapeError: The factors do not fit together.
     """
 
-    up: Tensor
-    down: Tensor
+    left: Tensor
+    right: Tensor
     values: Tensor
     told: float = 1.0
 
     is_peft_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        shapes = [tuple(one.shape) for one in (self.up, self.values, self.down)]
+        shapes = [tuple(one.shape) for one in (self.left, self.values, self.right)]
         if (
             any(len(one) != 2 for one in shapes)
             or len({shapes[0][1], shapes[1][0], shapes[2][0]}) > 1
         ):
             raise LayerShapeError(
-                f"up is {shapes[0]}, values are {shapes[1]}, down is {shapes[2]}: they have no rank in common"
+                f"left is {shapes[0]}, values are {shapes[1]}, right is {shapes[2]}: they have no rank in common"
             )
 
     @property
@@ -55,12 +55,12 @@ class AdaLoraLayer(OwnChange):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it changes."""
-        return self.up.shape[0], self.down.shape[1]
+        return self.left.shape[0], self.right.shape[1]
 
     @property
     def rank(self) -> int:
         """How many directions are left."""
-        return self.down.shape[0]
+        return self.right.shape[0]
 
     @property
     def scale(self) -> float:
@@ -70,11 +70,11 @@ class AdaLoraLayer(OwnChange):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the factors as stored."""
-        return self.down.dtype
+        return self.right.dtype
 
     def tensors(self) -> dict[str, Tensor]:
         """The three tensors by role."""
-        return by_role(up=self.up, down=self.down, values=self.values)
+        return by_role(left=self.left, right=self.right, values=self.values)
 
     def at_scale(self, scale: float) -> Layer:
         """Return the layer at a scale."""
@@ -91,9 +91,9 @@ class AdaLoraLayer(OwnChange):
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return up (out, rank) and down (rank, in), float32, with values, scale and strength in up."""
         values = self.values.float().flatten() * (self.scale * strength)
-        return self.up.float() * values, self.down.float()
+        return self.left.float() * values, self.right.float()
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the change (out, in), multiplied out in ``dtype``."""
-        up = self.up.to(dtype) * self.values.to(dtype).flatten()
-        return (up @ self.down.to(dtype)).mul_(self.scale)
+        up = self.left.to(dtype) * self.values.to(dtype).flatten()
+        return (up @ self.right.to(dtype)).mul_(self.scale)

@@ -75,6 +75,7 @@ _PARTS = 3
 _ATTACHED = "_lora."  # a suffix that begins within a part
 
 BIAS = ".bias"
+_SIDES = {"up": "left", "down": "right"}
 # IA3's gains have the key of an ordinary parameter: the flag beside them tells that they are gains.
 _GAINS = ".weight"
 
@@ -142,6 +143,9 @@ def modules(keys: Iterable[str]) -> Modules:
         if module + _GAINS in extras:
             del extras[module + _GAINS]
             roles[module]["weight"] = module + _GAINS
+    for module in (name for name, kind in kinds.items() if kind == "adalora"):
+        # Of a LoRA that is made of it the factors have other keys than these.
+        roles[module] = {_SIDES.get(role, role): key for role, key in roles[module].items()}
     return Modules(
         {module: Module(kinds[module], keys) for module, keys in roles.items()},
         tuple(extras),

@@ -134,7 +134,7 @@ def plan_peft(
         dropped=tuple(dropped),
         embeddings=embeddings,
         tied=_tied(told[1], {one.removeprefix(theirs.root) for one in new}),
-        fields=tuple(_told_fields(base, *told).items()),
+        fields=tuple(_told_fields(base, told[1]).items()),
     )
     table = next((one for one in new.values() if one.target.rpartition(".")[2] in WORDS), None)
     if embeddings == "lora" and peft.tied and table is not None:
@@ -207,18 +207,16 @@ def _tied(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
     return tuple(absent)
 
 
-def _told_fields(
-    base: TensorSource, ours: Mapping[str, Any], theirs: Mapping[str, Any]
-) -> dict[str, Any]:
-    task = next((to for name in _classes(theirs) for end, to in _TASKS if name.endswith(end)), None)
-    return {"base_model_name_or_path": _called(base, ours), "task_type": task}
+def _told_fields(base: TensorSource, config: Mapping[str, Any]) -> dict[str, Any]:
+    task = next((to for name in _classes(config) for end, to in _TASKS if name.endswith(end)), None)
+    return {"base_model_name_or_path": _called(base), "task_type": task}
 
 
-def _called(base: TensorSource, config: Mapping[str, Any]) -> str:
-    """What the base is called: by itself, by its place in a cache, or by its folder. No path."""
-    told = config.get("_name_or_path")
-    if isinstance(told, str) and told and not Path(told).is_absolute() and not Path(told).drive:
-        return told
+def _called(base: TensorSource) -> str:
+    """What the base is called: by its place in Hugging Face's cache, or by its folder. No path.
+
+    `_name_or_path` of its configuration is what it was trained from, as often as not: another model.
+    """
     place = Path(base.name).resolve()
     cached = _CACHED.search(f"{place}/")
     if cached is not None:
