@@ -30,13 +30,12 @@ from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
 from .formed import Formed, formed
 from .kinds.table import LORA
-from .plan import Plan
+from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 
