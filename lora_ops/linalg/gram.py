@@ -32,8 +32,7 @@ def gram_svd(matrix: Float[Tensor, "*batch out in"], rank: int) -> Svd:
     Source: Eckart & Young (1936); the projection is one step of orthogonal iteration.
     """
     if matrix.shape[-2] < matrix.shape[-1]:
-        flipped = gram_svd(matrix.mT, rank)
-        return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
+        return gram_svd(matrix.mT, rank).mT
     if matrix.shape[-1] <= SMALL:
         return _polished(matrix, wide(matrix), rank)
     svd = _polished(matrix, matrix, rank)
