@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..version import __version__
+from .extract_many import extract_each
 from .options import (
+    BUDGETS_HELP,
     NOISE_HELP,
     PATH,
     RULES_HELP,
@@ -18,22 +21,37 @@ from .options import (
     force_option,
     foretell,
     json_option,
-    output_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
     vram_option,
 )
 
+if TYPE_CHECKING:
+    from ..lora_ops import PlanOptions
+
 
 @click.command()
 @click.argument("base", type=PATH)
-@click.argument("tuned", type=PATH)
-@output_option
+@click.argument("tuned", type=PATH, nargs=-1, required=True)
+@click.option(
+    *("-o", "--output"),
+    type=PATH,
+    required=True,
+    help="LoRA file to write (.safetensors); of several TUNED the folder, in which each LoRA has its "
+    "TUNED's name.",
+)
 @click.option(
     *("-r", "--rank", "rule"),
-    help=f"{RULES_HELP} {NOISE_HELP}",
+    help=f"{RULES_HELP} {BUDGETS_HELP} {NOISE_HELP}",
 )
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Under a budget, compare changes as shares of the weights of BASE.  [default: as they are]",
+)
+@norm_option
 @click.option(
     *("--format", "format_"),
     type=click.Choice(["comfy", "kohya"]),
@@ -79,9 +97,11 @@ from .options import (
 @json_option
 def extract(
     base: Path,
-    tuned: Path,
+    tuned: tuple[Path, ...],
     output: Path,
     rule: str | None,
+    relative: bool,
+    norm: str,
     format_: str,
     dtype: str | None,
     components: str | None,
@@ -103,6 +123,10 @@ def extract(
     Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
     checkpoints or diffusion models alone. The error that is reported is that of the file as
     written.
+
+    With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
+    the same as if it were made alone. One that cannot be made does not stop the others, and the exit
+    status is then 1.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -112,7 +136,31 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
-        with open_source(base) as base_source, open_source(tuned) as tuned_source:
+        options: PlanOptions = {
+            "dtype": parse_dtype(dtype),
+            "components": _words(components),
+            "include": include,
+            "exclude": exclude,
+            "full_differences": full_differences,
+            "allow_partial": allow_partial,
+            "relative": relative,
+            "norm": norm,
+        }
+        first, *more = tuned
+        if more:
+            with open_source(base) as base_source:
+                extract_each(
+                    *(base_source, tuned, output, rule),
+                    {"exact": exact, "placement": placement, "seed": seed},
+                    options,
+                    format=format_,
+                    force=force,
+                    dry_run=dry_run,
+                    verbose=verbose,
+                    json_to=json_to,
+                )
+            return
+        with open_source(base) as base_source, open_source(first) as tuned_source:
             check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
             plan = plan_file(
                 base_source,
@@ -121,12 +169,7 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
-                dtype=parse_dtype(dtype),
-                components=_words(components),
-                include=include,
-                exclude=exclude,
-                full_differences=full_differences,
-                allow_partial=allow_partial,
+                **options,
             )
             if dry_run:
                 foretell(preview_extraction(plan, output), json_to=json_to)

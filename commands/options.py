@@ -94,6 +94,12 @@ BUDGETS_HELP = (
     "Or a budget over all layers, spent where it buys most: size=50MB (of the file), mean=16 (rank), "
     "total_error=0.1 (relative error of the whole)."
 )
+norm_option = click.option(
+    "--norm",
+    type=click.Choice(["spectral", "frobenius"]),
+    default="spectral",
+    help="Of those weights: the largest singular value, or the root of the sum of squares.",
+)
 dora_option = click.option(
     "--dora",
     type=click.Choice(["paper", "comfy"]),
@@ -208,9 +214,9 @@ def dtype_option(default: str, what: str = "factors") -> Decorator:
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """The dtype that the option names."""
-    from ..lora_ops.linalg.storage import DTYPES
+    from ..lora_ops.linalg.storage import dtype_named
 
-    return DTYPES[name] if name else None
+    return dtype_named(name) if name else None
 
 
 def parse_placement(device: str, vram: str | None) -> Placement:

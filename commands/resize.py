@@ -23,6 +23,7 @@ from .options import (
     force_option,
     foretell,
     json_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
@@ -61,12 +62,7 @@ if TYPE_CHECKING:
     help="Under a budget, compare changes as shares of the weights that they change.  "
     "[default: as they are]",
 )
-@click.option(
-    "--norm",
-    type=click.Choice(["spectral", "frobenius"]),
-    default="spectral",
-    help="Of those weights: the largest singular value, or the root of the sum of squares.",
-)
+@norm_option
 @base_option
 @dora_option
 @exact_option

@@ -32,7 +32,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
                 "LoraLayer",
                 "FullLayer",
             ),
-            *("TensorSource", "DictSource", "FileSource", "MemoryFile", "Output"),
+            *("TensorSource", "Element", "DictSource", "FileSource", "MemoryFile", "Output"),
         ),
     ),
     (
@@ -40,8 +40,9 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "From two checkpoints; `verify` measures any LoRA against them. A rule is a number or text, such as "
         '`"energy=0.9,max=64,conv=8"`: [all of them](../README.md#ranks).',
         (
-            *("extract", "plan_file", "extract_file", "verify", "plan_extraction", "PlanOptions"),
-            *("preview_extraction", "Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
+            *("extract", "plan_file", "extract_file", "extract_files", "verify"),
+            *("plan_extraction", "PlanOptions", "preview_extraction", "preview_files"),
+            *("Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
         ),
     ),
     (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, FormatError
 from ..source import TensorSource
-from .dtypes import DTYPE_NAMES, memory_of
+from .dtypes import memory_of
 from .positional import write_at
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class FileSource(TensorSource):
 
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
-        dtype = self.dtype(key)
-        return DTYPE_NAMES.get(dtype, str(dtype))
+        return self.element(key).name
 
     def __enter__(self) -> Self:
         return self

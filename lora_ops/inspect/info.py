@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ..adapters.formats import (
     MAGNITUDES,
     Module,
@@ -28,8 +26,8 @@ from ..adapters.formats import (
     title_of,
 )
 from ..adapters.model import recognised_file
+from ..elements import Element
 from ..errors import FormatError
-from ..linalg.storage import spelled
 from ..models.architectures import (
     Architecture,
     Parameter,
@@ -39,7 +37,7 @@ from ..models.architectures import (
 )
 from ..models.architectures import detect as detect_architecture
 from ..models.architectures import naming as naming_of
-from ..source import TensorSource, storage_name
+from ..source import TensorSource
 
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
 # Vectors of new words: beside an adapter under the word's name, or alone in a file.
@@ -151,7 +149,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
-    alike = Counter((parts.get(key, ""), source.dtype(key), source.shape(key)) for key in keys)
+    alike = Counter((parts.get(key, ""), source.element(key), source.shape(key)) for key in keys)
     scaled = _scaled(source, named.values())
     matrices = [key for key in keys if len(source.shape(key)) >= 2] if scaled else []
     lora = {name: one for name, one in found.items() if _is_lora(source, one)}
@@ -171,15 +169,15 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(
-            (scaled.get(key) or spelled(source.dtype(key)) for key in keys)
+            (scaled.get(key) or source.element(key).title for key in keys)
             if scaled
-            else (spelled(dtype) for _, dtype, _ in alike.elements())
+            else (element.title for _, element, _ in alike.elements())
         ),
         storage=_sorted(source.storage(key) for key in matrices),
         bits=_bits(source, matrices),
         bytes=sum(map(source.stored_size, keys))
         if scaled
-        else sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
+        else sum(n * math.prod(shape) * one.bits // 8 for (_, one, shape), n in alike.items()),
         metadata=dict(source.metadata),
     )
 
@@ -187,7 +185,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
 def _scaled(source: TensorSource, named: Iterable[Parameter]) -> dict[str, str]:
     """How weights are stored that are not stored as what they are, by key."""
     stored = ((one.key, source.storage(one.key)) for one in named)
-    return {key: name for key, name in stored if name != storage_name(source.dtype(key))}
+    return {key: name for key, name in stored if name != source.element(key).storage}
 
 
 def _bits(source: TensorSource, keys: Sequence[str]) -> float | None:
@@ -242,7 +240,7 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
     return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
 
 
-def _components(alike: Mapping[tuple[str, torch.dtype, tuple[int, ...]], int]) -> dict[str, Part]:
+def _components(alike: Mapping[tuple[str, Element, tuple[int, ...]], int]) -> dict[str, Part]:
     """Tensors and values by component, from the counts of tensors by component, dtype and shape."""
     tensors, values = Counter[str](), Counter[str]()
     for (part, _, shape), count in alike.items():

@@ -29,6 +29,7 @@ from lorakit.lora_ops import (
     DictSource,
     EditPlan,
     EditReport,
+    Element,
     FileSource,
     Finding,
     FormatError,
@@ -110,6 +111,7 @@ from lorakit.lora_ops import (
     enable,
     extract,
     extract_file,
+    extract_files,
     find_files,
     inject,
     lint,
@@ -137,6 +139,7 @@ from lorakit.lora_ops import (
     plan_scale_file,
     preview_bake,
     preview_extraction,
+    preview_files,
     preview_merge,
     preview_requantise,
     read_metadata,
@@ -208,6 +211,11 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     again: Plan = plan_file(base, tuned, rule, output=output, **options)
     written: Report = extract_file(again, base, tuned, output, placement=placement, exact=True)
     assert written.size > 0
+    folder = output.with_suffix("")
+    found: dict[Path, Preview | LoraOpsError] = preview_files(base, tuned.paths, folder, rule)
+    made: dict[Path, Report | LoraOpsError] = extract_files(base, tuned.paths, folder, rule)
+    assert list(found) == list(made) == list(tuned.paths)
+    assert not any(isinstance(one, LoraOpsError) for one in made.values())
     return adapter
 
 
@@ -274,6 +282,8 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert min(cosines) > 0.99
     bake_file(plan_bake_file(checkpoint, plan.ingredients, output=output), checkpoint, output)
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
+    element: Element = baked.element(next(iter(tensors)))
+    assert element.title == str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
     assert found.error < 1e-3
     models: CheckpointComparison = compare_checkpoints(checkpoint, baked)

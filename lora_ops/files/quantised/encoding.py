@@ -144,11 +144,11 @@ class ScaledFloat(ScalingEncoder):
         shape: tuple[int, int],
         dtype: torch.dtype,
         blocks: tuple[int, int] = (1, 1),
-        scales: torch.dtype = torch.float32,
+        scales: torch.dtype | None = None,
     ) -> None:
         super().__init__(key, shape, dtype)
         self._limit = torch.finfo(dtype).max if dtype.is_floating_point else 127.0
-        self._largest, self._kept = torch.zeros(blocks), scales
+        self._largest, self._kept = torch.zeros(blocks), scales or torch.float32
 
     def look(self, rows: Tensor, first: int) -> None:
         """Remember the largest number of each block."""

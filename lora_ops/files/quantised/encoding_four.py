@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from .weight import QuantisedWeight
 BLOCK = 64
 _SMALLEST = 1e-38  # a block of smaller numbers is one of zeros
 _PART = 1 << 17  # numbers that stay in the cache
-_DTYPE = torch.bfloat16  # what the program rounds the numbers to
 _FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 # The program's own numbers: quantiles of the normal distribution.
 _NF4 = (
@@ -28,10 +27,7 @@ _NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_TABLES: Mapping[str, Tensor] = {
-    "nf4": torch.tensor(_NF4),
-    "fp4": torch.tensor([*_FP4, *(0.0 - one for one in _FP4)]),
-}
+_TABLES = {"nf4": _NF4, "fp4": (*_FP4, *(0.0 - one for one in _FP4))}
 _ENDINGS = {"nf4": NF4, "fp4": FP4}
 
 
@@ -44,7 +40,7 @@ class FourBits(Encoder):
         dtype: Of the codes: bytes.
         kind: `nf4` or `fp4`.
         block: Numbers of a block.
-        rounded: Dtype that the program rounds the numbers to.
+        rounded: Dtype that the program rounds the numbers to; None: bfloat16.
     """
 
     chances = False
@@ -56,11 +52,11 @@ class FourBits(Encoder):
         dtype: torch.dtype,
         kind: str = "nf4",
         block: int = BLOCK,
-        rounded: torch.dtype = _DTYPE,
+        rounded: torch.dtype | None = None,
     ) -> None:
         super().__init__(key, shape, dtype)
-        self._block, self._rounded = block, rounded
-        self._table = _TABLES[kind]
+        self._block, self._rounded = block, rounded or torch.bfloat16
+        self._table = torch.tensor(_TABLES[kind])
         # A number between two is the lower one's at the middle; of two equal codes the first is meant.
         order = torch.argsort(self._table, stable=True)
         self._ordered, self._order = self._table[order], order.to(torch.uint8)
@@ -107,7 +103,9 @@ class FourBitScheme(Scheme):
 
     def takes(self, weight: QuantisedWeight) -> bool:
         """See `Scheme`: also in the block and the dtype that are written."""
-        is_alike = isinstance(weight, Blocks) and weight.block == BLOCK and weight.dtype == _DTYPE
+        is_alike = (
+            isinstance(weight, Blocks) and weight.block == BLOCK and weight.dtype == torch.bfloat16
+        )
         return is_alike and weight.storage == self.storage
 
     def codes(self, shape: Sequence[int]) -> tuple[int, int]:

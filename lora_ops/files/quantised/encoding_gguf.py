@@ -78,7 +78,7 @@ class GgufScheme(Scheme):
 
 #: By ggml's name, the types in blocks that the package encodes: none of `Q2_K` to `Q6_K`, nor of `IQ`.
 ENCODED: Mapping[str, GgufScheme] = {
-    name: GgufScheme(name, "", torch.uint8, GgufBlocks, multiple=_TYPES[name].block)
+    name: GgufScheme(name, "", "uint8", GgufBlocks, multiple=_TYPES[name].block)
     for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4", "TQ1_0", "TQ2_0")
 }
 #: Those that can be asked for, by the name that users give them: ComfyUI's loaders of GGUF decode them.
@@ -86,11 +86,7 @@ GGUF_SCHEMES: Mapping[str, GgufScheme] = {
     name.lower(): ENCODED[name] for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 }
 #: Those that hold numbers as they are.
-GGUF_NUMBERS: Mapping[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f32": torch.float32,
-}
+GGUF_NUMBERS = ("bf16", "f16", "f32")
 GGUF_TYPES = (*GGUF_SCHEMES, *GGUF_NUMBERS)
 #: What `general.file_type` is of a file that is mostly of a type: llama.cpp's numbers.
 FILE_TYPES: Mapping[str, int] = {

@@ -7,7 +7,7 @@ from functools import partial
 
 from ...source import TensorSource
 from ..reading.gguf_file import GgufFile
-from . import torchao
+from . import nunchaku, torchao
 from .bitsandbytes import FP4, INT8, NF4, four_bits, int8_rows
 from .comfy import ENDING, METADATA, comfy_quant, from_metadata
 from .fp8 import scaled_fp8
@@ -32,7 +32,7 @@ SCHEMES: Mapping[str, Callable[[Headers, str], QuantisedWeight | Plain]] = {
 #: A tensor that says only that a file has scaled weights.
 MARKER = "scaled_fp8"
 
-_ENDINGS = (*SCHEMES, MARKER)
+_ENDINGS = (*SCHEMES, nunchaku.ENDING, MARKER)
 
 
 def is_suspect(source: TensorSource) -> bool:
@@ -58,7 +58,7 @@ def quantised_weights(source: TensorSource) -> dict[str, QuantisedWeight | Plain
         for key in headers.keys:
             if key.endswith(ending) and (layer := key[: -len(ending)]) not in found:
                 found[layer] = scheme(headers, layer)
-    return {one.key: one for one in found.values()}
+    return {one.key: one for one in (*found.values(), *nunchaku.nunchaku(headers))}
 
 
 def markers(source: TensorSource) -> list[str]:

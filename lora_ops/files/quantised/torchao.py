@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...spacing import spacing
-from .fp8 import widened
+from .fp8 import float8, widened
 from .headers import Headers
 from .memory import rounded
 from .weight import Parts, Scaled
@@ -26,8 +26,7 @@ ENDING = "._weight_qdata"
 NAMES = "tensor_names"
 
 _KINDS = {"Int8Tensor": "int8", "IntxUnpackedToInt8Tensor": "int", "Float8Tensor": "fp8"}
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+_RESULTS = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def torchao(headers: Headers, layer: str) -> Affine:
     settings = cast("dict[str, object]", data) if isinstance(data, dict) else {}
     dtype = settings.get("dtype")
     result = cast("dict[str, object]", dtype).get("_data") if isinstance(dtype, dict) else None
-    if kind not in _KINDS or result not in _DTYPES:
+    if kind not in _KINDS or result not in _RESULTS:
         raise headers.damaged(layer, f"it is torchao's {kind!r} of {result!r}, which is not read")
     parts = headers.needed(layer, "_weight_qdata", "_weight_scale")
     key, scales = parts.values()
-    headers.check_dtype(layer, key, *_CODES)
+    headers.check_dtype(layer, key, torch.int8, torch.uint8, *float8())
     shape, dtype = headers.shape(key), headers.dtype(key)
     if len(shape) != 2:
         raise headers.damaged(layer, f"`{key}` has the shape {list(shape)}: no matrix")
@@ -105,7 +104,7 @@ def torchao(headers: Headers, layer: str) -> Affine:
         padded=(shape[0], shape[1]),
         blocks=blocks,
         codes_dtype=dtype,
-        dtype=_DTYPES[cast("str", result)],
+        dtype=getattr(torch, cast("str", result)),
     )
 
 

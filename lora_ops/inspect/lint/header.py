@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ...adapters.formats import component, format_of
+from ...elements import DTYPES
 from ...errors import LayerShapeError, QuantisedError
-from ...linalg.storage import DTYPES, spelled
 from ...models.architectures import TE
 from ...report import counted
 from .findings import Finding, converting, finding, leaving_out
@@ -104,13 +104,13 @@ def _dtypes(file: Subject) -> Iterator[Finding]:
     found: dict[str, list[str]] = {}
     for part in file.parts:
         for role, key in part.keys.items():
-            if role not in _NOT_FACTORS and file.source.dtype(key).is_floating_point:
-                found.setdefault(spelled(file.source.dtype(key)), []).append(key)
+            element = file.source.element(key)
+            if role not in _NOT_FACTORS and element.is_floating_point:
+                found.setdefault(element.title, []).append(key)
     if len(found) > 1:
         listed = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(found.items()))
         yield finding("dtypes-mixed", f"factors of several dtypes: {listed}")
-    usual = {spelled(dtype) for dtype in DTYPES.values()}
-    for name in sorted(found.keys() - usual):
+    for name in sorted(found.keys() - DTYPES.values()):
         yield finding(
             "dtype-rare",
             f"factors of dtype {name}, which not every program reads",

@@ -23,7 +23,7 @@ from ...adapters.formats import (
 from ...adapters.formats import detect as detect_format
 from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import HeaderOnlySource
+from ...adapters.outline import ShapesSource
 from ...errors import LayerShapeError, LoraOpsError
 from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
@@ -125,14 +125,14 @@ class Subject:
         return tuple(
             key
             for key in self.alphas
-            if math.prod(self.source.shape(key)) != 1 or self.source.dtype(key).is_complex
+            if math.prod(self.source.shape(key)) != 1 or self.source.element(key).is_complex
         )
 
     @cached_property
     def whole_alphas(self) -> tuple[str, ...]:
         """Keys of alphas stored as integers."""
-        dtypes = ((key, self.source.dtype(key)) for key in self.alphas)
-        return tuple(key for key, one in dtypes if not (one.is_floating_point or one.is_complex))
+        elements = ((key, self.source.element(key)) for key in self.alphas)
+        return tuple(key for key, one in elements if not (one.is_floating_point or one.is_complex))
 
 
 def subject(
@@ -151,7 +151,7 @@ def subject(
     keys = source.keys()
     format = detect_format(keys, source.name)
     grouped = modules(keys)
-    outline = HeaderOnlySource(source)
+    outline = ShapesSource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +18,10 @@ from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...files.header import header_room
+from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import spelled
+from ...models.differences import are_floats
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
 from ...run.inputs import placeholders
@@ -30,6 +33,7 @@ from ...source import TensorSource
 from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
 from .plan import Plan, PlanOptions, plan_extraction
+from .spending import with_ranks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +44,7 @@ NO_NAME = "no name in this format"
 def plan_file(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     output: Output | None = None,
     force: bool = False,
@@ -114,6 +118,14 @@ def extract_file(
     """
     started = time.perf_counter()
     sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
+    plan, progress = with_ranks(
+        plan,
+        overhead=sink.overhead,
+        exact=exact,
+        seed=seed,
+        placement=placement,
+        progress=progress,
+    )
     work = extraction_work(plan, exact=exact, seed=seed)
     return write(sink, stream(work, placement, progress=progress), started=started)
 
@@ -189,9 +201,21 @@ class ExtractedFile(Sink[Layer]):
 
     def writer(self) -> AbstractContextManager[Writer]:
         """The file."""
+        return writer_of(self._output, header_room=self._room, replace=self._force)
+
+    @property
+    def _room(self) -> int:
+        """Bytes that the header may take at most."""
         told = self._made_from(placeholders(self.sources))
-        room = _header_room(self._plan, self._scheme) + len(json.dumps(told))
-        return writer_of(self._output, header_room=room, replace=self._force)
+        return _header_room(self._plan, self._scheme) + len(json.dumps(told))
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of the file that are no factors, at most: full differences are counted as if all changed."""
+        plan = self._plan
+        rest = plan.pairing.rest if plan.full_differences else ()
+        numbers = sum(math.prod(both.shape) for both in rest if are_floats(plan.sides, both))
+        return 8 + self._room + numbers * plan.dtype.itemsize
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; none for a skip, or where the format has no name for it."""
@@ -220,6 +244,8 @@ class ExtractedFile(Sink[Layer]):
             tuned_metadata=self.sources[1].metadata,
             version=self._version,
         )
+        if self._plan.relative is not None:
+            found |= {"lorakit.relative_to": base.name, "lorakit.norm": self._plan.relative}
         return found | self._made_from(inputs)
 
     def _made_from(self, inputs: Sequence[Input]) -> dict[str, str]:
@@ -300,8 +326,13 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
             for both in plan.pairing.candidates
         ),
         notes=() if plan.why is None else (plan.why,),
-        told=f"rank rule {plan.rule}, {dtype}",
-        settings={"rank": str(plan.rule), "dtype": dtype},
+        told=f"rank rule {plan.rule}, {dtype}"
+        + ("" if plan.relative is None else f", relative to the {plan.relative} norms of base"),
+        settings={
+            "rank": str(plan.rule),
+            "dtype": dtype,
+            **({} if plan.relative is None else {"norm": plan.relative}),
+        },
         architecture=model.title if model else None,
     )
 
@@ -309,4 +340,7 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
 def largest_size(plan: Plan) -> int:
     """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
     numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
-    return numbers * plan.dtype.itemsize
+    size = numbers * plan.dtype.itemsize
+    if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
+        return min(size, int(plan.rule.value))
+    return size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -11,7 +11,9 @@ import torch
 
 from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
-from ...linalg.ranks.rules import RankRule, parse_rank
+from ...linalg import check_norm
+from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
+from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
@@ -38,6 +40,8 @@ class PlanOptions(TypedDict, total=False):
         exclude: Shell patterns; targets that fit one are not extracted.
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        relative: Under a budget, compare changes as shares of the base's weights.
+        norm: Of those weights: spectral, which is the default, or frobenius.
     """
 
     dtype: torch.dtype | None
@@ -46,6 +50,8 @@ class PlanOptions(TypedDict, total=False):
     exclude: Sequence[str]
     full_differences: bool
     allow_partial: bool
+    relative: bool
+    norm: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +65,28 @@ class Plan:
         dtype: Of the factors.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
+        relative: The norm of the base's weights, as shares of which a budget compares the changes; None:
+            as they are.
+        ranks: What a budget gives, by target; None: a rule decides, or the changes have to be looked at first.
     """
 
     sides: Sides
     pairing: Pairing
-    rule: RankRule
+    rule: RankRule | Budget
     dtype: torch.dtype
     full_differences: bool = False
     why: str | None = None
+    relative: str | None = None
+    ranks: Mapping[str, int] | None = None
 
     def rule_for(self, pair: Pair) -> RankRule:
-        """The rule for one layer: kernels may have their own."""
-        return self.rule.for_kernel(pair.shape[2:])
+        """The rule for one layer: kernels may have their own. Of a budget the rank, or the most there can be."""
+        if isinstance(self.rule, RankRule):
+            return self.rule.for_kernel(pair.shape[2:])
+        if self.ranks is not None:  # what has none did not change, and says so itself
+            return RankRule("rank", self.ranks.get(pair.target, 1))
+        own = self.rule.rule_for(pair.shape[2:])
+        return RankRule("rank", self.rule.most or min(pair.matrix)) if own is None else own
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
@@ -96,7 +112,7 @@ class Plan:
 def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -104,7 +120,7 @@ def plan_extraction(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
+        rule: How many directions a layer gets; see `ranks` and `budgets`. None: 32; where a side is stored in 8 bits or
             fewer, what stands above the rounding of that, 128 at most.
         **options: See `PlanOptions`.
 
@@ -128,8 +144,12 @@ def plan_extraction(
     if rule is None:
         chosen, why = usual_rule(sides, pairing)
     else:
-        chosen, why = parse_rank(rule, stored=True), None
-    plan = Plan(sides, pairing, chosen, dtype, whole, why)
+        chosen, why = parse_rule(rule, stored=True), None
+    relative = options.get("norm", "spectral") if options.get("relative") else None
+    if relative is not None:
+        check_norm(relative)
+        check_compares(chosen)
+    plan = Plan(sides, pairing, chosen, dtype, whole, why, relative)
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan

@@ -15,6 +15,7 @@ from ...files import FileSource
 from ...run.inputs import paths_of
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.gguf_plan import with_gguf, writes_gguf
+from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
     check_place,
@@ -97,6 +98,7 @@ def plan_requantise_file(
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)
     is_gguf = writes_gguf(output, to, checkpoint)
+    checkpoint = natively(checkpoint) if is_gguf else checkpoint
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     wanted = Wanted(to, tuple(whole), tuple(quantise), seed_of(rounding, seed))
