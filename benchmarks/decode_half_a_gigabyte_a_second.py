@@ -18,14 +18,14 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from lorakit.lora_ops.files.quantised.awq import Modulation
 from lorakit.lora_ops.files.quantised.bitsandbytes import Blocks, Rows
 from lorakit.lora_ops.files.quantised.blocks import Mxfp8, Nvfp4
 from lorakit.lora_ops.files.quantised.fp8 import ScaledFloat
 from lorakit.lora_ops.files.quantised.gguf import Gguf
 from lorakit.lora_ops.files.quantised.integers import Grouped, Integers
+from lorakit.lora_ops.files.quantised.nunchaku.awq import Modulation
+from lorakit.lora_ops.files.quantised.nunchaku.low_rank import LowRank
 from lorakit.lora_ops.files.quantised.storages import SCHEMES, Scheme
-from lorakit.lora_ops.files.quantised.svdquant import LowRank
 from lorakit.lora_ops.files.quantised.torchao import Affine
 from lorakit.lora_ops.files.quantised.weight import QuantisedWeight
 from lorakit.lora_ops.files.reading.gguf_header import TYPES

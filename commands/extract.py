@@ -17,6 +17,7 @@ from .options import (
     RULES_HELP,
     clear_errors,
     device_option,
+    dora_option,
     dry_run_option,
     dtype_option,
     force_option,
@@ -30,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import PlanOptions
+    from ..lora_ops import Convention, PlanOptions
 
 
 @click.command()
@@ -53,6 +54,21 @@ if TYPE_CHECKING:
     help="Under a budget, compare changes as shares of the weights of BASE.  [default: as they are]",
 )
 @norm_option
+@click.option(
+    "--kind",
+    metavar="KIND",
+    default="lora",
+    help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
+    "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
+    "locon-tucker (cores for k x k kernels).  [default: lora]",
+)
+@click.option(
+    "--factor",
+    type=int,
+    default=-1,
+    help="Of a LoKr: the size that one of its two matrices is to have on either side, as LyCORIS means it; -1: "
+    "as even as can be.  [default: -1]",
+)
 @click.option(
     *("--format", "format_"),
     type=click.Choice(["comfy", "kohya"]),
@@ -80,6 +96,11 @@ if TYPE_CHECKING:
     help="Keep biases, norms and embeddings too, whole (comfy format only).",
 )
 @click.option(
+    "--auto-full",
+    is_flag=True,
+    help="Keep a layer whole where its factors would be no smaller than its difference (comfy format only).",
+)
+@click.option(
     "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
 )
 @click.option(
@@ -87,6 +108,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
 )
+@dora_option
 @device_option
 @vram_option
 @click.option(
@@ -104,14 +126,18 @@ def extract(
     rule: str | None,
     relative: bool,
     norm: str,
+    kind: str,
+    factor: int,
     format_: str,
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     full_differences: bool,
+    auto_full: bool,
     allow_partial: bool,
     exact: bool,
+    dora: Convention,
     device: str,
     vram: str | None,
     seed: int,
@@ -120,7 +146,7 @@ def extract(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write the LoRA that takes BASE closest to TUNED.
+    """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
 
     Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
     checkpoints or diffusion models alone. The error that is reported is that of the file as
@@ -147,6 +173,10 @@ def extract(
             "allow_partial": allow_partial,
             "relative": relative,
             "norm": norm,
+            "kind": kind,
+            "factor": factor,
+            "convention": dora,
+            "auto_full": auto_full,
         }
         first, *more = tuned
         if more:

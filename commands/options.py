@@ -135,23 +135,25 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
-#: Which weights --to is for.
-patterns_options = together(
-    click.option(
-        "--whole",
-        metavar="PATTERN",
-        multiple=True,
-        help="Of the weights that would be written with scales, keep these whole, by the model's own "
-        "names: 'double_blocks.0.*'. May be repeated.",
-    ),
-    click.option(
-        "--quantise",
-        metavar="PATTERN",
-        multiple=True,
-        help="Of those that --to usually leaves whole, write these with scales, too: 'final_layer.*'. May "
-        "be repeated; --whole goes before it.",
-    ),
-)
+def patterns_options(*more: str) -> Decorator:
+    """The options --whole, which may have `more` names, and --quantise: which weights --to is for."""
+    return together(
+        click.option(
+            "--whole",
+            *more,
+            metavar="PATTERN",
+            multiple=True,
+            help="Of the weights that would be written with scales, keep these whole, by the model's own "
+            "names: 'double_blocks.0.*'. May be repeated.",
+        ),
+        click.option(
+            "--quantise",
+            metavar="PATTERN",
+            multiple=True,
+            help="Of those that --to usually leaves whole, write these with scales, too: 'final_layer.*'. May "
+            "be repeated; --whole goes before it.",
+        ),
+    )
 
 
 _OR_THE_RECIPES = ", or the recipe's"
@@ -204,7 +206,7 @@ storing_options = together(
         "q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32. First and last layers, embeddings and norms stay whole.  "
         "[default: as they are stored]",
     ),
-    patterns_options,
+    patterns_options(),
 )
 
 

@@ -43,6 +43,7 @@ class LayerReport:
         residual: Frobenius norm of the true change less that of the layer, whose numbers are
             those that are written, after rounding.
         rounding: What of that difference is the rounding of storage; None where that was not asked.
+        sweeps: How many rounds the iteration took that found the layer; None for what needs none.
     """
 
     target: str
@@ -53,6 +54,7 @@ class LayerReport:
     norm: float
     residual: float
     rounding: Rounding | None = field(default=None, kw_only=True)
+    sweeps: int | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
@@ -73,6 +75,8 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         found = {**asdict(self), "error": self.error, "energy": self.energy}
+        if self.sweeps is None:
+            del found["sweeps"]
         if self.rounding is None:
             del found["rounding"]
         elif self.estimated_error is not None:

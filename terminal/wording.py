@@ -17,6 +17,8 @@ OPTIONS = {
         name: f"--{name}" for name in ("format", "quantise", "reference", "rounding", "to", "where")
     },
     "whole": "--whole",
+    "auto_full": "--auto-full",
+    "factor": "--factor",
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",

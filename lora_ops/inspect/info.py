@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..adapters.formats import (
 from ..adapters.model import recognised_file
 from ..elements import Element
 from ..errors import FormatError
+from ..files import QuantisedSource
 from ..models.architectures import (
     Architecture,
     Parameter,
@@ -81,7 +82,8 @@ class Info:
         dtypes: Number of tensors by dtype; of those that are stored with scales, by the name of that.
         storage: Of a model with weights that are stored with scales: number of weights, of two axes or
             more, by the way in which they are stored; empty for any other.
-        bits: Of such a model: bits that one of these weights takes on average, scales included.
+        bits: Of such a model: all bits of the file's tensors, scales and what describes them included, over
+            the numbers that they stand for.
         bytes: Size of the tensors, without the header.
         metadata: The file's string map.
     """
@@ -174,7 +176,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
             else (element.title for _, element, _ in alike.elements())
         ),
         storage=_sorted(source.storage(key) for key in matrices),
-        bits=_bits(source, matrices),
+        bits=_bits(source) if scaled else None,
         bytes=sum(map(source.stored_size, keys))
         if scaled
         else sum(n * math.prod(shape) * one.bits // 8 for (_, one, shape), n in alike.items()),
@@ -188,9 +190,10 @@ def _scaled(source: TensorSource, named: Iterable[Parameter]) -> dict[str, str]:
     return {key: name for key, name in stored if name != source.element(key).storage}
 
 
-def _bits(source: TensorSource, keys: Sequence[str]) -> float | None:
-    numbers = sum(math.prod(source.shape(key)) for key in keys)
-    return 8 * sum(map(source.stored_size, keys)) / numbers if numbers else None
+def _bits(source: TensorSource) -> float | None:
+    file = source.original if isinstance(source, QuantisedSource) else source
+    numbers = sum(math.prod(source.shape(key)) for key in source.keys())  # noqa: SIM118
+    return 8 * sum(map(file.stored_size, file.keys())) / numbers if numbers else None
 
 
 def _embeddings(source: TensorSource, grouped: Modules) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,9 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
         files: Whether it is from files, which tell how they are stored.
     """
     return [
-        *(rank_inputs(default=0, noise=True, none=_NONE) if files else rank_inputs(default=32)),
+        *rank_inputs(
+            default=0 if files else 32, budgets=True, noise=files, none=_NONE if files else ""
+        ),
         io.Boolean.Input(
             "exact",
             default=False,

@@ -63,7 +63,8 @@ def test_a_whole_model(floats: bool, fused: bool, later: bool, tmp_path: Path) -
             assert off(source.tensor(key), exact[key]) <= FLOAT32, key
         stored = {source.storage(key) for key in MODEL if "blocks" in key and "norm_" not in key}
         name = f"SVDQuant {'nvfp4' if floats else 'int4'}"
-        assert stored == {name, "AWQ int4", "bf16, packed"}
+        biases = {"bf16, packed", "bf16, 1 added"} | ({"bf16, shifted"} if not floats else set())
+        assert stored == {name, "AWQ int4", *biases}
         assert all(one.component == "unet" for one in parameters(source).values())
 
 

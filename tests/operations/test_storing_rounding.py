@@ -50,7 +50,7 @@ def read(path: Path, key: str) -> Tensor:
         return source.tensor(key).double()
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", [*SCHEMES, "nf4", "fp4"])
 def test_the_mean_over_seeds_is_the_number(model: Path, tmp_path: Path, to: str) -> None:
     """Each is at most a step away; their mean as near as that of so many draws is."""
     output, truth = tmp_path / "out.safetensors", numbers(1)[KEY].double()
@@ -73,7 +73,7 @@ def test_the_mean_over_seeds_is_the_number(model: Path, tmp_path: Path, to: str)
     assert abs(float((total / SEEDS - truth).sum() / truth.norm())) < 0.5
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", [*SCHEMES, "nf4", "fp4"])
 def test_tiles_and_threads_give_the_same_bytes(
     model: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

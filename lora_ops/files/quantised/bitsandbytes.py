@@ -158,14 +158,15 @@ class Rows(Integers):
 
     def decode(self, parts: Parts) -> Tensor:
         """The products; with the reciprocal of 127, as the program has it."""
-        return super().decode(parts).mul_(_STEP)
+        return super().decode(parts).mul_(STEP)
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """The scales."""
-        return super().steps(parts, values, start) * _STEP
+        return super().steps(parts, values, start) * STEP
 
 
-_STEP = 0.007874015718698502  # 1 / 127, rounded to float32
+#: What a code stands for, in units of the largest number of its row: 1 / 127, rounded to float32.
+STEP = 0.007874015718698502
 
 
 def int8_rows(headers: Headers, layer: str) -> Rows:

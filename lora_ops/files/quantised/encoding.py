@@ -100,9 +100,13 @@ class ScalingEncoder(Encoder):
         scales = self.scaled(exact, first)
         divided = self.divided(exact, scales)
         codes = self.nearest(divided) if chance is None else self.by_chance(divided, chance)
-        numbers = self.widened(codes).mul_(scales)
+        numbers = self.multiplied(codes, scales)
         self.count(exact, numbers, first)
         return codes, numbers
+
+    def multiplied(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """The numbers that codes stand for, as they are decoded; fresh float32."""
+        return self.widened(codes).mul_(scales)
 
     @abstractmethod
     def scaled(self, rows: Tensor, first: int) -> Tensor:

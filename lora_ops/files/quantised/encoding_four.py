@@ -43,8 +43,6 @@ class FourBits(Encoder):
         rounded: Dtype that the program rounds the numbers to; None: bfloat16.
     """
 
-    chances = False
-
     def __init__(
         self,
         key: str,
@@ -61,19 +59,23 @@ class FourBits(Encoder):
         order = torch.argsort(self._table, stable=True)
         self._ordered, self._order = self._table[order], order.to(torch.uint8)
         self._middles = ((self._ordered[:-1] + self._ordered[1:]) / 2).tolist()
+        self._levels = self._ordered.unique()
         self._sizes = torch.zeros(shape[0], shape[1] // block)
 
     def encode(
         self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Encoder`; always rounded to the nearest."""
+        """See `Encoder`."""
         exact = rows.float()
         blocks = exact.view(len(rows), -1, self._block)
         sizes = blocks.abs().amax(dim=2)
         self.check(sizes)
         self._sizes[first : first + len(rows)] = sizes
         scaled = (blocks * (1.0 / sizes.clamp(min=_SMALLEST)).unsqueeze(2)).clamp_(-1, 1)
-        places = self._places(scaled.view(-1)).to(torch.int32)
+        if chance is None:
+            places = self._places(scaled.view(-1)).to(torch.int32)
+        else:
+            places = self._drawn(scaled.view(exact.shape), chance).view(-1)
         numbers = self._ordered.index_select(0, places).view(blocks.shape).mul_(sizes.unsqueeze(2))
         numbers = numbers.to(self._rounded).float().view(exact.shape)
         self.count(exact, numbers, first)
@@ -87,6 +89,15 @@ class FourBits(Encoder):
             for middle in self._middles:
                 found.add_(part > middle)
         return places
+
+    def _drawn(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """Which of the table's numbers in order each becomes: of those beside it the nearer the likelier."""
+        low = torch.bucketize(numbers, self._levels, right=True).sub_(1)
+        low.clamp_(0, len(self._levels) - 2)
+        least, most = self._levels[low], self._levels[low + 1]
+        places = chance.to_steps((numbers - least).div_(most - least).add_(low), 1.0)
+        level = self._levels[places.clamp_(0, len(self._levels) - 1).long()]
+        return torch.searchsorted(self._ordered, level).to(torch.int32)
 
     def parts(self) -> dict[str, Tensor]:
         """The sizes, and the table."""

@@ -13,6 +13,7 @@ from ...errors import QuantisedError
 from ..reading.gguf_header import TYPES, BlockType
 from .encoding import Chance, Encoder
 from .gguf import gguf_package
+from .gguf_chance import STEPS, by_chance
 from .scheme import Scheme
 
 _TYPES: Mapping[str, BlockType] = {one.name: one for one in TYPES.values()}
@@ -28,25 +29,25 @@ class GgufBlocks(Encoder):
         type: ggml's name of the blocks.
     """
 
-    chances = False
-
     def __init__(
         self, key: str, shape: tuple[int, int], dtype: torch.dtype, type: str = "Q8_0"
     ) -> None:
         super().__init__(key, shape, dtype)
-        self._type = type
+        self._type, self.chances = type, type in STEPS
 
     def encode(
         self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Encoder`; always rounded to the nearest."""
+        """See `Encoder`; not all types follow chance."""
         package, exact = gguf_package(), rows.float().contiguous()
         self.check(torch.stack(torch.aminmax(exact)))
         kind = package.GGMLQuantizationType[self._type]
-        codes = package.quants.quantize(exact.numpy(), kind)
-        numbers = torch.from_numpy(package.quants.dequantize(codes, kind))
+        codes = torch.from_numpy(package.quants.quantize(exact.numpy(), kind))
+        if chance is not None and self.chances:
+            codes = by_chance(self._type, codes, exact, chance)
+        numbers = torch.from_numpy(package.quants.dequantize(codes.numpy(), kind))
         self.count(exact, numbers, first)
-        return torch.from_numpy(codes), numbers
+        return codes, numbers
 
     def parts(self) -> dict[str, Tensor]:
         """None."""
@@ -56,6 +57,11 @@ class GgufBlocks(Encoder):
 @dataclass(frozen=True, slots=True)
 class GgufScheme(Scheme):
     """A type of GGUF: blocks along the rows, of kernels too, and nothing beside them."""
+
+    @property
+    def by_chance(self) -> bool:
+        """See `Scheme`: where the numbers of a block are evenly spaced."""
+        return self.storage in STEPS
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether the rows of a weight are whole blocks."""

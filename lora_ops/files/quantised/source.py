@@ -15,9 +15,9 @@ from ..base import FileSource
 from ..reading.gguf_file import GgufFile
 from ..reading.routed import RoutedSource
 from .comfy import METADATA, configurations
-from .nunchaku import METADATA as OF_NUNCHAKU
+from .nunchaku.layers import METADATA as OF_NUNCHAKU
+from .nunchaku.weight import Nunchaku
 from .schemes import is_suspect, markers, quantised_weights
-from .svdquant import Nunchaku
 from .torchao import described, descriptions
 from .weight import Plain, QuantisedWeight
 

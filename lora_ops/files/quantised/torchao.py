@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -37,11 +38,13 @@ class Affine(Scaled):
         blocks: Blocks of rows and of columns.
         codes_dtype: Of the codes.
         dtype: What the program rounds the numbers to.
+        limits: The least and the largest code, of integers.
     """
 
     blocks: tuple[int, int]
     codes_dtype: torch.dtype
     dtype: torch.dtype
+    limits: tuple[int, int] = (-128, 127)
 
     def codes(self, parts: Parts) -> Tensor:
         """The codes, less the zero point."""
@@ -105,7 +108,16 @@ def torchao(headers: Headers, layer: str) -> Affine:
         blocks=blocks,
         codes_dtype=dtype,
         dtype=getattr(torch, cast("str", result)),
+        limits=_limits(settings.get("target_dtype")),
     )
+
+
+def _limits(told: object) -> tuple[int, int]:
+    """The range of integers of so many bits: of 8, where nothing is told."""
+    name = cast("dict[str, object]", told).get("_data") if isinstance(told, dict) else None
+    found = re.fullmatch(r"int([1-8])", name) if isinstance(name, str) else None
+    half = 1 << (int(found[1]) - 1 if found else 7)
+    return -half, half - 1
 
 
 def described(metadata: Mapping[str, str]) -> set[str]:

@@ -105,9 +105,7 @@ class LayerSpectrum:
 def parse_rule(text: str | int | RankRule | Budget, *, stored: bool = False) -> RankRule | Budget:
     """Read a rank rule or a budget from its text form; see the heads of this module and of `ranks`.
 
-    Args:
-        text: A rule is returned as it is.
-        stored: Whether it is for a difference of weights as they are stored, so that it may be `noise`.
+    `noise` is one only if the rule is for a difference of weights as they are stored: with `stored=True`.
 
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
-from ...adapters.layers import Layer
+from ...adapters.layers import Layer, innermost
 from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
@@ -31,6 +31,7 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
+from .kinds.table import LORA
 from .plan import Plan, PlanOptions, plan_extraction
 from .spending import with_ranks
 
@@ -197,6 +198,7 @@ class ExtractedFile(Sink[Layer]):
         self._scheme, self._namer = _naming(plan, format)
         self._exact, self._seed, self._version = exact, seed, version
         self._reports: list[LayerReport | Skip] = []
+        self._sizes: dict[str, int] = {}
 
     def writer(self) -> AbstractContextManager[Writer]:
         """The file."""
@@ -219,6 +221,9 @@ class ExtractedFile(Sink[Layer]):
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; none for a skip, or where the format has no name for it."""
         tensors = self._named(outcome)
+        size = innermost(outcome.value).factor_rank if tensors and outcome.value else None
+        if size is not None:
+            self._sizes[outcome.name] = size
         self._reports.append(outcome.report if tensors else _unnamed(outcome.report))
         return tensors
 
@@ -242,6 +247,9 @@ class ExtractedFile(Sink[Layer]):
             tuned=tuned,
             tuned_metadata=self.sources[1].metadata,
             version=self._version,
+            kind=self._plan.form.name,
+            arguments=self._arguments(),
+            sizes=self._sizes,
         )
         if self._plan.relative is not None:
             found |= {"lorakit.relative_to": base.name, "lorakit.norm": self._plan.relative}
@@ -254,6 +262,12 @@ class ExtractedFile(Sink[Layer]):
         known = {id(one): file for one, file in zip(self.sources, inputs, strict=True)}
         files = [known[id(one)] for one in self._record.sources]
         return dict(self._record.entries(files, str(self._plan.rule)))
+
+    def _arguments(self) -> dict[str, str]:
+        """What LyCORIS records of its own networks."""
+        plan = self._plan
+        factor = {"factor": str(plan.factor)} if plan.form.takes_factor else {}
+        return {**plan.form.arguments, **factor}
 
     def _named(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         if outcome.value is None:
@@ -279,11 +293,12 @@ def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:
 def _naming(plan: Plan, format: str) -> tuple[Format, Namer]:
     """The format and how it names targets, once it is sure that it can hold what is planned."""
     scheme = writable(format)
-    if plan.full_differences and not scheme.holds_full:
-        raise ArgumentError(
-            f"format `{format}` has no place for full differences; use format `comfy`, or leave "
-            "`full_differences=True` out"
-        )
+    for asked, name in ((plan.full_differences, "full_differences"), (plan.auto_full, "auto_full")):
+        if asked and not scheme.holds_full:
+            raise ArgumentError(
+                f"format `{format}` has no place for full differences; use format `comfy`, or leave "
+                f"`{name}=True` out"
+            )
     return scheme, module_namer(scheme, plan.pairing.architecture, plan.pairing.names)
 
 
@@ -294,13 +309,18 @@ def _unnamed(report: LayerReport | Skip) -> Skip:
 
 
 def _header_room(plan: Plan, scheme: Format) -> int:
-    """Bytes for the header at most: of every pair up, down and alpha, under names of any format."""
+    """Bytes for the header at most: of every pair all tensors of its form, under names of any format."""
     pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
     longest = max(len(both.target.encode()) for both in pairs)
     rows = [
         (f"{both.target}{scheme.down}{'_' * 24}{role}", "BF16", (*both.shape, 10**6))
         for both in pairs
-        for role in ("up", "down", "alpha")
+        for role in (
+            "up",
+            "down",
+            "alpha",
+            *(("mid", "dora_scale") if plan.form is not LORA else ()),
+        )
     ]
     told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
     return header_room(rows, spare=told)
@@ -320,14 +340,17 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
         layers=tuple(
             PlannedLayer(
                 *(both.target, both.component, both.kind, both.shape),
-                rank_at_most=plan.most_ranks(both),
+                rank_at_most=plan.form_for(both).rank(
+                    both.shape, plan.most_ranks(both), plan.factor
+                ),
             )
             for both in plan.pairing.candidates
         ),
         notes=() if plan.why is None else (plan.why,),
-        told=f"rank rule {plan.rule}, {dtype}"
+        told=f"{plan.form.title}, rank rule {plan.rule}, {dtype}"
         + ("" if plan.relative is None else f", relative to the {plan.relative} norms of base"),
         settings={
+            "kind": plan.form.name,
             "rank": str(plan.rule),
             "dtype": dtype,
             **({} if plan.relative is None else {"norm": plan.relative}),
@@ -338,7 +361,10 @@ def preview_extraction(plan: Plan, output: Path) -> Preview:
 
 def largest_size(plan: Plan) -> int:
     """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
-    numbers = sum(sum(both.matrix) * plan.most_ranks(both) for both in plan.pairing.candidates)
+    numbers = sum(
+        plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
+        for both in plan.pairing.candidates
+    )
     size = numbers * plan.element.bits // 8
     if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
         return min(size, int(plan.rule.value))

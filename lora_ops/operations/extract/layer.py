@@ -28,6 +28,8 @@ from ...models.pairing import Pair
 from ...report import LayerReport, Rounding, Skip
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
+from .formed import Formed, formed
+from .kinds.table import LORA
 from .plan import Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
@@ -85,7 +87,10 @@ def factor_batch(
             outcomes[both.target] = skipped(both, ROUNDING if norm else UNCHANGED, norm)
         elif one.profile is not None:
             reading = standing(delta, one.profile, plan.rule_for(both), exact=exact, seed=seed)
-            outcomes[both.target] = _denoised(plan, both, delta, norm, reading)
+            outcomes[both.target] = _denoised(plan, both, delta, norm, reading, exact, seed)
+        elif plan.form_for(both) is not LORA:
+            made = formed(plan, both, delta, None, exact, seed)
+            outcomes[both.target] = _written(both, made, norm)
         else:
             changed.append((one, norm))
             deltas.append(delta)
@@ -94,7 +99,7 @@ def factor_batch(
         stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
         deltas.clear()  # the device holds them once
         outcomes.update(_cut(plan, changed, stack, exact, seed))
-    return [outcomes[both.target] for both in pairs]
+    return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
 def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, Tensor]:
@@ -129,11 +134,13 @@ def _cut(
 
 
 def _denoised(
-    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading
+    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading, exact: bool, seed: int
 ) -> Outcome[Layer]:
     """What stands above the rounding of storage; `delta` is overwritten."""
     if reading.best is None:
         return skipped(both, BELOW, norm)
+    if plan.form_for(both) is not LORA:
+        return _written(both, formed(plan, both, delta, reading, exact, seed), norm)
     rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
     ((layer, residual),) = _layers(plan, [both], [reading.best.factors(rank)], delta[None])
     return written(both, layer, norm, residual, rounding_of_reading(reading, layer))
@@ -161,6 +168,14 @@ def _layers(
     for both, exact, residual in zip(pairs, factors, residuals.tolist(), strict=True):
         up, down = (rounded(next(here), plan.dtype, both.target, was) for was in exact)
         yield low_rank(up, down, both.shape, alpha=float(down.shape[0])), residual
+
+
+def _smaller(plan: Plan, both: Pair, outcome: Outcome[Layer]) -> Outcome[Layer]:
+    """The layer, or the difference itself where that is asked for and takes no more numbers."""
+    if not plan.auto_full or outcome.value is None:
+        return outcome
+    held = sum(one.numel() for one in outcome.value.stored_numbers().values())
+    return keep_whole(plan, both) if held >= math.prod(both.shape) else outcome
 
 
 def keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
@@ -195,10 +210,20 @@ def skipped(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
     return Outcome(both.target, None, (skip,))
 
 
+def _written(both: Pair, made: Formed, norm: float) -> Outcome[Layer]:
+    """What becomes of a weight in another form than a LoRA."""
+    return written(both, made.layer, norm, made.residual, made.rounding, made.sweeps)
+
+
 def written(
-    both: Pair, layer: Layer, norm: float, residual: float, known: Rounding | None = None
+    both: Pair,
+    layer: Layer,
+    norm: float,
+    residual: float,
+    known: Rounding | None = None,
+    sweeps: int | None = None,
 ) -> Outcome[Layer]:
     """What becomes of a weight that is."""
     about = (both.target, both.component, both.kind, both.shape)
-    report = LayerReport(*about, layer.rank, norm, residual, rounding=known)
+    report = LayerReport(*about, layer.rank, norm, residual, rounding=known, sweeps=sweeps)
     return Outcome(both.target, layer, (report,))

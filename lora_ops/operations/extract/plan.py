@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from ...adapters.checkpoint import check_checkpoint
+from ...adapters.layers import Convention
 from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError
 from ...linalg import check_norm
@@ -19,6 +20,7 @@ from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
 from ...source import TensorSource
+from .kinds.table import LORA, Form, form_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,6 +44,11 @@ class PlanOptions(TypedDict, total=False):
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
         relative: Under a budget, compare changes as shares of the base's weights.
         norm: Of those weights: spectral, which is the default, or frobenius.
+        kind: The form of the change: lora, dora, lokr, loha or locon-tucker.
+        factor: Of a LoKr: the size that one of its two matrices is to have, on both sides of the weight, as
+            LyCORIS means it; -1: as even as can be.
+        convention: Whose reading a DoRA is to be best in, and its error is told of; see docs/kinds.md.
+        auto_full: Keep a layer whole where its factors would be no smaller than its difference.
     """
 
     dtype: torch.dtype | None
@@ -52,6 +59,10 @@ class PlanOptions(TypedDict, total=False):
     allow_partial: bool
     relative: bool
     norm: str
+    kind: str
+    factor: int
+    convention: Convention
+    auto_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,10 @@ class Plan:
         relative: The norm of the base's weights, as shares of which a budget compares the changes; None:
             as they are.
         ranks: What a budget gives, by target; None: a rule decides, or the changes have to be looked at first.
+        form: What the change becomes.
+        factor: Of a LoKr.
+        convention: Whose reading of a DoRA.
+        auto_full: Whether a layer is kept whole where factors would be no smaller.
     """
 
     sides: Sides
@@ -78,6 +93,10 @@ class Plan:
     why: str | None = None
     relative: str | None = None
     ranks: Mapping[str, int] | None = None
+    form: Form = LORA
+    factor: int = -1
+    convention: Convention = "paper"
+    auto_full: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,6 +111,10 @@ class Plan:
             return RankRule("rank", self.ranks.get(pair.target, 1))
         own = self.rule.rule_for(pair.shape[2:])
         return RankRule("rank", self.rule.most or min(pair.matrix)) if own is None else own
+
+    def form_for(self, pair: Pair) -> Form:
+        """The form that one layer gets: not all weights can have all."""
+        return self.form if self.form.is_for(pair.shape) else LORA
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
@@ -110,7 +133,10 @@ class Plan:
         """
         out, width = pair.matrix
         spaces = min(out, width, 8 * self.most_ranks(pair) + 256)
-        copies = 4 if self.rule_for(pair).is_noise else 3
+        form = self.form_for(pair)
+        copies = form.copies + (4 if self.rule_for(pair).is_noise else 3)
+        if not form.has_values:  # the normal equations
+            spaces += 4 * self.most_ranks(pair) ** 2
         return out * width * (2 * 4 + copies * 4) + 4 * (out + width) * spaces
 
 
@@ -155,7 +181,14 @@ def plan_extraction(
     if relative is not None:
         check_norm(relative)
         check_compares(chosen)
-    plan = Plan(sides, pairing, chosen, dtype, whole, why, relative)
+    kind, factor = options.get("kind", LORA.name), options.get("factor", -1)
+    plan = Plan(
+        *(sides, pairing, chosen, dtype, whole, why, relative),
+        form=form_named(kind, chosen, factor),
+        factor=factor,
+        convention=options.get("convention", "paper"),
+        auto_full=options.get("auto_full", False),
+    )
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan

@@ -49,7 +49,7 @@ class RequantisePlan:
 
     @property
     def bits(self) -> float:
-        """Bits of a number of the checkpoint, scales included."""
+        """All bits of the tensors that are written, scales included, over the numbers that they stand for."""
         rows = rows_of(self.tensors.values())
         return (
             8 * data_size(rows) / max(1, sum(math.prod(one.shape) for one in self.tensors.values()))
@@ -120,5 +120,5 @@ def plan_requantise_file(
         )
     plan = RequantisePlan(checkpoint, wanted, tensors, (), gguf)
     scales = ", scales included" if any(one.storing for one in plan.tensors.values()) else ""
-    bits = f"{plan.bits:.2f} bits per number{scales}"
+    bits = f"{plan.bits:.2f} bits per weight{scales}"
     return replace(plan, notes=(*storage_notes(checkpoint, tensors), *told, bits))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...source import storage_name
-from ...spacing import spacing
-from ..base import quote
-from .headers import Headers
-from .memory import PIECE
-from .nunchaku_tiles import one_by_one, words_of_four
-from .svdquant import Nunchaku, halves
-from .weight import Parts
+from ....source import storage_name
+from ....spacing import spacing
+from ...base import quote
+from ..headers import Headers
+from ..memory import PIECE
+from ..weight import Parts
+from .tiles import one_by_one, words_of_four
+from .weight import Nunchaku, halves
 
 _GROUP = 64
 
@@ -119,5 +119,5 @@ def modulation(headers: Headers, layer: str, vectors: int) -> Iterator[Modulatio
         headers.check_floats(layer, key)
         headers.check(layer, key, (rows,))
         dtype = headers.dtype(key)
-        storage = f"{storage_name(dtype)}, packed"
+        storage = f"{storage_name(dtype)}, 1 added"
         yield ModulationBias(key, (rows,), storage, {"codes": key}, vectors=vectors, dtype=dtype)

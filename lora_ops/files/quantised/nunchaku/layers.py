@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..base import quote
+from ...base import quote
+from ..headers import Headers
+from ..weight import Plain
 from .awq import modulation
-from .headers import Headers
-from .svdquant import Bias, Columns, LowRank, Nunchaku, joined, low_rank
-from .weight import Plain
+from .low_rank import LowRank
+from .svdquant import Bias, Columns, joined, low_rank
+from .weight import Nunchaku
 
 #: What ends the name of scales, after that of the layer.
 ENDING = ".wscales"
@@ -87,10 +89,11 @@ def _placed(headers: Headers, layer: str) -> tuple[str, str]:
 
 def _weights(headers: Headers, block: str, layers: Mapping[str, str]) -> Iterator[Nunchaku]:
     """The weights and biases of one block, of its layers by their later names."""
+    behind = {one for name in layers for one in _FUSED.get(name, ((), ()))[1]}
     for name, layer in layers.items():
         if name in _FUSED:
-            names, behind = _FUSED[name]
-            held = next((layers[one] for one in behind if one in layers), None)
+            names, after = _FUSED[name]
+            held = next((layers[one] for one in after if one in layers), None)
             yield from _one_after_another(headers, layer, [f"{block}.{n}" for n in names], held)
         elif vectors := (_VECTORS | _SINGLE_VECTORS).get(name):
             yield from modulation(headers, layer, vectors)
@@ -98,10 +101,12 @@ def _weights(headers: Headers, block: str, layers: Mapping[str, str]) -> Iterato
             if not {"attn.to_out", "mlp_fc2"} <= layers.keys():
                 raise headers.damaged(layer, "the other half of `proj_out` is not in the file")
             if name == "attn.to_out":
-                yield from _side_by_side(headers, layer, layers["mlp_fc2"], f"{block}.proj_out")
+                half = low_rank(headers, layer, f"{block}.proj_out", moved=name in behind)
+                yield from _side_by_side(headers, half, layers["mlp_fc2"])
         else:
             own = f"{block}.{'proj_mlp' if name == 'mlp_fc1' else name}"
-            weight, bias = low_rank(headers, layer, own, name in _BEHIND_GELU)
+            kind = {"shifted": name in _BEHIND_GELU, "moved": name in behind}
+            weight, bias = low_rank(headers, layer, own, **kind)
             yield weight
             if bias is not None:
                 yield bias
@@ -118,18 +123,19 @@ def _one_after_another(
         names: Of the model's.
         behind: The layer of Nunchaku's that takes what the last of them gives: its smoothing may be in there.
     """
-    weight, bias = low_rank(headers, layer, "", shifted=False)
+    weight, bias = low_rank(headers, layer)
     among, columns = weight.shape
     rows = among // len(names)
     if among % len(names):
         raise headers.damaged(layer, f"its {among} rows are not those of {len(names)} layers")
     smoothing: dict[str, str] = {}
     if behind is not None:
-        parts, taken = (one := low_rank(headers, behind, "", shifted=False)[0]).parts, one.shape[1]
-        if taken != rows:
-            raise headers.damaged(behind, f"it takes {taken} numbers, {quote(layer)} gives {rows}")
-        if "fused" in parts:
-            smoothing = {"before": parts["fused"], "smooth behind": parts["smooth"]}
+        after, _ = low_rank(headers, behind, moved=True)
+        if after.shape[1] != rows:
+            taken = f"it takes {after.shape[1]} numbers"
+            raise headers.damaged(behind, f"{taken}, {quote(layer)} gives {rows}")
+        if "moved" in after.parts:
+            smoothing = {"moved here": after.parts["moved"], "smooth behind": after.parts["smooth"]}
     for place, name in enumerate(names):
         beside = smoothing if place == len(names) - 1 else {}
         for one, key, shape in (
@@ -141,23 +147,29 @@ def _one_after_another(
                 yield replace(one, key=key, shape=shape, parts=parts, first=place * rows)
 
 
-def _side_by_side(headers: Headers, first: str, last: str, name: str) -> Iterator[Columns | Bias]:
+def _side_by_side(
+    headers: Headers, first: tuple[LowRank, Bias | None], layer: str
+) -> Iterator[Columns | Bias]:
     """The model's layer whose columns are two of Nunchaku's, and whose bias is the sum of theirs.
 
     Args:
         headers: Of the file.
-        first: The layer of Nunchaku's that has the first columns.
-        last: The other, which is behind GELU.
-        name: Of the model's.
+        first: The weight of the first columns, under the model's name, and the bias.
+        layer: Of Nunchaku's, which has the last columns and is behind GELU.
     """
-    one, bias = low_rank(headers, first, name, shifted=False)
-    other, added = low_rank(headers, last, name, shifted=True)
-    if one.shape[0] != other.shape[0]:
-        raise headers.damaged(last, f"it has {other.shape[0]} rows, {quote(first)} {one.shape[0]}")
-    shape = (one.shape[0], one.shape[1] + other.shape[1])
-    parts = joined(one.parts, other.parts)
-    yield Columns(one.key, shape, one.storage, parts, layers=(one, other))
+    one, bias = first
+    other, added = low_rank(headers, layer, one.layer, shifted=True)
+    rows, columns = one.shape
+    if other.shape[0] != rows:
+        raise headers.damaged(layer, f"it has {other.shape[0]} rows, the first half {rows}")
+    yield Columns(
+        *(one.key, (rows, columns + other.shape[1]), one.storage),
+        joined(one.parts, other.parts),
+        layers=(one, other),
+        beside=(*one.beside, *other.beside),
+    )
     if bias is None or added is None:
         yield from (both for both in (bias, added) if both is not None)
     else:
-        yield replace(bias, parts=joined(bias.parts, added.parts), added=added)
+        parts = joined(bias.parts, added.parts)
+        yield replace(bias, storage=added.storage, parts=parts, added=added)

@@ -1,158 +1,36 @@
-"""SVDQuant: codes of 4 bits that take the smoothed input, and beside them a product of low rank.
-
-A layer of Nunchaku's may be several of the model's, or a part of one; which, `nunchaku.py` knows.
-"""
+"""A layer of SVDQuant as Nunchaku has it: its weight, and its bias; of two of them, what is one in the model."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...source import storage_name
-from ...spacing import spacing
-from ..base import quote
-from . import nunchaku_tiles as tiles
-from .blocks import floats, nibbles
-from .headers import Headers
-from .integers import integer_pairs
-from .memory import PIECE
-from .weight import Parts, QuantisedWeight
+from ....source import storage_name
+from ....spacing import spacing
+from ...base import quote
+from ..headers import Headers
+from ..weight import Parts
+from . import tiles
+from .low_rank import LowRank, moved_smoothing
+from .weight import Nunchaku, halves
 
 #: What is added behind GELU, so that int4 without a sign holds it. The bias makes up for it.
 SHIFT = 0.171875
-
 # A sum of many roundings is bell-shaped: two widths of its variance are 6.9 of its standard deviations.
 _MIXED = 2.0
 # What a layer's other tensors are for, and what first and later files call them.
 _NAMES = {
     "smooth": ("smooth", "smooth_factor"),
-    "fused": ("smooth_orig", "smooth_factor_orig"),
+    "moved": ("smooth_orig", "smooth_factor_orig"),
     "down": ("lora_down", "proj_down"),
     "up": ("lora_up", "proj_up"),
     "rows": ("wcscales",),
     "whole": ("wtscale",),
 }
 _OF_SECOND = " of the second"
-
-
-def halves() -> tuple[torch.dtype, torch.dtype]:
-    """In what the numbers beside codes may be stored."""
-    return torch.bfloat16, torch.float16
-
-
-@cache
-def _pairs() -> Tensor:
-    """The two floats of a byte, the low half first."""
-    return torch.stack([floats().repeat(16), floats().repeat_interleave(16)], dim=1)
-
-
-@cache
-def _width_pairs() -> Tensor:
-    """The widths with the variance of the roundings to each of the two floats of a byte."""
-    levels = floats()[:8]
-    below = levels.diff(prepend=torch.tensor([-0.5]))
-    above = levels.diff(append=levels[-1:])
-    widths = ((below**3 + above**3) / (below + above)).sqrt()
-    return widths[torch.searchsorted(levels, _pairs().abs())]
-
-
-@dataclass(frozen=True)
-class Nunchaku(QuantisedWeight):
-    """A weight or a bias that is in a layer of Nunchaku's."""
-
-    #: Fused and rescaled as they are, one cannot be changed where it lies.
-    stays: ClassVar[bool] = False
-
-    @abstractmethod
-    def widths(self, parts: Parts, first: int, last: int) -> Tensor:
-        """How far apart storable numbers lie in the rows from one to another: float64, (rows, columns)."""
-
-    def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
-        """Those of the place, whatever the number: what is added to codes moves them."""
-        columns, count = self.matrix[1], values.numel()
-        first, last = start // columns, -(-(start + count) // columns)
-        found = self.widths(parts, first, last).reshape(-1)[start - first * columns :][:count]
-        found = found.view(values.shape).to(values.device)
-        return found.masked_fill(~values.isfinite(), torch.nan)
-
-
-@dataclass(frozen=True)
-class LowRank(Nunchaku):
-    """Rows of a layer: codes times scales, over the smoothing of their columns, and a product of low rank.
-
-    With `fused` among its parts, and ones for `smooth`, the layer before it smooths: that is undone here. With
-    `before`, and ones for `smooth behind`, it is the layer before, and does that to its rows.
-
-    Attributes:
-        first: The first of the layer's rows that are the weight's.
-        among: How many rows the layer has.
-        floats: Whether codes are floats, not integers.
-    """
-
-    first: int
-    among: int
-    floats: bool
-
-    @property
-    def roles_of_steps(self) -> tuple[str, ...]:
-        """Codes too, where they are floats: larger ones lie further apart."""
-        return tuple(self.parts) if self.floats else super().roles_of_steps
-
-    def stored_size(self, size_of: Callable[[str], int]) -> int:
-        """The weight's part of the layer."""
-        return round(super().stored_size(size_of) * self.shape[0] / self.among)
-
-    def decode(self, parts: Parts) -> Tensor:
-        """The numbers, for an input that is not smoothed."""
-        found = self.of_codes(parts)
-        if "up" in parts:
-            up, down = tiles.up(parts["up"])[self._rows(0)], tiles.down(parts["down"])
-            found.addmm_(up.float(), down.float())
-        columns, rows = _smoothed_before(parts, "fused", "smooth"), smoothed_behind(parts)
-        if columns is not None:
-            found.div_(columns)
-        return found if rows is None else found.mul_(rows.unsqueeze(1))
-
-    def of_codes(self, parts: Parts) -> Tensor:
-        """What the codes stand for, over the smoothing: fresh float32, without the product."""
-        pairs = _pairs() if self.floats else integer_pairs(signed=True)
-        found = nibbles(tiles.codes(parts["codes"], self._rows(0)), pairs)
-        scales, smooth = self._scales(parts, self._rows(0)), tiles.vector(parts["smooth"])
-        some = max(1, PIECE // found.shape[1])
-        for piece, scale in zip(found.split(some), scales.split(some), strict=True):
-            piece.view(*scale.shape, -1).mul_(scale.unsqueeze(-1))
-            piece.div_(smooth)
-        return found
-
-    def widths(self, parts: Parts, first: int, last: int) -> Tensor:
-        """The scales, over the smoothing; of floats, times the width at the code."""
-        rows = self._rows(first, last)
-        scales = self._scales(parts, rows).double().abs()
-        found = scales.repeat_interleave(self.shape[1] // scales.shape[1], dim=1)
-        found.div_(tiles.vector(parts["smooth"]).abs())
-        if self.floats:
-            found.mul_(nibbles(tiles.codes(parts["codes"], rows), _width_pairs()))
-        columns, behind = _smoothed_before(parts, "fused", "smooth"), smoothed_behind(parts)
-        if columns is not None:
-            found.div_(columns.abs())
-        return found if behind is None else found.mul_(behind[first:last].abs().unsqueeze(1))
-
-    def _rows(self, first: int, last: int | None = None) -> slice:
-        """The layer's rows for some of the weight's."""
-        return slice(self.first + first, self.first + (self.shape[0] if last is None else last))
-
-    def _scales(self, parts: Parts, rows: slice) -> Tensor:
-        """Those of groups of columns, float32, (rows, groups)."""
-        found = tiles.scales(parts["scales"])[rows].float()
-        if "rows" in parts:
-            found.mul_(tiles.vector(parts["rows"])[rows].unsqueeze(1))
-        return found.mul_(parts["whole"].float().reshape(())) if "whole" in parts else found
 
 
 @dataclass(frozen=True)
@@ -215,7 +93,7 @@ class Bias(Nunchaku):
         found = self._stored(own)
         if self.shifted is not None:
             found.add_(self.shifted.of_codes(_of_weight(own)).sum(dim=1), alpha=SHIFT)
-        rows = smoothed_behind(own)
+        rows = moved_smoothing(own, "moved here", "smooth behind")
         if rows is not None:
             found.mul_(rows)
         return found if self.added is None else found.add_(self.added.decode(other))
@@ -227,7 +105,7 @@ class Bias(Nunchaku):
         if self.shifted is not None:
             unsure = self.shifted.widths(_of_weight(own), 0, self.shape[0])
             found += unsure.square_().sum(dim=1).sqrt_() * SHIFT * _MIXED
-        rows = smoothed_behind(own)
+        rows = moved_smoothing(own, "moved here", "smooth behind")
         if rows is not None:
             found *= rows.abs()
         if self.added is not None:
@@ -255,19 +133,9 @@ def _of_weight(parts: Parts) -> Parts:
     return {**parts, "codes": parts["codes of the weight"]}
 
 
-def _smoothed_before(parts: Parts, smoothing: str, here: str) -> Tensor | None:
-    """The smoothing of a layer's columns, where the layer before it does that; else None."""
-    if smoothing not in parts or not bool((parts[here] == 1).all()):
-        return None
-    return tiles.vector(parts[smoothing])
-
-
-def smoothed_behind(parts: Parts) -> Tensor | None:
-    """What a weight's rows were divided by for the layer behind it; None where they were not."""
-    return _smoothed_before(parts, "before", "smooth behind")
-
-
-def low_rank(headers: Headers, layer: str, name: str, shifted: bool) -> tuple[LowRank, Bias | None]:
+def low_rank(
+    headers: Headers, layer: str, name: str = "", *, shifted: bool = False, moved: bool = False
+) -> tuple[LowRank, Bias | None]:
     """The weight and the bias of a whole layer.
 
     Args:
@@ -275,6 +143,7 @@ def low_rank(headers: Headers, layer: str, name: str, shifted: bool) -> tuple[Lo
         layer: Of Nunchaku's.
         name: Of the model's layer.
         shifted: Whether it is behind GELU.
+        moved: Whether its smoothing may be in the layer before.
 
     Raises:
         QuantisedError: Its tensors are missing, of other dtypes or of shapes that do not fit.
@@ -296,9 +165,9 @@ def low_rank(headers: Headers, layer: str, name: str, shifted: bool) -> tuple[Lo
         raise headers.damaged(layer, f"the file has no {quote(f'{layer}.smooth')}")
     if ("up" in held) != ("down" in held):
         raise headers.damaged(layer, "the file has only one of its factors of low rank")
-    rank = max(1, headers.shape(held["up"])[-1] // 16) * 16 if "up" in held else 0
+    rank = max(1, (0, *headers.shape(held["up"]))[-1] // 16) * 16 if "up" in held else 0
     shapes: Mapping[str, tuple[tuple[int, ...], ...]] = {
-        **dict.fromkeys(("smooth", "fused"), ((columns,),)),
+        **dict.fromkeys(("smooth", "moved"), ((columns,),)),
         "down": ((columns, rank),),
         "up": ((rows, rank),),
         "rows": ((rows,),),
@@ -306,14 +175,20 @@ def low_rank(headers: Headers, layer: str, name: str, shifted: bool) -> tuple[Lo
     }
     for role, key in held.items():
         headers.check(layer, key, *shapes[role])
+    beside = () if moved or "moved" not in held else (held.pop("moved"),)
     weight = LowRank(
         *(f"{name}.weight", (rows, columns), f"SVDQuant {'nvfp4' if floats else 'int4'}"),
         {"codes": codes, "scales": scales, **held},
         first=0,
         among=rows,
         floats=floats,
+        beside=beside,
     )
     return weight, _bias(headers, layer, name, weight if shifted and not floats else None, rows)
+
+
+# The parts of a weight that the codes of it do without.
+_UNUSED = ("codes", "up", "down")
 
 
 def _bias(
@@ -327,10 +202,6 @@ def _bias(
             parts |= {"codes of the weight": shifted.parts["codes"]}
             parts |= {role: shifted.parts[role] for role in shifted.parts if role not in _UNUSED}
         dtype = headers.dtype(key)
-        storage = f"{storage_name(dtype)}, packed"
+        storage = f"{storage_name(dtype)}, {'packed' if shifted is None else 'shifted'}"
         return Bias(f"{name}.bias", (rows,), storage, parts, first=0, dtype=dtype, shifted=shifted)
     return None
-
-
-# The parts of a weight that the codes of it do without.
-_UNUSED = ("codes", "up", "down")
