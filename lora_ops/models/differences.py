@@ -18,6 +18,7 @@ from .grids import parameter_grid, parameter_reach
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
+_CACHED = 1 << 18  # of which two copies in float32 stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,12 @@ def difference(base: Tensor, tuned: Tensor, into: Tensor | None = None) -> Tenso
     delta = into
     flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
     # In parts, so that the widened copies stay small enough to be used again from cache.
-    for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):
-        part.copy_(new.to(wide) - old.to(wide))
+    size = _CACHED if delta.device.type == "cpu" else _PART
+    for part, old, new in zip(*(tensor.split(size) for tensor in flat), strict=True):
+        if wide is torch.float32:
+            part.copy_(new).sub_(old.to(wide))
+        else:
+            part.copy_(new.to(wide) - old.to(wide))
     return delta
 
 

@@ -28,6 +28,7 @@ from ...models.pairing import Pair
 from ...report import LayerReport, Rounding, Skip
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
+from ...run.scratch import SCRATCH, Scratch
 from .formed import Formed, formed
 from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan
@@ -73,7 +74,16 @@ def factor_batch(
         exact: Compute exact truncations.
         seed: Of the random start.
     """
-    read = [read_change(plan, both, placement) for both in pairs]
+    with SCRATCH.frame():
+        return _batch(plan, pairs, placement, exact, seed)
+
+
+def _batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome[Layer]]:
+    # Of a batch all differences would stay in memory beside the stack of them.
+    scratch = SCRATCH if len(pairs) == 1 else None
+    read = [read_change(plan, both, placement, scratch) for both in pairs]
     norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
     outcomes: dict[str, Outcome[Layer]] = {}
     changed: list[tuple[Change, float]] = []
@@ -101,8 +111,17 @@ def factor_batch(
     return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
-def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, Tensor]:
-    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
+def read_change(
+    plan: Plan, both: Pair, placement: Placement, scratch: Scratch | None = None
+) -> tuple[Change, Tensor]:
+    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device.
+
+    Args:
+        plan: What is extracted.
+        both: Which weight.
+        placement: Where to compute.
+        scratch: Of which the difference may be, where it is computed with on the CPU.
+    """
     base, tuned = plan.sides.read(both)
     profile = variance = None
     same = False
@@ -115,7 +134,10 @@ def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, T
         if not same and plan.sides.coarse(both) is not None:
             variance = sampled_variance(base, tuned, plan.sides.grids(both))
     old, new = upload(base, placement), upload(tuned, placement)
-    delta = difference(old, new, new if plan.sides.is_free(both) else None).flatten(1)
+    into = new if plan.sides.is_free(both) else None
+    if into is None and scratch is not None and new.device.type == "cpu":
+        into = scratch.take(new.shape, torch.float32)
+    delta = difference(old, new, into).flatten(1)
     return Change(both, frobenius(delta), same, variance, profile), delta
 
 
