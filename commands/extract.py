@@ -112,7 +112,7 @@ def extract(
     checkpoints or diffusion models alone. The error that is reported is that of the file as
     written.
 
-    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Of the kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
