@@ -103,8 +103,7 @@ class Bias(Nunchaku):
         own, other = _taken_apart(parts)
         found = spacing(self._stored(own), self.dtype)
         if self.shifted is not None:
-            unsure = self.shifted.widths(_of_weight(own), 0, self.shape[0])
-            found += unsure.square_().sum(dim=1).sqrt_() * SHIFT * _MIXED
+            found += self.shifted.width_of_sums(own) * SHIFT * _MIXED
         rows = moved_smoothing(own, "moved here", "smooth behind")
         if rows is not None:
             found *= rows.abs()
