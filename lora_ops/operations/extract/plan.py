@@ -149,7 +149,7 @@ def plan_extraction(
     if relative is not None:
         check_norm(relative)
         check_compares(chosen)
-    plan = Plan(sides, pairing, chosen, dtype, whole, why, relative)
+    plan = Plan(sides, pairing, chosen, dtype, whole, why, relative=relative)
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
