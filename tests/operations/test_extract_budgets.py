@@ -132,7 +132,9 @@ def test_a_size_is_that_of_the_file_and_nearly_reached(tmp_path, size, full):
     held = load_file(output)
     room = limit - sum(one.nbytes for one in held.values())
     one_more = max(len(one) + one[0].numel() for one in TUNED.values() if one.ndim > 1)
-    assert room < 4 * one_more + 12_000 + 6_000 * full  # the header, and less than a rank of the widest
+    assert (
+        room < 4 * one_more + 12_000 + 6_000 * full
+    )  # the header, and less than a rank of the widest
     with safe_open(output, "pt") as file:
         assert file.metadata()["lorakit.rank"] == f"size={size}"
 

@@ -22,7 +22,8 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO, mean_notes
-from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
+from .kinds.table import LORA
+from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
 from .rounding import rounding_notes
 from .spending import with_ranks
@@ -85,13 +86,12 @@ def extraction_work(
     """
     pairing = plan.pairing
     candidates, rest, excluded = in_order(plan, pairing.candidates, pairing.rest, pairing.excluded)
-    left_out = NO_FACTORS if not plan.full_differences else None
     tasks = [
         *(
             Task(both, reason=RANK_ZERO) if plan.is_left_out(both) else Task(both, True)
             for both in candidates
         ),
-        *(Task(both, reason=left_out) for both in rest),
+        *(Task(both, reason=plan.why_not(both)) for both in rest),
         *(Task(both, reason=EXCLUDED) for both in excluded),
     ]
     return Work([_job(plan, task) for task in tasks], partial(_compute, plan, exact, seed))
@@ -155,6 +155,7 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
     if pairing.reshaped:
         name, old, new = pairing.reshaped[0]
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
+    yield from _sweeps(layers)
     if isinstance(plan.rule, Budget):
         none = sum(skip.reason == RANK_ZERO for skip in skips)
         yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)
@@ -162,11 +163,24 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":
             continue
+        if plan.form.rank is not LORA.rank:
+            continue  # the rank that is asked for is not that of the change
         lowered = sum(
             layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
             for layer in layers
+            if layer.kind.startswith(("linear", "conv"))
         )
         if lowered:
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def _sweeps(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """How long an iteration went on."""
+    known = [layer.sweeps for layer in layers if layer.sweeps is not None]
+    if known:
+        yield (
+            f"alternating least squares ended after {sum(known) / len(known):.0f} sweeps on average, "
+            f"{max(known)} at most"
+        )
