@@ -223,6 +223,7 @@ def extract(
                     {"exact": exact, "placement": placement(), "seed": seed},
                     options,
                     format=format_,
+                    embeddings=embeddings,
                     force=force,
                     dry_run=dry_run,
                     verbose=verbose,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,17 @@ class PeftExtraction(Sink[Layer]):
             with writer_of(made / WEIGHTS, header_room=self._room, replace=self._force) as writer:
                 yield writer
             (made / CONFIG).write_text(self._config(), "utf-8")
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of the file that are no factors, at most."""
+        plan = self._plan
+        words = [one for one in plan.model.parameters.values() if _is_table(one)]
+        largest = max((math.prod(one.shape) for one in words), default=0)
+        # A module is saved with its bias, and those that are tied to the words with their weight.
+        biases = (both.shape for both in plan.pairing.rest if both.name.endswith(_BIAS))
+        beside = sum(map(math.prod, biases)) + len(plan.tied) * largest
+        return 8 + self._room + plan.whole_size + beside * plan.dtype.itemsize
 
     @property
     def _room(self) -> int:
@@ -278,3 +290,7 @@ class PeftExtraction(Sink[Layer]):
         if not plan.tied or not saved:
             return None
         return plan.model.parameters[plan.model.root + saved[0] + _WEIGHT]
+
+
+def _is_table(one: Parameter) -> bool:
+    return one.target.rpartition(".")[2] in WORDS
