@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .control import Ending, extract_control, refuse_beside_control
+from .extract_many import extract_each
+from .hash_cache import hash_cache_option
 from .options import (
+    BUDGETS_HELP,
     NOISE_HELP,
     PATH,
     RULES_HELP,
@@ -20,7 +24,7 @@ from .options import (
     force_option,
     foretell,
     json_option,
-    output_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
@@ -28,24 +32,37 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention
+    from ..lora_ops import Convention, PlanOptions
 
 
 @click.command()
 @click.argument("base", type=PATH)
-@click.argument("tuned", type=PATH)
-@output_option
+@click.argument("tuned", type=PATH, nargs=-1, required=True)
+@click.option(
+    *("-o", "--output"),
+    type=PATH,
+    required=True,
+    help="LoRA file to write (.safetensors); of several TUNED the folder, in which each LoRA has its "
+    "TUNED's name.",
+)
 @click.option(
     *("-r", "--rank", "rule"),
-    help=f"{RULES_HELP} {NOISE_HELP}",
+    help=f"{RULES_HELP} {BUDGETS_HELP} {NOISE_HELP}",
 )
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Under a budget, compare changes as shares of the weights of BASE.  [default: as they are]",
+)
+@norm_option
 @click.option(
     "--kind",
     metavar="KIND",
     default="lora",
     help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
     "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
-    "locon-tucker (cores for k x k kernels).  [default: lora]",
+    "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
+    "was made from (BASE).  [default: lora]",
 )
 @click.option(
     "--factor",
@@ -101,13 +118,16 @@ if TYPE_CHECKING:
 )
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def extract(
     base: Path,
-    tuned: Path,
+    tuned: tuple[Path, ...],
     output: Path,
     rule: str | None,
+    relative: bool,
+    norm: str,
     kind: str,
     factor: int,
     format_: str,
@@ -133,6 +153,13 @@ def extract(
     Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
     checkpoints or diffusion models alone. The error that is reported is that of the file as
     written.
+
+    With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
+    the same as if it were made alone. One that cannot be made does not stop the others, and the exit
+    status is then 1.
+
+    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -142,7 +169,59 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
-        with open_source(base) as base_source, open_source(tuned) as tuned_source:
+        if kind == "control-lora":
+            refuse_beside_control(
+                {
+                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "--relative": relative,
+                    "--factor": factor != -1,
+                    "--auto-full": auto_full,
+                    "--format": format_ != "comfy",
+                    "--components": components is not None,
+                    "--full-differences": full_differences,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            extract_control(
+                *(base, tuned[0], output, rule),
+                dtype=parse_dtype(dtype),
+                include=include,
+                exclude=exclude,
+                exact=exact,
+                placement=placement(),
+                seed=seed,
+                ending=Ending(force, dry_run, verbose, json_to),
+            )
+            return
+        options: PlanOptions = {
+            "dtype": parse_dtype(dtype),
+            "components": _words(components),
+            "include": include,
+            "exclude": exclude,
+            "full_differences": full_differences,
+            "allow_partial": allow_partial,
+            "relative": relative,
+            "norm": norm,
+            "kind": kind,
+            "factor": factor,
+            "convention": dora,
+            "auto_full": auto_full,
+        }
+        first, *more = tuned
+        if more:
+            with open_source(base) as base_source:
+                extract_each(
+                    *(base_source, tuned, output, rule),
+                    {"exact": exact, "placement": placement(), "seed": seed},
+                    options,
+                    format=format_,
+                    force=force,
+                    dry_run=dry_run,
+                    verbose=verbose,
+                    json_to=json_to,
+                )
+            return
+        with open_source(base) as base_source, open_source(first) as tuned_source:
             check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
             plan = plan_file(
                 base_source,
@@ -151,16 +230,7 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
-                dtype=parse_dtype(dtype),
-                components=_words(components),
-                include=include,
-                exclude=exclude,
-                full_differences=full_differences,
-                allow_partial=allow_partial,
-                kind=kind,
-                factor=factor,
-                convention=dora,
-                auto_full=auto_full,
+                **options,
             )
             if dry_run:
                 foretell(preview_extraction(plan, output), json_to=json_to)
@@ -174,7 +244,7 @@ def extract(
                     format=format_,
                     force=force,
                     exact=exact,
-                    placement=placement,
+                    placement=placement(),
                     seed=seed,
                     version=__version__,
                     progress=progress,

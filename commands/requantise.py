@@ -36,7 +36,7 @@ from .options import (
     help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8, nvfp4, nf4, fp4, fp8_legacy or fp8; for GGUF q8_0, q5_1, q5_0, q4_1, q4_0, bf16, "
     "f16 or f32. docs/quantised.md has what they are.",
 )
-@patterns_options
+@patterns_options("--keep")
 @rounding_options("")
 @dtype_option("as MODEL stores them; matrices with scales: bf16", "weights that are not written so")
 @result_options

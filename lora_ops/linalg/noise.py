@@ -12,6 +12,7 @@ is what the formulas are for, and directions that the loudest rows would drown a
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,7 @@ def sampled_variance(base: Tensor, tuned: Tensor, grids: tuple[Grid, Grid]) -> f
     return max(float(torch.stack(found).mean()), _TINY)
 
 
-_TINY = torch.finfo(torch.float64).tiny
+_TINY = sys.float_info.min
 
 
 def _variance(base: Tensor, tuned: Tensor, grids: tuple[Grid, Grid], part: slice) -> Tensor:

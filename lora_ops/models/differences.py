@@ -34,7 +34,16 @@ class Sides:
 
     def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Read one parameter from both, as stored."""
-        return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+        return self.read_base(pair), read_parameter(self.tuned, pair.tuned)
+
+    def read_base(self, pair: Pair) -> Tensor:
+        """Read one parameter from the base, as stored."""
+        return read_parameter(self.base, pair.base)
+
+    def is_free(self, pair: Pair) -> bool:
+        """Whether the tuned tensor that was read is nobody else's: it may be written into."""
+        one = pair.tuned
+        return not one.pieces and self.tuned.makes(one.key)
 
     def grids(self, pair: Pair) -> tuple[Grid, Grid]:
         """How far apart the numbers of one parameter can be stored on both sides."""
@@ -85,13 +94,16 @@ def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
 
 
-def difference(base: Tensor, tuned: Tensor) -> Tensor:
-    """Return `tuned - base` in fresh float32 memory, from the numbers as stored.
+def difference(base: Tensor, tuned: Tensor, into: Tensor | None = None) -> Tensor:
+    """Return `tuned - base` in float32, fresh or in given memory, from the numbers as stored.
 
+    New pages cost more than the subtraction: `into` may be `tuned` itself, where that is nobody else's.
     Float64 weights are subtracted in float64: their change may be below float32's spacing.
     """
     wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
-    delta = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    if into is None or into.dtype != torch.float32 or not into.is_contiguous():
+        into = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    delta = into
     flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
     # In parts, so that the widened copies stay small enough to be used again from cache.
     for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from ..linalg.storage import spelled
 from ..source import TensorSource
 from .architectures import TABLES, Architecture, Parameter, detect, naming, parameters
 
@@ -241,10 +240,10 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
 
 
 def _check_float(source: TensorSource, parameter: Parameter) -> None:
-    dtype = source.dtype(parameter.key)
-    if not dtype.is_floating_point:
+    element = source.element(parameter.key)
+    if not element.is_floating_point:
         raise FormatError(
-            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
+            f"`{parameter.key}` is stored as {element.title}, which are no "
             "weights to subtract; give the checkpoint as it was before that was done to it",
             target=parameter.target,
             path=source.name,

@@ -74,10 +74,10 @@ class ExtractLora(io.ComfyNode):
             LoraOpsError: The two do not belong together, nothing differs, the rule is wrong, or
                 another pack's loader quantised a model.
         """
-        from ...lora_ops import parse_rank
+        from ...lora_ops import parse_rule
         from ..host.model_source import ModelSource, NoModel
 
-        parse_rank(rule_of(rank, rule) or rank)  # not `noise`: a patched weight has no storage
+        parse_rule(rule_of(rank, rule) or rank)  # not `noise`: a patched weight has no storage
         _check_sides(base, base_clip, tuned, tuned_clip)
         changed = ModelSource("the tuned model", tuned, tuned_clip)
         start = NoModel(changed) if base is None else ModelSource("the base model", base, base_clip)

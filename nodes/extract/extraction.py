@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("comfy", "kohya")
 KINDS = ("lora", "dora", "lokr", "loha", "locon-tucker")
-_NONE = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
+#: What a rank of 0 means where files are read.
+NO_RANK = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
 
 
 def extraction_inputs(*, files: bool = False) -> list[io.Input]:
@@ -25,7 +26,9 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
         files: Whether it is from files, which tell how they are stored.
     """
     return [
-        *(rank_inputs(default=0, noise=True, none=_NONE) if files else rank_inputs(default=32)),
+        *rank_inputs(
+            default=0 if files else 32, budgets=True, noise=files, none=NO_RANK if files else ""
+        ),
         io.Boolean.Input(
             "exact",
             default=False,

@@ -113,6 +113,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
         ),
         (r"`to=` is ", "storage", "`storage` is ", "a storage is "),
         (
+            r"or write `bf16` or `f16`, which need none",
+            "storage",
+            "or choose `storage` gguf bf16 or gguf f16, which need none",
+            r"\g<0>",
+        ),
+        (
             r"give a picture as `thumbnail=`",
             "thumbnail",
             "give a picture as `thumbnail`",

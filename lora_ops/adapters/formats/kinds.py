@@ -227,18 +227,20 @@ def read_alpha(source: TensorSource, key: str) -> float:
     Raises:
         LayerShapeError: It is not one number, or a complex one.
     """
-    shape, dtype = source.shape(key), source.dtype(key)
+    shape, element = source.shape(key), source.element(key)
     if any(size != 1 for size in shape):
         raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
-    if dtype.is_complex:
-        raise LayerShapeError(f"alpha `{key}` is {dtype}, not one real number", path=source.name)
-    return float(source.tensor(key).item())
+    if element.is_complex:
+        message = f"alpha `{key}` is torch.{element.title}, not one real number"
+        raise LayerShapeError(message, path=source.name)
+    return source.number(key)
 
 
 def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
-    if role not in _INTEGERS and not source.dtype(key).is_floating_point:
+    element = source.element(key)
+    if role not in _INTEGERS and not element.is_floating_point:
         raise QuantisedError(
-            f"layer `{name}`: `{key}` is stored as {source.dtype(key)}, not as plain numbers; use "
+            f"layer `{name}`: `{key}` is stored as torch.{element.title}, not as plain numbers; use "
             "the file it was quantised from",
             target=name,
             path=source.name,

@@ -66,6 +66,10 @@ _SUFFIXES: dict[str, tuple[str | None, str]] = {
     )
     for suffix, role in spellings
 }
+# In a Control-LoRA, and there alone, these are the factors; all else in it is a parameter, whole.
+_OF_CONTROL = ("up", "down")
+#: The key by which programs know a Control-LoRA, whatever lies there.
+CONTROL_MARK = "lora_controlnet"
 # A suffix has at most this many parts between dots.
 _PARTS = 3
 _ATTACHED = "_lora."  # a suffix that begins within a part
@@ -114,9 +118,16 @@ class Modules:
     extras: tuple[str, ...]
 
     @property
+    def is_control(self) -> bool:
+        """Whether the file is a Control-LoRA."""
+        return CONTROL_MARK in self.extras
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the file is one: a checkpoint may have a name or two that end like an adapter's."""
-        return sum(len(module.keys) for module in self.modules.values()) > len(self.extras)
+        return self.is_control or sum(len(module.keys) for module in self.modules.values()) > len(
+            self.extras
+        )
 
 
 def modules(keys: Iterable[str]) -> Modules:
@@ -124,8 +135,10 @@ def modules(keys: Iterable[str]) -> Modules:
     roles: dict[str, dict[str, str]] = {}
     kinds: dict[str, str] = {}
     extras: dict[str, None] = {}
-    for key in keys:
-        module, kind, role = _split(key)
+    known = list(keys)
+    split = _split_control if CONTROL_MARK in known else _split
+    for key in known:
+        module, kind, role = split(key)
         if role is None or role in roles.get(module, ()):
             extras[key] = None
             continue
@@ -171,6 +184,11 @@ def _split(key: str) -> tuple[str, str | None, str | None]:
             return (key[:end] + BIAS, kind, "diff") if role == "diff_b" else (key[:end], kind, role)
     plain = _NAMED.sub(r"\1\3", key)
     return _split(plain) if plain != key else (key, None, None)
+
+
+def _split_control(key: str) -> tuple[str, str | None, str | None]:
+    module, _, role = key.rpartition(".")
+    return (module, "lora", role) if module and role in _OF_CONTROL else (key, None, None)
 
 
 def _ends(key: str) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +18,9 @@ from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
 from ...files.header import header_room
+from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import spelled
+from ...models.differences import are_floats
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
 from ...run.inputs import placeholders
@@ -27,10 +29,10 @@ from ...run.output import Sink, Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
 from .kinds.table import LORA
 from .plan import Plan, PlanOptions, plan_extraction
+from .spending import with_ranks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,7 +43,7 @@ NO_NAME = "no name in this format"
 def plan_file(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     output: Output | None = None,
     force: bool = False,
@@ -115,6 +117,14 @@ def extract_file(
     """
     started = time.perf_counter()
     sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
+    plan, progress = with_ranks(
+        plan,
+        overhead=sink.overhead,
+        exact=exact,
+        seed=seed,
+        placement=placement,
+        progress=progress,
+    )
     work = extraction_work(plan, exact=exact, seed=seed)
     return write(sink, stream(work, placement, progress=progress), started=started)
 
@@ -191,9 +201,21 @@ class ExtractedFile(Sink[Layer]):
 
     def writer(self) -> AbstractContextManager[Writer]:
         """The file."""
+        return writer_of(self._output, header_room=self._room, replace=self._force)
+
+    @property
+    def _room(self) -> int:
+        """Bytes that the header may take at most."""
         told = self._made_from(placeholders(self.sources))
-        room = _header_room(self._plan, self._scheme) + len(json.dumps(told))
-        return writer_of(self._output, header_room=room, replace=self._force)
+        return _header_room(self._plan, self._scheme) + len(json.dumps(told))
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of the file that are no factors, at most: full differences are counted as if all changed."""
+        plan = self._plan
+        rest = plan.pairing.rest if plan.full_differences else ()
+        numbers = sum(math.prod(both.shape) for both in rest if are_floats(plan.sides, both))
+        return 8 + self._room + numbers * plan.dtype.itemsize
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; none for a skip, or where the format has no name for it."""
@@ -228,6 +250,8 @@ class ExtractedFile(Sink[Layer]):
             arguments=self._arguments(),
             sizes=self._sizes,
         )
+        if self._plan.relative is not None:
+            found |= {"lorakit.relative_to": base.name, "lorakit.norm": self._plan.relative}
         return found | self._made_from(inputs)
 
     def _made_from(self, inputs: Sequence[Input]) -> dict[str, str]:
@@ -299,38 +323,3 @@ def _header_room(plan: Plan, scheme: Format) -> int:
     ]
     told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
     return header_room(rows, spare=told)
-
-
-def preview_extraction(plan: Plan, output: Path) -> Preview:
-    """Return what an extraction will do, for people and for machines.
-
-    Args:
-        plan: From `plan_file`.
-        output: Where to.
-    """
-    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
-    return Preview(
-        output=str(output),
-        size_at_most=largest_size(plan),
-        layers=tuple(
-            PlannedLayer(
-                *(both.target, both.component, both.kind, both.shape),
-                rank_at_most=plan.form_for(both).rank(
-                    both.shape, plan.most_ranks(both), plan.factor
-                ),
-            )
-            for both in plan.pairing.candidates
-        ),
-        notes=() if plan.why is None else (plan.why,),
-        told=f"{plan.form.title}, rank rule {plan.rule}, {dtype}",
-        settings={"kind": plan.form.name, "rank": str(plan.rule), "dtype": dtype},
-        architecture=model.title if model else None,
-    )
-
-
-def largest_size(plan: Plan) -> int:
-    """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
-    return plan.dtype.itemsize * sum(
-        plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
-        for both in plan.pairing.candidates
-    )

@@ -42,7 +42,7 @@ EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Change:
+class Change:
     """What is known of the difference of a weight.
 
     Attributes:
@@ -74,10 +74,10 @@ def factor_batch(
         exact: Compute exact truncations.
         seed: Of the random start.
     """
-    read = [_read(plan, both, placement) for both in pairs]
+    read = [read_change(plan, both, placement) for both in pairs]
     norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
     outcomes: dict[str, Outcome[Layer]] = {}
-    changed: list[tuple[_Change, float]] = []
+    changed: list[tuple[Change, float]] = []
     deltas: list[Tensor] = []
     for (one, delta), norm in zip(read, norms, strict=True):
         both = one.pair
@@ -102,26 +102,26 @@ def factor_batch(
     return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
-def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor]:
+def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, Tensor]:
     """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
     base, tuned = plan.sides.read(both)
-    delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
-    norm = frobenius(delta)
+    profile = variance = None
+    same = False
     # The rule `noise` tells change from rounding by all numbers together, where each may be either.
     if plan.rule_for(both).is_noise:
         profile = rounding_profile(base, tuned, plan.sides.grids(both))
-        return _Change(both, norm, profile=profile), delta
-    same = base.dtype == tuned.dtype and torch.equal(base, tuned)
-    if same or is_rounding(base, tuned, plan.sides.reaches(both)):
-        return _Change(both, norm, same=True), delta
-    if plan.sides.coarse(both) is None:
-        return _Change(both, norm), delta
-    variance = sampled_variance(base, tuned, plan.sides.grids(both))
-    return _Change(both, norm, variance=variance), delta
+    else:
+        same = base.dtype == tuned.dtype and torch.equal(base, tuned)
+        same = same or is_rounding(base, tuned, plan.sides.reaches(both))
+        if not same and plan.sides.coarse(both) is not None:
+            variance = sampled_variance(base, tuned, plan.sides.grids(both))
+    old, new = upload(base, placement), upload(tuned, placement)
+    delta = difference(old, new, new if plan.sides.is_free(both) else None).flatten(1)
+    return Change(both, frobenius(delta), same, variance, profile), delta
 
 
 def _cut(
-    plan: Plan, changed: Sequence[tuple[_Change, float]], stack: Tensor, exact: bool, seed: int
+    plan: Plan, changed: Sequence[tuple[Change, float]], stack: Tensor, exact: bool, seed: int
 ) -> Iterator[tuple[str, Outcome[Layer]]]:
     """Cut differences, of which the norms are known, to their ranks; `stack` is overwritten."""
     totals = torch.stack([one.norm for one, _ in changed]).square()

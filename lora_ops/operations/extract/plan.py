@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
-from ...errors import ArgumentError
-from ...linalg.ranks.rules import RankRule, parse_rank
-from ...linalg.storage import loadable
+from ...elements import ELEMENTS, Element, element_of, loadable
+from ...errors import ArgumentError, MismatchError
+from ...linalg import check_norm
+from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
+from ...linalg.ranks.rules import RankRule
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
@@ -40,6 +42,8 @@ class PlanOptions(TypedDict, total=False):
         exclude: Shell patterns; targets that fit one are not extracted.
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        relative: Under a budget, compare changes as shares of the base's weights.
+        norm: Of those weights: spectral, which is the default, or frobenius.
         kind: The form of the change: lora, dora, lokr, loha or locon-tucker.
         factor: Of a LoKr: the size that one of its two matrices is to have, on both sides of the weight, as
             LyCORIS means it; -1: as even as can be.
@@ -53,6 +57,8 @@ class PlanOptions(TypedDict, total=False):
     exclude: Sequence[str]
     full_differences: bool
     allow_partial: bool
+    relative: bool
+    norm: str
     kind: str
     factor: int
     convention: Convention
@@ -67,9 +73,12 @@ class Plan:
         sides: The two checkpoints.
         pairing: What they have in common.
         rule: How many directions a layer gets.
-        dtype: Of the factors.
+        element: What the factors are stored as.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
+        relative: The norm of the base's weights, as shares of which a budget compares the changes; None:
+            as they are.
+        ranks: What a budget gives, by target; None: a rule decides, or the changes have to be looked at first.
         form: What the change becomes.
         factor: Of a LoKr.
         convention: Whose reading of a DoRA.
@@ -78,18 +87,30 @@ class Plan:
 
     sides: Sides
     pairing: Pairing
-    rule: RankRule
-    dtype: torch.dtype
+    rule: RankRule | Budget
+    element: Element
     full_differences: bool = False
     why: str | None = None
+    relative: str | None = None
+    ranks: Mapping[str, int] | None = None
     form: Form = LORA
     factor: int = -1
     convention: Convention = "paper"
     auto_full: bool = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return getattr(torch, self.element.title)
+
     def rule_for(self, pair: Pair) -> RankRule:
-        """The rule for one layer: kernels may have their own."""
-        return self.rule.for_kernel(pair.shape[2:])
+        """The rule for one layer: kernels may have their own. Of a budget the rank, or the most there can be."""
+        if isinstance(self.rule, RankRule):
+            return self.rule.for_kernel(pair.shape[2:])
+        if self.ranks is not None:  # what has none did not change, and says so itself
+            return RankRule("rank", self.ranks.get(pair.target, 1))
+        own = self.rule.rule_for(pair.shape[2:])
+        return RankRule("rank", self.rule.most or min(pair.matrix)) if own is None else own
 
     def form_for(self, pair: Pair) -> Form:
         """The form that one layer gets: not all weights can have all."""
@@ -122,7 +143,7 @@ class Plan:
 def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -130,7 +151,7 @@ def plan_extraction(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
+        rule: How many directions a layer gets; see `ranks` and `budgets`. None: 32; where a side is stored in 8 bits or
             fewer, what stands above the rounding of that, 128 at most.
         **options: See `PlanOptions`.
 
@@ -140,6 +161,10 @@ def plan_extraction(
     """
     for source in (base, tuned):
         check_checkpoint(source)
+    if is_controlnet(tuned) and not is_controlnet(base):
+        raise MismatchError(
+            f"{tuned.name} is a ControlNet, whose copy of the UNet no LoRA changes; extract a Control-LoRA of it"
+        )
     pairing = pair(
         base,
         tuned,
@@ -148,16 +173,21 @@ def plan_extraction(
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
     )
-    dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
+    asked = options.get("dtype")
+    dtype = element_of(asked) if asked else _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
     sides = Sides(base, tuned)
     if rule is None:
         chosen, why = usual_rule(sides, pairing)
     else:
-        chosen, why = parse_rank(rule, stored=True), None
+        chosen, why = parse_rule(rule, stored=True), None
+    relative = options.get("norm", "spectral") if options.get("relative") else None
+    if relative is not None:
+        check_norm(relative)
+        check_compares(chosen)
     kind, factor = options.get("kind", LORA.name), options.get("factor", -1)
     plan = Plan(
-        *(sides, pairing, chosen, dtype, whole, why),
+        *(sides, pairing, chosen, dtype, whole, why, relative),
         form=form_named(kind, chosen, factor),
         factor=factor,
         convention=options.get("convention", "paper"),
@@ -181,7 +211,7 @@ def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:
     )
 
 
-def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> Element:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
-    return loadable(counts.most_common(1)[0][0]) if counts else torch.float16
+    counts = Counter(tuned.result_element(both.tuned.key) for both in pairs)
+    return loadable(counts.most_common(1)[0][0]) if counts else ELEMENTS["F16"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ....errors import ArgumentError
+from ....linalg.ranks.budgets import Budget
 from ....linalg.ranks.rules import RankRule
 from .change import Change, Made, pair_size
 from .dora import make_dora
@@ -114,7 +115,7 @@ FORMS: dict[str, Form] = {
 }
 
 
-def form_named(name: str, rule: RankRule, factor: int) -> Form:
+def form_named(name: str, rule: RankRule | Budget, factor: int) -> Form:
     """Return the form of that name, once it is sure that it can follow the rule and the factor.
 
     Raises:
@@ -125,7 +126,12 @@ def form_named(name: str, rule: RankRule, factor: int) -> Form:
         hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(FORMS)}"
         raise ArgumentError(f"unknown kind `{name}`; {hint}")
     form = FORMS[name]
-    for one in (rule, *([rule.conv] if rule.conv else [])):
+    if isinstance(rule, Budget) and form is not LORA:
+        raise ArgumentError(
+            f"`{rule}` shares ranks out between LoRAs; a {form.title} takes a rule for each layer"
+        )
+    rules = [] if isinstance(rule, Budget) else [rule, *([rule.conv] if rule.conv else [])]
+    for one in rules:
         if not form.has_values and one.kind not in ("rank", "noise"):
             raise ArgumentError(
                 f"rank rule `{one}` asks about singular values, and a {form.title} has none; give a rank, "
