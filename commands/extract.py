@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -73,9 +73,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["comfy", "kohya"]),
+    type=click.Choice(["comfy", "kohya", "peft"]),
     default="comfy",
-    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux.",
+    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux; "
+    "peft is a folder, of one model of transformers or diffusers.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(["whole", "lora", "none"]),
+    default="whole",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -95,7 +102,7 @@ if TYPE_CHECKING:
 @click.option(
     "--full-differences",
     is_flag=True,
-    help="Keep biases, norms and embeddings too, whole (comfy format only).",
+    help="Keep biases, norms and embeddings too, whole (formats comfy and peft).",
 )
 @click.option(
     "--auto-full",
@@ -131,6 +138,7 @@ def extract(
     kind: str,
     factor: int,
     format_: str,
+    embeddings: Literal["whole", "lora", "none"],
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
@@ -150,8 +158,8 @@ def extract(
 ) -> None:
     """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
 
-    Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
-    checkpoints or diffusion models alone. The error that is reported is that of the file as
+    Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
 
     With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
@@ -230,6 +238,7 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
+                embeddings=embeddings,
                 **options,
             )
             if dry_run:

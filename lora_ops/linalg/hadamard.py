@@ -19,7 +19,7 @@ from .orthonormal import wide
 # Another sweep that gains less than this share of the error is the last one.
 _GAIN, _SWEEPS = 1e-3, 40
 # What is added to the normal equations, as a share of their trace: it settles what the numbers leave open.
-_RIDGE = {torch.float32: 1e-6, torch.float64: 1e-14}
+_RIDGE, _RIDGE_64 = 1e-6, 1e-14
 _TINY = 1e-30
 
 
@@ -105,7 +105,8 @@ def solve_rows(matrix: Tensor, other: Tensor, down: Tensor) -> Tensor:
     normal[:, upper[0], upper[1]] = normal[:, upper[1], upper[0]] = half
     normal = wide(normal)
     trace = normal.diagonal(dim1=1, dim2=2).sum(1)
-    ridge = (_RIDGE[matrix.dtype] * trace).clamp(min=_TINY)
+    share = _RIDGE_64 if matrix.dtype == torch.float64 else _RIDGE
+    ridge = (share * trace).clamp(min=_TINY)
     normal.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     right = wide((other * matrix) @ down.T)
     return torch.linalg.solve(normal, right.unsqueeze(-1)).squeeze(-1).to(matrix)

@@ -18,6 +18,7 @@ from .grids import parameter_grid, parameter_reach
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
+_CACHED = 1 << 18  # of which two copies in float32 stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,25 @@ def _keys(parameter: Parameter) -> Iterator[str]:
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
     """Read a parameter as the model has it: its rows of a fused tensor, the right way round, joined."""
-    tensor = _joined(source, parameter) if parameter.pieces else source.tensor(parameter.key)
-    if parameter.rows is not None:
-        tensor = tensor[slice(*parameter.rows)]
+    if parameter.pieces:
+        tensor = _joined(source, parameter)[slice(*parameter.rows or (None,))]
+    else:
+        tensor = _stored(source, parameter)
     return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def _stored(source: TensorSource, parameter: Parameter) -> Tensor:
+    """The tensor of a parameter, or those of its rows that are asked for."""
+    key = parameter.key
+    if parameter.rows is None:
+        return source.tensor(key)
+    first, last = parameter.rows
+    if not source.has_ranges(key):
+        return source.tensor(key)[first:last]
+    row = source.shape(key)[1:]
+    rows = torch.empty((last - first, *row), dtype=source.dtype(key))
+    source.read_into(key, first * math.prod(row), rows)
+    return rows
 
 
 def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
@@ -106,8 +122,12 @@ def difference(base: Tensor, tuned: Tensor, into: Tensor | None = None) -> Tenso
     delta = into
     flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
     # In parts, so that the widened copies stay small enough to be used again from cache.
-    for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):
-        part.copy_(new.to(wide) - old.to(wide))
+    size = _CACHED if delta.device.type == "cpu" else _PART
+    for part, old, new in zip(*(tensor.split(size) for tensor in flat), strict=True):
+        if wide is torch.float32:
+            part.copy_(new).sub_(old.to(wide))
+        else:
+            part.copy_(new.to(wide) - old.to(wide))
     return delta
 
 

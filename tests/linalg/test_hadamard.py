@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def test_every_sweep_lessens_the_error(monkeypatch, seed):
         found = nearest_hadamard(matrix, 3)
         assert found.sweeps == sweeps
         errors.append(found.residual)
-    assert all(after < before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(errors))
 
 
 def test_its_end_is_a_stationary_point(monkeypatch):

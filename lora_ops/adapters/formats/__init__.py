@@ -34,6 +34,7 @@ from .headers import Told, told, told_of
 from .kinds import (
     KINDS,
     MAGNITUDES,
+    VERA_SHARED,
     Kind,
     bias_of,
     inner_size,
@@ -59,6 +60,7 @@ __all__ = [
     "PEFT_CONFIG",
     "PEFT_METADATA",
     "PROCESSORS",
+    "VERA_SHARED",
     "Configured",
     "Format",
     "Kind",

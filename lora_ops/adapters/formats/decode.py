@@ -17,7 +17,7 @@ from ..naming.names import resolve
 from ..naming.suffixes import BIAS, Module, Modules, adapter_names, modules
 from ..naming.table import CONTROL, FORMATS, format_named
 from ..outline import HeaderOnlySource
-from ..peft.config import Configured, configured
+from ..peft.config import Configured, configs_of, configured
 from .headers import Told, told
 from .kinds import read_alpha, read_configured
 from .recognise import foreign_method, is_weights, recognise
@@ -86,6 +86,7 @@ def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
         FormatError, UnsupportedLayerError: As `configured`.
     """
     thin = [name for name, module in found.items() if module.kind != "full"]
+    _check_method(source, found)
     settings = configured(source, thin)
     for name, module in found.items():
         layer = found.get(name.removesuffix(BIAS))
@@ -96,6 +97,18 @@ def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
             alpha = read_alpha(source, layer.keys["alpha"])
             settings[name] = Configured(alpha / source.shape(layer.keys["down"])[0])
     return settings
+
+
+def _check_method(source: TensorSource, found: Mapping[str, Module]) -> None:
+    """Refuse a plain LoRA under the configuration of AdaLoRA: some of its tensors are not there."""
+    methods = {config.get("peft_type") for config in configs_of(source.metadata).values()}
+    bare = next((name for name, module in found.items() if module.kind == "lora"), None)
+    if bare is not None and "ADALORA" in methods:
+        raise UnsupportedLayerError(
+            f"{source.name}: its configuration has `peft_type` ADALORA, and layer `{bare}` has no `lora_E`; save "
+            "it with PEFT again",
+            target=bare,
+        )
 
 
 def _own_keys(format: str, name: str, module: Module) -> Mapping[str, str]:

@@ -12,12 +12,12 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import all_keys
-from ...adapters.formats import PEFT, decode, format_named
+from ...adapters.formats import PEFT, VERA_SHARED, decode, format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
-from ...adapters.some import without
+from ...adapters.some import tensors_without, without
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
@@ -114,7 +114,7 @@ def plan_convert_file(
         scheme.name,
         [source],
         way.keys,
-        adapter.extras,
+        adapter.extras if to is None else tensors_without(adapter.extras, VERA_SHARED.values()),
         way.architecture,
         [reference, base],
         force,

@@ -8,16 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
+from ...adapters.formats import PEFT, Format, Namer, encode_layer, module_namer, writable
 from ...adapters.layers import Layer, innermost
-from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
 from ...files import FileSource, Output, check_output, read_errors, writer_of
-from ...files.header import header_room
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...models.differences import are_floats
@@ -29,8 +28,11 @@ from ...run.output import Sink, Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..peft_folder import check_folder
 from .extract import extraction_work, summarise
-from .kinds.table import LORA
+from .foretold import header_size
+from .peft_file import PeftExtraction, peft_work
+from .peft_plan import PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
 from .spending import with_ranks
 
@@ -48,6 +50,7 @@ def plan_file(
     output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
+    embeddings: Literal["whole", "lora", "none"] = "whole",
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -58,7 +61,9 @@ def plan_file(
         rule: How many directions a layer gets; see `plan_extraction` for None.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
-        format: comfy or kohya; that it can hold this model is checked.
+        format: comfy, kohya, or peft, which is a folder; that it can hold this model is checked.
+        embeddings: For peft, what becomes of embeddings and heads that changed: kept `whole`, as
+            `modules_to_save`; given factors, `lora`; or left out, `none`.
         **options: See `PlanOptions`.
 
     Raises:
@@ -66,13 +71,17 @@ def plan_file(
         QuantisedError: A checkpoint's numbers are stored with scales.
         MismatchError: The checkpoints do not belong together, or are one file.
     """
-    if output is not None:
+    if isinstance(output, Path) and format == PEFT.name:
+        check_folder(output, [*_paths(base), *_paths(tuned)], force=force)
+    elif output is not None:
         check_output(output, [*_paths(base), *_paths(tuned)], force=force)
     if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the base and the tuned checkpoint"
         )
+    if format == PEFT.name:
+        return plan_peft(base, tuned, rule, embeddings=embeddings, **options)
     plan = plan_extraction(base, tuned, rule, **options)
     _naming(plan, format)
     return plan
@@ -98,8 +107,8 @@ def extract_file(
         plan: From `plan_file`, of these two.
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        output: The LoRA file. One in memory is filled.
-        format: comfy or kohya.
+        output: The LoRA file, or folder of PEFT. A file in memory is filled.
+        format: comfy, kohya or peft, as the plan was made for.
         force: Whether the output may replace a file.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
@@ -116,6 +125,10 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
+    if isinstance(plan, PeftPlan) and isinstance(output, Path):
+        folder = PeftExtraction(plan, base, tuned, output, force, exact, seed, version)
+        jobs = peft_work(plan, exact=exact, seed=seed)
+        return write(folder, stream(jobs, placement, progress=progress), started=started)
     sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
     plan, progress = with_ranks(
         plan,
@@ -207,7 +220,7 @@ class ExtractedFile(Sink[Layer]):
     def _room(self) -> int:
         """Bytes that the header may take at most."""
         told = self._made_from(placeholders(self.sources))
-        return _header_room(self._plan, self._scheme) + len(json.dumps(told))
+        return header_size(self._plan, self._scheme) + len(json.dumps(told))
 
     @property
     def overhead(self) -> int:
@@ -305,21 +318,3 @@ def _unnamed(report: LayerReport | Skip) -> Skip:
     if isinstance(report, Skip):
         return report
     return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)
-
-
-def _header_room(plan: Plan, scheme: Format) -> int:
-    """Bytes for the header at most: of every pair all tensors of its form, under names of any format."""
-    pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
-    longest = max(len(both.target.encode()) for both in pairs)
-    rows = [
-        (f"{both.target}{scheme.down}{'_' * 24}{role}", "BF16", (*both.shape, 10**6))
-        for both in pairs
-        for role in (
-            "up",
-            "down",
-            "alpha",
-            *(("mid", "dora_scale") if plan.form is not LORA else ()),
-        )
-    ]
-    told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
-    return header_room(rows, spare=told)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...adapters.formats import Format
+from ...adapters.metadata import metadata_room
+from ...files.header import header_room
 from ...linalg.ranks.budgets import Budget
 from ..preview import PlannedLayer, Preview
+from .kinds.table import LORA
 from .plan import Plan
 
 
@@ -48,7 +52,25 @@ def largest_size(plan: Plan) -> int:
         plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
         for both in plan.pairing.candidates
     )
-    size = numbers * plan.element.bits // 8
+    size = numbers * plan.element.bits // 8 + plan.whole_size
     if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
         return min(size, int(plan.rule.value))
     return size
+
+
+def header_size(plan: Plan, scheme: Format) -> int:
+    """Bytes for the header at most: of every pair all tensors of its form, under names of any format."""
+    pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
+    longest = max(len(both.target.encode()) for both in pairs)
+    rows = [
+        (f"{both.target}{scheme.down}{'_' * 24}{role}", "BF16", (*both.shape, 10**6))
+        for both in pairs
+        for role in (
+            "up",
+            "down",
+            "alpha",
+            *(("mid", "dora_scale") if plan.form is not LORA else ()),
+        )
+    ]
+    told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
+    return header_room(rows, spare=told)

@@ -16,7 +16,7 @@ from ...linalg.noise import Profile, Reading, rounding_profile, sampled_variance
 from ...linalg.ranks.standing import standing
 from ...linalg.ranks.truncation import truncated
 from ...linalg.rounding import is_rounding
-from ...linalg.storage import rounded
+from ...linalg.storage import rounded, spelled
 from ...models.differences import (
     are_floats,
     change_norm,
@@ -28,15 +28,15 @@ from ...models.pairing import Pair
 from ...report import LayerReport, Rounding, Skip
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
+from ...run.scratch import SCRATCH, Scratch
 from .formed import Formed, formed
 from .kinds.table import LORA
-from .plan import Plan
+from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 
@@ -74,7 +74,16 @@ def factor_batch(
         exact: Compute exact truncations.
         seed: Of the random start.
     """
-    read = [read_change(plan, both, placement) for both in pairs]
+    with SCRATCH.frame():
+        return _batch(plan, pairs, placement, exact, seed)
+
+
+def _batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome[Layer]]:
+    # Of a batch all differences would stay in memory beside the stack of them.
+    scratch = SCRATCH if len(pairs) == 1 else None
+    read = [read_change(plan, both, placement, scratch) for both in pairs]
     norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
     outcomes: dict[str, Outcome[Layer]] = {}
     changed: list[tuple[Change, float]] = []
@@ -102,8 +111,17 @@ def factor_batch(
     return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
-def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, Tensor]:
-    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
+def read_change(
+    plan: Plan, both: Pair, placement: Placement, scratch: Scratch | None = None
+) -> tuple[Change, Tensor]:
+    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device.
+
+    Args:
+        plan: What is extracted.
+        both: Which weight.
+        placement: Where to compute.
+        scratch: Of which the difference may be, where it is computed with on the CPU.
+    """
     base, tuned = plan.sides.read(both)
     profile = variance = None
     same = False
@@ -116,7 +134,10 @@ def read_change(plan: Plan, both: Pair, placement: Placement) -> tuple[Change, T
         if not same and plan.sides.coarse(both) is not None:
             variance = sampled_variance(base, tuned, plan.sides.grids(both))
     old, new = upload(base, placement), upload(tuned, placement)
-    delta = difference(old, new, new if plan.sides.is_free(both) else None).flatten(1)
+    into = new if plan.sides.is_free(both) else None
+    if into is None and scratch is not None and new.device.type == "cpu":
+        into = scratch.take(new.shape, torch.float32)
+    delta = difference(old, new, into).flatten(1)
     return Change(both, frobenius(delta), same, variance, profile), delta
 
 
@@ -130,7 +151,8 @@ def _cut(
     made = _layers(plan, [one.pair for one, _ in changed], [svd.factors() for svd in svds], stack)
     for (one, norm), svd, (layer, residual) in zip(changed, svds, made, strict=True):
         known = rounding_of_cut(svd, norm, one.variance, one.pair.matrix)
-        yield one.pair.target, written(one.pair, layer, norm, residual, known)
+        search = None if not svd.search or svd.search[0] is None else spelled(svd.search[0])
+        yield one.pair.target, written(one.pair, layer, norm, residual, known, search=search)
 
 
 def _denoised(
@@ -143,7 +165,8 @@ def _denoised(
         return _written(both, formed(plan, both, delta, reading, exact, seed), norm)
     rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
     ((layer, residual),) = _layers(plan, [both], [reading.best.factors(rank)], delta[None])
-    return written(both, layer, norm, residual, rounding_of_reading(reading, layer))
+    search = None if reading.search is None else spelled(reading.search)
+    return written(both, layer, norm, residual, rounding_of_reading(reading, layer), search=search)
 
 
 def _layers(
@@ -222,8 +245,13 @@ def written(
     residual: float,
     known: Rounding | None = None,
     sweeps: int | None = None,
+    search: str | None = None,
 ) -> Outcome[Layer]:
     """What becomes of a weight that is."""
-    about = (both.target, both.component, both.kind, both.shape)
-    report = LayerReport(*about, layer.rank, norm, residual, rounding=known, sweeps=sweeps)
+    report = LayerReport(
+        *(both.target, both.component, both.kind, both.shape, layer.rank, norm, residual),
+        rounding=known,
+        sweeps=sweeps,
+        search=search,
+    )
     return Outcome(both.target, layer, (report,))
