@@ -16,6 +16,7 @@ from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
 from ...models.modules import Modules, aligned, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
+from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def plan_peft(
         **options: See `PlanOptions`.
 
     Raises:
-        ArgumentError: The rule or a pattern is wrong; there are stacks of experts, and no `config.json`
+        ArgumentError: The rule or a pattern is wrong; the form is another than LoRA; there are stacks of experts, and no `config.json`
             that says how they lie; or embeddings cannot get factors.
         MismatchError: The two do not belong together, or one holds several models.
     """
@@ -127,6 +128,11 @@ def plan_peft(
         id(tuned): {name: one for name, one in new.items() if name not in added},
     }
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
+    if plan.form is not LORA or plan.auto_full:
+        what = "whole layers" if plan.form is LORA else f"a {plan.form.title}"
+        raise ArgumentError(
+            f"format `peft` has LoRAs of an extraction alone, not {what}; use format `comfy`"
+        )
     peft = PeftPlan(
         **{one.name: getattr(plan, one.name) for one in fields(plan)},
         model=theirs,
