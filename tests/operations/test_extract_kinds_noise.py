@@ -29,7 +29,7 @@ def pair(tmp_path_factory):
 
 
 def made(pair, kind, rule):
-    base, tuned, true = pair
+    base, tuned, _ = pair
     adapter, report = extract(base, tuned, rule, kind=kind, dtype=torch.float32)
     (layer,) = adapter.layers.values()
     start = base.tensor(KEY).float()
@@ -38,7 +38,7 @@ def made(pair, kind, rule):
 
 @pytest.mark.parametrize("kind", list(FORMS))
 def test_the_estimated_error_is_near_the_true_one(pair, kind):
-    layer, found, report, _ = made(pair, kind, "noise")
+    _, found, report, _ = made(pair, kind, "noise")
     (told,) = report.layers
     assert told.rounding is not None
     assert told.rounding.above == RANK
