@@ -42,6 +42,6 @@ def test_a_kind_that_is_none_is_refused_by_name():
 def test_messages_have_the_command_lines_words():
     asked = ("extract", BASE, TUNED, "-o", "x.safetensors")
     done = lorakit_here(*asked, "--kind", "dora", "--factor", "4")
-    assert "--factor 4" in done.err
+    assert "a factor of 4 is for a LoKr" in done.err
     done = lorakit_here(*asked, "--auto-full", "--format", "kohya")
     assert "leave --auto-full out" in done.err

@@ -177,7 +177,7 @@ def test_rules_ask_about_the_values_of_the_form():
         ("energy=0.9", {"kind": "loha"}, "a LoHa has none; give a rank"),
         ("8,conv=knee", {"kind": "loha"}, "`knee` asks about singular values"),
         (8, {"kind": "lokrs"}, "did you mean `lokr`"),
-        (8, {"kind": "lora", "factor": 4}, "`factor=4` is of a LoKr"),
+        (8, {"kind": "lora", "factor": 4}, "a factor of 4 is for a LoKr"),
         (8, {"kind": "lokr", "factor": 0}, "give a whole number from 1, or -1"),
     ],
 )
