@@ -1,10 +1,11 @@
-"""Claim: a DoRA or LoKr of SDXL takes no more than three times as long as its LoRA; a LoHa takes minutes.
+"""Claim: a DoRA, a LoKr or Tucker cores of SDXL take less than twice as long as its LoRA; a LoHa takes minutes.
 
 Differences as in `extract_30x_faster_than_kohya.py`, made into every form by what extraction calls, one layer at
 a time. A layer of each of the heaviest shapes is timed, multiplied by how many there are of it, and the sum
-scaled by the share of all numbers that those shapes hold. Computation only, rounding and measuring included.
+scaled by the share of all numbers that those shapes hold. Computation only, rounding and measuring included, in
+processor time of one thread.
 
-    python benchmarks/extract_dora_and_lokr_as_fast_as_lora.py [--shapes 6] [--rank 32]
+    OMP_NUM_THREADS=1 python benchmarks/extract_dora_and_lokr_as_fast_as_lora.py [--shapes 6] [--rank 32]
 """
 
 from __future__ import annotations

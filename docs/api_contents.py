@@ -182,7 +182,7 @@ INNER = {
     "MergePlan": {"tensors", "surveys", "gguf"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
-    "Plan": {"sides", "working_set"},
+    "Plan": {"form", "form_for", "sides", "working_set"},
     "Recipe": {"steps", "output"},
     "RequantisePlan": {"tensors", "wanted", "gguf"},
     "RankRule": {"first_guess", "choose", "choose_within"},

@@ -82,7 +82,8 @@ if TYPE_CHECKING:
     from .operations.convert.save import save_adapter
     from .operations.edit import EditPlan
     from .operations.extract.extract import extract
-    from .operations.extract.file import extract_file, plan_file, preview_extraction
+    from .operations.extract.file import extract_file, plan_file
+    from .operations.extract.foretold import preview_extraction
     from .operations.extract.many import extract_files, preview_files
     from .operations.extract.plan import Plan, PlanOptions, plan_extraction
     from .operations.merge.file import merge_file, plan_merge_file

@@ -18,7 +18,6 @@ OPTIONS = {
     },
     "whole": "--whole",
     "auto_full": "--auto-full",
-    "factor": "--factor",
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",

@@ -71,16 +71,19 @@ def nearest_thin_kron(
         A (a, b), of norm 1, and B as its leading triplets.
     """
     rows = rearranged(matrix, (first.shape[0], first.shape[1]))
-    height, kept = matrix.shape[0] // first.shape[0], -1.0
-    total = float(frobenius(matrix).square())
-    for _ in range(_ROUNDS):
+    height, total = matrix.shape[0] // first.shape[0], float(frobenius(matrix).square())
+
+    def seconds(first: Tensor) -> tuple[Tensor, Svd, float]:
+        """The first at norm 1, the best second for it, and what that keeps: the squared error is the rest."""
         unit = first.flatten() / torch.linalg.vector_norm(first)
         best = (unit @ rows).reshape(height, -1)
         svd = truncated_svd(best, rank, frobenius(best).square(), seed, exact=exact)
-        # With A of norm 1 the squared error is ‖M‖² - ‖B‖².
-        gained, kept = float(svd.s.square().sum()) - kept, float(svd.s.square().sum())
-        if gained <= _GAIN * total:
+        return unit, svd, float(svd.s.square().sum())
+
+    unit, svd, kept = seconds(first)
+    for _ in range(_ROUNDS):
+        before, second = kept, (svd.u * svd.s.to(svd.u)) @ svd.vh
+        unit, svd, kept = seconds(rows @ second.flatten())
+        if kept - before <= _GAIN * total:
             break
-        second = (svd.u * svd.s.to(svd.u)) @ svd.vh
-        first = (rows @ second.flatten()).reshape(first.shape)
     return unit.reshape(first.shape), svd

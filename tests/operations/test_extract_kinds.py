@@ -177,7 +177,7 @@ def test_rules_ask_about_the_values_of_the_form():
         ("energy=0.9", {"kind": "loha"}, "a LoHa has none; give a rank"),
         ("8,conv=knee", {"kind": "loha"}, "`knee` asks about singular values"),
         (8, {"kind": "lokrs"}, "did you mean `lokr`"),
-        (8, {"kind": "lora", "factor": 4}, "`factor=4` is of a LoKr"),
+        (8, {"kind": "lora", "factor": 4}, "a factor of 4 is for a LoKr"),
         (8, {"kind": "lokr", "factor": 0}, "give a whole number from 1, or -1"),
     ],
 )
@@ -241,3 +241,19 @@ def test_whole_differences_are_refused_where_there_is_no_place_for_them():
     base, tuned = pair()
     with pytest.raises(ArgumentError, match="leave `auto_full=True` out"):
         plan_file(source(base), source(tuned), 8, format="kohya", auto_full=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [({"kind": "lokr"}, "a LoKr"), ({"auto_full": True}, "whole layers")]
+)
+def test_a_folder_of_peft_has_loras_alone(options, what):
+    base = {"layer.weight": torch.randn(16, 12)}
+    tuned = {"layer.weight": torch.randn(16, 12)}
+    with pytest.raises(ArgumentError, match=f"LoRAs of an extraction alone, not {what}"):
+        plan_file(source(base), source(tuned), 4, format="peft", **options)
+
+
+def test_a_budget_shares_ranks_out_between_loras_alone():
+    base, tuned = pair()
+    with pytest.raises(ArgumentError, match="a LoKr takes a rule for each layer"):
+        extract(source(base), source(tuned), "mean=4", kind="lokr")

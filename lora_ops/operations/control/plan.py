@@ -14,7 +14,8 @@ from ...files import FileSource, Output
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import spelled
 from ...models.pairing import Pair
-from ..extract.file import largest_size, plan_file
+from ..extract.file import plan_file
+from ..extract.foretold import largest_size
 from ..extract.plan import Plan
 from ..preview import PlannedLayer, Preview
 from .sides import Route, control_sides

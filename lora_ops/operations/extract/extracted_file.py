@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
 from ...adapters.layers import Layer, innermost
-from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata
 from ...errors import ArgumentError, UnsupportedLayerError
 from ...files import Output, writer_of
-from ...files.header import header_room
 from ...models.differences import are_floats
 from ...report import LayerReport, Report, Skip
 from ...run.inputs import placeholders
@@ -23,7 +22,7 @@ from ...run.job import Outcome
 from ...run.output import Sink, Writer
 from ...source import TensorSource
 from .extract import summarise
-from .kinds.table import LORA
+from .foretold import header_size
 from .plan import Plan
 
 NO_NAME = "no name in this format"
@@ -107,7 +106,7 @@ class ExtractedFile(Sink[Layer]):
     def _room(self) -> int:
         """Bytes that the header may take at most."""
         told = self._made_from(placeholders(self.sources))
-        return _header_room(self._plan, self._scheme) + len(json.dumps(told))
+        return header_size(self._plan, self._scheme) + len(json.dumps(told))
 
     @property
     def overhead(self) -> int:
@@ -193,21 +192,3 @@ def _unnamed(report: LayerReport | Skip) -> Skip:
     if isinstance(report, Skip):
         return report
     return Skip(report.target, report.component, report.kind, NO_NAME, report.norm)
-
-
-def _header_room(plan: Plan, scheme: Format) -> int:
-    """Bytes for the header at most: of every pair all tensors of its form, under names of any format."""
-    pairs = [*plan.pairing.candidates, *(plan.pairing.rest if plan.full_differences else ())]
-    longest = max(len(both.target.encode()) for both in pairs)
-    rows = [
-        (f"{both.target}{scheme.down}{'_' * 24}{role}", "BF16", (*both.shape, 10**6))
-        for both in pairs
-        for role in (
-            "up",
-            "down",
-            "alpha",
-            *(("mid", "dora_scale") if plan.form is not LORA else ()),
-        )
-    ]
-    told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
-    return header_room(rows, spare=told)

@@ -21,7 +21,6 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..peft_folder import check_folder
-from ..preview import PlannedLayer, Preview
 from .extract import extraction_work
 from .extracted_file import ExtractedFile, naming
 from .peft_file import PeftExtraction, peft_work
@@ -164,48 +163,3 @@ def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:
         return False
     with read_errors(ones[0]):
         return all(a.samefile(b) for a, b in zip(ones, others, strict=True))
-
-
-def preview_extraction(plan: Plan, output: Path) -> Preview:
-    """Return what an extraction will do, for people and for machines.
-
-    Args:
-        plan: From `plan_file`.
-        output: Where to.
-    """
-    model, dtype = plan.pairing.architecture, plan.element.title
-    return Preview(
-        output=str(output),
-        size_at_most=largest_size(plan),
-        layers=tuple(
-            PlannedLayer(
-                *(both.target, both.component, both.kind, both.shape),
-                rank_at_most=plan.form_for(both).rank(
-                    both.shape, plan.most_ranks(both), plan.factor
-                ),
-            )
-            for both in plan.pairing.candidates
-        ),
-        notes=() if plan.why is None else (plan.why,),
-        told=f"{plan.form.title}, rank rule {plan.rule}, {dtype}"
-        + ("" if plan.relative is None else f", relative to the {plan.relative} norms of base"),
-        settings={
-            "kind": plan.form.name,
-            "rank": str(plan.rule),
-            "dtype": dtype,
-            **({} if plan.relative is None else {"norm": plan.relative}),
-        },
-        architecture=model.title if model else None,
-    )
-
-
-def largest_size(plan: Plan) -> int:
-    """Bytes of the factors if every layer gets the largest rank that the rule allows it."""
-    numbers = sum(
-        plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
-        for both in plan.pairing.candidates
-    )
-    size = numbers * plan.element.bits // 8 + plan.whole_size
-    if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
-        return min(size, int(plan.rule.value))
-    return size

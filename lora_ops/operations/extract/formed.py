@@ -10,7 +10,6 @@ from ...adapters.layers import Layer
 from ...linalg import frobenius
 from ...linalg.noise import Reading
 from ...linalg.ranks.rules import RankRule
-from ...models.differences import read_parameter
 from ...models.pairing import Pair
 from ...report import Rounding
 from .kinds.change import Change
@@ -59,7 +58,7 @@ def formed(
         rule = RankRule("rank", max(1, round(count * form.share)))
 
     def base() -> Tensor:
-        return read_parameter(plan.sides.base, both.base).to(delta).flatten(1)
+        return plan.sides.read_base(both).to(delta).flatten(1)
 
     how = (plan.dtype, base, plan.factor, plan.convention, exact, seed)
     made = form.make(Change(wanted, both.shape, rule, *how))

@@ -27,7 +27,8 @@ from ...source import TensorSource
 from ..folder import make_folder
 from ..peft_folder import check_folder
 from ..preview import Preview
-from .file import plan_file, preview_extraction, sink_of, work_of
+from .file import plan_file, sink_of, work_of
+from .foretold import preview_extraction
 from .peft_plan import Embeddings
 from .plan import Plan, PlanOptions
 from .shared import shared, together

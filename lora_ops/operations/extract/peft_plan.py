@@ -17,6 +17,7 @@ from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
 from ...models.modules import Modules, aligned, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
+from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def plan_peft(
         **options: See `PlanOptions`.
 
     Raises:
-        ArgumentError: The rule or a pattern is wrong; there are stacks of experts, and no `config.json`
+        ArgumentError: The rule or a pattern is wrong; the form is another than LoRA; there are stacks of experts, and no `config.json`
             that says how they lie; or embeddings cannot get factors.
         MismatchError: The two do not belong together, or one holds several models.
     """
@@ -132,6 +133,11 @@ def plan_peft(
         raise ArgumentError(
             f"`{plan.rule}`: PEFT stores the experts of a stack with one rank for all, so what they take is not "
             "what their ranks say; give mean= or total_error="
+        )
+    if plan.form is not LORA or plan.auto_full:
+        what = "whole layers" if plan.form is LORA else f"a {plan.form.title}"
+        raise ArgumentError(
+            f"format `peft` has LoRAs of an extraction alone, not {what}; use format `comfy`"
         )
     peft = PeftPlan(
         **{one.name: getattr(plan, one.name) for one in fields(plan)},

@@ -139,10 +139,10 @@ def form_named(name: str, rule: RankRule | Budget, factor: int) -> Form:
             )
     if factor != -1 and not form.takes_factor:
         raise ArgumentError(
-            f"`factor={factor}` is of a LoKr, and this is a {form.title}; leave it out"
+            f"a factor of {factor} is for a LoKr, and this is a {form.title}; leave it out"
         )
     if factor == 0 or factor < -1:
         raise ArgumentError(
-            f"`factor={factor}`: give a whole number from 1, or -1 for the most even split"
+            f"a factor of {factor}: give a whole number from 1, or -1 for the most even split"
         )
     return form
