@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["kohya", "comfy", "diffusers", "peft"]),
-    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them.  "
+    type=click.Choice(["kohya", "comfy", "diffusers", "peft", "control-lora"]),
+    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them; control-lora of a Control-LoRA alone.  "
     "[default: those it has, if a kind is asked for]",
 )
 @click.option(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ..version import __version__
+from .control import Ending, extract_control, refuse_beside_control
 from .extract_many import extract_each
 from .hash_cache import hash_cache_option
 from .options import (
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
     default="lora",
     help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
     "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
-    "locon-tucker (cores for k x k kernels).  [default: lora]",
+    "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
+    "was made from (BASE).  [default: lora]",
 )
 @click.option(
     "--factor",
@@ -71,9 +73,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["comfy", "kohya"]),
+    type=click.Choice(["comfy", "kohya", "peft"]),
     default="comfy",
-    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux.",
+    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux; "
+    "peft is a folder, of one model of transformers or diffusers.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(["whole", "lora", "none"]),
+    default="whole",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -93,7 +102,7 @@ if TYPE_CHECKING:
 @click.option(
     "--full-differences",
     is_flag=True,
-    help="Keep biases, norms and embeddings too, whole (comfy format only).",
+    help="Keep biases, norms and embeddings too, whole (formats comfy and peft).",
 )
 @click.option(
     "--auto-full",
@@ -129,6 +138,7 @@ def extract(
     kind: str,
     factor: int,
     format_: str,
+    embeddings: Literal["whole", "lora", "none"],
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
@@ -148,13 +158,16 @@ def extract(
 ) -> None:
     """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
 
-    Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
-    checkpoints or diffusion models alone. The error that is reported is that of the file as
+    Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
 
     With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
     the same as if it were made alone. One that cannot be made does not stop the others, and the exit
     status is then 1.
+
+    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -164,6 +177,30 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
+        if kind == "control-lora":
+            refuse_beside_control(
+                {
+                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "--relative": relative,
+                    "--factor": factor != -1,
+                    "--auto-full": auto_full,
+                    "--format": format_ != "comfy",
+                    "--components": components is not None,
+                    "--full-differences": full_differences,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            extract_control(
+                *(base, tuned[0], output, rule),
+                dtype=parse_dtype(dtype),
+                include=include,
+                exclude=exclude,
+                exact=exact,
+                placement=placement(),
+                seed=seed,
+                ending=Ending(force, dry_run, verbose, json_to),
+            )
+            return
         options: PlanOptions = {
             "dtype": parse_dtype(dtype),
             "components": _words(components),
@@ -201,6 +238,7 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
+                embeddings=embeddings,
                 **options,
             )
             if dry_run:

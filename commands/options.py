@@ -196,10 +196,16 @@ def parse_rounding(rounding: str | None, seed: int | None) -> Rounding:
     return {"rounding": rounding or "nearest", "seed": seed or 0}
 
 
+def lowered(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """A name as it is known, however it is written: `Q8_0`."""
+    return value and value.lower()
+
+
 #: For a command that writes a checkpoint.
 storing_options = together(
     click.option(
         "--to",
+        callback=lowered,
         metavar="STORAGE",
         help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
         "fp8_e5m2_scaled, int8, mxfp8, nvfp4 or fp8_legacy; fp8 has none; as bitsandbytes does: nf4 or fp4; or into a GGUF file, which holds the diffusion model alone: q8_0, "

@@ -46,6 +46,16 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "Control-LoRAs",
+        "Of a ControlNet and the checkpoint that it was made from, and the ControlNet of it again: "
+        "[what they are](control_loras.md).",
+        (
+            *("plan_control_file", "extract_control_file", "preview_control", "ControlOptions"),
+            *("ControlPlan", "is_control_lora", "plan_control_bake_file", "bake_control_file"),
+            "preview_control_bake",
+        ),
+    ),
+    (
         "Edit adapters",
         "From the factors alone; nothing large is decomposed. Rules are those of above, and budgets for all layers "
         'together: `"size=50MB"`, `"mean=16"`, `"total_error=0.1"`.',
@@ -164,6 +174,7 @@ INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle", "tensors", "wanted", "gguf", "outside"},
+    "ControlPlan": {"own"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},

@@ -63,6 +63,19 @@ if TYPE_CHECKING:
     from .operations.bake.file import bake_file, plan_bake_file
     from .operations.bake.plan import BakePlan, plan_bake
     from .operations.bake.preview import preview_bake
+    from .operations.control.bake import (
+        bake_control_file,
+        is_control_lora,
+        plan_control_bake_file,
+        preview_control_bake,
+    )
+    from .operations.control.file import extract_control_file
+    from .operations.control.plan import (
+        ControlOptions,
+        ControlPlan,
+        plan_control_file,
+        preview_control,
+    )
     from .operations.convert.convert import convert
     from .operations.convert.file import convert_file
     from .operations.convert.plan import ConvertOptions, plan_convert_file
@@ -123,6 +136,8 @@ __all__ = [
     "Budget",
     "CheckpointComparison",
     "Comparison",
+    "ControlOptions",
+    "ControlPlan",
     "Convention",
     "ConvertOptions",
     "Described",
@@ -195,6 +210,7 @@ __all__ = [
     "architecture_named",
     "as_toml",
     "bake",
+    "bake_control_file",
     "bake_file",
     "collect",
     "compare",
@@ -210,10 +226,12 @@ __all__ = [
     "eject",
     "enable",
     "extract",
+    "extract_control_file",
     "extract_file",
     "extract_files",
     "find_files",
     "inject",
+    "is_control_lora",
     "lint",
     "merge",
     "merge_file",
@@ -228,6 +246,8 @@ __all__ = [
     "plan_add_files",
     "plan_bake",
     "plan_bake_file",
+    "plan_control_bake_file",
+    "plan_control_file",
     "plan_convert_file",
     "plan_extraction",
     "plan_file",
@@ -238,6 +258,8 @@ __all__ = [
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
+    "preview_control",
+    "preview_control_bake",
     "preview_extraction",
     "preview_files",
     "preview_merge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,6 +45,8 @@ class LayerReport:
             those that are written, after rounding.
         rounding: What of that difference is the rounding of storage; None where that was not asked.
         sweeps: How many rounds the iteration took that found the layer; None for what needs none.
+        search: In which numbers its directions were searched, `bfloat16` or `float32`, before they were finished in
+            float32; None where nothing was searched, because the truncation is exact.
     """
 
     target: str
@@ -55,6 +58,7 @@ class LayerReport:
     residual: float
     rounding: Rounding | None = field(default=None, kw_only=True)
     sweeps: int | None = field(default=None, kw_only=True)
+    search: str | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
@@ -81,6 +85,8 @@ class LayerReport:
             del found["rounding"]
         elif self.estimated_error is not None:
             found["estimated_error"] = self.estimated_error
+        if self.search is None:
+            del found["search"]
         return found
 
 
@@ -157,6 +163,11 @@ class Report:
         return noise / math.fsum(one.norm**2 for one in known) if known else None
 
     @property
+    def searches(self) -> dict[str, int]:
+        """How many layers were searched in which numbers; those that are exact are not among them."""
+        return dict(sorted(Counter(one.search for one in self.layers if one.search).items()))
+
+    @property
     def left_out(self) -> float:
         """Share of the squared change of everything paired that is in `skips`."""
         lost = math.fsum(skip.norm**2 for skip in self.skips)
@@ -185,6 +196,7 @@ class Report:
             "error": self.error,
             **{name: value for name, value in told.items() if value is not None},
             "energy": self.energy,
+            **({"searches": self.searches} if self.searches else {}),
             "components": self.components(),
             "left_out": self.left_out,
             "seconds": self.seconds,

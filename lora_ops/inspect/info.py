@@ -66,7 +66,7 @@ class Info:
         name: The file, as the source calls it.
         kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, ControlNet,
             embedding, upscaler, …, unknown.
-        format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
+        format: Of an adapter: kohya, comfy, peft, diffusers or control-lora; None for anything else.
         spelling: The program whose names the file has, if it was read under others; None if it was
             read under its own.
         architecture: Title of the model family; None where nothing tells, or several are possible.
@@ -125,7 +125,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     keys = source.keys()
     grouped = modules(keys)
     other, method = recognise(grouped), foreign_method(grouped)
-    adapter = grouped.is_adapter and other is None
+    adapter = grouped.is_adapter and (other is None or grouped.is_control)
     found = grouped.modules if adapter else {}
     named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
@@ -138,6 +138,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         architecture = recognition.certain
         possible = recognition.titles if architecture is None else ()
         kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+        kind = other.title if other else kind  # a Control-LoRA's, of which the pairs are a part
         began = special(source.metadata)
         kind += f" ({began})" if began else ""
     elif other or method:
@@ -146,7 +147,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     else:
         architecture = detect_architecture(named)
         kind = _model_kind(named, architecture)
-    parts = dict.fromkeys(keys, "other")
+    parts = dict.fromkeys(keys, "unet" if grouped.is_control else "other")
     for name, module in found.items():
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
@@ -168,7 +169,9 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         components=_components(alike),
         targets=_sorted(_target(source, one) for one in found.values()),
         ranks=_sorted(inner_size(source, one) for one in lora.values()),
-        alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
+        alphas={}  # in a Control-LoRA there are none
+        if grouped.is_control
+        else _sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(
             (scaled.get(key) or source.element(key).title for key in keys)

@@ -76,10 +76,25 @@ def _keys(parameter: Parameter) -> Iterator[str]:
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
     """Read a parameter as the model has it: its rows of a fused tensor, the right way round, joined."""
-    tensor = _joined(source, parameter) if parameter.pieces else source.tensor(parameter.key)
-    if parameter.rows is not None:
-        tensor = tensor[slice(*parameter.rows)]
+    if parameter.pieces:
+        tensor = _joined(source, parameter)[slice(*parameter.rows or (None,))]
+    else:
+        tensor = _stored(source, parameter)
     return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def _stored(source: TensorSource, parameter: Parameter) -> Tensor:
+    """The tensor of a parameter, or those of its rows that are asked for."""
+    key = parameter.key
+    if parameter.rows is None:
+        return source.tensor(key)
+    first, last = parameter.rows
+    if not source.has_ranges(key):
+        return source.tensor(key)[first:last]
+    row = source.shape(key)[1:]
+    rows = torch.empty((last - first, *row), dtype=source.dtype(key))
+    source.read_into(key, first * math.prod(row), rows)
+    return rows
 
 
 def _joined(source: TensorSource, parameter: Parameter) -> Tensor:

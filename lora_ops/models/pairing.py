@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -118,6 +118,7 @@ def pair(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_partial: bool = False,
+    named: Callable[[TensorSource], Mapping[str, Parameter]] = parameters,
 ) -> Pairing:
     """Match the parameters of two checkpoints by canonical name.
 
@@ -129,6 +130,7 @@ def pair(
         include: Shell patterns on targets; a candidate must fit one, if there are any.
         exclude: Shell patterns on targets; a candidate must fit none.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        named: Gives the parameters of each by name.
 
     Raises:
         TargetMismatchError: Too few weights match; the message lists some, with the nearest names.
@@ -136,7 +138,7 @@ def pair(
         FormatError: A weight is not stored as floating point numbers, or with scales.
         ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
-    ours, theirs = parameters(base), parameters(tuned)
+    ours, theirs = named(base), named(tuned)
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
     right = {name: p for name, p in theirs.items() if p.component in wanted}

@@ -8,7 +8,7 @@ from ..form.schema import lora_output, report_output, reported, rule_of, schema
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io
-from .extraction import extracted, extraction_inputs, partial_input
+from .extraction import extracted, extraction_inputs, kind_inputs, partial_input
 
 if TYPE_CHECKING:
     from ..host.model_source import ModelSource, NoModel
@@ -45,6 +45,7 @@ class ExtractLora(io.ComfyNode):
                     "with the models.",
                 ),
                 partial_input(),
+                *kind_inputs(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
@@ -64,6 +65,8 @@ class ExtractLora(io.ComfyNode):
         base: Any = None,
         tuned_clip: Any = None,
         base_clip: Any = None,
+        kind: str = "lora",
+        factor: int = -1,
     ) -> io.NodeOutput:
         """Extract it.
 
@@ -90,6 +93,8 @@ class ExtractLora(io.ComfyNode):
             allow_partial=allow_partial,
             dtype=dtype,
             format=format,
+            kind=kind,
+            factor=factor,
         )
         return reported(report, lora)
 

@@ -14,7 +14,7 @@ CATEGORY = "model/lorakit"
 GROUPS = {
     "loaders": ("LoadLora", "LoraLoader", "ApplyLora", "StackToLora", "LoraToStack"),
     "edit": ("AddLoras", "ScaleLora", "ResizeLora", "ResizeFile", "ConvertLora", "EditMetadata"),
-    "extract": ("ExtractLora", "ExtractLoraFromFiles", "ExtractAndSave"),
+    "extract": ("ExtractLora", "ExtractLoraFromFiles", "ExtractAndSave", "ExtractControlLora"),
     "blocks": ("BlockWeights", "BlockSweep"),
     "merging": (
         "MergeCheckpoints",

@@ -26,6 +26,7 @@ NODES = {
 #: The input for each parameter that a message may name.
 INPUTS = {
     **{name: name for name in ("allow_other", "allow_partial", "base", "dtype", "exclude")},
+    "factor": "factor",
     **{name: name for name in ("force", "format", "full_differences", "reference", "where")},
     "architecture": "reference",
     "memory": "memory",

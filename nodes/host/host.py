@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
+CONTROLNETS = "controlnet"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
 

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from lorakit.lora_ops.files import QuantisedSource, open_source, refuse_quantised
 from lorakit.lora_ops.models.parameters import parameters
+from lorakit.lora_ops.source import DictSource
 
 MODEL = tiny()
 FILE = Path(__file__).parents[1] / "helpers" / "data" / "deepcompressor-69f3473.safetensors"
@@ -83,6 +84,55 @@ def test_qwen_image_has_the_same_layers(tmp_path: Path) -> None:
     with opened(renamed(written(MODEL, layers, later=True)), tmp_path) as source:
         assert sorted(source.keys()) == sorted(exact)
         assert all(off(source.tensor(key), one) <= FLOAT32 for key, one in exact.items())
+
+
+Z_NAMES = {"attn.to_qkv": "attention.to_qkv", "attn.to_out.0": "attention.to_out.0"}
+Z_NAMES |= {"ff.net.0.proj": "feed_forward.net.0.proj", "ff.net.2": "feed_forward.net.2"}
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["zeros", "biases"])
+@pytest.mark.parametrize("floats", [False, True], ids=["int4", "nvfp4"])
+def test_z_image_gates_the_other_half(floats: bool, biased: bool, tmp_path: Path) -> None:
+    """Its MLP as diffusers' SwiGLU, for which Nunchaku changes it; what is not quantised is fused, too."""
+    layers = quantised(MODEL, floats)
+    stored, exact = written(MODEL, layers, later=True), truth(MODEL, layers)
+    tensors: dict[str, Tensor] = {}
+    for old, new in Z_NAMES.items():
+        for key in [key for key in stored if key.startswith(f"{FIRST}.{old}.")]:
+            tensor = stored[key] if biased or not key.endswith("bias") else 0 * stored[key]
+            tensors[f"layers.3.{new}.{key.rpartition('.')[2]}"] = tensor
+    plain = {name: MODEL[f"{FIRST}.ff.{name}.weight"] for name in ("net.0.proj", "net.2")}
+    tensors |= {f"noise_refiner.0.feed_forward.{k}.weight": t for k, t in plain.items()}
+    x = torch.randn(5, WIDTH).double()
+    with opened(tensors, tmp_path) as source:
+        keys = list(source.keys())
+        parts = [f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+        ff = [f"feed_forward.w{i}.weight" for i in (1, 2, 3)]
+        wanted = {f"layers.3.{part}" for part in (*(f"{part}.weight" for part in parts), *ff)}
+        wanted |= {f"noise_refiner.0.{part}" for part in ff}
+        biases = {key for key in keys if key.endswith("bias")}
+        assert {*keys} - biases == wanted
+        assert len(biases) == 7 * biased
+        for block, made in (
+            ("layers.3", [exact[f"{FIRST}.ff.{name}.weight"] for name in plain]),
+            ("noise_refiner.0", [tensor.double() for tensor in plain.values()]),
+        ):
+            hidden, gate = (x @ made[0].T).chunk(2, dim=-1)
+            w1, w2, w3 = (
+                source.tensor(f"{block}.feed_forward.w{i}.weight").double() for i in (1, 2, 3)
+            )
+            does = (hidden * functional.silu(gate)) @ made[1][:, : 2 * WIDTH].T
+            found = (functional.silu(x @ w1.T) * (x @ w3.T)) @ w2[:, : 2 * WIDTH].T
+            assert off(found, does) <= 2 * FLOAT32
+            assert w2.shape == (WIDTH, 4 * WIDTH)
+        value = exact[f"{FIRST}.attn.to_v.weight"]
+        assert off(source.tensor("layers.3.attention.to_v.weight"), value) <= FLOAT32
+        if biased:
+            bias = next(o for o in layers if o.names[1] == "ff.net.2").stored_bias.double()
+            assert torch.equal(source.tensor("layers.3.feed_forward.w2.bias").double(), bias)
+        part = "noise_refiner.0.feed_forward.w1.weight"
+        assert source.storage(part) == "bf16, fused"
+        assert torch.equal(source.grid(part, w1), DictSource({"a": w1.bfloat16()}).grid("a", w1))
 
 
 def given(layer: str, part: str) -> Tensor:

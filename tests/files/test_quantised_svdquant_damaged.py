@@ -112,8 +112,8 @@ def test_half_of_a_layer(tmp_path: Path) -> None:
     [
         "transformer_blocks.0.attn.qkv_proj",  # SANA
         "transformer_blocks.0.cross_attn.q_linear",
-        "layers.3.attention.to_qkv",  # Z-Image
-        "noise_refiner.0.feed_forward.net.2",
+        "layers.3.attention.to_k",  # Z-Image, but for what is fused
+        "noise_refiner.0.feed_forward.w2",
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_qkv",  # SDXL
         "single_transformer_blocks.0.attn.to_qkv_mlp_proj",  # Flux.2
         "single_transformer_blocks.0.norm1.linear",
@@ -128,7 +128,9 @@ def test_other_models(layer: str, tmp_path: Path) -> None:
     save_file(stored, tmp_path / "a.safetensors")
     with open_source(tmp_path / "a.safetensors") as source:
         assert quantisation(source) == "SVDQuant"
-        with pytest.raises(QuantisedError, match=rf"`{layer}`.*Flux\.1 and Qwen-Image are read"):
+        with pytest.raises(
+            QuantisedError, match=rf"`{layer}`.*Flux\.1, Qwen-Image and Z-Image are read"
+        ):
             refuse_quantised(source)
 
 

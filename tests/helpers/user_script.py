@@ -23,6 +23,8 @@ from lorakit.lora_ops import (
     Budget,
     CheckpointComparison,
     Comparison,
+    ControlOptions,
+    ControlPlan,
     Convention,
     ConvertOptions,
     Described,
@@ -95,6 +97,7 @@ from lorakit.lora_ops import (
     architecture_named,
     as_toml,
     bake,
+    bake_control_file,
     bake_file,
     collect,
     compare,
@@ -110,10 +113,12 @@ from lorakit.lora_ops import (
     eject,
     enable,
     extract,
+    extract_control_file,
     extract_file,
     extract_files,
     find_files,
     inject,
+    is_control_lora,
     lint,
     merge,
     merge_file,
@@ -128,6 +133,8 @@ from lorakit.lora_ops import (
     plan_add_files,
     plan_bake,
     plan_bake_file,
+    plan_control_bake_file,
+    plan_control_file,
     plan_convert_file,
     plan_extraction,
     plan_file,
@@ -138,6 +145,8 @@ from lorakit.lora_ops import (
     plan_resize_file,
     plan_scale_file,
     preview_bake,
+    preview_control,
+    preview_control_bake,
     preview_extraction,
     preview_files,
     preview_merge,
@@ -293,6 +302,27 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert all(one.cosine > 0.9 for one in alike)
 
 
+def controlling(folder: Path) -> None:
+    """Make a Control-LoRA of a ControlNet of two layers, and the ControlNet of it again."""
+    shared = {"input_blocks.0.0.weight": torch.eye(8).reshape(8, 2, 2, 2)}
+    own = ("input_hint_block.0.weight", "zero_convs.0.0.weight", "middle_block_out.0.weight")
+    parts = {name: torch.ones(4, 4, 1, 1) for name in own}
+    base = MemoryFile("base", {f"diffusion_model.{name}": one for name, one in shared.items()})
+    net = MemoryFile("net", {**{name: 2 * one for name, one in shared.items()}, **parts})
+    options: ControlOptions = {"dtype": torch.float32}
+    plan: ControlPlan = plan_control_file(base, net, 8, **options)
+    made = MemoryFile("made")
+    assert extract_control_file(plan, base, net, made).error < 1e-6
+    assert is_control_lora(made)
+    output = folder / "net.safetensors"
+    again: BakePlan = plan_control_bake_file(base, made, output=output)
+    previews = [preview_control(plan, output), preview_control_bake(again, base, output)]
+    assert all(one.layers for one in previews)
+    bake_control_file(again, base, made, output)
+    with open_source(output) as back:
+        assert back.keys() == list(net.keys())
+
+
 def storing(checkpoint: FileSource, output: Path) -> None:
     """Write a checkpoint with scales."""
     plan: RequantisePlan = plan_requantise_file(checkpoint, "int8", output=output)
@@ -409,6 +439,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            controlling(room)
             storing(base, room / "stored.safetensors")
             merging(base, tuned, room)
             looking(lora)

@@ -188,3 +188,15 @@ def test_info_and_report_tell_one_number_of_bits(files: tuple[Path, Path], tmp_p
         (told,) = (line for line in said.splitlines() if "bits per weight" in line)
         shown = lorakit_here("info", output).out
         assert f"{told.split()[1]} per weight, scales included" in shown
+
+
+def test_a_storage_is_named_and_known(files: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    for name in ("", "fp16", "q3_k"):
+        done = lorakit_here("requantise", files[0], "--to", name, "-o", output)
+        assert done.status == 2
+        assert f"the storage `{name}` is unknown: fp8_scaled" in done.err
+        assert not output.exists()
+    assert lorakit_here("requantise", files[0], "--to", "INT8", "-o", output).status == 0
+    with open_source(output) as source:
+        assert source.storage(f"{STORED[0]}.weight") == "int8"

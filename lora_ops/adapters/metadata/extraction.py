@@ -77,6 +77,9 @@ def extraction_metadata(
         "lorakit.tuned": tuned.name,
         **measured(report),
     }
+    if report.searches:
+        told = (f"{dtype} {count}" for dtype, count in report.searches.items())
+        found["lorakit.search"] = ", ".join(told)
     for side, file in (("base", base), ("tuned", tuned)):
         if file.sha256:
             found[f"lorakit.{side}_sha256"] = file.sha256

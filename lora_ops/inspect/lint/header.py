@@ -36,7 +36,9 @@ def same_format(file: Subject, suffix: str = "mended", **options: str) -> str:
 def _alphas(file: Subject) -> Iterator[Finding]:
     scaled = [part for part in file.parts if part.kind in _SCALED and part.rank]
     without = [part.name for part in scaled if "alpha" not in part.keys]
-    if scaled and len(without) == len(scaled) and all(part.scale == 1 for part in scaled):
+    if file.is_control:
+        pass  # whose factors have no alpha, and no scale
+    elif scaled and len(without) == len(scaled) and all(part.scale == 1 for part in scaled):
         yield finding("alpha-missing", "no layer has an alpha: all have scale 1")
     elif without and len(without) < len(scaled):
         yield finding(
@@ -87,11 +89,11 @@ def _layers(file: Subject) -> Iterator[Finding]:
             else _message(parts[0].trouble)
         )
         yield finding(code, message, [part.name for part in parts], _CURES.get(code, _UNREADABLE))
-    if file.extras:
+    if file.strange:
         yield finding(
             "keys-left-over",
-            f"{counted(len(file.extras), 'key')} of no layer; lorakit carries them",
-            file.extras,
+            f"{counted(len(file.strange), 'key')} of no layer; lorakit carries them",
+            file.strange,
         )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...adapters.formats import (
+    BIAS,
+    CONTROL,
+    CONTROL_MARK,
     KINDS,
     ModelNames,
     Module,
@@ -86,7 +89,7 @@ class Subject:
 
     Attributes:
         source: Its tensors.
-        format: kohya, comfy, peft or diffusers: that of most modules.
+        format: kohya, comfy, peft or diffusers: that of most modules; or control-lora.
         possible: Architectures whose names it has, the likeliest first.
         doubt: Titles of the possible models, where it is in doubt which it is for.
         names: Names of the model that it is taken for.
@@ -103,6 +106,19 @@ class Subject:
     parts: tuple[Part, ...]
     extras: tuple[str, ...]
     spelling: str
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a Control-LoRA."""
+        return self.format == CONTROL.name
+
+    @property
+    def strange(self) -> tuple[str, ...]:
+        """The keys that belong to no layer; of a Control-LoRA those that are no parameters either."""
+        if not self.is_control:
+            return self.extras
+        known = (".weight", BIAS, CONTROL_MARK)
+        return tuple(key for key in self.extras if not key.endswith(known))
 
     @property
     def architecture(self) -> Architecture | None:
@@ -149,7 +165,7 @@ def subject(
         UnknownFormatError: It is no adapter file.
     """
     keys = source.keys()
-    format = detect_format(keys, source.name)
+    format = detect_format(keys, source.name, control=True)
     grouped = modules(keys)
     outline = ShapesSource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}

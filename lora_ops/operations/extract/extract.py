@@ -23,7 +23,7 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO, mean_notes
 from .kinds.table import LORA
-from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
+from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
 from .rounding import rounding_notes
 from .spending import with_ranks
@@ -86,13 +86,12 @@ def extraction_work(
     """
     pairing = plan.pairing
     candidates, rest, excluded = in_order(plan, pairing.candidates, pairing.rest, pairing.excluded)
-    left_out = NO_FACTORS if not plan.full_differences else None
     tasks = [
         *(
             Task(both, reason=RANK_ZERO) if plan.is_left_out(both) else Task(both, True)
             for both in candidates
         ),
-        *(Task(both, reason=left_out) for both in rest),
+        *(Task(both, reason=plan.why_not(both)) for both in rest),
         *(Task(both, reason=EXCLUDED) for both in excluded),
     ]
     return Work([_job(plan, task) for task in tasks], partial(_compute, plan, exact, seed))
@@ -169,6 +168,7 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         lowered = sum(
             layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
             for layer in layers
+            if layer.kind.startswith(("linear", "conv"))
         )
         if lowered:
             conv = "conv " if kernel else ""

@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ...adapters.formats import Format, Namer, encode_layer, module_namer, writable
+from ...adapters.formats import PEFT, Format, Namer, encode_layer, module_namer, writable
 from ...adapters.layers import Layer, innermost
 from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
 from ...errors import ArgumentError, MismatchError, UnsupportedLayerError
@@ -29,9 +29,12 @@ from ...run.output import Sink, Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..peft_folder import check_folder
 from ..preview import PlannedLayer, Preview
 from .extract import extraction_work, summarise
 from .kinds.table import LORA
+from .peft_file import PeftExtraction, peft_work
+from .peft_plan import PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
 from .spending import with_ranks
 
@@ -49,6 +52,7 @@ def plan_file(
     output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
+    embeddings: Literal["whole", "lora", "none"] = "whole",
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -59,7 +63,9 @@ def plan_file(
         rule: How many directions a layer gets; see `plan_extraction` for None.
         output: Where the result is to go; None: nowhere yet.
         force: Whether the output may replace a file.
-        format: comfy or kohya; that it can hold this model is checked.
+        format: comfy, kohya, or peft, which is a folder; that it can hold this model is checked.
+        embeddings: For peft, what becomes of embeddings and heads that changed: kept `whole`, as
+            `modules_to_save`; given factors, `lora`; or left out, `none`.
         **options: See `PlanOptions`.
 
     Raises:
@@ -67,13 +73,17 @@ def plan_file(
         QuantisedError: A checkpoint's numbers are stored with scales.
         MismatchError: The checkpoints do not belong together, or are one file.
     """
-    if output is not None:
+    if isinstance(output, Path) and format == PEFT.name:
+        check_folder(output, [*_paths(base), *_paths(tuned)], force=force)
+    elif output is not None:
         check_output(output, [*_paths(base), *_paths(tuned)], force=force)
     if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the base and the tuned checkpoint"
         )
+    if format == PEFT.name:
+        return plan_peft(base, tuned, rule, embeddings=embeddings, **options)
     plan = plan_extraction(base, tuned, rule, **options)
     _naming(plan, format)
     return plan
@@ -99,8 +109,8 @@ def extract_file(
         plan: From `plan_file`, of these two.
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        output: The LoRA file. One in memory is filled.
-        format: comfy or kohya.
+        output: The LoRA file, or folder of PEFT. A file in memory is filled.
+        format: comfy, kohya or peft, as the plan was made for.
         force: Whether the output may replace a file.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
@@ -117,6 +127,10 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
+    if isinstance(plan, PeftPlan) and isinstance(output, Path):
+        folder = PeftExtraction(plan, base, tuned, output, force, exact, seed, version)
+        jobs = peft_work(plan, exact=exact, seed=seed)
+        return write(folder, stream(jobs, placement, progress=progress), started=started)
     sink = ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
     plan, progress = with_ranks(
         plan,
@@ -365,7 +379,7 @@ def largest_size(plan: Plan) -> int:
         plan.form_for(both).size(both.shape, plan.most_ranks(both), plan.factor)
         for both in plan.pairing.candidates
     )
-    size = numbers * plan.element.bits // 8
+    size = numbers * plan.element.bits // 8 + plan.whole_size
     if isinstance(plan.rule, Budget) and plan.rule.kind == "size":
         return min(size, int(plan.rule.value))
     return size

@@ -16,7 +16,7 @@ from ...linalg.noise import Profile, Reading, rounding_profile, sampled_variance
 from ...linalg.ranks.standing import standing
 from ...linalg.ranks.truncation import truncated
 from ...linalg.rounding import is_rounding
-from ...linalg.storage import rounded
+from ...linalg.storage import rounded, spelled
 from ...models.differences import (
     are_floats,
     change_norm,
@@ -31,13 +31,12 @@ from ...run.job import Outcome
 from ...run.scratch import SCRATCH, Scratch
 from .formed import Formed, formed
 from .kinds.table import LORA
-from .plan import Plan
+from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 
@@ -152,7 +151,8 @@ def _cut(
     made = _layers(plan, [one.pair for one, _ in changed], [svd.factors() for svd in svds], stack)
     for (one, norm), svd, (layer, residual) in zip(changed, svds, made, strict=True):
         known = rounding_of_cut(svd, norm, one.variance, one.pair.matrix)
-        yield one.pair.target, written(one.pair, layer, norm, residual, known)
+        search = None if not svd.search or svd.search[0] is None else spelled(svd.search[0])
+        yield one.pair.target, written(one.pair, layer, norm, residual, known, search=search)
 
 
 def _denoised(
@@ -165,7 +165,8 @@ def _denoised(
         return _written(both, formed(plan, both, delta, reading, exact, seed), norm)
     rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
     ((layer, residual),) = _layers(plan, [both], [reading.best.factors(rank)], delta[None])
-    return written(both, layer, norm, residual, rounding_of_reading(reading, layer))
+    search = None if reading.search is None else spelled(reading.search)
+    return written(both, layer, norm, residual, rounding_of_reading(reading, layer), search=search)
 
 
 def _layers(
@@ -244,8 +245,13 @@ def written(
     residual: float,
     known: Rounding | None = None,
     sweeps: int | None = None,
+    search: str | None = None,
 ) -> Outcome[Layer]:
     """What becomes of a weight that is."""
-    about = (both.target, both.component, both.kind, both.shape)
-    report = LayerReport(*about, layer.rank, norm, residual, rounding=known, sweeps=sweeps)
+    report = LayerReport(
+        *(both.target, both.component, both.kind, both.shape, layer.rank, norm, residual),
+        rounding=known,
+        sweeps=sweeps,
+        search=search,
+    )
     return Outcome(both.target, layer, (report,))

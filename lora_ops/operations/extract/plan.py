@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
 from ...elements import ELEMENTS, Element, element_of, loadable
-from ...errors import ArgumentError
+from ...errors import ArgumentError, MismatchError
 from ...linalg import check_norm
 from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
 from ...linalg.ranks.rules import RankRule
+from ...models.architectures import Parameter, parameters
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
@@ -25,6 +26,8 @@ from .kinds.table import LORA, Form, form_named
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 
 #: The rank where none is given; and the most that `noise` gives a layer then: the largest in common use.
 USUAL_RANK, USUAL_MOST = 32, 128
@@ -120,6 +123,15 @@ class Plan:
         """Whether the rule gives this layer no rank at all."""
         return self.rule_for(pair).leaves_out
 
+    def why_not(self, pair: Pair) -> str | None:
+        """Why a parameter without factors is left out; None: it is kept whole."""
+        return None if self.full_differences else NO_FACTORS
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of what is kept whole, at most, as far as it is of the parts that have no factors."""
+        return 0
+
     def most_ranks(self, pair: Pair) -> int:
         """The largest rank that a layer can get."""
         rule, full = self.rule_for(pair), min(pair.matrix)
@@ -159,8 +171,23 @@ def plan_extraction(
         ArgumentError: The rule is wrong, or a pattern or a component does not exist.
         MismatchError: The checkpoints do not belong together.
     """
+    return plan_named(base, tuned, rule, parameters, options)
+
+
+def plan_named(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule | Budget | None,
+    named: Callable[[TensorSource], Mapping[str, Parameter]],
+    options: PlanOptions,
+) -> Plan:
+    """The same of checkpoints whose parameters have the names that `named` gives them."""
     for source in (base, tuned):
         check_checkpoint(source)
+    if is_controlnet(tuned) and not is_controlnet(base):
+        raise MismatchError(
+            f"{tuned.name} is a ControlNet, whose copy of the UNet no LoRA changes; extract a Control-LoRA of it"
+        )
     pairing = pair(
         base,
         tuned,
@@ -168,6 +195,7 @@ def plan_extraction(
         include=options.get("include", ()),
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
+        named=named,
     )
     asked = options.get("dtype")
     dtype = element_of(asked) if asked else _usual_dtype(tuned, pairing.candidates)

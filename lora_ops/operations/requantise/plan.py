@@ -12,7 +12,10 @@ import torch
 from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
 from ...files import FileSource
+from ...files.quantised.encoding_gguf import GGUF_TYPES
+from ...files.quantised.storages import SCHEMES
 from ...run.inputs import paths_of
+from ...text import either, plain
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.native_file import natively
@@ -95,6 +98,8 @@ def plan_requantise_file(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    if to not in (*SCHEMES, *GGUF_TYPES):
+        raise ArgumentError(f"the storage `{plain(to)}` is {either([*SCHEMES, *GGUF_TYPES])}")
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)
     is_gguf = writes_gguf(output, to, checkpoint)

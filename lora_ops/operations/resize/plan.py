@@ -96,9 +96,9 @@ def plan_resize_file(
     chosen = parse_rule(rule)
     if relative_to is not None:
         check_compares(chosen)
-    adapter = decode(source)
+    adapter = decode(source, control=True)
     if base is not None:
-        layers = decode(HeaderOnlySource(source, reads_alpha=False)).layers
+        layers = decode(HeaderOnlySource(source, reads_alpha=False), control=True).layers
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = draft_of(source, adapter, output, force, (relative_to, base))

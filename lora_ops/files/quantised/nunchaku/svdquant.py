@@ -134,7 +134,13 @@ def _of_weight(parts: Parts) -> Parts:
 
 
 def low_rank(
-    headers: Headers, layer: str, name: str = "", *, shifted: bool = False, moved: bool = False
+    headers: Headers,
+    layer: str,
+    name: str = "",
+    *,
+    shifted: bool = False,
+    moved: bool = False,
+    biased: bool = True,
 ) -> tuple[LowRank, Bias | None]:
     """The weight and the bias of a whole layer.
 
@@ -144,6 +150,7 @@ def low_rank(
         name: Of the model's layer.
         shifted: Whether it is behind GELU.
         moved: Whether its smoothing may be in the layer before.
+        biased: Whether the model's has a bias. Where not, one of zeros is none.
 
     Raises:
         QuantisedError: Its tensors are missing, of other dtypes or of shapes that do not fit.
@@ -175,33 +182,46 @@ def low_rank(
     }
     for role, key in held.items():
         headers.check(layer, key, *shapes[role])
-    beside = () if moved or "moved" not in held else (held.pop("moved"),)
+    beside = [] if moved or "moved" not in held else [held.pop("moved")]
+    if not biased:
+        biases = headers.held(layer, "bias")
+        beside += [key for key in biases if not bool(headers.source.tensor(key).any())]
     weight = LowRank(
         *(f"{name}.weight", (rows, columns), f"SVDQuant {'nvfp4' if floats else 'int4'}"),
         {"codes": codes, "scales": scales, **held},
         first=0,
         among=rows,
         floats=floats,
-        beside=beside,
+        beside=tuple(beside),
     )
-    return weight, _bias(headers, layer, name, weight if shifted and not floats else None, rows)
+    return weight, _bias(headers, layer, name, weight, shifted and not floats)
 
 
 # The parts of a weight that the codes of it do without.
 _UNUSED = ("codes", "up", "down")
 
 
-def _bias(
-    headers: Headers, layer: str, name: str, shifted: LowRank | None, rows: int
-) -> Bias | None:
+def _bias(headers: Headers, layer: str, name: str, weight: LowRank, shifted: bool) -> Bias | None:
     for key in headers.held(layer, "bias"):
+        rows = weight.shape[0]
         headers.check_floats(layer, key)
         headers.check(layer, key, (rows,))
+        if key in weight.beside:
+            continue
         parts = {"codes": key}
-        if shifted is not None:
-            parts |= {"codes of the weight": shifted.parts["codes"]}
-            parts |= {role: shifted.parts[role] for role in shifted.parts if role not in _UNUSED}
+        if shifted:
+            parts |= {"codes of the weight": weight.parts["codes"]}
+            parts |= {role: weight.parts[role] for role in weight.parts if role not in _UNUSED}
         dtype = headers.dtype(key)
-        storage = f"{storage_name(dtype)}, {'packed' if shifted is None else 'shifted'}"
-        return Bias(f"{name}.bias", (rows,), storage, parts, first=0, dtype=dtype, shifted=shifted)
+        return Bias(
+            *(
+                f"{name}.bias",
+                (rows,),
+                f"{storage_name(dtype)}, {'shifted' if shifted else 'packed'}",
+            ),
+            parts,
+            first=0,
+            dtype=dtype,
+            shifted=weight if shifted else None,
+        )
     return None

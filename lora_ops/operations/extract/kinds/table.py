@@ -25,7 +25,7 @@ def _pair_size(shape: Sequence[int], rank: int, _factor: int) -> int:
 
 
 def _dora_size(shape: Sequence[int], rank: int, _factor: int) -> int:
-    return pair_size(shape, rank) + shape[0]
+    return pair_size(shape, rank) + 2 * shape[0]  # the magnitudes are float32
 
 
 def _always(_shape: Sequence[int]) -> bool:
