@@ -153,6 +153,19 @@ def test_resize(rule: str) -> None:
     check_on_device(lambda where: resize_work(lora, Resizing(parse_rule(rule)), where))
 
 
+@pytest.mark.parametrize("rule", ["2", "energy=0.8", "ratio=3"])
+def test_a_resize_waits_for_what_it_writes(rule: str) -> None:
+    """Singular values come for a batch at once; of a layer two factors are waited for, and its error."""
+    for count in (1, 4):
+        where = DoublePlacement(DEVICE, 1, 1 << 30)
+        lora = adapter([Part("linear", seed=i, module=f"lin.{i}") for i in range(count)])
+        list(stream(resize_work(lora, Resizing(parse_rule(rule)), where), where))
+        asked = where.double.counts
+        assert asked["wait"] <= 2 + 3 * count
+        assert asked["download"] <= 1 + 2 * count
+        assert asked["eigen"] == count
+
+
 @pytest.mark.parametrize("rank", [None, "2", "energy=0.8"])
 @pytest.mark.parametrize("method", ["sum", "average", "slerp", "karcher", "energy"])
 def test_add(method: str, rank: str | None) -> None:
