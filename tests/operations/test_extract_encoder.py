@@ -26,7 +26,7 @@ def test_the_score_of_the_task_returns_with_the_rank(tmp_path: Path) -> None:
     model = task.tuned()
     model.save_pretrained(tmp_path / "tuned")
     reached = task.score(model)
-    assert reached > 0.9  # of two answers
+    assert reached > 0.9
     scores: dict[int, float] = {}
     errors: dict[int, float] = {}
     for rank in (1, 16):
@@ -36,5 +36,5 @@ def test_the_score_of_the_task_returns_with_the_rank(tmp_path: Path) -> None:
             report = extract_file(plan, base, tuned, out, format="peft")
         scores[rank], errors[rank] = task.score(loaded(out)), report.error
     assert errors[16] < errors[1]
-    assert scores[16] > reached - 0.05
-    assert scores[16] >= scores[1]
+    assert scores[1] < 0.7  # a share of it that is as good as guessing
+    assert scores[16] > 0.8
