@@ -107,6 +107,7 @@ class PeftExtraction(Sink[Layer]):
         self._saved: dict[str, None] = {}
         self._keys: set[str] = set()
         self._has_biases = False
+        self._adapted = {both.target for both in plan.pairing.candidates}
         self._experts: dict[str, dict[int, LoraLayer]] = defaultdict(dict)
         self._counts = Counter(
             expert[0]
@@ -137,7 +138,8 @@ class PeftExtraction(Sink[Layer]):
     def _room(self) -> int:
         plan = self._plan
         pairs = [*plan.pairing.candidates, *plan.pairing.rest]
-        names = [one.name for one in (*plan.pairing.candidates, *plan.pairing.rest, *plan.added)]
+        stacks = {(expert_of(one.target) or (one.target,))[0] for one in pairs}
+        names = [*stacks, *(one.name for one in plan.added), *plan.tied]
         longest = max((len(name.encode()) for name in names), default=0)
         rows = [
             (f"{ROOT}{name}{'_' * 40}", "BF16", (10**6,) * 3) for name in names for _ in range(2)
@@ -213,10 +215,8 @@ class PeftExtraction(Sink[Layer]):
         if module == own:
             self._saved[own] = None
             return ROOT + own + _WEIGHT
-        plan = self._plan
-        root = plan.model.root + module
-        adapted = {both.target for both in plan.pairing.candidates}
-        if root in adapted:
+        root = self._plan.model.root + module
+        if root in self._adapted:
             self._has_biases = True
             return f"{ROOT}{module}.base_layer{_BIAS}"
         self._saved[module] = None
