@@ -36,6 +36,7 @@ from .commands.convert import convert
 from .commands.demo import demo
 from .commands.extract import extract
 from .commands.info import info
+from .commands.later import import_torch_later
 from .commands.lint import lint
 from .commands.merge import merge
 from .commands.metadata import metadata
@@ -58,6 +59,7 @@ class _Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see `click.Group.main`."""
+        import_torch_later()
         with _seldom_collected(), _ended_in_order() as signals:
             try:
                 return super().main(*args, **kwargs)

@@ -23,6 +23,8 @@ from lorakit.lora_ops.files.quantised.blocks import Mxfp8, Nvfp4
 from lorakit.lora_ops.files.quantised.fp8 import ScaledFloat
 from lorakit.lora_ops.files.quantised.gguf import Gguf
 from lorakit.lora_ops.files.quantised.integers import Grouped, Integers
+from lorakit.lora_ops.files.quantised.nunchaku.awq import Modulation
+from lorakit.lora_ops.files.quantised.nunchaku.low_rank import LowRank
 from lorakit.lora_ops.files.quantised.storages import SCHEMES, Scheme
 from lorakit.lora_ops.files.quantised.torchao import Affine
 from lorakit.lora_ops.files.quantised.weight import QuantisedWeight
@@ -73,6 +75,13 @@ def weights() -> Iterator[tuple[str, QuantisedWeight, Parts]]:
     parts |= {"sizes": raw(N * K // 64), "nested sizes": torch.ones(N * K // 64 // 256)}
     parts |= {"nested table": torch.linspace(-1, 1, 256)}
     yield made("nf4, nested", Blocks, 64, 256, 0.0, torch.bfloat16, **parts)
+    branch = {"up": torch.ones(N, 32).bfloat16(), "down": torch.ones(K, 32).bfloat16()}
+    parts = {"codes": half, "scales": torch.ones(K // 64, N), "smooth": torch.ones(K), **branch}
+    yield made("SVDQuant int4", LowRank, 0, N, False, **parts)
+    parts |= {"scales": raw(K // 16, N).view(E4M3)}
+    yield made("SVDQuant nvfp4", LowRank, 0, N, True, **parts)
+    parts = {"codes": half.view(torch.int32), "scales": torch.ones(K // 64, N)}
+    yield made("AWQ int4", Modulation, 6, offsets=torch.ones(K // 64, N), **parts)
     for kind in TYPES.values():
         if kind.name not in PLAIN:
             blocks = raw(N, K // kind.block * kind.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,8 @@ def add(
     folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, add_files, open_source, plan_add_files
+        from ..lora_ops import Ingredient, open_source, plan_add_files
+        from ..lora_ops.operations.edit import run_edit
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
@@ -112,18 +114,17 @@ def add(
             "reference": model,
             "force": force,
         }
+        started = time.perf_counter()
+        plan = plan_add_files(ingredients, output, rule, **options)
         if dry_run:
-            plan = plan_add_files(ingredients, output, rule, **options)
             foretell(plan.preview(), json_to=json_to)
             return
         with progress_bar("adding", unit="layers") as progress:
-            report = add_files(
-                ingredients,
-                output,
-                rule,
-                placement=placement,
+            report = run_edit(
+                plan,
+                started=started,
+                placement=placement(),
                 version=__version__,
                 progress=progress,
-                **options,
             )
         tell(report, show_sum, json_to=json_to, verbose=verbose, output=output)

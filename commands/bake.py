@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .control import Ending, are_control, bake_control, refuse_beside_control
 from .options import (
     PATH,
     clear_errors,
@@ -62,6 +63,8 @@ def bake(**arguments: object) -> None:
     Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. Weights that
     CHECKPOINT stores with scales are stored so again, where that can be written; another number
     format is for all. The report says how much of each change survived the rounding.
+
+    Of a Control-LoRA alone the result is its ControlNet, whole, under native names.
     """
     _bake(1, **arguments)  # pyright: ignore[reportArgumentType]
 
@@ -111,6 +114,25 @@ def _bake(
         from .terms import parse_term
 
         terms = [parse_term(text) for text in loras]
+        if sign > 0 and are_control(terms):
+            refuse_beside_control(
+                {
+                    "a second LoRA": len(terms) > 1,
+                    "a strength": any(
+                        (term.strength, term.blocks) != (1.0, None) for term in terms
+                    ),
+                    "--where": bool(where),
+                    "--to": to is not None,
+                    "--whole": bool(whole),
+                    "--quantise": bool(quantise),
+                    "--rounding": rounding is not None,
+                    "--seed": seed is not None,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            ending = Ending(force, dry_run, verbose, json_to)
+            bake_control(checkpoint, terms[0].path, output, parse_dtype(dtype), ending)
+            return
         model = stack.enter_context(open_source(checkpoint))
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
         check_json(json_to, [path for source in (model, *opened) for path in source.paths], output)

@@ -62,7 +62,7 @@ def compare(
                     found, draw = models, partial(checkpoints_picture, stems, models)
                     show = partial(show_checkpoints, names=names)
                 else:
-                    adapters = (decode(one), decode(other))
+                    adapters = (decode(one, control=True), decode(other, control=True))
                     changes = compare_adapters(*adapters, names=names, progress=progress)
                     found, draw = changes, partial(comparison_picture, stems, changes)
         if picture is not None:

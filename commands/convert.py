@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..version import __version__
+from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
     PATH,
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["kohya", "comfy", "diffusers", "peft"]),
-    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them.  "
+    type=click.Choice(["kohya", "comfy", "diffusers", "peft", "control-lora"]),
+    help="Names in the file: as kohya's scripts, ComfyUI, diffusers or PEFT write them; control-lora of a Control-LoRA alone.  "
     "[default: those it has, if a kind is asked for]",
 )
 @click.option(
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
 @vram_option
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def convert(
@@ -113,7 +116,8 @@ def convert(
     exactly where the rank is small, else at the rank that is given, with its error.
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import convert_file, open_source, plan_convert_file
+        from ..lora_ops import open_source, plan_convert_file
+        from ..lora_ops.operations.edit import run_edit
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -139,19 +143,18 @@ def convert(
             "allow_partial": allow_partial,
             "force": force,
         }
+        started = time.perf_counter()
+        plan = plan_convert_file(source, output, format_, **options)
         if dry_run:
-            plan = plan_convert_file(source, output, format_, **options)
             foretell(plan.preview(), json_to=json_to)
             return
         with progress_bar("converting", unit="layers") as progress:
-            report = convert_file(
-                source,
-                output,
-                format_,
-                placement=placement,
+            report = run_edit(
+                plan,
+                started=started,
+                placement=placement(),
                 version=__version__,
                 progress=progress,
-                **options,
             )
         if not write_json(report.to_dict(), json_to):
             show = show_converted if to is None else show_edit

@@ -3,42 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ..version import __version__
+from .control import Ending, extract_control, refuse_beside_control
+from .extract_many import extract_each
+from .hash_cache import hash_cache_option
 from .options import (
+    BUDGETS_HELP,
     NOISE_HELP,
     PATH,
     RULES_HELP,
     clear_errors,
     device_option,
+    dora_option,
     dry_run_option,
     dtype_option,
     force_option,
     foretell,
     json_option,
-    output_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
     vram_option,
 )
 
+if TYPE_CHECKING:
+    from ..lora_ops import Convention, PlanOptions
+
 
 @click.command()
 @click.argument("base", type=PATH)
-@click.argument("tuned", type=PATH)
-@output_option
+@click.argument("tuned", type=PATH, nargs=-1, required=True)
+@click.option(
+    *("-o", "--output"),
+    type=PATH,
+    required=True,
+    help="LoRA file to write (.safetensors); of several TUNED the folder, in which each LoRA has its "
+    "TUNED's name.",
+)
 @click.option(
     *("-r", "--rank", "rule"),
-    help=f"{RULES_HELP} {NOISE_HELP}",
+    help=f"{RULES_HELP} {BUDGETS_HELP} {NOISE_HELP}",
+)
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Under a budget, compare changes as shares of the weights of BASE.  [default: as they are]",
+)
+@norm_option
+@click.option(
+    "--kind",
+    metavar="KIND",
+    default="lora",
+    help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
+    "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
+    "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
+    "was made from (BASE).  [default: lora]",
+)
+@click.option(
+    "--factor",
+    type=int,
+    default=-1,
+    help="Of a LoKr: the size that one of its two matrices is to have on either side, as LyCORIS means it; -1: "
+    "as even as can be.  [default: -1]",
 )
 @click.option(
     *("--format", "format_"),
-    type=click.Choice(["comfy", "kohya"]),
+    type=click.Choice(["comfy", "kohya", "peft"]),
     default="comfy",
-    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux.",
+    help="Names in the file: comfy loads in ComfyUI for every architecture; kohya for SD1.5, SD2, SDXL and Flux; "
+    "peft is a folder, of one model of transformers or diffusers.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(["whole", "lora", "none"]),
+    default="whole",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -58,7 +102,12 @@ from .options import (
 @click.option(
     "--full-differences",
     is_flag=True,
-    help="Keep biases, norms and embeddings too, whole (comfy format only).",
+    help="Keep biases, norms and embeddings too, whole (formats comfy and peft).",
+)
+@click.option(
+    "--auto-full",
+    is_flag=True,
+    help="Keep a layer whole where its factors would be no smaller than its difference (comfy format only).",
 )
 @click.option(
     "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
@@ -68,6 +117,7 @@ from .options import (
     is_flag=True,
     help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
 )
+@dora_option
 @device_option
 @vram_option
 @click.option(
@@ -75,21 +125,29 @@ from .options import (
 )
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def extract(
     base: Path,
-    tuned: Path,
+    tuned: tuple[Path, ...],
     output: Path,
     rule: str | None,
+    relative: bool,
+    norm: str,
+    kind: str,
+    factor: int,
     format_: str,
+    embeddings: Literal["whole", "lora", "none"],
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     full_differences: bool,
+    auto_full: bool,
     allow_partial: bool,
     exact: bool,
+    dora: Convention,
     device: str,
     vram: str | None,
     seed: int,
@@ -98,11 +156,18 @@ def extract(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write the LoRA that takes BASE closest to TUNED.
+    """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
 
-    Both may be .safetensors, a sharded *.index.json, a diffusers folder, .ckpt, .pt or .bin; full
-    checkpoints or diffusion models alone. The error that is reported is that of the file as
+    Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
+
+    With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
+    the same as if it were made alone. One that cannot be made does not stop the others, and the exit
+    status is then 1.
+
+    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
         from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
@@ -112,7 +177,59 @@ def extract(
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
-        with open_source(base) as base_source, open_source(tuned) as tuned_source:
+        if kind == "control-lora":
+            refuse_beside_control(
+                {
+                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "--relative": relative,
+                    "--factor": factor != -1,
+                    "--auto-full": auto_full,
+                    "--format": format_ != "comfy",
+                    "--components": components is not None,
+                    "--full-differences": full_differences,
+                    "--allow-partial": allow_partial,
+                }
+            )
+            extract_control(
+                *(base, tuned[0], output, rule),
+                dtype=parse_dtype(dtype),
+                include=include,
+                exclude=exclude,
+                exact=exact,
+                placement=placement(),
+                seed=seed,
+                ending=Ending(force, dry_run, verbose, json_to),
+            )
+            return
+        options: PlanOptions = {
+            "dtype": parse_dtype(dtype),
+            "components": _words(components),
+            "include": include,
+            "exclude": exclude,
+            "full_differences": full_differences,
+            "allow_partial": allow_partial,
+            "relative": relative,
+            "norm": norm,
+            "kind": kind,
+            "factor": factor,
+            "convention": dora,
+            "auto_full": auto_full,
+        }
+        first, *more = tuned
+        if more:
+            with open_source(base) as base_source:
+                extract_each(
+                    *(base_source, tuned, output, rule),
+                    {"exact": exact, "placement": placement(), "seed": seed},
+                    options,
+                    format=format_,
+                    force=force,
+                    dry_run=dry_run,
+                    verbose=verbose,
+                    json_to=json_to,
+                )
+            return
+        with open_source(base) as base_source, open_source(first) as tuned_source:
             check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
             plan = plan_file(
                 base_source,
@@ -121,12 +238,8 @@ def extract(
                 output=output,
                 force=force,
                 format=format_,
-                dtype=parse_dtype(dtype),
-                components=_words(components),
-                include=include,
-                exclude=exclude,
-                full_differences=full_differences,
-                allow_partial=allow_partial,
+                embeddings=embeddings,
+                **options,
             )
             if dry_run:
                 foretell(preview_extraction(plan, output), json_to=json_to)
@@ -140,7 +253,7 @@ def extract(
                     format=format_,
                     force=force,
                     exact=exact,
-                    placement=placement,
+                    placement=placement(),
                     seed=seed,
                     version=__version__,
                     progress=progress,

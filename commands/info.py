@@ -48,5 +48,5 @@ def _draw(source: FileSource, path: Path) -> None:
     from ..terminal.progress import progress_bar
 
     with unchanged(source), progress_bar("measuring", unit="layers") as progress:
-        found = spectra(decode(source), progress=progress)
+        found = spectra(decode(source, control=True), progress=progress)
     save_picture(inspection_picture(Path(source.name).name, found), path)

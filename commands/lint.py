@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .hash_cache import hash_cache_option
 from .options import PATH, clear_errors, json_option
 
 
@@ -23,6 +24,7 @@ from .options import PATH, clear_errors, json_option
     help="The model's that it is for, such as sdxl, flux or wan.  [default: told by the names]",
 )
 @click.option("--headers-only", is_flag=True, help="Do not read the numbers: no NaN, zeros, hash.")
+@hash_cache_option
 @json_option
 def lint(
     lora: Path,

@@ -16,8 +16,9 @@ from ..lora_ops import (
     plan_file,
     plan_merge,
 )
+from ..lora_ops.elements import DTYPES, spelled
 from ..lora_ops.files import check_output
-from ..lora_ops.linalg.storage import DTYPES
+from ..lora_ops.linalg.storage import dtype_named
 from ..lora_ops.operations.merge.components import COMPONENTS
 from ..lora_ops.operations.merge.recipes.checks import FORMATS, check
 from ..lora_ops.operations.weights.output import SHARD_SIZE, is_index
@@ -176,7 +177,7 @@ def as_lora(
         output=output,
         force=force,
         full_differences=full_differences,
-        dtype=DTYPES[name] if name else stored if stored in DTYPES.values() else None,
+        dtype=dtype_named(name) if name else stored if spelled(stored) in DTYPES.values() else None,
     )
     check_output(output, paths_of(*request.sources.values()), force=force)
     return found, plan.base, merged

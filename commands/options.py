@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import click
+
+from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +65,9 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show the plan, from headers alone; write nothing."
 )
 #: For a command that writes a result and reports it.
-result_options = together(force_option, dry_run_option, verbose_option, json_option)
+result_options = together(
+    force_option, dry_run_option, hash_cache_option, verbose_option, json_option
+)
 output_option = click.option(
     "-o", "--output", type=PATH, required=True, help="LoRA file to write (.safetensors)."
 )
@@ -94,6 +99,12 @@ BUDGETS_HELP = (
     "Or a budget over all layers, spent where it buys most: size=50MB (of the file), mean=16 (rank), "
     "total_error=0.1 (relative error of the whole)."
 )
+norm_option = click.option(
+    "--norm",
+    type=click.Choice(["spectral", "frobenius"]),
+    default="spectral",
+    help="Of those weights: the largest singular value, or the root of the sum of squares.",
+)
 dora_option = click.option(
     "--dora",
     type=click.Choice(["paper", "comfy"]),
@@ -124,23 +135,25 @@ vram_option = click.option(
 placement_options = together(device_option, vram_option)
 
 
-#: Which weights --to is for.
-patterns_options = together(
-    click.option(
-        "--whole",
-        metavar="PATTERN",
-        multiple=True,
-        help="Of the weights that would be written with scales, keep these whole, by the model's own "
-        "names: 'double_blocks.0.*'. May be repeated.",
-    ),
-    click.option(
-        "--quantise",
-        metavar="PATTERN",
-        multiple=True,
-        help="Of those that --to usually leaves whole, write these with scales, too: 'final_layer.*'. May "
-        "be repeated; --whole goes before it.",
-    ),
-)
+def patterns_options(*more: str) -> Decorator:
+    """The options --whole, which may have `more` names, and --quantise: which weights --to is for."""
+    return together(
+        click.option(
+            "--whole",
+            *more,
+            metavar="PATTERN",
+            multiple=True,
+            help="Of the weights that would be written with scales, keep these whole, by the model's own "
+            "names: 'double_blocks.0.*'. May be repeated.",
+        ),
+        click.option(
+            "--quantise",
+            metavar="PATTERN",
+            multiple=True,
+            help="Of those that --to usually leaves whole, write these with scales, too: 'final_layer.*'. May "
+            "be repeated; --whole goes before it.",
+        ),
+    )
 
 
 _OR_THE_RECIPES = ", or the recipe's"
@@ -183,17 +196,23 @@ def parse_rounding(rounding: str | None, seed: int | None) -> Rounding:
     return {"rounding": rounding or "nearest", "seed": seed or 0}
 
 
+def lowered(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """A name as it is known, however it is written: `Q8_0`."""
+    return value and value.lower()
+
+
 #: For a command that writes a checkpoint.
 storing_options = together(
     click.option(
         "--to",
+        callback=lowered,
         metavar="STORAGE",
         help="Write the diffusion model's matrices with scales, as ComfyUI loads them: fp8_scaled, "
         "fp8_e5m2_scaled, int8, mxfp8, nvfp4 or fp8_legacy; fp8 has none; as bitsandbytes does: nf4 or fp4; or into a GGUF file, which holds the diffusion model alone: q8_0, "
         "q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32. First and last layers, embeddings and norms stay whole.  "
         "[default: as they are stored]",
     ),
-    patterns_options,
+    patterns_options(),
 )
 
 
@@ -208,17 +227,27 @@ def dtype_option(default: str, what: str = "factors") -> Decorator:
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """The dtype that the option names."""
-    from ..lora_ops.linalg.storage import DTYPES
+    from ..lora_ops.linalg.storage import dtype_named
 
-    return DTYPES[name] if name else None
+    return dtype_named(name) if name else None
 
 
-def parse_placement(device: str, vram: str | None) -> Placement:
-    """Where to compute, from --device and --vram."""
+def parse_placement(device: str, vram: str | None) -> Callable[[], Placement]:
+    """What says where to compute, from --device and --vram, once the work begins.
+
+    A device that is named is looked for now, as it may not be there; auto always is.
+
+    Raises:
+        ArgumentError: There is no such device, or the size is none.
+    """
     from ..lora_ops import place
     from ..lora_ops.text import parse_size
 
-    return place(device, memory=parse_size(vram) if vram is not None else None)
+    find = partial(place, device, memory=None if vram is None else parse_size(vram))
+    if device == "auto" and vram is None:
+        return find
+    found = find()
+    return lambda: found
 
 
 def check_picture(path: Path | None, inputs: Iterable[Path]) -> None:

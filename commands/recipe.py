@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .hash_cache import hash_cache_option
 from .options import PATH, clear_errors, force_option, json_option, tell
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ MERGED = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
     "-o", "--output", type=PATH, help="Write the recipe there (.toml).  [default: stdout]"
 )
 @force_option
+@hash_cache_option
 @json_option
 def recipe(
     file: Path,

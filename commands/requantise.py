@@ -12,6 +12,7 @@ from .options import (
     clear_errors,
     dtype_option,
     foretell,
+    lowered,
     parse_dtype,
     parse_rounding,
     patterns_options,
@@ -31,12 +32,13 @@ from .options import (
 )
 @click.option(
     "--to",
+    callback=lowered,
     metavar="STORAGE",
     required=True,
     help="How: fp8_scaled, fp8_e5m2_scaled, int8, mxfp8, nvfp4, nf4, fp4, fp8_legacy or fp8; for GGUF q8_0, q5_1, q5_0, q4_1, q4_0, bf16, "
     "f16 or f32. docs/quantised.md has what they are.",
 )
-@patterns_options
+@patterns_options("--keep")
 @rounding_options("")
 @dtype_option("as MODEL stores them; matrices with scales: bf16", "weights that are not written so")
 @result_options

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..version import __version__
+from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
     PATH,
@@ -23,6 +25,7 @@ from .options import (
     force_option,
     foretell,
     json_option,
+    norm_option,
     parse_dtype,
     parse_placement,
     verbose_option,
@@ -61,12 +64,7 @@ if TYPE_CHECKING:
     help="Under a budget, compare changes as shares of the weights that they change.  "
     "[default: as they are]",
 )
-@click.option(
-    "--norm",
-    type=click.Choice(["spectral", "frobenius"]),
-    default="spectral",
-    help="Of those weights: the largest singular value, or the root of the sum of squares.",
-)
+@norm_option
 @base_option
 @dora_option
 @exact_option
@@ -74,6 +72,7 @@ if TYPE_CHECKING:
 @vram_option
 @force_option
 @dry_run_option
+@hash_cache_option
 @verbose_option
 @json_option
 def resize(
@@ -102,8 +101,9 @@ def resize(
     cannot be does not stop the others, and the exit status is then 1.
     """
     with clear_errors():
-        from ..lora_ops import open_source, plan_resize_file, resize_file
+        from ..lora_ops import open_source, plan_resize_file
         from ..lora_ops.files import is_peft_folder
+        from ..lora_ops.operations.edit import run_edit
         from ..lora_ops.operations.folder import edit_folder, preview_folder
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
@@ -134,15 +134,15 @@ def resize(
                 return plan_resize_file(source, to, rule, **options).preview()
 
             def edit(source: FileSource, to: Path) -> Report:
+                started = time.perf_counter()
+                plan = plan_resize_file(source, to, rule, **options)
                 with progress_bar("resizing", unit="layers") as progress:
-                    return resize_file(
-                        source,
-                        to,
-                        rule,
-                        placement=placement,
+                    return run_edit(
+                        plan,
+                        started=started,
+                        placement=placement(),
                         version=__version__,
                         progress=progress,
-                        **options,
                     )
 
             if lora.is_dir() and not is_peft_folder(lora):

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, clear_errors, dora_option, json_option, verbose_option
+from .hash_cache import hash_cache_option
+from .options import (
+    PATH,
+    clear_errors,
+    dora_option,
+    json_option,
+    verbose_option,
+)
 
 if TYPE_CHECKING:
     from ..lora_ops import Convention
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Go on where BASE or TUNED is another file than LORA records.",
 )
+@hash_cache_option
 @verbose_option
 @json_option
 def verify(

@@ -32,7 +32,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
                 "LoraLayer",
                 "FullLayer",
             ),
-            *("TensorSource", "DictSource", "FileSource", "MemoryFile", "Output"),
+            *("TensorSource", "Element", "DictSource", "FileSource", "MemoryFile", "Output"),
         ),
     ),
     (
@@ -40,8 +40,19 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "From two checkpoints; `verify` measures any LoRA against them. A rule is a number or text, such as "
         '`"energy=0.9,max=64,conv=8"`: [all of them](../README.md#ranks).',
         (
-            *("extract", "plan_file", "extract_file", "verify", "plan_extraction", "PlanOptions"),
-            *("preview_extraction", "Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
+            *("extract", "plan_file", "extract_file", "extract_files", "verify"),
+            *("plan_extraction", "PlanOptions", "preview_extraction", "preview_files"),
+            *("Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
+        ),
+    ),
+    (
+        "Control-LoRAs",
+        "Of a ControlNet and the checkpoint that it was made from, and the ControlNet of it again: "
+        "[what they are](control_loras.md).",
+        (
+            *("plan_control_file", "extract_control_file", "preview_control", "ControlOptions"),
+            *("ControlPlan", "is_control_lora", "plan_control_bake_file", "bake_control_file"),
+            "preview_control_bake",
         ),
     ),
     (
@@ -163,6 +174,7 @@ INNER = {
     **dict.fromkeys(("Layer", "FullLayer", "LoraLayer"), _OF_LAYERS),
     "Architecture": {field.name for field in fields(Architecture)} - {"name", "title"},
     "BakePlan": {"changes", "lost", "idle", "tensors", "wanted", "gguf", "outside"},
+    "ControlPlan": {"own"},
     "EditPlan": {"draft", "work", "describe", "foresee", "told", "notes", "ahead"},
     "FileSource": {"stamps", "parts", "own_key", "copy_into"},
     "Ingredient": {"record"},

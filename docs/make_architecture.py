@@ -17,7 +17,7 @@ PARTS = ("cli", "commands", "examples", "lora_ops", "nodes", "pictures", "termin
 
 # Who may import whom: a room what stands in a row above its own, and nothing of its own row.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("lora_ops.errors", "lora_ops.spacing", "version"),
+    ("lora_ops.elements", "lora_ops.errors", "lora_ops.spacing", "version"),
     ("lora_ops.report", "lora_ops.source", "lora_ops.text"),
     ("lora_ops.files", "lora_ops.linalg"),
     ("lora_ops.run", "lora_ops.models"),

@@ -5,102 +5,125 @@ What is named here is the public Python interface: docs/api.md is made from it, 
 
 from __future__ import annotations
 
-from .adapters.adapter import Adapter
-from .adapters.edited import EditReport
-from .adapters.formats import decode
-from .adapters.layers import Convention, FullLayer, Layer, LoraLayer
-from .adapters.matching.group import Term
-from .adapters.metadata.described import Described, described, trigger_words
-from .adapters.metadata.sidecar import Sidecar, read_sidecar
-from .adapters.metadata.thumbnail import Thumbnail
-from .adapters.strengths.ingredient import Ingredient
-from .errors import (
-    ArgumentError,
-    FormatError,
-    LayerShapeError,
-    LoraOpsError,
-    MismatchError,
-    NonFiniteError,
-    QuantisedError,
-    TargetMismatchError,
-    UnknownFormatError,
-    UnsafePickleError,
-    UnsupportedLayerError,
-    WeightShapeError,
-    WriteError,
-)
-from .files import FileSource, MemoryFile, Output, open_source, read_metadata
-from .inspect.compare import Comparison, LayerComparison, compare
-from .inspect.compare_checkpoints import (
-    CheckpointComparison,
-    GroupComparison,
-    Likeness,
-    ParameterComparison,
-    compare_checkpoints,
-)
-from .inspect.info import Info, Part, describe
-from .inspect.lint import Finding, Lint, Read, Verdict, lint
-from .inspect.spectra import Spectrum, spectra
-from .inspect.verify import verify
-from .inspect.verify_merge import MergeCheck, verify_merge
-from .linalg.ranks.budgets import Budget, parse_rule
-from .linalg.ranks.rules import RankRule, parse_rank
-from .models.architectures import Architecture, architecture_named
-from .models.pairing import Pair, Pairing
-from .operations.add.add import add
-from .operations.add.file import add_files
-from .operations.add.plan import AddOptions, plan_add_files
-from .operations.bake.bake import bake
-from .operations.bake.file import bake_file, plan_bake_file
-from .operations.bake.plan import BakePlan, plan_bake
-from .operations.bake.preview import preview_bake
-from .operations.convert.convert import convert
-from .operations.convert.file import convert_file
-from .operations.convert.plan import ConvertOptions, plan_convert_file
-from .operations.convert.save import save_adapter
-from .operations.edit import EditPlan
-from .operations.extract.extract import extract
-from .operations.extract.file import extract_file, plan_file, preview_extraction
-from .operations.extract.plan import Plan, PlanOptions, plan_extraction
-from .operations.merge.file import merge_file, plan_merge_file
-from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
-from .operations.merge.plan import MergePlan, plan_merge
-from .operations.merge.preview import preview_merge
-from .operations.merge.recipes.ancestry import Ancestor
-from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
-from .operations.merge.recipes.expression import parse_line
-from .operations.merge.recipes.find import Found, find_files
-from .operations.merge.recipes.opening import open_recipe
-from .operations.merge.recipes.recipe import Recipe, RecipeFile
-from .operations.metadata.edit import MetadataEdit, edit_metadata
-from .operations.metadata.file import MetadataReport, edit_metadata_file
-from .operations.metadata.plan import MetadataPlan, plan_metadata_file
-from .operations.preview import PlannedLayer, Preview
-from .operations.requantise.file import requantise_file
-from .operations.requantise.plan import RequantisePlan, plan_requantise_file
-from .operations.requantise.preview import preview_requantise
-from .operations.resize.file import resize_file
-from .operations.resize.plan import ResizeOptions, plan_resize_file
-from .operations.resize.resize import resize
-from .operations.scale.file import scale_file
-from .operations.scale.plan import plan_scale_file
-from .operations.scale.scale import scale
-from .operations.weights.change import BakedLayer
-from .report import LayerReport, Report, Rounding, Skip
-from .run.devices import Placement, place
-from .run.workers import Progress
-from .source import DictSource, TensorSource
-from .training import (
-    collect,
-    disable,
-    eject,
-    enable,
-    inject,
-    merge_into,
-    set_strength,
-    store_frozen,
-    unmerge,
-)
+import ast
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import SourceLoader
+
+    from .adapters.adapter import Adapter
+    from .adapters.edited import EditReport
+    from .adapters.formats import decode
+    from .adapters.layers import Convention, FullLayer, Layer, LoraLayer
+    from .adapters.matching.group import Term
+    from .adapters.metadata.described import Described, described, trigger_words
+    from .adapters.metadata.sidecar import Sidecar, read_sidecar
+    from .adapters.metadata.thumbnail import Thumbnail
+    from .adapters.strengths.ingredient import Ingredient
+    from .elements import Element
+    from .errors import (
+        ArgumentError,
+        FormatError,
+        LayerShapeError,
+        LoraOpsError,
+        MismatchError,
+        NonFiniteError,
+        QuantisedError,
+        TargetMismatchError,
+        UnknownFormatError,
+        UnsafePickleError,
+        UnsupportedLayerError,
+        WeightShapeError,
+        WriteError,
+    )
+    from .files import FileSource, MemoryFile, Output, open_source, read_metadata
+    from .inspect.compare import Comparison, LayerComparison, compare
+    from .inspect.compare_checkpoints import (
+        CheckpointComparison,
+        GroupComparison,
+        Likeness,
+        ParameterComparison,
+        compare_checkpoints,
+    )
+    from .inspect.info import Info, Part, describe
+    from .inspect.lint import Finding, Lint, Read, Verdict, lint
+    from .inspect.spectra import Spectrum, spectra
+    from .inspect.verify import verify
+    from .inspect.verify_merge import MergeCheck, verify_merge
+    from .linalg.ranks.budgets import Budget, parse_rule
+    from .linalg.ranks.rules import RankRule, parse_rank
+    from .models.architectures import Architecture, architecture_named
+    from .models.pairing import Pair, Pairing
+    from .operations.add.add import add
+    from .operations.add.file import add_files
+    from .operations.add.plan import AddOptions, plan_add_files
+    from .operations.bake.bake import bake
+    from .operations.bake.file import bake_file, plan_bake_file
+    from .operations.bake.plan import BakePlan, plan_bake
+    from .operations.bake.preview import preview_bake
+    from .operations.control.bake import (
+        bake_control_file,
+        is_control_lora,
+        plan_control_bake_file,
+        preview_control_bake,
+    )
+    from .operations.control.file import extract_control_file
+    from .operations.control.plan import (
+        ControlOptions,
+        ControlPlan,
+        plan_control_file,
+        preview_control,
+    )
+    from .operations.convert.convert import convert
+    from .operations.convert.file import convert_file
+    from .operations.convert.plan import ConvertOptions, plan_convert_file
+    from .operations.convert.save import save_adapter
+    from .operations.edit import EditPlan
+    from .operations.extract.extract import extract
+    from .operations.extract.file import extract_file, plan_file, preview_extraction
+    from .operations.extract.many import extract_files, preview_files
+    from .operations.extract.plan import Plan, PlanOptions, plan_extraction
+    from .operations.merge.file import merge_file, plan_merge_file
+    from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
+    from .operations.merge.plan import MergePlan, plan_merge
+    from .operations.merge.preview import preview_merge
+    from .operations.merge.recipes.ancestry import Ancestor
+    from .operations.merge.recipes.document import as_toml, parse_document, read_recipe
+    from .operations.merge.recipes.expression import parse_line
+    from .operations.merge.recipes.find import Found, find_files
+    from .operations.merge.recipes.opening import open_recipe
+    from .operations.merge.recipes.recipe import Recipe, RecipeFile
+    from .operations.metadata.edit import MetadataEdit, edit_metadata
+    from .operations.metadata.file import MetadataReport, edit_metadata_file
+    from .operations.metadata.plan import MetadataPlan, plan_metadata_file
+    from .operations.preview import PlannedLayer, Preview
+    from .operations.requantise.file import requantise_file
+    from .operations.requantise.plan import RequantisePlan, plan_requantise_file
+    from .operations.requantise.preview import preview_requantise
+    from .operations.resize.file import resize_file
+    from .operations.resize.plan import ResizeOptions, plan_resize_file
+    from .operations.resize.resize import resize
+    from .operations.scale.file import scale_file
+    from .operations.scale.plan import plan_scale_file
+    from .operations.scale.scale import scale
+    from .operations.weights.change import BakedLayer
+    from .report import LayerReport, Report, Rounding, Skip
+    from .run.devices import Placement, place
+    from .run.workers import Progress
+    from .source import DictSource, TensorSource
+    from .training import (
+        collect,
+        disable,
+        eject,
+        enable,
+        inject,
+        merge_into,
+        set_strength,
+        store_frozen,
+        unmerge,
+    )
 
 __all__ = [
     "Adapter",
@@ -113,12 +136,15 @@ __all__ = [
     "Budget",
     "CheckpointComparison",
     "Comparison",
+    "ControlOptions",
+    "ControlPlan",
     "Convention",
     "ConvertOptions",
     "Described",
     "DictSource",
     "EditPlan",
     "EditReport",
+    "Element",
     "FileSource",
     "Finding",
     "FormatError",
@@ -184,6 +210,7 @@ __all__ = [
     "architecture_named",
     "as_toml",
     "bake",
+    "bake_control_file",
     "bake_file",
     "collect",
     "compare",
@@ -199,9 +226,12 @@ __all__ = [
     "eject",
     "enable",
     "extract",
+    "extract_control_file",
     "extract_file",
+    "extract_files",
     "find_files",
     "inject",
+    "is_control_lora",
     "lint",
     "merge",
     "merge_file",
@@ -216,6 +246,8 @@ __all__ = [
     "plan_add_files",
     "plan_bake",
     "plan_bake_file",
+    "plan_control_bake_file",
+    "plan_control_file",
     "plan_convert_file",
     "plan_extraction",
     "plan_file",
@@ -226,7 +258,10 @@ __all__ = [
     "plan_resize_file",
     "plan_scale_file",
     "preview_bake",
+    "preview_control",
+    "preview_control_bake",
     "preview_extraction",
+    "preview_files",
     "preview_merge",
     "preview_requantise",
     "read_metadata",
@@ -246,3 +281,25 @@ __all__ = [
     "verify",
     "verify_merge",
 ]
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of each name, by the imports above, which nobody runs: few programs need all, some no torch."""
+    loader = cast("SourceLoader", __loader__)
+    read = ast.walk(ast.parse(loader.get_source(__name__) or ""))
+    found = [one for one in read if isinstance(one, ast.ImportFrom) and one.level == 1]
+    return {alias.name: f".{one.module}" for one in found for alias in one.names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for."""
+    if name not in _homes():
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    found = globals()[name] = getattr(import_module(_homes()[name], __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """All that can be asked for."""
+    return sorted({*globals(), *_homes()})

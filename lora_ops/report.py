@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -43,6 +44,9 @@ class LayerReport:
         residual: Frobenius norm of the true change less that of the layer, whose numbers are
             those that are written, after rounding.
         rounding: What of that difference is the rounding of storage; None where that was not asked.
+        sweeps: How many rounds the iteration took that found the layer; None for what needs none.
+        search: In which numbers its directions were searched, `bfloat16` or `float32`, before they were finished in
+            float32; None where nothing was searched, because the truncation is exact.
     """
 
     target: str
@@ -53,6 +57,8 @@ class LayerReport:
     norm: float
     residual: float
     rounding: Rounding | None = field(default=None, kw_only=True)
+    sweeps: int | None = field(default=None, kw_only=True)
+    search: str | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
@@ -73,10 +79,14 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         found = {**asdict(self), "error": self.error, "energy": self.energy}
+        if self.sweeps is None:
+            del found["sweeps"]
         if self.rounding is None:
             del found["rounding"]
         elif self.estimated_error is not None:
             found["estimated_error"] = self.estimated_error
+        if self.search is None:
+            del found["search"]
         return found
 
 
@@ -153,6 +163,11 @@ class Report:
         return noise / math.fsum(one.norm**2 for one in known) if known else None
 
     @property
+    def searches(self) -> dict[str, int]:
+        """How many layers were searched in which numbers; those that are exact are not among them."""
+        return dict(sorted(Counter(one.search for one in self.layers if one.search).items()))
+
+    @property
     def left_out(self) -> float:
         """Share of the squared change of everything paired that is in `skips`."""
         lost = math.fsum(skip.norm**2 for skip in self.skips)
@@ -181,6 +196,7 @@ class Report:
             "error": self.error,
             **{name: value for name, value in told.items() if value is not None},
             "energy": self.energy,
+            **({"searches": self.searches} if self.searches else {}),
             "components": self.components(),
             "left_out": self.left_out,
             "seconds": self.seconds,

@@ -21,6 +21,7 @@ A source of one's own is a class of it with four methods:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -28,17 +29,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from .elements import Element, element_of
 from .spacing import spacing
-
-# Names for people; other dtypes have torch's.
-_STORAGES = {
-    "float64": "fp64",
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "float8_e4m3fn": "fp8 e4m3",
-    "float8_e5m2": "fp8 e5m2",
-}
 
 
 class TensorSource(ABC):
@@ -67,9 +59,17 @@ class TensorSource(ABC):
     def dtype(self, key: str) -> torch.dtype:
         """Dtype of one tensor, without reading its data."""
 
+    def element(self, key: str) -> Element:
+        """What the numbers of one tensor are, without torch."""
+        return element_of(self.dtype(key))
+
     def result_dtype(self, key: str) -> torch.dtype:
         """Dtype of what is made of a tensor where none is asked for: its own, if it is stored so."""
         return self.dtype(key)
+
+    def result_element(self, key: str) -> Element:
+        """The same without torch."""
+        return element_of(self.result_dtype(key))
 
     @abstractmethod
     def tensor(self, key: str) -> Tensor:
@@ -77,6 +77,14 @@ class TensorSource(ABC):
 
         Operations never write into it: it may be the source's own.
         """
+
+    def makes(self, key: str) -> bool:
+        """Whether `tensor` makes a tensor anew each time, so that whoever asked for it may write into it."""
+        return False
+
+    def number(self, key: str) -> float:
+        """Read a tensor that holds one number, such as an alpha."""
+        return float(self.tensor(key).item())
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers. Safe from several threads.
@@ -103,11 +111,11 @@ class TensorSource(ABC):
 
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored: `fp16`, `fp8 e4m3`, `int8`."""
-        return storage_name(self.dtype(key))
+        return self.element(key).storage
 
     def stored_size(self, key: str) -> int:
         """Bytes that a tensor takes where it is stored, those of its scales included."""
-        return torch.Size(self.shape(key)).numel() * self.dtype(key).itemsize
+        return math.prod(self.shape(key)) * self.element(key).bits // 8
 
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """Return how far apart the numbers that the storage can hold lie, around each value.
@@ -182,8 +190,7 @@ class DictSource(TensorSource):
 
 def storage_name(dtype: torch.dtype) -> str:
     """What people call numbers that are stored as they are: `bf16`, `fp8 e5m2`, `int64`."""
-    name = str(dtype).removeprefix("torch.")
-    return _STORAGES.get(name, name)
+    return element_of(dtype).storage
 
 
 def check_run(source: TensorSource, key: str, start: int, out: Tensor) -> None:

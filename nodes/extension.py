@@ -12,6 +12,7 @@ from .edit.resize_file import ResizeFile
 from .edit.resize_lora import ResizeLora
 from .edit.scale_lora import ScaleLora
 from .extract.extract_and_save import ExtractAndSave
+from .extract.extract_control import ExtractControlLora
 from .extract.extract_from_files import ExtractFromFiles
 from .extract.extract_lora import ExtractLora
 from .files.load_lora import LoadLora
@@ -59,6 +60,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     EditMetadata,
     BlockSweep,
     SaveModel,
+    ExtractControlLora,
 )
 
 

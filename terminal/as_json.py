@@ -60,7 +60,8 @@ def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
     if json_to is None:
         return False
     text = (
-        json.dumps(_finite(_worded(content)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(_finite(worded_report(content)), indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n"
     )
     if json_to == STDOUT:
         sys.stdout.write(text)
@@ -69,8 +70,8 @@ def write_json(content: Mapping[str, object], json_to: str | None) -> bool:
     return False
 
 
-def _worded(content: Mapping[str, object]) -> dict[str, object]:
-    """The same with what the core says in the command line's words; what files say stays."""
+def worded_report(content: Mapping[str, object]) -> dict[str, object]:
+    """Return a report with what the core says in the command line's words; what files say stays."""
     found = dict(content)
     if notes := cast("Sequence[str]", content.get("notes", ())):
         found["notes"] = [worded(note) for note in notes]

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from ..lora_ops.linalg.storage import DTYPES, spelled
+from ..lora_ops.elements import DTYPES
 from ..lora_ops.text import CALL, PARAMETER
 
 #: The option for each parameter that a message may name.
@@ -17,6 +17,8 @@ OPTIONS = {
         name: f"--{name}" for name in ("format", "quantise", "reference", "rounding", "to", "where")
     },
     "whole": "--whole",
+    "auto_full": "--auto-full",
+    "factor": "--factor",
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",
@@ -120,6 +122,6 @@ def _value(given: ast.expr) -> str:
     if isinstance(given, ast.Name):  # something that the user has
         return given.id.upper()
     if isinstance(given, ast.Attribute):  # torch.float16
-        return next((n for n, dtype in DTYPES.items() if spelled(dtype) == given.attr), given.attr)
+        return next((n for n, title in DTYPES.items() if title == given.attr), given.attr)
     value = given.value if isinstance(given, ast.Constant) else None
     return "" if value is True else shlex.quote(str(value))

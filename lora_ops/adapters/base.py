@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..errors import FormatError, NonFiniteError, UnsupportedLayerError, WeightShapeError
-from ..linalg.storage import spelled
 from ..models.architectures import Architecture, Parameter, detect, parameters
 from ..models.differences import read_parameter
 from ..source import TensorSource
@@ -132,10 +131,10 @@ def check_fit(
     plain = unpadded(layer)
     if isinstance(plain, DoraLayer):
         plain.check_magnitudes(parameter.shape)
-    dtype = checkpoint.dtype(parameter.key)
-    if not dtype.is_floating_point:
+    element = checkpoint.element(parameter.key)
+    if not element.is_floating_point:
         raise FormatError(
-            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
+            f"`{parameter.key}` is stored as {element.title}, which are no "
             "weights to add to; give the checkpoint as it was before that was done to it",
             target=parameter.target,
             path=checkpoint.name,

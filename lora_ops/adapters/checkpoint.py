@@ -35,6 +35,18 @@ def check_checkpoint(source: TensorSource, way_out: str = _WAY_OUT) -> None:
     refuse_quantised(source)
 
 
+def is_controlnet(source: TensorSource) -> bool:
+    """Whether it is a ControlNet alone; checkpoints from the training of one hold the UNet besides.
+
+    Args:
+        source: A file, of which only names are looked at.
+    """
+    keys = source.keys()
+    mark = recognise(modules(keys))
+    is_one = mark is not None and mark.title == "ControlNet"
+    return is_one and not any(key.startswith("model.diffusion_model.") for key in keys)
+
+
 def is_checkpoint(source: TensorSource) -> bool:
     """Whether `check_checkpoint` lets it pass.
 

@@ -69,7 +69,7 @@ def _recognised(layers: Mapping[str, Told], metadata: Mapping[str, str]) -> Reco
 
 def _is_told(one: Architecture, metadata: Mapping[str, str]) -> bool:
     version = metadata.get("ss_base_model_version")
-    spec = metadata.get("modelspec.architecture", "").removesuffix("/lora")
+    spec = metadata.get("modelspec.architecture", "").partition("/")[0]
     return (bool(version) and version == one.base_model_version) or (
         bool(spec) and spec == one.modelspec
     )

@@ -9,6 +9,7 @@ from .hashes import data_sha256, false_hash, file_sha256, input_sha256, recorded
 from .opening import open_source, read_metadata
 from .quantised.signs import quantisation, refuse_quantised
 from .quantised.source import QuantisedSource
+from .reading.config import model_config
 from .reading.folder import is_peft_folder, open_folder
 from .reading.gguf_file import GgufFile
 from .reading.joined import JoinedSource
@@ -57,6 +58,7 @@ __all__ = [
     "input_sha256",
     "is_folder",
     "is_peft_folder",
+    "model_config",
     "modernised",
     "move_all",
     "open_file",

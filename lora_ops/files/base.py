@@ -14,9 +14,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from ..elements import Element
 from ..errors import ArgumentError, FormatError
 from ..source import TensorSource
-from .dtypes import DTYPE_NAMES, memory_of
+from .dtypes import memory_of
 from .positional import write_at
 
 if TYPE_CHECKING:
@@ -74,10 +75,13 @@ class FileSource(TensorSource):
         """All tensor names, file by file."""
         return [list(self.keys())]
 
+    def result_element(self, key: str) -> Element:
+        """What the numbers are of what is made of a tensor where nothing is asked for."""
+        return self.element(key)
+
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""
-        dtype = self.dtype(key)
-        return DTYPE_NAMES.get(dtype, str(dtype))
+        return self.element(key).name
 
     def __enter__(self) -> Self:
         return self

@@ -1,54 +1,33 @@
-"""The dtypes a safetensors file can name, how wide they are, and what torch calls them.
-
-Names and widths: the `Dtype` enumeration of the safetensors format.
-"""
+"""What torch calls the dtypes that a safetensors file can name."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..elements import ELEMENTS
 from ..errors import ArgumentError
 
-# name in the file, bits per element, torch's name (None: torch has no such element)
-_TABLE: tuple[tuple[str, int, str | None], ...] = (
-    ("F64", 64, "float64"),
-    ("F32", 32, "float32"),
-    ("F16", 16, "float16"),
-    ("BF16", 16, "bfloat16"),
-    ("F8_E4M3", 8, "float8_e4m3fn"),
-    ("F8_E4M3FNUZ", 8, "float8_e4m3fnuz"),
-    ("F8_E5M2", 8, "float8_e5m2"),
-    ("F8_E5M2FNUZ", 8, "float8_e5m2fnuz"),
-    ("F8_E8M0", 8, "float8_e8m0fnu"),
-    ("F6_E2M3", 6, None),
-    ("F6_E3M2", 6, None),
-    ("F4", 4, None),
-    ("I64", 64, "int64"),
-    ("I32", 32, "int32"),
-    ("I16", 16, "int16"),
-    ("I8", 8, "int8"),
-    ("U64", 64, "uint64"),
-    ("U32", 32, "uint32"),
-    ("U16", 16, "uint16"),
-    ("U8", 8, "uint8"),
-    ("BOOL", 8, "bool"),
-    ("C64", 64, "complex64"),
-)
-
 #: Bits per element, by the name in the file.
-DTYPE_BITS: dict[str, int] = {name: bits for name, bits, _ in _TABLE}
+DTYPE_BITS: dict[str, int] = {one.name: one.bits for one in ELEMENTS.values()}
 
-#: torch's dtype by the name in the file. Sub-byte floats are absent, and so is what an older
-#: torch lacks (`F8_E8M0` came with 2.7).
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, torch_name)
-    for name, _, torch_name in _TABLE
-    if torch_name is not None and hasattr(torch, torch_name)
-}
 
-#: The name in the file by torch's dtype.
-DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+@cache
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """Each dtype of torch by its name in the file.
+
+    Floats narrower than a byte are absent, and so is what an older torch lacks (`F8_E8M0` came with 2.7).
+    """
+    found = {one.name: getattr(torch, one.title, None) for one in ELEMENTS.values()}
+    return {name: dtype for name, dtype in found.items() if dtype is not None}
+
+
+@cache
+def dtype_names() -> dict[torch.dtype, str]:
+    """The name in the file by torch's dtype."""
+    return {dtype: name for name, dtype in torch_dtypes().items()}
 
 
 def memory_of(tensor: Tensor) -> memoryview:
@@ -64,8 +43,8 @@ def dtype_name(dtype: torch.dtype) -> str:
         ArgumentError: the format has no name for it.
     """
     try:
-        return DTYPE_NAMES[dtype]
+        return dtype_names()[dtype]
     except KeyError:
         raise ArgumentError(
-            f"a safetensors file cannot hold {dtype}; choose one of {', '.join(sorted(DTYPE_NAMES.values()))}"
+            f"a safetensors file cannot hold {dtype}; choose one of {', '.join(sorted(torch_dtypes()))}"
         ) from None

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite, kind_of
-from ..adapters.formats import component
+from ..adapters.formats import CONTROL, component
 from ..adapters.layers import innermost
 from ..adapters.matching.align import match_adapters
 from ..adapters.matching.group import Group, Term, common_shape
+from ..errors import MismatchError
 from ..operations.add.apart import apart
 from ..operations.add.combine import stacked
 from ..run.devices import Placement
@@ -110,6 +111,8 @@ def compare(
 ) -> Comparison:
     """Compare the changes of two adapters, across naming schemes, ranks and dtypes.
 
+    Of Control-LoRAs the factors are compared, not what they hold whole.
+
     Args:
         first: The adapter that the distance is measured from.
         second: The other adapter.
@@ -117,10 +120,16 @@ def compare(
         progress: Called after each layer.
 
     Raises:
-        MismatchError: They are for different models.
+        MismatchError: They are for different models, or one is a Control-LoRA, and the other is none.
         UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
     """
+    controls = [one.format == CONTROL.name for one in (first, second)]
+    if any(controls) and not all(controls):
+        control, other = names if controls[0] else names[::-1]
+        raise MismatchError(
+            f"{control} is a Control-LoRA, which changes a ControlNet, and {other} is not; give two of a kind"
+        )
     terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
     for term in terms:
         check_not_empty(term.adapter, term.name)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
 
 from ..adapters.formats import (
     MAGNITUDES,
@@ -28,8 +26,9 @@ from ..adapters.formats import (
     title_of,
 )
 from ..adapters.model import recognised_file
+from ..elements import Element
 from ..errors import FormatError
-from ..linalg.storage import spelled
+from ..files import QuantisedSource
 from ..models.architectures import (
     Architecture,
     Parameter,
@@ -39,7 +38,7 @@ from ..models.architectures import (
 )
 from ..models.architectures import detect as detect_architecture
 from ..models.architectures import naming as naming_of
-from ..source import TensorSource, storage_name
+from ..source import TensorSource
 
 _COMPONENTS = {"unet": "diffusion model", "te": "text encoder", "vae": "VAE", "other": "other"}
 # Vectors of new words: beside an adapter under the word's name, or alone in a file.
@@ -67,7 +66,7 @@ class Info:
         name: The file, as the source calls it.
         kind: For people: LoRA adapter, DoRA adapter, checkpoint, diffusion model, VAE, ControlNet,
             embedding, upscaler, …, unknown.
-        format: Of an adapter: kohya, comfy, peft or diffusers; None for anything else.
+        format: Of an adapter: kohya, comfy, peft, diffusers or control-lora; None for anything else.
         spelling: The program whose names the file has, if it was read under others; None if it was
             read under its own.
         architecture: Title of the model family; None where nothing tells, or several are possible.
@@ -83,7 +82,8 @@ class Info:
         dtypes: Number of tensors by dtype; of those that are stored with scales, by the name of that.
         storage: Of a model with weights that are stored with scales: number of weights, of two axes or
             more, by the way in which they are stored; empty for any other.
-        bits: Of such a model: bits that one of these weights takes on average, scales included.
+        bits: Of such a model: all bits of the file's tensors, scales and what describes them included, over
+            the numbers that they stand for.
         bytes: Size of the tensors, without the header.
         metadata: The file's string map.
     """
@@ -125,7 +125,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     keys = source.keys()
     grouped = modules(keys)
     other, method = recognise(grouped), foreign_method(grouped)
-    adapter = grouped.is_adapter and other is None
+    adapter = grouped.is_adapter and (other is None or grouped.is_control)
     found = grouped.modules if adapter else {}
     named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
@@ -138,6 +138,7 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         architecture = recognition.certain
         possible = recognition.titles if architecture is None else ()
         kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+        kind = other.title if other else kind  # a Control-LoRA's, of which the pairs are a part
         began = special(source.metadata)
         kind += f" ({began})" if began else ""
     elif other or method:
@@ -146,12 +147,12 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     else:
         architecture = detect_architecture(named)
         kind = _model_kind(named, architecture)
-    parts = dict.fromkeys(keys, "other")
+    parts = dict.fromkeys(keys, "unet" if grouped.is_control else "other")
     for name, module in found.items():
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
-    alike = Counter((parts.get(key, ""), source.dtype(key), source.shape(key)) for key in keys)
+    alike = Counter((parts.get(key, ""), source.element(key), source.shape(key)) for key in keys)
     scaled = _scaled(source, named.values())
     matrices = [key for key in keys if len(source.shape(key)) >= 2] if scaled else []
     lora = {name: one for name, one in found.items() if _is_lora(source, one)}
@@ -168,18 +169,20 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         components=_components(alike),
         targets=_sorted(_target(source, one) for one in found.values()),
         ranks=_sorted(inner_size(source, one) for one in lora.values()),
-        alphas=_sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
+        alphas={}  # in a Control-LoRA there are none
+        if grouped.is_control
+        else _sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),
         embeddings=embeddings,
         dtypes=_sorted(
-            (scaled.get(key) or spelled(source.dtype(key)) for key in keys)
+            (scaled.get(key) or source.element(key).title for key in keys)
             if scaled
-            else (spelled(dtype) for _, dtype, _ in alike.elements())
+            else (element.title for _, element, _ in alike.elements())
         ),
         storage=_sorted(source.storage(key) for key in matrices),
-        bits=_bits(source, matrices),
+        bits=_bits(source) if scaled else None,
         bytes=sum(map(source.stored_size, keys))
         if scaled
-        else sum(n * math.prod(shape) * dtype.itemsize for (_, dtype, shape), n in alike.items()),
+        else sum(n * math.prod(shape) * one.bits // 8 for (_, one, shape), n in alike.items()),
         metadata=dict(source.metadata),
     )
 
@@ -187,12 +190,13 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
 def _scaled(source: TensorSource, named: Iterable[Parameter]) -> dict[str, str]:
     """How weights are stored that are not stored as what they are, by key."""
     stored = ((one.key, source.storage(one.key)) for one in named)
-    return {key: name for key, name in stored if name != storage_name(source.dtype(key))}
+    return {key: name for key, name in stored if name != source.element(key).storage}
 
 
-def _bits(source: TensorSource, keys: Sequence[str]) -> float | None:
-    numbers = sum(math.prod(source.shape(key)) for key in keys)
-    return 8 * sum(map(source.stored_size, keys)) / numbers if numbers else None
+def _bits(source: TensorSource) -> float | None:
+    file = source.original if isinstance(source, QuantisedSource) else source
+    numbers = sum(math.prod(source.shape(key)) for key in source.keys())  # noqa: SIM118
+    return 8 * sum(map(file.stored_size, file.keys())) / numbers if numbers else None
 
 
 def _embeddings(source: TensorSource, grouped: Modules) -> dict[str, tuple[int, ...]]:
@@ -242,7 +246,7 @@ def _model_kind(named: Mapping[str, Parameter], architecture: Architecture | Non
     return "checkpoint" if len(parts) > 1 else _COMPONENTS[min(parts)]
 
 
-def _components(alike: Mapping[tuple[str, torch.dtype, tuple[int, ...]], int]) -> dict[str, Part]:
+def _components(alike: Mapping[tuple[str, Element, tuple[int, ...]], int]) -> dict[str, Part]:
     """Tensors and values by component, from the counts of tensors by component, dtype and shape."""
     tensors, values = Counter[str](), Counter[str]()
     for (part, _, shape), count in alike.items():

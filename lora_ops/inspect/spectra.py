@@ -119,14 +119,16 @@ def _compute(
     if targets[0] not in bound:
         return compute(targets, placement)
     known = [(target, layers[target]) for target in targets]
-    return [Spectrum(target, layer.title, _rank(layer), None, _NOTHING) for target, layer in known]
+    return [
+        Spectrum(target, layer.title, _rank(layer), None, _nothing()) for target, layer in known
+    ]
 
 
 def _spectrum(known: PreparedLayer) -> Spectrum:
     target, layer = known.target, known.layer
     if isinstance(known, Whole):
         square = finite(frobenius(layer.delta().flatten().unsqueeze(0)).square(), target, layer)
-        return Spectrum(target, layer.title, 0, square, _NOTHING)
+        return Spectrum(target, layer.title, 0, square, _nothing())
     s = (spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu()
     return Spectrum(target, layer.title, _rank(layer), math.fsum(s.square().tolist()), s)
 
@@ -141,4 +143,6 @@ def _held(squares: Tensor, counts: Sequence[int]) -> Tensor:
     return sums[torch.tensor(counts).clamp(max=len(sums)) - 1]
 
 
-_NOTHING = torch.empty(0, dtype=torch.float64)
+def _nothing() -> Tensor:
+    """No singular values."""
+    return torch.empty(0, dtype=torch.float64)

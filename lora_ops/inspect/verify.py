@@ -27,6 +27,7 @@ from ..linalg.ranks.standing import standing
 from ..models.architectures import parameters
 from ..models.differences import Sides, change_norm, measured
 from ..models.pairing import Pair, is_candidate, nearest, pair
+from ..operations.control.bake import as_pair, is_control_lora
 from ..operations.extract.layer import NO_FACTORS, UNCHANGED
 from ..operations.extract.plan import USUAL_MOST
 from ..operations.extract.rounding import rounding_left
@@ -58,7 +59,8 @@ def verify(
     Args:
         base: The checkpoint that the adapter is applied to.
         tuned: The checkpoint that it is to reach.
-        lora: The adapter, of any naming that the base's targets can be found under.
+        lora: The adapter, of any naming that the base's targets can be found under; or the Control-LoRA of
+            the ControlNet that is then given as `tuned`, all three as files.
         strength: The user's factor.
         convention: How to read kinds on which programs differ; see docs/kinds.md.
         allow_other: Go on where base or tuned are other files than the adapter records: a note.
@@ -82,8 +84,9 @@ def verify(
     started = time.perf_counter()
     if not math.isfinite(strength):
         raise ArgumentError(f"strength {strength}: give a finite number, such as 0.8 or -1")
+    sides = as_pair(base, tuned, lora) if is_control_lora(lora) else (base, tuned, lora)
     with originals(base, tuned, lora, allow_other=allow_other) as notes:
-        report = _measured(base, tuned, lora, strength, convention, workers, progress)
+        report = _measured(*sides, strength, convention, workers, progress)
         told = notes()
     return replace(report, notes=(*report.notes, *told), seconds=time.perf_counter() - started)
 

@@ -11,23 +11,26 @@ from .factored import FactoredSvd, distance, factored_svd, gram_matrix, inner, t
 from .gram import gram_svd, spectrum
 from .kron import Kron, KronSvd, kron_svd
 from .krylov import krylov_svd
-from .norms import frobenius, residual_, spectral_norm
+from .norms import NORMS, check_norm, frobenius, inverse_norm, residual_, spectral_norm
 from .operators import Operator, Part, part_inner
 from .svd import Svd
 
 __all__ = [
+    "NORMS",
     "FactoredSvd",
     "Kron",
     "KronSvd",
     "Operator",
     "Part",
     "Svd",
+    "check_norm",
     "distance",
     "factored_svd",
     "frobenius",
     "gram_matrix",
     "gram_svd",
     "inner",
+    "inverse_norm",
     "kron_svd",
     "krylov_svd",
     "part_inner",

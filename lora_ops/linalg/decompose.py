@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .gram import SMALL, gram_svd
-from .krylov import block_width, krylov_svd
+from .krylov import krylov_svd
 from .operators import Operator
+from .steps import block_width
 from .svd import Svd
 
 

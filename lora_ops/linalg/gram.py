@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._shapes import Float
+from .leading import leading_vectors
 from .orthonormal import orthonormal, wide
 from .svd import Svd, svd_from_right
 
@@ -32,8 +33,7 @@ def gram_svd(matrix: Float[Tensor, "*batch out in"], rank: int) -> Svd:
     Source: Eckart & Young (1936); the projection is one step of orthogonal iteration.
     """
     if matrix.shape[-2] < matrix.shape[-1]:
-        flipped = gram_svd(matrix.mT, rank)
-        return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
+        return gram_svd(matrix.mT, rank).mT
     if matrix.shape[-1] <= SMALL:
         return _polished(matrix, wide(matrix), rank)
     svd = _polished(matrix, matrix, rank)
@@ -55,15 +55,29 @@ def spectrum(matrix: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch k"
 
 def _polished(tall: Tensor, same: Tensor, rank: int) -> Svd:
     """The SVD of `tall`, from the Gram matrix of `same`, which is `tall`, maybe in float64."""
-    _, vectors = torch.linalg.eigh(_gram(same))
-    spare = min(tall.shape[-1], rank + 8)
     # The leading vectors first, so that later ones, which may be rounding, cannot disturb them.
-    right = vectors[..., -spare:].flip(-1).mT.to(tall.device, tall.dtype)
+    right = _leading(_gram(same), rank, min(tall.shape[-1], rank + 8)).to(tall.device, tall.dtype)
     right = orthonormal((right @ tall.mT) @ tall)
     return svd_from_right(right @ tall.mT, right).truncate(rank)
 
 
+def _leading(gram: Tensor, rank: int, spare: int) -> Tensor:
+    """The leading eigenvectors as rows, (..., spare, n): alone where that is cheaper than all of them."""
+    if gram.ndim > 2 and gram.device.type == "cpu":
+        return torch.stack([_leading(one, rank, spare) for one in gram])
+    found = leading_vectors(gram, rank, spare) if gram.ndim == 2 else None
+    return torch.linalg.eigh(gram)[1][..., -spare:].flip(-1).mT if found is None else found
+
+
 def _gram(tall: Tensor) -> Tensor:
     """`tall.mT @ tall`, on the CPU where the device has no eigenproblems."""
-    gram = tall.mT @ tall
+    side = tall.shape[-1]
+    gram = tall.new_empty((*tall.shape[:-2], side, side))
+    # What is above the diagonal is known from below it: with four parts, three eighths of the work.
+    step = max(SMALL, -(-side // 4))
+    for begin in range(0, side, step):
+        end = min(side, begin + step)
+        rows = tall[..., begin:end].mT @ tall[..., :end]
+        gram[..., begin:end, :end] = rows
+        gram[..., :begin, begin:end] = rows[..., :begin].mT
     return gram.cpu() if gram.device.type == "mps" else gram

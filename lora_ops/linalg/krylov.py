@@ -8,7 +8,8 @@ its error falls with the square of the exponent.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from ._shapes import Float
 from .gram import gram_svd
 from .operators import Operator
 from .orthonormal import orthonormal, wide
+from .precision import search_dtype
+from .search import search_svd
+from .steps import MOST, block_width, converged, start
 from .svd import Svd, svd_from_squares
-
-# Share of the short side that the basis may fill: beyond it the exact way is cheaper, and taken.
-MOST = 0.75
 
 
 def krylov_svd(
@@ -34,7 +35,7 @@ def krylov_svd(
     """Return `rank` leading singular triplets whose truncation is close to the best possible one.
 
     Stops when all further steps together are expected to lower the error of the truncation by less
-    than `tolerance` of itself, judged from the gains of the last two. A spectrum so flat that a
+    than `tolerance` of itself, judged from the gains of the last three. A spectrum so flat that a
     basis of nearly full size would be needed is decomposed exactly.
 
     Args:
@@ -54,32 +55,30 @@ def krylov_svd(
     return _stacked(matrix[None], rank, total[None], seed, tolerance)[0]
 
 
-def block_width(rank: int) -> int:
-    """Half the rank, in multiples of 16: narrow ones gain more a product, wide ones are faster."""
-    return max(16, -(-rank // 32) * 16)
-
-
 def _stacked(
     matrix: Tensor | Operator, rank: int, total: Tensor, seed: int, tolerance: float
 ) -> Svd:
     if matrix.shape[-2] < matrix.shape[-1]:
-        flipped = _stacked(matrix.mT, rank, total, seed, tolerance)
-        return Svd(flipped.vh.mT, flipped.s, flipped.u.mT)
+        return _stacked(matrix.mT, rank, total, seed, tolerance).mT
     count, _, side = matrix.shape
     block = min(block_width(rank), side)
-    newest = _start(side, block, seed).to(matrix.new_empty(0).device).expand(count, block, side)
+    found: dict[int, Svd] = {}
+    if isinstance(matrix, Tensor) and (dtype := search_dtype(matrix)) != torch.float32:
+        found = search_svd(matrix, rank, total, seed, tolerance, dtype)
+    if len(found) == count:
+        return _joined(found)
+    newest = start(side, block, seed).to(matrix.new_empty(0).device).expand(count, block, side)
     spaces = _Spaces(matrix, newest)
     captured: list[Tensor] = []
-    found: dict[int, Svd] = {}
     while len(found) < count:
-        if spaces.size >= rank + block:
+        if spaces.size >= rank:
             # Vectors cost twice what values do: they are computed once convergence is likely.
-            if len(captured) < 3:
+            if len(captured) < 4:
                 squares, vectors = torch.linalg.eigvalsh(spaces.ritz), None
             else:
                 squares, vectors = torch.linalg.eigh(spaces.ritz)
             captured.append(squares[..., -rank:].sum(-1))
-            for index in _converged(captured, total, tolerance):
+            for index in converged(captured, total, tolerance):
                 if index not in found:
                     if vectors is None:
                         squares, vectors = torch.linalg.eigh(spaces.ritz)
@@ -88,11 +87,17 @@ def _stacked(
             found |= {i: gram_svd(matrix[i], rank) for i in range(count) if i not in found}
         elif len(found) < count:
             spaces.extend()
-    parts = [found[index] for index in range(count)]
+    return _joined(found)
+
+
+def _joined(found: Mapping[int, Svd]) -> Svd:
+    """The decompositions of a stack, by index, as that of the stack."""
+    parts = [found[index] for index in range(len(found))]
     return Svd(
         torch.stack([part.u for part in parts]),
         torch.stack([part.s for part in parts]),
         torch.stack([part.vh for part in parts]),
+        tuple(part.search[0] if part.search else None for part in parts),
     )
 
 
@@ -120,7 +125,8 @@ class _Spaces:
         basis, image = self._basis[index, : self.size], self._image[index, : self.size]
         leading = vectors[:, -rank:].flip(-1).mT.to(basis.device, basis.dtype)
         image = image.to(basis.device, basis.dtype)
-        return svd_from_squares(squares[-rank:].flip(-1), leading @ image, leading @ basis)
+        svd = svd_from_squares(squares[-rank:].flip(-1), leading @ image, leading @ basis)
+        return replace(svd, search=(basis.dtype,))
 
     def _append(self, newest: Tensor) -> None:
         start, end = self.size, self.size + newest.shape[-2]
@@ -132,26 +138,6 @@ class _Spaces:
         self._image[:, start:end] = self._newest_image
         self.ritz = _bordered(self.ritz, self._image[:, start:end] @ self._image[:, :end].mT)
         self.size = end
-
-
-@functools.lru_cache(maxsize=32)
-def _start(side: int, block: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn((side, block), generator=generator))[0].mT
-
-
-def _converged(captured: list[Tensor], total: Tensor, tolerance: float) -> list[int]:
-    """The matrices whose energy still to be gained is below what `tolerance` allows."""
-    if len(captured) < 3:
-        return []
-    before, last, now = captured[-3:]
-    gain, earlier = (now - last).clamp(min=0), (last - before).clamp(min=0)
-    # Gains shrink geometrically: by 0.1 to 0.5 a step on spectra from i^-0.8 to i^-0.02.
-    ratio = (gain / earlier.clamp(min=torch.finfo(gain.dtype).tiny)).clamp(max=0.5)
-    ahead = gain * ratio / (1 - ratio)
-    # d(error)/error is half of d(error squared)/(error squared); the second term is float32's floor.
-    allowed = 2 * tolerance * (total - now).clamp(min=0) + 1e-12 * total
-    return (ahead <= allowed).nonzero()[:, 0].tolist()
 
 
 def _bordered(ritz: Tensor, coefficients: Tensor) -> Tensor:

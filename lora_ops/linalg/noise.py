@@ -12,6 +12,7 @@ is what the formulas are for, and directions that the loudest rows would drown a
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,7 @@ def sampled_variance(base: Tensor, tuned: Tensor, grids: tuple[Grid, Grid]) -> f
     return max(float(torch.stack(found).mean()), _TINY)
 
 
-_TINY = torch.finfo(torch.float64).tiny
+_TINY = sys.float_info.min
 
 
 def _variance(base: Tensor, tuned: Tensor, grids: tuple[Grid, Grid], part: slice) -> Tensor:
@@ -185,6 +186,7 @@ class Reading:
         change: Estimated Frobenius norm of the true change.
         missed: Estimated Frobenius norm of the true change less `best`.
         best: The change as nearly as it can be told; None where nothing is kept.
+        search: See `Svd`: None where the truncation is exact.
     """
 
     above: int
@@ -193,6 +195,7 @@ class Reading:
     change: float
     missed: float
     best: FactoredSvd | None = None
+    search: torch.dtype | None = None
 
     def missed_by(self, apart: float) -> float:
         """Estimated Frobenius norm of the true change less something else, that far from `best`.
@@ -242,6 +245,7 @@ def read_change(svd: Svd, above: int, deviation: float, profile: Profile, square
         change=math.sqrt(unseen + whole),
         missed=math.sqrt(max(0.0, unseen + float(kept))),
         best=factored_svd(up * root, root[:, None] * down) if len(s) else None,
+        search=svd.search[0] if svd.search else None,
     )
 
 

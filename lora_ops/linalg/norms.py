@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ._shapes import Float
 from .gram import SMALL, spectrum
 from .orthonormal import orthonormal, wide
@@ -40,6 +43,26 @@ def spectral_norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
         basis = torch.cat([basis, rows])
     image = wide(basis @ matrix.mT)
     return torch.linalg.eigvalsh(image @ image.mT)[-1].clamp(min=0).sqrt()
+
+
+#: Norms by which weights are compared.
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"spectral": spectral_norm, "frobenius": frobenius}
+
+
+def inverse_norm(matrix: Float[Tensor, "out in"], norm: str) -> float:
+    """Return one over a norm of `NORMS`; 1 for a matrix of zeros."""
+    size = float(NORMS[norm](matrix))
+    return 1 / size if size else 1.0
+
+
+def check_norm(norm: str) -> None:
+    """Refuse a name that no norm of `NORMS` has.
+
+    Raises:
+        ArgumentError: So it is.
+    """
+    if norm not in NORMS:
+        raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
 
 
 def residual_(

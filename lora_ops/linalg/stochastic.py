@@ -14,8 +14,8 @@ from torch import Tensor
 from .random_bits import random_bits
 
 _EXPONENT = 0x7F800000
-#: What can be rounded to by chance.
-CHANCE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+#: What can be rounded to by chance, by torch's names.
+CHANCE = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 def stochastic(tensor: Tensor, dtype: torch.dtype, key: int, first: int = 0) -> Tensor:

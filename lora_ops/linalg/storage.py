@@ -7,22 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+from ..elements import DTYPES, element_of, spelled
+from ..elements import loadable as loadable_element
 from ..errors import NonFiniteError
 
-# By the name that users give it: what every loader reads.
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-
-def spelled(dtype: torch.dtype) -> str:
-    """The name without its module: float16."""
-    return str(dtype).removeprefix("torch.")
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that users give this name: one of `DTYPES`."""
+    return getattr(torch, DTYPES[name])
 
 
 def loadable(dtype: torch.dtype) -> torch.dtype:
     """The nearest dtype that every loader reads: float32 for float64, float16 for float8."""
-    if dtype == torch.float64:
-        return torch.float32
-    return dtype if dtype in DTYPES.values() else torch.float16
+    return getattr(torch, loadable_element(element_of(dtype)).title)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype, target: str, exact: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,19 +18,29 @@ class Svd:
         u: (..., out, k), float32; columns orthonormal where `s` is not zero.
         s: (..., k), float64, descending, never negative.
         vh: (..., k, in), float32; rows orthonormal where `s` is not zero.
+        search: In which numbers the directions were searched, one for each matrix: the dtype of the products;
+            None, or nothing at all, where the truncation is exact.
     """
 
     u: Tensor
     s: Tensor
     vh: Tensor
+    search: tuple[torch.dtype | None, ...] = ()
 
     def __getitem__(self, index: int) -> Svd:
         """The decomposition of one matrix of a stack."""
-        return Svd(self.u[index], self.s[index], self.vh[index])
+        search = self.search[index : index + 1]
+        return Svd(self.u[index], self.s[index], self.vh[index], search)
+
+    @property
+    def mT(self) -> Svd:  # noqa: N802  as PyTorch calls it
+        """The decomposition of the transposed matrices."""
+        return replace(self, u=self.vh.mT, vh=self.u.mT)
 
     def truncate(self, rank: int) -> Svd:
         """Keep the `rank` leading triplets."""
-        return Svd(self.u[..., :rank], self.s[..., :rank], self.vh[..., :rank, :])
+        u, s, vh = self.u[..., :rank], self.s[..., :rank], self.vh[..., :rank, :]
+        return replace(self, u=u, s=s, vh=vh)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return up (..., out, k) and down (..., k, in), each with the root of the singular values.
@@ -78,5 +88,5 @@ def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
 
 def _signs(left: Tensor) -> Tensor:
     """What makes the largest entry of each left vector positive, so that a sign is not an accident."""
-    largest = left.abs().argmax(dim=-1, keepdim=True)
-    return torch.where(torch.take_along_dim(left, largest, dim=-1) < 0, -1.0, 1.0)
+    most, least = left.amax(dim=-1, keepdim=True), left.amin(dim=-1, keepdim=True)
+    return torch.where(most < -least, -1.0, 1.0)

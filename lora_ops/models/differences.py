@@ -18,6 +18,7 @@ from .grids import parameter_grid, parameter_reach
 from .pairing import Pair, is_candidate
 
 _PART = 1 << 20  # elements
+_CACHED = 1 << 18  # of which two copies in float32 stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,16 @@ class Sides:
 
     def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Read one parameter from both, as stored."""
-        return read_parameter(self.base, pair.base), read_parameter(self.tuned, pair.tuned)
+        return self.read_base(pair), read_parameter(self.tuned, pair.tuned)
+
+    def read_base(self, pair: Pair) -> Tensor:
+        """Read one parameter from the base, as stored."""
+        return read_parameter(self.base, pair.base)
+
+    def is_free(self, pair: Pair) -> bool:
+        """Whether the tuned tensor that was read is nobody else's: it may be written into."""
+        one = pair.tuned
+        return not one.pieces and self.tuned.makes(one.key)
 
     def grids(self, pair: Pair) -> tuple[Grid, Grid]:
         """How far apart the numbers of one parameter can be stored on both sides."""
@@ -66,10 +76,25 @@ def _keys(parameter: Parameter) -> Iterator[str]:
 
 def read_parameter(source: TensorSource, parameter: Parameter) -> Tensor:
     """Read a parameter as the model has it: its rows of a fused tensor, the right way round, joined."""
-    tensor = _joined(source, parameter) if parameter.pieces else source.tensor(parameter.key)
-    if parameter.rows is not None:
-        tensor = tensor[slice(*parameter.rows)]
+    if parameter.pieces:
+        tensor = _joined(source, parameter)[slice(*parameter.rows or (None,))]
+    else:
+        tensor = _stored(source, parameter)
     return tensor.mT.contiguous() if parameter.transposed else tensor
+
+
+def _stored(source: TensorSource, parameter: Parameter) -> Tensor:
+    """The tensor of a parameter, or those of its rows that are asked for."""
+    key = parameter.key
+    if parameter.rows is None:
+        return source.tensor(key)
+    first, last = parameter.rows
+    if not source.has_ranges(key):
+        return source.tensor(key)[first:last]
+    row = source.shape(key)[1:]
+    rows = torch.empty((last - first, *row), dtype=source.dtype(key))
+    source.read_into(key, first * math.prod(row), rows)
+    return rows
 
 
 def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
@@ -85,17 +110,24 @@ def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(-1, *parameter.shape[1:])
 
 
-def difference(base: Tensor, tuned: Tensor) -> Tensor:
-    """Return `tuned - base` in fresh float32 memory, from the numbers as stored.
+def difference(base: Tensor, tuned: Tensor, into: Tensor | None = None) -> Tensor:
+    """Return `tuned - base` in float32, fresh or in given memory, from the numbers as stored.
 
+    New pages cost more than the subtraction: `into` may be `tuned` itself, where that is nobody else's.
     Float64 weights are subtracted in float64: their change may be below float32's spacing.
     """
     wide = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
-    delta = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    if into is None or into.dtype != torch.float32 or not into.is_contiguous():
+        into = torch.empty(tuned.shape, dtype=torch.float32, device=tuned.device)
+    delta = into
     flat = (delta.view(-1), base.reshape(-1), tuned.reshape(-1))
     # In parts, so that the widened copies stay small enough to be used again from cache.
-    for part, old, new in zip(*(tensor.split(_PART) for tensor in flat), strict=True):
-        part.copy_(new.to(wide) - old.to(wide))
+    size = _CACHED if delta.device.type == "cpu" else _PART
+    for part, old, new in zip(*(tensor.split(size) for tensor in flat), strict=True):
+        if wide is torch.float32:
+            part.copy_(new).sub_(old.to(wide))
+        else:
+            part.copy_(new.to(wide) - old.to(wide))
     return delta
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import ArgumentError, FormatError, MismatchError, TargetMismatchError
-from ..linalg.storage import spelled
 from ..source import TensorSource
 from .architectures import TABLES, Architecture, Parameter, detect, naming, parameters
 
@@ -119,6 +118,7 @@ def pair(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_partial: bool = False,
+    named: Callable[[TensorSource], Mapping[str, Parameter]] = parameters,
 ) -> Pairing:
     """Match the parameters of two checkpoints by canonical name.
 
@@ -130,6 +130,7 @@ def pair(
         include: Shell patterns on targets; a candidate must fit one, if there are any.
         exclude: Shell patterns on targets; a candidate must fit none.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        named: Gives the parameters of each by name.
 
     Raises:
         TargetMismatchError: Too few weights match; the message lists some, with the nearest names.
@@ -137,7 +138,7 @@ def pair(
         FormatError: A weight is not stored as floating point numbers, or with scales.
         ArgumentError: An unknown component, or patterns that fit nothing or leave nothing.
     """
-    ours, theirs = parameters(base), parameters(tuned)
+    ours, theirs = named(base), named(tuned)
     wanted, absent = _components(components, usual, (base.name, ours), (tuned.name, theirs))
     left = {name: p for name, p in ours.items() if p.component in wanted}
     right = {name: p for name, p in theirs.items() if p.component in wanted}
@@ -241,10 +242,10 @@ def _selected(pairs: Iterable[Pair], include: Sequence[str], exclude: Sequence[s
 
 
 def _check_float(source: TensorSource, parameter: Parameter) -> None:
-    dtype = source.dtype(parameter.key)
-    if not dtype.is_floating_point:
+    element = source.element(parameter.key)
+    if not element.is_floating_point:
         raise FormatError(
-            f"`{parameter.key}` is stored as {spelled(dtype)}, which are no "
+            f"`{parameter.key}` is stored as {element.title}, which are no "
             "weights to subtract; give the checkpoint as it was before that was done to it",
             target=parameter.target,
             path=source.name,

@@ -97,14 +97,19 @@ def _is_of_peft(file: Path) -> bool:
 
 def _edited(file: Path, output: Path, edit: Edit) -> Report | LoraOpsError:
     try:
-        _make(output.parent)
+        make_folder(output.parent)
         with open_source(file) as source:
             return edit(source, output)
     except LoraOpsError as error:
         return error
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where they do not exist.
+
+    Raises:
+        WriteError: The system refuses.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

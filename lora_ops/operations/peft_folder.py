@@ -22,11 +22,16 @@ from ..adapters.formats import (
     modules,
 )
 from ..adapters.layers import (
+    AdaLoraLayer,
     DoraLayer,
+    InputButterflyLayer,
+    InputRotationLayer,
     Layer,
     LohaLayer,
     LokrLayer,
     LoraLayer,
+    PeftIa3Layer,
+    VeraLayer,
 )
 from ..adapters.metadata import Input
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
@@ -44,6 +49,14 @@ CONFIG = "adapter_config.json"
 # An output whose name ends like this is meant to be a file, whatever its format.
 _FILES = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".json", ".gguf")
 _METHODS: dict[type[Layer], str] = {LoraLayer: "LORA", LohaLayer: "LOHA", LokrLayer: "LOKR"}
+# Kinds whose configuration says nothing that an operation on them changes: the input's stays.
+_CARRIED: dict[type[Layer], str] = {
+    AdaLoraLayer: "ADALORA",
+    VeraLayer: "VERA",
+    PeftIa3Layer: "IA3",
+    InputRotationLayer: "OFT",
+    InputButterflyLayer: "BOFT",
+}
 
 
 def is_for_folder(output: Output, format: str | None) -> bool:
@@ -131,7 +144,7 @@ class PeftFolder(AdapterFile):
     def writer(self) -> Generator[Writer, None, None]:
         """The weights in the folder; once they are complete, the configuration beside them."""
         draft = self.draft
-        with _folder(cast("Path", draft.output), force=draft.force) as made:
+        with new_folder(cast("Path", draft.output), force=draft.force) as made:
             with writer_of(made / WEIGHTS, header_room=draft.room, replace=draft.force) as writer:
                 yield writer
             originals = [source.metadata for source in draft.sources]
@@ -161,6 +174,9 @@ def _told(target: str, layer: Layer) -> Written:
         UnsupportedLayerError: PEFT's configuration cannot express the kind.
     """
     plain = layer.inner if isinstance(layer, DoraLayer) else layer
+    carried = _CARRIED.get(type(layer))
+    if carried is not None:
+        return Written(carried, layer.rank)
     method = _METHODS.get(type(plain))
     if method is None or plain.is_peft_only:
         raise UnsupportedLayerError(
@@ -186,7 +202,7 @@ def _is_up_bias(roles: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def _folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
+def new_folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
     """A hidden sibling, which becomes the output, or whose files do, when all is well.
 
     Raises:

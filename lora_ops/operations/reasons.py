@@ -2,5 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from ..linalg.ranks.budgets import Budget
+from ..report import counted
+
 RANK_ZERO = "rank 0 by the rule"
 STRENGTH_ZERO = "strength 0"
+
+
+def mean_notes(budget: Budget, ranks: Sequence[int], none: int) -> Iterator[str]:
+    """What a mean is over: also what got no rank.
+
+    Args:
+        budget: Of any kind.
+        ranks: Those that layers got.
+        none: How many layers got none.
+    """
+    if budget.kind == "mean" and none and ranks:
+        yield (
+            f"`mean={budget.value:g}` is over {counted(none, 'layer')} too that got no rank: "
+            f"the others have {sum(ranks) / len(ranks):.3g} on average"
+        )

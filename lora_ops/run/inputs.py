@@ -11,11 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
 from ..errors import LoraOpsError
 from ..files import FileSource, Stamp, changed, false_hash, input_sha256, stamp
 from ..source import TensorSource
 from .workers import in_background
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,25 @@ def hashed(
         sources: What is recorded.
         others: What else is read.
     """
+    with hashed_once(sources, others) as record:
+        yield lambda: record(sources, others)
+
+
+@contextlib.contextmanager
+def hashed_once(
+    sources: Sequence[TensorSource], others: Sequence[TensorSource | None] = ()
+) -> Generator[
+    Callable[[Sequence[TensorSource], Sequence[TensorSource | None]], list[Input]], None, None
+]:
+    """Give a function that waits, as `hashed` does, and returns the hashes of some of the inputs.
+
+    What several results are made from is hashed once, and an input that cannot be, or that changed,
+    is an error of those results alone that are made from it.
+
+    Args:
+        sources: What is recorded; one that is named twice is hashed once.
+        others: What else is read.
+    """
     stop = Event()
     stamps = _stamps([*sources, *others])
 
@@ -83,16 +105,24 @@ def hashed(
         false = false_hash(source, stop) if isinstance(source, FileSource) else None
         return "" if false is None else _FALSE.format(Path(source.name).name, *false)
 
-    result, wait = in_background(lambda: [record(source) for source in sources])
-    notes, wait_too = in_background(lambda: [note(source) for source in sources])
+    distinct = list({id(one): one for one in sources}.values())
+    result, wait = in_background(lambda: [_attempt(record, one) for one in distinct])
+    notes, wait_too = in_background(lambda: [_attempt(note, one) for one in distinct])
+    known: dict[int, tuple[Input | LoraOpsError, str | LoraOpsError]] | None = None
 
-    def checked() -> list[Input]:
-        try:
-            found = [replace(one, note=note) for one, note in zip(result(), notes(), strict=True)]
-        except LoraOpsError:
-            _check(stamps)  # what changed may not be readable any more: the change is what to say
-            raise
-        _check(stamps)
+    def checked(some: Sequence[TensorSource], others: Sequence[TensorSource | None]) -> list[Input]:
+        nonlocal known
+        if known is None:
+            known = dict(zip(map(id, distinct), zip(result(), notes(), strict=True), strict=True))
+        # What changed may not be readable any more: the change is what to say.
+        _check({path: stamps[path] for path in paths_of(*some, *others)})
+        found: list[Input] = []
+        for input_, said in (known[id(one)] for one in some):
+            if isinstance(input_, LoraOpsError):
+                raise input_
+            if isinstance(said, LoraOpsError):
+                raise said
+            found.append(replace(input_, note=said))
         return found
 
     try:
@@ -101,6 +131,14 @@ def hashed(
         stop.set()
         wait()
         wait_too()
+
+
+def _attempt(take: Callable[[TensorSource], Result], source: TensorSource) -> Result | LoraOpsError:
+    """What is found of an input; or the error, for those who ask for it."""
+    try:
+        return take(source)
+    except LoraOpsError as error:
+        return error
 
 
 @contextlib.contextmanager

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from ..errors import LoraOpsError
 from ..files import Written
 from ..report import Report
 from ..source import TensorSource
-from .inputs import Input, hashed
+from .inputs import Input, hashed, hashed_once
 from .job import Outcome
 
 Value = TypeVar("Value")
@@ -108,13 +110,86 @@ def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: flo
         _ended(outcomes) as results,
     ):
         for outcome in results:
-            for key, tensor in sink.tensors(outcome).items():
-                writer.write(key, tensor)
-        for key, tensor in sink.rest().items():
-            writer.write(key, tensor)
-        report = sink.report()
-        read = inputs()
-        written = writer.finish(sink.metadata(read, report), hash_keys=sink.hash_keys)
+            _take(sink, writer, outcome)
+        return _finish(sink, writer, inputs, started)
+
+
+def write_each(
+    sinks: Sequence[Sink[Value]],
+    outcomes: Iterable[Sequence[tuple[int, Outcome[Value] | LoraOpsError]]],
+    *,
+    started: float,
+) -> list[Report | LoraOpsError]:
+    """Write the results of several files side by side; what goes wrong with one does not stop the rest.
+
+    Each file is complete under its name or not there at all. They get their names at the end, one after
+    another: what ends the work before leaves none, and later leaves those that are complete.
+
+    Args:
+        sinks: The files. What several are made from is hashed once.
+        outcomes: The results as they come: of which files, by number, and what each is.
+        started: When the work began, of `time.perf_counter`.
+
+    Returns:
+        For each file its report; or why there is none.
+    """
+    sources = [one for sink in sinks for one in sink.sources]
+    others = [one for sink in sinks for one in sink.others]
+    errors: dict[int, LoraOpsError] = {}
+    reports: dict[int, Report] = {}
+    with hashed_once(sources, others) as inputs, ExitStack() as stack, _ended(outcomes) as results:
+        opened = [stack.enter_context(ExitStack()) for _ in sinks]
+        writers: dict[int, Writer] = {}
+
+        def attempt(number: int, step: Callable[[], None]) -> None:
+            """Go one step with a file; where that fails, what is there of it goes at once."""
+            try:
+                step()
+            except LoraOpsError as error:
+                errors[number] = error
+                opened[number].__exit__(type(error), error, error.__traceback__)
+
+        def enter(number: int) -> None:
+            writers[number] = opened[number].enter_context(sinks[number].writer())
+
+        def take(number: int, outcome: Outcome[Value] | LoraOpsError) -> None:
+            if isinstance(outcome, LoraOpsError):
+                raise outcome
+            _take(sinks[number], writers[number], outcome)
+
+        def finish(number: int) -> None:
+            sink = sinks[number]
+            record = partial(inputs, sink.sources, sink.others)
+            reports[number] = _finish(sink, writers[number], record, started)
+
+        for number in range(len(sinks)):
+            attempt(number, partial(enter, number))
+        for made in results:
+            for number, outcome in made:
+                if number not in errors:
+                    attempt(number, partial(take, number, outcome))
+            if len(errors) == len(sinks):
+                break
+        for number in range(len(sinks)):
+            if number not in errors:
+                attempt(number, partial(finish, number))
+    return [errors[number] if number in errors else reports[number] for number in range(len(sinks))]
+
+
+def _take(sink: Sink[Value], writer: Writer, outcome: Outcome[Value]) -> None:
+    for key, tensor in sink.tensors(outcome).items():
+        writer.write(key, tensor)
+
+
+def _finish(
+    sink: Sink[Value], writer: Writer, inputs: Callable[[], list[Input]], started: float
+) -> Report:
+    """Write what comes after all results, and give the file its name."""
+    for key, tensor in sink.rest().items():
+        writer.write(key, tensor)
+    report = sink.report()
+    read = inputs()
+    written = writer.finish(sink.metadata(read, report), hash_keys=sink.hash_keys)
     report = replace(report, notes=(*report.notes, *sink.notes(read)))
     return finished(report, read, started, written.size)
 

@@ -28,6 +28,7 @@ from ..form.texts import baked_text
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io
+from ..host.checkpoint_path import checkpoint_path
 from ..host.saving import graph_of
 
 if TYPE_CHECKING:
@@ -112,19 +113,20 @@ class BakeLora(io.ComfyNode):
 
         if model is None and not (clip is None and vae is None):
             raise ArgumentError("`clip` and `vae` go with a `model`; connect it, or neither")
-        path = host.output_path(prefix, _PREFIX)
+        to, number = storage_of(storage), dtype_of(dtype)
         if model is None:
             opened = open_source(host.file_path(checkpoint, *FOLDERS))
         else:
             opened = _loaded(cls, model, clip, vae)
         with opened as source:
+            path = checkpoint_path(prefix, _PREFIX, to=to, dtype=number, like=source)
             plan = plan_bake_file(
                 source,
                 ingredients_of(loras, strengths),
                 output=path,
-                dtype=dtype_of(dtype),
+                dtype=number,
                 allow_partial=allow_partial,
-                to=storage_of(storage),
+                to=to,
                 rounding=rounding,
             )
             report = bake_file(plan, source, path, version=__version__, progress=host.progress())

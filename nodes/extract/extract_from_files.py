@@ -6,7 +6,7 @@ from ..form.schema import file_input, lora_output, report_output, reported, sche
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io
-from .extraction import extracted, extraction_inputs, partial_input
+from .extraction import extracted, extraction_inputs, kind_inputs, partial_input
 
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
 
@@ -34,6 +34,7 @@ class ExtractFromFiles(io.ComfyNode):
                 file_input("base_name", "The checkpoint that it starts from.", FOLDERS),
                 *extraction_inputs(files=True),
                 partial_input(),
+                *kind_inputs(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
@@ -59,6 +60,8 @@ class ExtractFromFiles(io.ComfyNode):
         allow_partial: bool = False,
         dtype: str = "fp16",
         format: str = "comfy",
+        kind: str = "lora",
+        factor: int = -1,
     ) -> io.NodeOutput:
         """Extract it.
 
@@ -83,5 +86,7 @@ class ExtractFromFiles(io.ComfyNode):
                 allow_partial=allow_partial,
                 dtype=dtype,
                 format=format,
+                kind=kind,
+                factor=factor,
             )
         return reported(report, lora)

@@ -8,7 +8,7 @@ from ..form.schema import lora_output, report_output, reported, rule_of, schema
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io
-from .extraction import extracted, extraction_inputs, partial_input
+from .extraction import extracted, extraction_inputs, kind_inputs, partial_input
 
 if TYPE_CHECKING:
     from ..host.model_source import ModelSource, NoModel
@@ -45,6 +45,7 @@ class ExtractLora(io.ComfyNode):
                     "with the models.",
                 ),
                 partial_input(),
+                *kind_inputs(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
@@ -64,6 +65,8 @@ class ExtractLora(io.ComfyNode):
         base: Any = None,
         tuned_clip: Any = None,
         base_clip: Any = None,
+        kind: str = "lora",
+        factor: int = -1,
     ) -> io.NodeOutput:
         """Extract it.
 
@@ -71,10 +74,10 @@ class ExtractLora(io.ComfyNode):
             LoraOpsError: The two do not belong together, nothing differs, the rule is wrong, or
                 another pack's loader quantised a model.
         """
-        from ...lora_ops import parse_rank
+        from ...lora_ops import parse_rule
         from ..host.model_source import ModelSource, NoModel
 
-        parse_rank(rule_of(rank, rule) or rank)  # not `noise`: a patched weight has no storage
+        parse_rule(rule_of(rank, rule) or rank)  # not `noise`: a patched weight has no storage
         _check_sides(base, base_clip, tuned, tuned_clip)
         changed = ModelSource("the tuned model", tuned, tuned_clip)
         start = NoModel(changed) if base is None else ModelSource("the base model", base, base_clip)
@@ -90,6 +93,8 @@ class ExtractLora(io.ComfyNode):
             allow_partial=allow_partial,
             dtype=dtype,
             format=format,
+            kind=kind,
+            factor=factor,
         )
         return reported(report, lora)
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from ...lora_ops import TensorSource
 
 FORMATS = ("comfy", "kohya")
-_NONE = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
+KINDS = ("lora", "dora", "lokr", "loha", "locon-tucker")
+#: What a rank of 0 means where files are read.
+NO_RANK = "32, but the rule `noise` with max=128 where a file is stored in 8 bits or fewer."
 
 
 def extraction_inputs(*, files: bool = False) -> list[io.Input]:
@@ -24,7 +26,9 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
         files: Whether it is from files, which tell how they are stored.
     """
     return [
-        *(rank_inputs(default=0, noise=True, none=_NONE) if files else rank_inputs(default=32)),
+        *rank_inputs(
+            default=0 if files else 32, budgets=True, noise=files, none=NO_RANK if files else ""
+        ),
         io.Boolean.Input(
             "exact",
             default=False,
@@ -67,6 +71,30 @@ def partial_input() -> io.Boolean.Input:
     )
 
 
+def kind_inputs() -> list[io.Input]:
+    """The inputs `kind` and `factor`: last, as they came last."""
+    return [
+        io.Combo.Input(
+            "kind",
+            options=list(KINDS),
+            default=KINDS[0],
+            optional=True,
+            tooltip="The form of the change. lora · dora: the tuned rows' lengths over a LoRA · lokr: the nearest "
+            "Kronecker product, very small · loha: two low-rank matrices multiplied element by element; a rank "
+            "only, and twice the size of a LoRA of it · locon-tucker: cores for k x k kernels.",
+        ),
+        io.Int.Input(
+            "factor",
+            default=-1,
+            min=-1,
+            max=4096,
+            optional=True,
+            tooltip="Of a LoKr: the size that one of its two matrices has on either side, as LyCORIS means it; small "
+            "ones give larger, better files. -1: as even as can be.",
+        ),
+    ]
+
+
 def extracted(
     base: TensorSource,
     tuned: TensorSource,
@@ -79,6 +107,8 @@ def extracted(
     allow_partial: bool,
     dtype: str,
     format: str,
+    kind: str,
+    factor: int,
     beside: str = "",
 ) -> tuple[str, LoraModel]:
     """Extract, with progress and Cancel; return the report and the adapter.
@@ -94,6 +124,8 @@ def extracted(
         allow_partial: Go on where few weights are found on both sides.
         dtype: Name of the factors' dtype.
         format: comfy or kohya.
+        kind: The form of the change.
+        factor: Of a LoKr; of no meaning for others.
         beside: What else the models do that no weight of them shows, for the report.
 
     Raises:
@@ -111,6 +143,9 @@ def extracted(
         dtype=dtype_of(dtype),
         full_differences=full_differences,
         allow_partial=allow_partial,
+        kind=kind,
+        factor=factor if kind == "lokr" else -1,
+        convention="comfy",  # where it will be read
     )
     try:
         report = extract_file(

@@ -21,6 +21,7 @@ from ..form.texts import WARNS, headed
 from ..form.wording import explained, worded
 from ..host import host
 from ..host.api import io
+from ..host.checkpoint_path import checkpoint_path
 from ..host.saving import graph_of
 
 _PREFIX = "checkpoints/lorakit"
@@ -82,13 +83,14 @@ class SaveModel(io.ComfyNode):
         from ..host.loaded_checkpoint import LoadedCheckpoint
         from ..host.written_checkpoint import written
 
-        path = host.output_path(prefix, _PREFIX)
+        to, number = storage_of(storage), dtype_of(dtype)
+        path = checkpoint_path(prefix, _PREFIX, to=to, dtype=number)
         source = LoadedCheckpoint("the model", model, clip, vae, graph_of(cls))
         report = written(
             source,
             path,
-            dtype=dtype_of(dtype),
-            to=storage_of(storage) or None,
+            dtype=number,
+            to=to or None,
             version=__version__,
             progress=host.progress(),
         )
@@ -104,6 +106,10 @@ class SaveModel(io.ComfyNode):
                 f"{counted(len(report.layers), 'weight')} with scales, error {human_error(report.error)}"
             )
         lines += [f"note: {worded(note)}" for note in report.notes]
+        lines += [
+            f"{counted(count, 'tensor')} left out ({kind}): {reason}"
+            for (reason, kind), (count, _) in report.reasons().items()
+        ]
         lines += [
             f"{WARNS}`{name}` acts as the model's layers run and is in no weight: left out"
             for name in source.injections

@@ -26,6 +26,7 @@ NODES = {
 #: The input for each parameter that a message may name.
 INPUTS = {
     **{name: name for name in ("allow_other", "allow_partial", "base", "dtype", "exclude")},
+    "factor": "factor",
     **{name: name for name in ("force", "format", "full_differences", "reference", "where")},
     "architecture": "reference",
     "memory": "memory",
@@ -111,6 +112,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "write another `to` or more `whole` in the recipe",
         ),
         (r"`to=` is ", "storage", "`storage` is ", "a storage is "),
+        (
+            r"or write `bf16` or `f16`, which need none",
+            "storage",
+            "or choose `storage` gguf bf16 or gguf f16, which need none",
+            r"\g<0>",
+        ),
         (
             r"give a picture as `thumbnail=`",
             "thumbnail",

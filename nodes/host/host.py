@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,24 @@ if TYPE_CHECKING:
     from ..apply.patch_places import Place
 
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
+SAFETENSORS, GGUF = ".safetensors", ".gguf"
+CONTROLNETS = "controlnet"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
 
 
 def file_names(*folders: str) -> list[str]:
-    """The files that the host lists in its model folders, by name, without repeats."""
-    names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
+    """The files that the host lists in its model folders, by name, without repeats; of models GGUF files too."""
+    names = (name for folder in folders for name in _listed(folder))
     return list(dict.fromkeys(names))
+
+
+def _listed(folder: str) -> Iterator[str]:
+    yield from folder_paths.get_filename_list(folder)
+    if folder in (CHECKPOINTS, DIFFUSION_MODELS):  # which the host itself does not list
+        for root in folder_paths.get_folder_paths(folder):
+            found, _ = folder_paths.recursive_search(root, [".git"])
+            yield from sorted(name for name in found if name.lower().endswith(GGUF))
 
 
 def file_path(name: str, *folders: str) -> Path:
@@ -72,18 +82,19 @@ def fingerprint(name: str | None, *folders: str) -> str:
     return told.hexdigest()
 
 
-def output_path(prefix: str, default: str) -> Path:
-    """The next free `.safetensors` name under a prefix in the output folder, which is made.
+def output_path(prefix: str, default: str, suffix: str = SAFETENSORS) -> Path:
+    """The next free name under a prefix in the output folder, which is made.
 
     Args:
         prefix: As in the host's save nodes: folders and the beginning of a name.
         default: The prefix to take if it is empty.
+        suffix: What the name ends in.
 
     Raises:
         ArgumentError: The prefix leads out of the output folder.
     """
     folder, name, counter = _place(prefix, default)
-    return folder / f"{name}_{counter:05}_.safetensors"
+    return folder / f"{name}_{counter:05}_{suffix}"
 
 
 def output_path_of(prefix: str, default: str, content: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
+import comfy.controlnet
 import comfy.sd
 import folder_paths
 import torch
@@ -59,6 +60,20 @@ def loaded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
         raise ArgumentError("ComfyUI knows no model of this kind; merge into a file in its place")
     model, clip, vae, *_ = found
     return model, clip, vae
+
+
+def loaded_controlnet(path: Path) -> Any:
+    """The CONTROL_NET of a file.
+
+    Raises:
+        ArgumentError: The host knows no such ControlNet.
+    """
+    from ...lora_ops import ArgumentError
+
+    found = comfy.controlnet.load_controlnet(str(path))
+    if found is None:
+        raise ArgumentError("ComfyUI knows no ControlNet of this kind", path=path)
+    return found
 
 
 def stored(patcher: Any, inside: str = "") -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from ...lora_ops.files.quantised.scheme import Scheme
 from ...lora_ops.files.quantised.source import decoded
 from ...lora_ops.files.quantised.storages import SCHEMES
 from ...lora_ops.models.architectures import parameters
+from ...lora_ops.operations.weights.gguf_file_plan import GgufPlan
 from ...lora_ops.operations.weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -62,13 +63,14 @@ def written(
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
+    gguf = None
     if to is None:
         check_place(output, source, [], force=False)
         tensors, notes = _as_held(source, dtype)
     else:
         plan = plan_requantise_file(decoded(source), to, output=output, dtype=dtype)
-        tensors, notes = plan.tensors, plan.notes
-    sink = SavedFile(source, tensors, notes, output, version)
+        tensors, notes, gguf = plan.tensors, plan.notes, plan.gguf
+    sink = SavedFile(source, tensors, notes, output, version, gguf)
     jobs = [Job(key, key, math.prod(one.shape)) for key, one in tensors.items()]
     results = stream(Work(jobs, sink.compute), place("cpu"), progress=progress)
     return write(sink, results, started=started)
@@ -119,6 +121,7 @@ class SavedFile(CheckpointFile):
         notes: What is to be said of them.
         output: Where to.
         version: Of lorakit, for the record.
+        gguf: How it lies in a GGUF file, where it is one.
     """
 
     def __init__(
@@ -128,11 +131,14 @@ class SavedFile(CheckpointFile):
         notes: Sequence[str],
         output: Path,
         version: str,
+        gguf: GgufPlan | None = None,
     ) -> None:
         self.sources = [source]
         self._source, self._planned, self._notes = source, tensors, tuple(notes)
-        self._operation = Operation("save", version)
-        super().__init__(output, source, tensors.values(), shard_size=SHARD_SIZE, force=False)
+        self._operation, self._gguf = Operation("save", version), gguf
+        super().__init__(
+            *(output, source, tensors.values()), shard_size=SHARD_SIZE, force=False, gguf=gguf
+        )
 
     def longest(self, inputs: Sequence[Input]) -> dict[str, str]:
         """The record, which has no numbers."""
@@ -144,7 +150,8 @@ class SavedFile(CheckpointFile):
 
     def report(self) -> Report:
         """The report."""
-        return Report(stored_layers(self.reports), (), self._notes)
+        skips = self._gguf.skips if self._gguf else ()
+        return Report(stored_layers(self.reports), skips, self._notes)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record, beside the graph."""

@@ -53,6 +53,11 @@ class CompareLoras(io.ComfyNode):
         names = (one.stem, other.stem)
         if names[0] == names[1]:  # one file before and after it was edited
             names = (f"first: {names[0]}", f"second: {names[1]}")
-        found = compare(decode(one), decode(other), names=names, progress=host.progress())
+        found = compare(
+            decode(one, control=True),
+            decode(other, control=True),
+            names=names,
+            progress=host.progress(),
+        )
         picture = as_image(comparison_picture(names, found))
         return pictured(cls, picture, comparison_text(names, found))

@@ -59,6 +59,8 @@ class InspectLora(io.ComfyNode):
         file = as_file(lora)
         told = said_of(lora)
         report = info_text(describe(file), *said_lines(told))
-        found = spectra(decode(file), placement=host.placement(), progress=host.progress())
+        found = spectra(
+            decode(file, control=True), placement=host.placement(), progress=host.progress()
+        )
         picture = as_image(inspection_picture(file.name, found))
         return pictured(cls, picture, report, after=said_values(told, file.metadata))

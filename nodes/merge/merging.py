@@ -12,6 +12,7 @@ from ..form.texts import WARNS, headed
 from ..form.wording import inputs_of, worded
 from ..host import host
 from ..host.api import io
+from ..host.checkpoint_path import checkpoint_path
 
 if TYPE_CHECKING:
     from ...lora_ops import FileSource, MergePlan, MergeReport, Recipe
@@ -75,11 +76,16 @@ def written(
     Raises:
         LoraOpsError: The models do not belong together, the recipe cannot be done, the disk is full.
     """
-    from ...lora_ops import merge_file, plan_merge_file
+    from ...lora_ops import merge_file, plan_merge, plan_merge_file
+    from ...lora_ops.operations.weights.gguf_file_plan import gguf_file
     from ...version import __version__
 
-    path = host.output_path(prefix, PREFIX)
+    asked = recipe.output
     with opened(paths) as sources:
+        like = None
+        if not asked.to and not asked.dtype and any(map(gguf_file, sources.values())):
+            like = plan_merge(recipe, sources, **options).base
+        path = checkpoint_path(prefix, PREFIX, to=asked.to, dtype=asked.dtype, like=like)
         plan = plan_merge_file(recipe, sources, output=path, **options)
         report = merge_file(plan, path, version=__version__, progress=host.progress())
     told = report_text(path.name, report, plan, notes, inputs_of(node))
@@ -94,6 +100,7 @@ def report_text(
     inputs: Collection[str],
 ) -> str:
     """What a merge did: how much of it is merged, where it changed, what rounding took."""
+    from ...lora_ops.operations.weights.gguf_file_plan import NOT_HELD
     from ...lora_ops.report import counted
     from ...lora_ops.text import human_error, human_size, plain
 
@@ -112,6 +119,11 @@ def report_text(
     most = sorted(report.blocks.items(), key=lambda one: -one[1])[:_MOST]
     if most:
         lines.append(f"most in {', '.join(f'{block} {size:.2%}' for block, size in most)}")
+    lines += [
+        f"{counted(count, 'tensor')} left out ({kind}): {reason}"
+        for (reason, kind), (count, _) in report.reasons().items()
+        if reason in NOT_HELD
+    ]
     for note in (*notes, *report.notes):
         mark = WARNS if note in report.notes and note not in plan.notes else "note: "
         lines.append(mark + worded(plain(note), inputs))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import PickledFile, open_source
-from lorakit.lora_ops.files.dtypes import DTYPE_NAMES
+from lorakit.lora_ops.files.dtypes import dtype_names
 
 
 def every_kind() -> dict[str, torch.Tensor]:
@@ -27,7 +27,7 @@ def every_kind() -> dict[str, torch.Tensor]:
     noted = torch.nn.Parameter(torch.ones(2, 2))
     noted.note = "an attribute"  # type: ignore[attr-defined]
     return {
-        **{str(dtype): noise(dtype, (3, 2)) for dtype in DTYPE_NAMES},
+        **{str(dtype): noise(dtype, (3, 2)) for dtype in dtype_names()},
         "complex128": pairs.to(torch.complex128),
         "conjugated": pairs.conj(),
         "negated": (pairs + 1).conj().imag,

@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 
 from lorakit.lora_ops.errors import ArgumentError, FormatError, QuantisedError
 from lorakit.lora_ops.files import SafetensorsFile, open_source
-from lorakit.lora_ops.files.dtypes import DTYPE_BITS, TORCH_DTYPES
+from lorakit.lora_ops.files.dtypes import DTYPE_BITS, torch_dtypes
 
 SHAPES = [(), (0,), (1,), (3,), (2, 0, 5), (5, 7), (2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize("name", sorted(TORCH_DTYPES))
+@pytest.mark.parametrize("name", sorted(torch_dtypes()))
 def test_reads_what_the_official_library_writes(name: str, tmp_path: Path) -> None:
-    dtype = TORCH_DTYPES[name]
+    dtype = torch_dtypes()[name]
     tensors = {f"t.{i}": noise(dtype, shape, i) for i, shape in enumerate(SHAPES)}
     save_file(tensors, tmp_path / "a.safetensors", {"format": "pt", "título": "ß\n"})
     with SafetensorsFile(tmp_path / "a.safetensors") as file:
@@ -44,8 +44,8 @@ def test_reads_what_the_official_library_writes(name: str, tmp_path: Path) -> No
 def test_mixed_dtypes_come_in_the_order_of_their_data(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensors = {
-        f"{name}.{i}": noise(TORCH_DTYPES[name], (3, i), i)
-        for name in TORCH_DTYPES
+        f"{name}.{i}": noise(torch_dtypes()[name], (3, i), i)
+        for name in torch_dtypes()
         for i in range(3)
     }
     save_file(tensors, path)
@@ -63,7 +63,7 @@ def test_mixed_dtypes_come_in_the_order_of_their_data(tmp_path: Path) -> None:
     st.dictionaries(
         st.text(min_size=1, max_size=20).filter(lambda key: key != "__metadata__"),
         st.tuples(
-            st.sampled_from(sorted(TORCH_DTYPES)),
+            st.sampled_from(sorted(torch_dtypes())),
             st.lists(st.integers(0, 4), max_size=4),
             st.integers(0, 9),
         ),
@@ -72,7 +72,7 @@ def test_mixed_dtypes_come_in_the_order_of_their_data(tmp_path: Path) -> None:
 )
 def test_any_official_file_is_read(content: dict[str, tuple[str, list[int], int]]) -> None:
     tensors = {
-        k: noise(TORCH_DTYPES[n], tuple(shape), seed) for k, (n, shape, seed) in content.items()
+        k: noise(torch_dtypes()[n], tuple(shape), seed) for k, (n, shape, seed) in content.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
@@ -100,7 +100,7 @@ def test_files_of_other_writers_are_read(tmp_path: Path) -> None:
         assert file.tensor("early").tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", sorted(DTYPE_BITS.keys() - TORCH_DTYPES.keys()))
+@pytest.mark.parametrize("name", sorted(DTYPE_BITS.keys() - torch_dtypes().keys()))
 def test_elements_that_torch_lacks_are_named_but_not_read(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     size = 8 * DTYPE_BITS[name] // 8

@@ -29,7 +29,7 @@ from lorakit.lora_ops.files import (
     save,
     writer_of,
 )
-from lorakit.lora_ops.files.dtypes import DTYPE_BITS, TORCH_DTYPES
+from lorakit.lora_ops.files.dtypes import DTYPE_BITS, torch_dtypes
 from lorakit.lora_ops.files.header import MAX_HEADER
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX file modes")
@@ -102,7 +102,7 @@ def test_the_official_library_reads_it(room: int, tmp_path: Path) -> None:
     st.dictionaries(
         st.text(max_size=12).filter(lambda key: key != "__metadata__"),
         st.tuples(
-            st.sampled_from(sorted(TORCH_DTYPES)),
+            st.sampled_from(sorted(torch_dtypes())),
             st.lists(st.integers(0, 4), max_size=4),
             st.integers(0, 9),
         ),
@@ -115,7 +115,7 @@ def test_any_content_makes_the_round_trip(
     content: dict[str, tuple[str, list[int], int]], metadata: dict[str, str], room: int
 ) -> None:
     tensors = {
-        k: noise(TORCH_DTYPES[n], tuple(shape), seed) for k, (n, shape, seed) in content.items()
+        k: noise(torch_dtypes()[n], tuple(shape), seed) for k, (n, shape, seed) in content.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"

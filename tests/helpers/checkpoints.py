@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -190,3 +191,20 @@ def source(tensors: Mapping[str, Tensor], name: str = "model.safetensors") -> Di
 def delta(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], key: str) -> Tensor:
     """The change of one parameter, in float64."""
     return tuned[key].double() - base[key].double()
+
+
+class Counting(DictSource):
+    """Counts how often each tensor is read."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+        name: str = "tensors",
+    ) -> None:
+        super().__init__(tensors, metadata, name)
+        self.read = Counter[str]()
+
+    def tensor(self, key: str) -> Tensor:
+        self.read[key] += 1
+        return super().tensor(key)

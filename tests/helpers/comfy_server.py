@@ -22,7 +22,7 @@ from comfy_host import SCRIPTS, find_host
 from commands import ROOT
 
 PACK = "any-folder-name"  # the pack must not depend on what its folder is called
-FOLDERS = ("checkpoints", "diffusion_models", "loras", "text_encoders", "vae")
+FOLDERS = ("checkpoints", "controlnet", "diffusion_models", "loras", "text_encoders", "vae")
 Graph = Mapping[str, Mapping[str, Any]]
 
 

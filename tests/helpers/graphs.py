@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_server import GraphError, Server, running
+from controlnets import controlnet
 from keys.checkpoints import clip, flux, prefixed, unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -228,6 +229,12 @@ UNET = {
     for key, shape in unet(768, [1], middle=0, blocks=1).items()
     if not re.match(r"middle_block|output_blocks\.\d\.1", key)
 }
+#: One that has a middle, too, which a ControlNet of it cannot be without.
+CONTROLLED = {
+    key: shape
+    for key, shape in unet(768, [1], blocks=1).items()
+    if not re.match(r"output_blocks\.\d\.1", key)
+}
 CLIP = prefixed("cond_stage_model.transformer.", clip(32))
 #: What `one.safetensors` says of itself.
 ABOUT = {"ss_output_name": "one", "ss_network_dim": "4", "modelspec.author": "a person"}
@@ -266,6 +273,10 @@ def models(base: Path) -> None:
         started = weights(prefixed(_PREFIX, shapes) | encoder)
         for title, one in {name: started, f"{name}-tuned": tuned(started)}.items():
             save_file(one, folder / "checkpoints" / f"{title}.safetensors")
+    controlled = weights(CONTROLLED)
+    save_file(prefixed(_PREFIX, controlled), folder / "checkpoints" / "controlled.safetensors")
+    save_file(controlnet(controlled), folder / "controlnet" / "hints.safetensors")
+    save_file(weights(taesd(4)), folder / "vae" / "taesd4.safetensors")
     save_file(weights(taesd(16)), folder / "vae" / "taesd.safetensors")
     save_file(lora(FLUX, 4, 1), folder / "loras" / "one.safetensors", ABOUT)
     save_file(lora(FLUX, 6, 2), folder / "loras" / "two.safetensors")

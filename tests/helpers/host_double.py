@@ -28,6 +28,7 @@ ANSWERS: dict[str, dict[str, Callable[..., Any]]] = {
     "comfy_api.latest.io": {"Custom": lambda module, io_type: module.ComfyTypeIO},
     "folder_paths": {
         "get_filename_list": lambda module, folder: [],
+        "get_folder_paths": lambda module, folder: [],
         "get_input_directory": lambda module: "no such folder",
     },
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from lorakit.lora_ops.models.architectures import ARCHITECTURES, UNET
@@ -56,3 +58,22 @@ def both(architecture, seed=0, dtype=torch.float32):
         {UNET + name: tensor for name, tensor in native.items()},
         {f"transformer.{name}": tensor for name, tensor in foreign.items()},
     )
+
+
+def foreign_of(architecture, native):
+    """A native model under diffusers' names, by the tables."""
+    found = {}
+    for key, whole in native.items():
+        module, _, leaf = key.rpartition(".")
+        for packing in architecture.packings:
+            if match := re.fullmatch(re.escape(packing.native).replace(r"\{\}", r"(\d+)"), module):
+                break
+        else:
+            raise KeyError(key)
+        shares = packing.parts or (1,) * len(packing.foreign)
+        rows = whole.split([whole.shape[0] * n // sum(shares) for n in shares])
+        for part, tensor in zip(packing.foreign, rows, strict=True):
+            turned = torch.cat(tensor.chunk(2)[::-1]) if packing.swapped else tensor
+            name = part.format(*match.groups())
+            found[f"transformer.{name}.{leaf}"] = turned.clone()
+    return found

@@ -23,12 +23,15 @@ from lorakit.lora_ops import (
     Budget,
     CheckpointComparison,
     Comparison,
+    ControlOptions,
+    ControlPlan,
     Convention,
     ConvertOptions,
     Described,
     DictSource,
     EditPlan,
     EditReport,
+    Element,
     FileSource,
     Finding,
     FormatError,
@@ -94,6 +97,7 @@ from lorakit.lora_ops import (
     architecture_named,
     as_toml,
     bake,
+    bake_control_file,
     bake_file,
     collect,
     compare,
@@ -109,9 +113,12 @@ from lorakit.lora_ops import (
     eject,
     enable,
     extract,
+    extract_control_file,
     extract_file,
+    extract_files,
     find_files,
     inject,
+    is_control_lora,
     lint,
     merge,
     merge_file,
@@ -126,6 +133,8 @@ from lorakit.lora_ops import (
     plan_add_files,
     plan_bake,
     plan_bake_file,
+    plan_control_bake_file,
+    plan_control_file,
     plan_convert_file,
     plan_extraction,
     plan_file,
@@ -136,7 +145,10 @@ from lorakit.lora_ops import (
     plan_resize_file,
     plan_scale_file,
     preview_bake,
+    preview_control,
+    preview_control_bake,
     preview_extraction,
+    preview_files,
     preview_merge,
     preview_requantise,
     read_metadata,
@@ -208,6 +220,11 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     again: Plan = plan_file(base, tuned, rule, output=output, **options)
     written: Report = extract_file(again, base, tuned, output, placement=placement, exact=True)
     assert written.size > 0
+    folder = output.with_suffix("")
+    found: dict[Path, Preview | LoraOpsError] = preview_files(base, tuned.paths, folder, rule)
+    made: dict[Path, Report | LoraOpsError] = extract_files(base, tuned.paths, folder, rule)
+    assert list(found) == list(made) == list(tuned.paths)
+    assert not any(isinstance(one, LoraOpsError) for one in made.values())
     return adapter
 
 
@@ -274,6 +291,8 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     assert min(cosines) > 0.99
     bake_file(plan_bake_file(checkpoint, plan.ingredients, output=output), checkpoint, output)
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
+    element: Element = baked.element(next(iter(tensors)))
+    assert element.title == str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     found = verify(checkpoint, baked, lora, strength=0.5, convention=PAPER, allow_other=True)
     assert found.error < 1e-3
     models: CheckpointComparison = compare_checkpoints(checkpoint, baked)
@@ -281,6 +300,27 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     groups: Mapping[str, GroupComparison] = models.components()
     alike: list[Likeness] = [*weights, *groups.values(), models.total]
     assert all(one.cosine > 0.9 for one in alike)
+
+
+def controlling(folder: Path) -> None:
+    """Make a Control-LoRA of a ControlNet of two layers, and the ControlNet of it again."""
+    shared = {"input_blocks.0.0.weight": torch.eye(8).reshape(8, 2, 2, 2)}
+    own = ("input_hint_block.0.weight", "zero_convs.0.0.weight", "middle_block_out.0.weight")
+    parts = {name: torch.ones(4, 4, 1, 1) for name in own}
+    base = MemoryFile("base", {f"diffusion_model.{name}": one for name, one in shared.items()})
+    net = MemoryFile("net", {**{name: 2 * one for name, one in shared.items()}, **parts})
+    options: ControlOptions = {"dtype": torch.float32}
+    plan: ControlPlan = plan_control_file(base, net, 8, **options)
+    made = MemoryFile("made")
+    assert extract_control_file(plan, base, net, made).error < 1e-6
+    assert is_control_lora(made)
+    output = folder / "net.safetensors"
+    again: BakePlan = plan_control_bake_file(base, made, output=output)
+    previews = [preview_control(plan, output), preview_control_bake(again, base, output)]
+    assert all(one.layers for one in previews)
+    bake_control_file(again, base, made, output)
+    with open_source(output) as back:
+        assert back.keys() == list(net.keys())
 
 
 def storing(checkpoint: FileSource, output: Path) -> None:
@@ -399,6 +439,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
             editing(lora, base, room)
             assert planning(base, tuned, lora, room / "planned.safetensors") > 0
             baking(base, lora, room / "baked.safetensors")
+            controlling(room)
             storing(base, room / "stored.safetensors")
             merging(base, tuned, room)
             looking(lora)

@@ -38,6 +38,10 @@ NEEDS = {
     "LorakitReadRecipe": {"file": "merged"},
     "LorakitLoraInfo": {"lora_name": "one.safetensors"},
     "LorakitEditMetadata": {"lora": "one"},
+    "LorakitExtractControlLora": {
+        "controlnet_name": "hints.safetensors",
+        "base_name": "controlled.safetensors",
+    },
 }
 
 

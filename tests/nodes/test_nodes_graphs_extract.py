@@ -58,6 +58,27 @@ def test_the_rule_goes_before_the_rank(comfy):
     assert "rank 2," in graph.text(of_files(graph, rank=32, rule="2"))
 
 
+@pytest.mark.parametrize("files", [True, False])
+def test_a_budget_is_shared_out_over_all_layers(comfy, files):
+    """The change is of rank 4 in every layer: a mean of 2 loses much, an error of 0.1 % none of it."""
+
+    def made(rule):
+        graph = Graph(comfy)
+        if files:
+            return graph, of_files(graph, rule=rule)
+        pair = graph.checkpoint("flux-tuned"), graph.checkpoint("flux")
+        return graph, of_models(graph, *pair, rule=rule)
+
+    wanted = latent_of(comfy, "flux-tuned")
+    assert distance(applied(*made("total_error=0.001")), wanted) < ROUNDED
+    assert distance(applied(*made("mean=2")), wanted) > 10 * ROUNDED
+    graph, extracted = made("total_error=0.001")
+    assert "rank 4," in graph.text(extracted)
+    graph, extracted = made("size=1kB")
+    with pytest.raises(GraphError, match="is too small: the smallest single rank takes"):
+        graph.text(extracted)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_from_two_loaded_models(comfy, exact):
     graph = Graph(comfy)

@@ -15,8 +15,9 @@ from commands import ROOT, python
 from host_double import standing_in
 from object_info import SNAPSHOT, misplaced
 
+from lorakit.lora_ops.elements import DTYPES
+from lorakit.lora_ops.files.quantised.encoding_gguf import GGUF_TYPES
 from lorakit.lora_ops.files.quantised.storages import SCHEMES
-from lorakit.lora_ops.linalg.storage import DTYPES
 from lorakit.lora_ops.operations.methods import METHODS
 from lorakit.lora_ops.operations.methods.catalogue import MERGE_METHODS
 
@@ -153,7 +154,9 @@ def test_tables_are_the_core_s() -> None:
     """They are written out again in the nodes, which must not import the core to be listed."""
     assert list(module("edit.add_loras").METHODS) == list(METHODS)
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
-    assert set(module("form.schema").STORAGES[1:]) <= set(SCHEMES)
+    assert set(module("form.schema").STORAGES[1:]) == set(SCHEMES)
+    types = [module("form.schema").storage_of(one) for one in module("form.schema").GGUF_STORAGES]
+    assert types == list(GGUF_TYPES)
     for name, one in module("merge.merge_checkpoints").METHODS.items():
         if name in MERGE_METHODS and name not in ("slerp", "add_difference"):  # sums of other terms
             fewest, most = MERGE_METHODS[name].terms

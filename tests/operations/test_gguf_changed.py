@@ -232,14 +232,15 @@ def test_what_was_baked_is_taken_out_again(tmp_path: Path) -> None:
 
 def test_weights_of_a_gguf_stay_whole_where_that_is_asked_for(tmp_path: Path) -> None:
     """By a pattern some, by a dtype all; what is copied is not said to be anything else."""
-    model = stored(tmp_path, {LAYERS[0]: "Q8_0", LAYERS[2]: "Q4_0", "img_in": "Q8_0"}, numbers(1))
+    model = stored(tmp_path, {LAYERS[0]: "Q8_0", LAYERS[2]: "MXFP4", "img_in": "Q8_0"}, numbers(1))
     asked = {"whole": ["double_blocks.*", "none.*"], "rounding": "stochastic"}
     report = baked(model, adapter(), tmp_path / "some.gguf", **asked)
     types = {name: one.tensor_type.name for name, one in read(tmp_path / "some.gguf")[0].items()}
     assert types[f"{LAYERS[0]}.weight"] == "BF16"
-    assert (types[f"{LAYERS[2]}.weight"], types["img_in.weight"]) == ("Q4_0", "Q8_0")
-    assert [note for note in report.notes if "Q" in note or "pattern" in note][1:4] == [
-        "Q4_0 is always rounded to the nearest",
+    assert (types[f"{LAYERS[2]}.weight"], types["img_in.weight"]) == ("MXFP4", "Q8_0")
+    told = [note for note in report.notes if "Q" in note or "FP4" in note or "pattern" in note]
+    assert told[1:4] == [
+        "MXFP4 is always rounded to the nearest",
         "no weight stays whole by the pattern `none.*`",
         "1 weight stored as Q8_0 written as bf16",
     ]
@@ -253,7 +254,7 @@ def test_weights_of_a_gguf_stay_whole_where_that_is_asked_for(tmp_path: Path) ->
 
 def test_chance_is_no_help_where_all_is_rounded_to_the_nearest(tmp_path: Path) -> None:
     small = {k: one * 1e-3 if "lora_up" in k else one for k, one in adapter().items()}
-    model = stored(tmp_path, dict.fromkeys(LAYERS, "Q4_0"), numbers(1))
+    model = stored(tmp_path, dict.fromkeys(LAYERS, "MXFP4"), numbers(1))
     for rounding in ("nearest", "stochastic"):
         output = tmp_path / f"{rounding}.gguf"
         report = baked(model, small, output, rounding=rounding)

@@ -116,6 +116,9 @@ def test_torchao_still_knows_its_tensors(tmp_path: Path) -> None:
             scales = weight.abs().amax(dim=1, keepdim=True) / 127
             tensors[f"{layer}._weight_qdata"] = (weight / scales).round().to(torch.int8)
             tensors[f"{layer}._weight_scale"] = scales
+            if layer in LAYERS:  # which is only read
+                zeros = torch.ones_like(scales).to(torch.int8)
+                tensors[f"{layer}._weight_zero_point"] = zeros
         else:
             tensors[key] = weight
     model, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"

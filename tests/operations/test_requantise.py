@@ -64,7 +64,7 @@ def test_requantised_twice_is_the_same(
     told = [note for note in again.notes if "bits" in note]
     numbers_of = sum(tensor.numel() for tensor in numbers(1).values())
     bits = sum(tensor.numel() * tensor.itemsize * 8 for tensor in after.values()) / numbers_of
-    assert told == [f"{bits:.2f} bits per number, scales included"]
+    assert told == [f"{bits:.2f} bits per weight, scales included"]
 
 
 def test_other_scales_are_not_copied(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -165,5 +165,38 @@ def test_all_that_stays_whole_by_a_pattern_is_told(
     told = lorakit_here(
         *("requantise", files[0], "--to", "bf16", "-o", tmp_path / "out.gguf", "--dry-run")
     )
-    assert "bits per number" in told.out
+    assert "bits per weight" in told.out
     assert "scales included" not in told.out
+
+
+def test_keep_is_whole_by_another_name(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for option in ("whole", "keep"):
+        output = tmp_path / f"{option}.safetensors"
+        asked = ("requantise", files[0], "--to", "int8", f"--{option}", "double_*.img_mlp.*")
+        assert lorakit_here(*asked, "-o", output).status == 0
+    found, same = (load_file(tmp_path / f"{option}.safetensors") for option in ("keep", "whole"))
+    assert found.keys() == same.keys()
+    assert all(torch.equal(found[key], same[key]) for key in found)
+    assert found["double_blocks.0.img_mlp.0.weight"].dtype == torch.float32
+    assert found["double_blocks.0.img_attn.qkv.weight"].dtype == torch.int8
+
+
+def test_info_and_report_tell_one_number_of_bits(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for to in ("nvfp4", "nf4"):
+        output = tmp_path / f"{to}.safetensors"
+        said = lorakit_here("requantise", files[0], "--to", to, "-o", output).out
+        (told,) = (line for line in said.splitlines() if "bits per weight" in line)
+        shown = lorakit_here("info", output).out
+        assert f"{told.split()[1]} per weight, scales included" in shown
+
+
+def test_a_storage_is_named_and_known(files: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    for name in ("", "fp16", "q3_k"):
+        done = lorakit_here("requantise", files[0], "--to", name, "-o", output)
+        assert done.status == 2
+        assert f"the storage `{name}` is unknown: fp8_scaled" in done.err
+        assert not output.exists()
+    assert lorakit_here("requantise", files[0], "--to", "INT8", "-o", output).status == 0
+    with open_source(output) as source:
+        assert source.storage(f"{STORED[0]}.weight") == "int8"

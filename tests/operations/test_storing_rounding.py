@@ -13,6 +13,8 @@ from tiny_flux import STRENGTH, adapter, numbers
 from torch import Tensor
 
 from lorakit.lora_ops import ArgumentError, Ingredient, open_source
+from lorakit.lora_ops.files.quantised.integers import Integers
+from lorakit.lora_ops.files.quantised.weight import Parts
 from lorakit.lora_ops.operations.bake.file import bake_file, plan_bake_file
 from lorakit.lora_ops.operations.requantise import file as requantise
 from lorakit.lora_ops.operations.requantise.plan import plan_requantise_file
@@ -48,7 +50,7 @@ def read(path: Path, key: str) -> Tensor:
         return source.tensor(key).double()
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", [*SCHEMES, "nf4", "fp4"])
 def test_the_mean_over_seeds_is_the_number(model: Path, tmp_path: Path, to: str) -> None:
     """Each is at most a step away; their mean as near as that of so many draws is."""
     output, truth = tmp_path / "out.safetensors", numbers(1)[KEY].double()
@@ -71,7 +73,7 @@ def test_the_mean_over_seeds_is_the_number(model: Path, tmp_path: Path, to: str)
     assert abs(float((total / SEEDS - truth).sum() / truth.norm())) < 0.5
 
 
-@pytest.mark.parametrize("to", SCHEMES)
+@pytest.mark.parametrize("to", [*SCHEMES, "nf4", "fp4"])
 def test_tiles_and_threads_give_the_same_bytes(
     model: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,3 +160,34 @@ def test_codes_are_neighbours_of_the_number(model: Path, tmp_path: Path, to: str
     near = (codes - known[after]).abs().minimum((codes - known[after - 1]).abs())
     assert float(near[is_told].max()) < 1e-6 * 448
     assert KEY.removesuffix(".weight") in STORED
+
+
+@pytest.mark.parametrize("baked", [False, True])
+def test_what_is_decoded_is_decoded_once(
+    model: Path, tmp_path: Path, baked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a scale of the whole weight needs two passes over it."""
+    written(model, tmp_path / "int8.safetensors", "int8")
+    save_file(adapter(), tmp_path / "lora.safetensors")
+    seen: list[str] = []
+    decode = Integers.decode
+
+    def counted(one: Integers, parts: Parts) -> Tensor:
+        seen.append(one.key)
+        return decode(one, parts)
+
+    monkeypatch.setattr(Integers, "decode", counted)
+    output = tmp_path / "out.safetensors"
+    if baked:
+        with (
+            open_source(tmp_path / "int8.safetensors") as source,
+            open_source(tmp_path / "lora.safetensors") as lora,
+        ):
+            plan = plan_bake_file(
+                source, [Ingredient(lora)], output=output, to="fp8_scaled", allow_partial=True
+            )
+            bake_file(plan, source, output)
+    else:
+        written(tmp_path / "int8.safetensors", output, "fp8_scaled")
+    assert KEY in seen
+    assert len(seen) == len(set(seen))

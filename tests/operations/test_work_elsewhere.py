@@ -31,6 +31,7 @@ from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
 from lorakit.lora_ops.operations.extract.extract import extraction_work
 from lorakit.lora_ops.operations.extract.plan import plan_extraction
+from lorakit.lora_ops.operations.extract.shared import shared, together
 from lorakit.lora_ops.operations.merge.merge import merge
 from lorakit.lora_ops.operations.merge.recipes.recipe import Recipe, RecipeFile, Step
 from lorakit.lora_ops.operations.merge.recipes.recipe import Term as MergeTerm
@@ -124,6 +125,12 @@ def test_extract(tmp_path: Path, there: Elsewhere):
     base, tuned = pair(tmp_path)
     plan = plan_extraction(base, tuned, 2, full_differences=True)
     check_same(extraction_work(plan), there)
+
+
+def test_extract_several(tmp_path: Path, there: Elsewhere):
+    base, tuned = pair(tmp_path)
+    plans, held = shared([plan_extraction(base, tuned, rank) for rank in (2, 3)])
+    check_same(together([extraction_work(plan) for plan in plans], held), there)
 
 
 def test_verify(tmp_path: Path, there: Elsewhere, monkeypatch: pytest.MonkeyPatch):

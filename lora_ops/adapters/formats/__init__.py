@@ -5,8 +5,18 @@ from __future__ import annotations
 from ..naming.joining import PROCESSORS, Respell, format_of, respeller, spelling_key, spelling_keys
 from ..naming.model_names import ModelNames, model_names
 from ..naming.names import Namer, component, flat_name, module_namer, resolve
-from ..naming.suffixes import BIAS, Module, Modules, is_turned, modules
-from ..naming.table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format, format_named, writable
+from ..naming.suffixes import BIAS, CONTROL_MARK, Module, Modules, is_turned, modules
+from ..naming.table import (
+    COMFY,
+    CONTROL,
+    DIFFUSERS,
+    FORMATS,
+    KOHYA,
+    PEFT,
+    Format,
+    format_named,
+    writable,
+)
 from ..peft.config import (
     PEFT_CONFIG,
     PEFT_METADATA,
@@ -24,6 +34,7 @@ from .headers import Told, told, told_of
 from .kinds import (
     KINDS,
     MAGNITUDES,
+    VERA_SHARED,
     Kind,
     bias_of,
     inner_size,
@@ -38,6 +49,8 @@ from .recognise import Mark, foreign_method, recognise
 __all__ = [
     "BIAS",
     "COMFY",
+    "CONTROL",
+    "CONTROL_MARK",
     "DIFFUSERS",
     "FORMATS",
     "KINDS",
@@ -47,6 +60,7 @@ __all__ = [
     "PEFT_CONFIG",
     "PEFT_METADATA",
     "PROCESSORS",
+    "VERA_SHARED",
     "Configured",
     "Format",
     "Kind",

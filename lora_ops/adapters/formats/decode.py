@@ -15,48 +15,54 @@ from ..layers import Layer
 from ..naming.joining import format_of
 from ..naming.names import resolve
 from ..naming.suffixes import BIAS, Module, Modules, adapter_names, modules
-from ..naming.table import FORMATS, format_named
+from ..naming.table import CONTROL, FORMATS, format_named
 from ..outline import HeaderOnlySource
-from ..peft.config import Configured, configured
+from ..peft.config import Configured, configs_of, configured
 from .headers import Told, told
 from .kinds import read_alpha, read_configured
 from .recognise import foreign_method, is_weights, recognise
 
 
-def detect(keys: Iterable[str], name: str = "the file") -> str:
+def detect(keys: Iterable[str], name: str = "the file", *, control: bool = False) -> str:
     """Return the name of the format that most modules of an adapter file have.
 
     Args:
         keys: All keys of the file.
         name: What messages call the file.
+        control: Whether it may be a Control-LoRA, whose layers change a ControlNet, and no UNet.
 
     Raises:
         UnknownFormatError: No key belongs to an adapter, or it is one of another sort (IP-Adapter).
         UnsupportedLayerError: It is of a method that is not read.
     """
-    return _detected(modules(keys), name)
+    return _detected(modules(keys), name, control=control)
 
 
 def commonest(grouped: Modules) -> str | None:
     """Return the name of the format that most modules have; None where there are none."""
+    if grouped.is_control:
+        return CONTROL.name
     found = Counter(format_of(module).name for module in grouped.modules)
     return found.most_common(1)[0][0] if found else None
 
 
-def decode(source: TensorSource, targets: Collection[str] = ()) -> Adapter:
+def decode(
+    source: TensorSource, targets: Collection[str] = (), *, control: bool = False
+) -> Adapter:
     """Return an adapter file as layers by target. A layer is read each time it is asked for.
 
     Args:
         source: The file.
         targets: All canonical targets of the checkpoint it is for, to find its modules by. A module
             that none of them is called stays under the name it has in the file.
+        control: Whether it may be a Control-LoRA; its extras are then the parameters that it holds whole.
 
     Raises:
         UnknownFormatError: It is no adapter file.
         UnsupportedLayerError: A layer is of a method that is not read.
     """
     grouped = modules(source.keys())
-    format = _detected(grouped, source.name)
+    format = _detected(grouped, source.name, control=control)
     targets_of = resolve(grouped.modules, targets)
     names = _distinct({name: targets_of.get(name, name) for name in grouped.modules})
     layers = {target: (name, grouped.modules[name]) for name, target in names.items()}
@@ -80,6 +86,7 @@ def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
         FormatError, UnsupportedLayerError: As `configured`.
     """
     thin = [name for name, module in found.items() if module.kind != "full"]
+    _check_method(source, found)
     settings = configured(source, thin)
     for name, module in found.items():
         layer = found.get(name.removesuffix(BIAS))
@@ -90,6 +97,18 @@ def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
             alpha = read_alpha(source, layer.keys["alpha"])
             settings[name] = Configured(alpha / source.shape(layer.keys["down"])[0])
     return settings
+
+
+def _check_method(source: TensorSource, found: Mapping[str, Module]) -> None:
+    """Refuse a plain LoRA under the configuration of AdaLoRA: some of its tensors are not there."""
+    methods = {config.get("peft_type") for config in configs_of(source.metadata).values()}
+    bare = next((name for name, module in found.items() if module.kind == "lora"), None)
+    if bare is not None and "ADALORA" in methods:
+        raise UnsupportedLayerError(
+            f"{source.name}: its configuration has `peft_type` ADALORA, and layer `{bare}` has no `lora_E`; save "
+            "it with PEFT again",
+            target=bare,
+        )
 
 
 def _own_keys(format: str, name: str, module: Module) -> Mapping[str, str]:
@@ -105,7 +124,7 @@ def _distinct(names: Mapping[str, str]) -> dict[str, str]:
     return {module: name if often[name] == 1 else module for module, name in names.items()}
 
 
-def _detected(grouped: Modules, name: str) -> str:
+def _detected(grouped: Modules, name: str, *, control: bool) -> str:
     method = foreign_method(grouped)
     if method is not None:
         title, key = method
@@ -123,7 +142,7 @@ def _detected(grouped: Modules, name: str) -> str:
             "as PEFT's `save_pretrained` does"
         )
     other = recognise(grouped)
-    if other is not None:
+    if other is not None and not (control and grouped.is_control):
         raise UnknownFormatError(
             f"{name}: is {other.article} {other.title}, not a LoRA or the like; give one, and see "
             "`describe()` for what a file is"

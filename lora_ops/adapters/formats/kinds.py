@@ -14,6 +14,7 @@ from ...errors import LayerShapeError, LoraOpsError, QuantisedError, Unsupported
 from ...source import TensorSource
 from ..layers import (
     GAINS_OF_WHAT,
+    AdaLoraLayer,
     BiasGainsLayer,
     BoftLayer,
     DoraLayer,
@@ -33,6 +34,7 @@ from ..layers import (
     PissaLayer,
     ReplacementLayer,
     ReshapedLayer,
+    VeraLayer,
 )
 from ..naming.suffixes import Module, is_turned
 from ..naming.table import COMFY, KOHYA
@@ -87,6 +89,9 @@ KINDS: dict[str, Kind] = {
     "boft_r": Kind(
         "BOFT of the inputs", InputButterflyLayer, ("stages", "row_gains"), has_alpha=False
     ),
+    "adalora": Kind("AdaLoRA", AdaLoraLayer, ("left", "right", "values"), has_alpha=False),
+    # The two matrices that all layers share are in no layer's keys; see `_shared`.
+    "vera": Kind("VeRA", VeraLayer, ("out_gains", "inner_gains"), has_alpha=False),
     "ia3": Kind("IA3", Ia3Layer, ("weight", "on_input"), has_alpha=False, formats=(KOHYA.name,)),
     "ia3_l": Kind("IA3 of PEFT", PeftIa3Layer, ("gains",), has_alpha=False),
     # It has no key of its own in a file; see `bias_of`.
@@ -97,6 +102,8 @@ KINDS: dict[str, Kind] = {
     ),
     "rows": Kind("new tokens", NewRowsLayer, ("rows",), has_alpha=False),
 }
+#: The matrices of VeRA that all layers of a file share, by their role.
+VERA_SHARED = {"up": "base_model.vera_B", "down": "base_model.vera_A"}
 # What may stand beside a layer of any kind and changes what it means.
 MAGNITUDES = ("dora_scale", "magnitude")
 RESHAPE = "reshape_weight"
@@ -198,6 +205,7 @@ def read_kind(source: TensorSource, name: str, module: Module, scale: float | No
     alpha = read_alpha(source, module.keys["alpha"]) if "alpha" in module.keys else None
     try:
         own = {role: tensors[role] for role in tensors.keys() - {*around}}
+        own |= _shared(source, name) if known == "vera" else {}
         layer = kind.build(**own, **({"alpha": alpha} if alpha is not None else {}))
         if isinstance(layer, InputRotationLayer):
             layer = replace(layer, terms=_series(source, name))
@@ -227,18 +235,20 @@ def read_alpha(source: TensorSource, key: str) -> float:
     Raises:
         LayerShapeError: It is not one number, or a complex one.
     """
-    shape, dtype = source.shape(key), source.dtype(key)
+    shape, element = source.shape(key), source.element(key)
     if any(size != 1 for size in shape):
         raise LayerShapeError(f"alpha `{key}` is {shape}, not one number", path=source.name)
-    if dtype.is_complex:
-        raise LayerShapeError(f"alpha `{key}` is {dtype}, not one real number", path=source.name)
-    return float(source.tensor(key).item())
+    if element.is_complex:
+        message = f"alpha `{key}` is torch.{element.title}, not one real number"
+        raise LayerShapeError(message, path=source.name)
+    return source.number(key)
 
 
 def _numbers(source: TensorSource, name: str, role: str, key: str) -> Tensor:
-    if role not in _INTEGERS and not source.dtype(key).is_floating_point:
+    element = source.element(key)
+    if role not in _INTEGERS and not element.is_floating_point:
         raise QuantisedError(
-            f"layer `{name}`: `{key}` is stored as {source.dtype(key)}, not as plain numbers; use "
+            f"layer `{name}`: `{key}` is stored as torch.{element.title}, not as plain numbers; use "
             "the file it was quantised from",
             target=name,
             path=source.name,
@@ -275,6 +285,22 @@ def _series(source: TensorSource, name: str) -> int:
             if isinstance(terms, int) and 0 < terms <= _MOST_TERMS:
                 return terms
     return _TERMS
+
+
+def _shared(source: TensorSource, name: str) -> dict[str, Tensor]:
+    """The two matrices of a file of VeRA.
+
+    Raises:
+        UnsupportedLayerError: They are not in it: PEFT draws them anew at each loading.
+    """
+    if not {*VERA_SHARED.values()} <= {*source.keys()}:
+        raise UnsupportedLayerError(
+            f"layer `{name}` is of VeRA, whose two matrices are not in the file: PEFT draws them at each loading; "
+            "save it with `save_projection=True`",
+            target=name,
+            path=source.name,
+        )
+    return {role: source.tensor(key) for role, key in VERA_SHARED.items()}
 
 
 def _surrounded(layer: Layer, tensors: Mapping[str, Tensor]) -> Layer:

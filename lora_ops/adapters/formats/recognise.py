@@ -100,8 +100,7 @@ _END = r"(\.[^.]+)?(\.weight)?$"
 _METHODS = (
     ("T-LoRA of LyCORIS 4", r"\.lambda_layer$"),
     ("OFT of an embedding", r"\.oft_embedding_R" + _END),
-    ("VeRA", r"\.p?vera_lambda_[bd]" + _END),
-    ("AdaLoRA", r"\.lora_E" + _END),
+    ("PVeRA", r"\.pvera_lambda_[bd]" + _END),
     ("FourierFT", r"\.fourierft_spectrum" + _END),
     ("HRA", r"\.hra_u" + _END),
     ("VB-LoRA", r"\.vblora_(logits_[AB]|vector_bank)" + _END),

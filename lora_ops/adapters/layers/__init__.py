@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adalora import AdaLoraLayer
 from .boft import BoftLayer
 from .dora import BasedDoraLayer, DoraLayer
 from .families import KroneckerProduct, Scaled
@@ -19,6 +20,7 @@ from .oft import OftLayer
 from .pissa import Initial, PissaLayer
 from .replacement import NewRowsLayer, ReplacementLayer
 from .reshaped import ReshapedLayer, rewrapped, unpadded
+from .vera import VeraLayer
 
 
 def innermost(layer: Layer) -> Layer:
@@ -35,6 +37,7 @@ def stored_alpha(layer: Layer) -> float | None:
 
 __all__ = [
     "GAINS_OF_WHAT",
+    "AdaLoraLayer",
     "BasedDoraLayer",
     "BiasGainsLayer",
     "BoftLayer",
@@ -59,6 +62,7 @@ __all__ = [
     "ReplacementLayer",
     "ReshapedLayer",
     "Scaled",
+    "VeraLayer",
     "fits",
     "innermost",
     "low_rank",

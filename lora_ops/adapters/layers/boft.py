@@ -49,7 +49,7 @@ class BoftLayer(Rotation):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape.
@@ -61,6 +61,7 @@ class BoftLayer(Rotation):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         weight = base.to(dtype).flatten(1)
         if convention == "comfy" and self.alpha is None:

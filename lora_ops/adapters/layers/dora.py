@@ -137,7 +137,7 @@ class DoraLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -149,6 +149,7 @@ class DoraLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         self.check_magnitudes(base.shape)
         weight = base.to(dtype)

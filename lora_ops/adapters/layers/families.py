@@ -32,7 +32,7 @@ class OwnChange(Layer, Protocol):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return strength * delta in the shape of the weight; all programs agree.
@@ -40,6 +40,7 @@ class OwnChange(Layer, Protocol):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         return (self.delta(dtype) * strength).reshape(base.shape).to(base.device)
 
@@ -62,7 +63,7 @@ class ChangeOfBase(Layer, Protocol):
         """Always 1, unless the kind says otherwise."""
         return 1.0
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Refuse: the change depends on the weight; see `change`.
 
         Raises:

@@ -75,8 +75,9 @@ class FullLayer(OwnChange):
         """Return some rows of the difference."""
         return FullLayer(take(self.diff))
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change in ``dtype``, in the shape of the parameter."""
+        dtype = dtype or torch.float32
         return self.diff.to(dtype)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:

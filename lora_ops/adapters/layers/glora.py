@@ -95,7 +95,7 @@ class GloraLayer(Scaled, ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -105,6 +105,7 @@ class GloraLayer(Scaled, ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         first, second, up, down = (one.to(base.device, dtype).flatten(1) for one in self._ordered)
         channels = base.to(dtype).reshape(len(base), first.shape[0], -1)

@@ -94,7 +94,7 @@ class Ia3Layer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -104,6 +104,7 @@ class Ia3Layer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         return _times(base.to(dtype), self.weight.to(base.device, dtype) * strength, self.axis)
 
@@ -179,7 +180,7 @@ class PeftIa3Layer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -190,6 +191,7 @@ class PeftIa3Layer(ChangeOfBase):
             WeightShapeError: The layer is for a weight of another shape.
             UnsupportedLayerError: Nothing tells whether the gains are of inputs or of outputs.
         """
+        dtype = dtype or torch.float32
         if self.axis is None:
             raise UnsupportedLayerError(GAINS_OF_WHAT)
         check_fits(self, base)
@@ -235,7 +237,7 @@ class BiasGainsLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the bias, of its shape; proportional to the strength.
@@ -243,6 +245,7 @@ class BiasGainsLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a bias of another length.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         return _times(base.to(dtype), (self.gains.to(base.device, dtype) - 1) * strength, 0)
 

@@ -80,7 +80,7 @@ class InputButterflyLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -90,6 +90,7 @@ class InputButterflyLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         weight = base.to(dtype).flatten(1)
         # PEFT's Q is half of what is antisymmetric in a block, and its rotation the inverse of ours.

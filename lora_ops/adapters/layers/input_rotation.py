@@ -76,7 +76,7 @@ class InputRotationLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -87,6 +87,7 @@ class InputRotationLayer(ChangeOfBase):
             WeightShapeError: The layer is for a weight of another shape.
             UnsupportedLayerError: A convolution, which PEFT and OneTrainer turn opposite ways.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         if base.ndim != 2 or base.shape[1] % self.size:
             raise UnsupportedLayerError(

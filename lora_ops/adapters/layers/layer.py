@@ -161,19 +161,19 @@ class Layer(Protocol):
             * self.scale
         )
 
-    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Frobenius norm of `stored_change`, float64; `dtype` is what factors are scaled in."""
+    def norm(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Frobenius norm of `stored_change`, float64; factors are scaled in `dtype`, or float64."""
         return torch.linalg.vector_norm(self.stored_change())
 
     def missed(
-        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype | None = None
     ) -> float:
         """Frobenius norm of the change at a strength less that of another layer of this weight.
 
         Args:
             other: At strength 1.
             strength: The factor on this one.
-            dtype: What factors are scaled in.
+            dtype: What factors are scaled in; None: float64.
         """
         return float(
             torch.linalg.vector_norm(self.stored_change() * strength - other.stored_change())
@@ -183,8 +183,8 @@ class Layer(Protocol):
         """The layer as a Kronecker product of two matrices, if it is one."""
         return None
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the change at strength 1, of `shape`, computed in ``dtype``.
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the change at strength 1, of `shape`, computed in ``dtype``, or float32.
 
         Raises:
             UnsupportedLayerError: It depends on the base weight.
@@ -214,7 +214,7 @@ class Layer(Protocol):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight at a strength: of its shape, on its device, in ``dtype``.
@@ -222,7 +222,7 @@ class Layer(Protocol):
         Args:
             base: The weight; not written into.
             strength: The user's factor; 0 changes nothing, 1 is what was trained.
-            dtype: What to compute in.
+            dtype: What to compute in; None: float32.
             convention: How to read a kind on which programs differ; see docs/kinds.md.
 
         Raises:

@@ -101,8 +101,9 @@ class LohaLayer(Scaled, OwnChange):
         down = (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1)
         return up * (self.scale * strength), down
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change, of `shape`, multiplied out in ``dtype``."""
+        dtype = dtype or torch.float32
         first, second = (one.product(dtype) for one in self._products)
         return (first * second).mul_(self.scale).reshape(self.shape)
 

@@ -108,8 +108,9 @@ class LokrLayer(Scaled, OwnChange, KroneckerProduct):
         (up_1, down_1), (up_2, down_2) = (one.factors(torch.float32) for one in self._matrices)
         return kron(up_1, up_2) * (self.scale * strength), kron(down_1, down_2)
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change, of `shape`, multiplied out in ``dtype``."""
+        dtype = dtype or torch.float32
         first, second = (one.product(dtype) for one in self._matrices)
         # The kernel is on the input side of the second, so its taps stay together.
         return kron(first, second).mul_(self.scale).reshape(self.shape)
@@ -141,14 +142,15 @@ class LokrLayer(Scaled, OwnChange, KroneckerProduct):
             return Scaled.at_scale(self, scale)
         return replace(self, w1=self.w1.float() * scale)
 
-    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
+    def norm(self, dtype: torch.dtype | None = None) -> Tensor:
         """Frobenius norm of the change, float64, from its matrices."""
         return self.kron().norm()
 
     def missed(
-        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype | None = None
     ) -> float:
         """Frobenius norm of the change at a strength less that of another layer, from matrices."""
+        dtype = dtype or torch.float64
         product = other.kronecker()
         if product is None:
             return OwnChange.missed(self, other, strength, dtype)

@@ -103,13 +103,14 @@ class LoraLayer(Scaled, OwnChange):
         return by_role(self.alpha, up=self.up, down=self.down, mid=self.mid)
 
     def factors(
-        self, strength: float = 1.0, dtype: torch.dtype = torch.float32
+        self, strength: float = 1.0, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return up (out, r) and down (r, in * kernel), in ``dtype``, whose product is the change.
 
         Scale and `strength` are in up, Tucker's core in down. Fresh memory, except where nothing
         is to be done.
         """
+        dtype = dtype or torch.float32
         up, down = self.up.to(dtype).flatten(1), self.down.to(dtype).flatten(1)
         if self.mid is not None:
             core = torch.einsum("pq...,qi->pi...", self.mid.to(dtype), down)
@@ -135,15 +136,17 @@ class LoraLayer(Scaled, OwnChange):
         """Return the layer with other rows of up."""
         return replace(self, up=take(self.up))
 
-    def norm(self, dtype: torch.dtype = torch.float64) -> Tensor:
+    def norm(self, dtype: torch.dtype | None = None) -> Tensor:
         """Frobenius norm of the change, float64, from its factors in ``dtype``."""
+        dtype = dtype or torch.float64
         up, down = self.factors(dtype=dtype)
         return inner(up, down, up, down).clamp(min=0).sqrt()
 
     def missed(
-        self, other: Layer, strength: float = 1.0, dtype: torch.dtype = torch.float64
+        self, other: Layer, strength: float = 1.0, dtype: torch.dtype | None = None
     ) -> float:
         """Frobenius norm of the change at a strength less that of another layer, from factors."""
+        dtype = dtype or torch.float64
         if not isinstance(other, LoraLayer):
             return OwnChange.missed(self, other, strength, dtype)
         up, down = self.factors(strength, dtype)
@@ -153,8 +156,9 @@ class LoraLayer(Scaled, OwnChange):
             return float(inner(lost, down, lost, down).clamp(min=0).sqrt())
         return float(distance(up, down, other_up, other_down))
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change (out, in, *kernel), multiplied out in ``dtype``."""
+        dtype = dtype or torch.float32
         down = self.down.to(dtype)
         if self.mid is not None:
             kernel = self.mid.shape[2:]

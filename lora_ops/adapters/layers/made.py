@@ -68,8 +68,9 @@ class MadeLayer(OwnChange):
         """The tensors of the change by role."""
         return self.make().tensors()
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change, of `shape`."""
+        dtype = dtype or torch.float32
         return self.make().delta(dtype).reshape(self.size)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,6 @@ def beside_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def kron(first: Tensor, second: Tensor) -> Tensor:
     """Return Kronecker's product of two matrices, in whatever order their numbers lie.
 
-    PyTorch's own, since 2.13, fails on some that are not contiguous.
+    PyTorch's own, since 2.13, fails on some that are not contiguous, and on columns that say another stride.
     """
-    return torch.kron(first.contiguous(), second.contiguous())
+    return torch.kron(*(one.reshape(-1).view(one.shape) for one in (first, second)))

@@ -79,7 +79,7 @@ class PissaLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape; proportional to the strength.
@@ -90,6 +90,7 @@ class PissaLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         up, down = self._factors(base)
         return (up * strength @ down).to(dtype).reshape(base.shape)
 

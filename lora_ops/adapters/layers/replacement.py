@@ -59,7 +59,7 @@ class ReplacementLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return the new weight less the old; nothing at strength 0, the same at every other.
@@ -67,6 +67,7 @@ class ReplacementLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         if strength == 0:
             return torch.zeros_like(base, dtype=dtype)
@@ -113,7 +114,7 @@ class NewRowsLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return the new rows less the old; nothing at strength 0, the same at every other.
@@ -121,6 +122,7 @@ class NewRowsLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The weight has other rows, or not as many.
         """
+        dtype = dtype or torch.float32
         check_fits(self, base)
         if len(self.tokens) != len(self.rows) or not all(0 <= t < len(base) for t in self.tokens):
             raise WeightShapeError(

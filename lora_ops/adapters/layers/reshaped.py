@@ -71,8 +71,9 @@ class ReshapedLayer(Layer):
         """The tensors by role, as a file holds them: the inner layer's and the shape."""
         return {**self.inner.tensors(), "reshape_weight": self.reshape_weight}
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the inner layer's change."""
+        dtype = dtype or torch.float32
         return self.inner.delta(dtype)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -116,7 +117,7 @@ class ReshapedLayer(Layer):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the padded weight, of the new shape.
@@ -124,6 +125,7 @@ class ReshapedLayer(Layer):
         Raises:
             WeightShapeError: The weight cannot grow to it.
         """
+        dtype = dtype or torch.float32
         return self.inner.change(self.padded(base), strength, dtype, convention)
 
 

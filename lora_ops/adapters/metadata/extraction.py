@@ -13,7 +13,7 @@ from ...report import Report
 from ...run.inputs import Input
 from ..formats import Format
 from .common import as_json, measured
-from .kohya import ARGUMENTS, model_entries, modelspec_entries, numbers
+from .kohya import ARGUMENTS, LYCORIS, model_entries, modelspec_entries, numbers
 
 # What the tuned checkpoint says of itself that is true of its LoRA too.
 _CARRIED = (
@@ -37,6 +37,9 @@ def extraction_metadata(
     tuned: Input,
     tuned_metadata: Mapping[str, str],
     version: str,
+    kind: str = "lora",
+    arguments: Mapping[str, str] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """Return the string map of an extracted LoRA; `HASH_KEYS` are left to the writer.
 
@@ -53,15 +56,19 @@ def extraction_metadata(
         tuned: The tuned checkpoint.
         tuned_metadata: Its string map, some of which is carried over.
         version: Of lorakit.
+        kind: What the changes became.
+        arguments: What LyCORIS records of a network of that kind; None or empty for kohya's own.
+        sizes: By target, what an alpha is divided by, where that is not the rank of the change.
     """
     found = {key: tuned_metadata[key] for key in _CARRIED if key in tuned_metadata}
-    found |= _kohya_entries(report, architecture, title)
+    found |= _kohya_entries(report, architecture, title, arguments or {}, sizes)
     found |= modelspec_entries(architecture, title)
     if format.name != "kohya":
         found["format"] = "pt"  # what the Hugging Face loaders ask for
     found |= {
         "lorakit.version": version,
         "lorakit.operation": "extract",
+        "lorakit.kind": kind,
         "lorakit.rank": rule,
         "lorakit.exact": str(exact),
         "lorakit.seed": str(seed),
@@ -70,6 +77,9 @@ def extraction_metadata(
         "lorakit.tuned": tuned.name,
         **measured(report),
     }
+    if report.searches:
+        told = (f"{dtype} {count}" for dtype, count in report.searches.items())
+        found["lorakit.search"] = ", ".join(told)
     for side, file in (("base", base), ("tuned", tuned)):
         if file.sha256:
             found[f"lorakit.{side}_sha256"] = file.sha256
@@ -88,15 +98,26 @@ def metadata_room(layers: int, longest: int, metadata: Mapping[str, str]) -> int
     return 4096 + 2 * carried + layers * (longest + 32)
 
 
-def _kohya_entries(report: Report, architecture: Architecture | None, title: str) -> dict[str, str]:
-    found = numbers(report.layers)
+def _kohya_entries(
+    report: Report,
+    architecture: Architecture | None,
+    title: str,
+    arguments: Mapping[str, str],
+    sizes: Mapping[str, int] | None,
+) -> dict[str, str]:
+    found = numbers(report.layers, sizes=sizes)
     entries = {
         "ss_network_dim": found.rank,
         "ss_network_alpha": found.alpha,
         "ss_output_name": title,
         **model_entries(architecture),
     }
+    told: dict[str, str] = dict(arguments)
+    if told:
+        entries["ss_network_module"] = LYCORIS
     if found.conv is not None:
         rank, alpha = found.conv
-        entries[ARGUMENTS] = as_json({"conv_dim": rank, "conv_alpha": alpha})
+        told |= {"conv_dim": rank, "conv_alpha": alpha}
+    if told:
+        entries[ARGUMENTS] = as_json(told)
     return entries

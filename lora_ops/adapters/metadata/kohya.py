@@ -12,6 +12,8 @@ from .common import Result, as_json, from_json
 
 COMMENT = "ss_training_comment"
 ARGUMENTS = "ss_network_args"
+LYCORIS = "lycoris.kohya"
+"""The module of networks of other kinds than kohya's own."""
 # Ranks and alphas by block, as they were trained: untrue of the result, whose record has its own.
 _BY_BLOCK = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _CONV = ("conv_dim", "conv_alpha")

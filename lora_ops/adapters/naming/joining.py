@@ -20,7 +20,7 @@ from ...models.architectures import (
     unet_names,
 )
 from .names import INSIDE, NATIVE_PREFIXES, encoder_layer, flat_name, underscored
-from .table import COMFY, DIFFUSERS, FORMATS, KOHYA, PEFT, Format
+from .table import COMFY, CONTROL, DIFFUSERS, FORMATS, KOHYA, PEFT, Format
 
 Respell = Callable[[str], "str | None"]
 
@@ -141,6 +141,7 @@ def respeller(
         COMFY.name: _comfy,
         DIFFUSERS.name: lambda target: _diffusers(target, table),
         PEFT.name: lambda target: _peft(target, table),
+        CONTROL.name: lambda target: target.removeprefix(UNET),
     }
     spell = spellings[format.name]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _PEFT_ENDS = ("", ".weight", ".default", ".default.weight")
 _UP_BIAS = (".lora_B.bias", ".lora_B.default.bias")
 _NAMED = re.compile(
-    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R|ia3_l|boft_[Rs]))"
+    r"(\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|oft_R|ia3_l|boft_[Rs]|lora_E|vera_lambda_[bd]))"
     r"\.(?!(?:weight|bias|scaled_oft)$)([^.]+)((?:\.weight|\.bias)?)$"
 )
 # PEFT has the factors of an embedding the other way round: A is (rank, rows), B is (width, rank).
@@ -49,6 +49,10 @@ _OTHERS = (
     ("boft_r", *((f".boft_R{end}", "stages") for end in _PEFT_ENDS)),
     ("boft_r", *((f".boft_s{end}", "row_gains") for end in _PEFT_ENDS)),
     ("set", (".set_weight", "set_weight")),
+    # Beside two factors, which alone would be a LoRA.
+    ("adalora", *((f".lora_E{end}", "values") for end in _PEFT_ENDS)),
+    ("vera", *((f".vera_lambda_b{end}", "out_gains") for end in _PEFT_ENDS)),
+    ("vera", *((f".vera_lambda_d{end}", "inner_gains") for end in _PEFT_ENDS)),
 )
 # Beside a layer of any kind.
 _SHARED = (
@@ -66,11 +70,16 @@ _SUFFIXES: dict[str, tuple[str | None, str]] = {
     )
     for suffix, role in spellings
 }
+# In a Control-LoRA, and there alone, these are the factors; all else in it is a parameter, whole.
+_OF_CONTROL = ("up", "down")
+#: The key by which programs know a Control-LoRA, whatever lies there.
+CONTROL_MARK = "lora_controlnet"
 # A suffix has at most this many parts between dots.
 _PARTS = 3
 _ATTACHED = "_lora."  # a suffix that begins within a part
 
 BIAS = ".bias"
+_SIDES = {"up": "left", "down": "right"}
 # IA3's gains have the key of an ordinary parameter: the flag beside them tells that they are gains.
 _GAINS = ".weight"
 
@@ -80,8 +89,8 @@ class Module:
     """The keys of one module in an adapter file.
 
     Attributes:
-        kind: lora, full, loha, lokr, glora, oft, oft_r, boft_r, ia3, ia3_l, set; ``mixed`` for two of them
-            at once.
+        kind: lora, adalora, vera, full, loha, lokr, glora, oft, oft_r, boft_r, ia3, ia3_l, set; ``mixed`` for
+            two of them at once.
         keys: The key by role: up, down, mid, alpha, dora_scale, magnitude, diff, and those of other
             kinds.
     """
@@ -114,9 +123,16 @@ class Modules:
     extras: tuple[str, ...]
 
     @property
+    def is_control(self) -> bool:
+        """Whether the file is a Control-LoRA."""
+        return CONTROL_MARK in self.extras
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the file is one: a checkpoint may have a name or two that end like an adapter's."""
-        return sum(len(module.keys) for module in self.modules.values()) > len(self.extras)
+        return self.is_control or sum(len(module.keys) for module in self.modules.values()) > len(
+            self.extras
+        )
 
 
 def modules(keys: Iterable[str]) -> Modules:
@@ -124,24 +140,36 @@ def modules(keys: Iterable[str]) -> Modules:
     roles: dict[str, dict[str, str]] = {}
     kinds: dict[str, str] = {}
     extras: dict[str, None] = {}
-    for key in keys:
-        module, kind, role = _split(key)
+    known = list(keys)
+    split = _split_control if CONTROL_MARK in known else _split
+    for key in known:
+        module, kind, role = split(key)
         if role is None or role in roles.get(module, ()):
             extras[key] = None
             continue
         roles.setdefault(module, {})[role] = key
         if kind is not None:
-            kinds[module] = kind if kinds.get(module, kind) == kind else "mixed"
+            kinds[module] = _joint(kinds.get(module, kind), kind)
     for module in roles.keys() - kinds.keys():  # an alpha without factors is no layer
         extras |= dict.fromkeys(roles.pop(module).values())
     for module in (name for name, kind in kinds.items() if kind == "ia3"):
         if module + _GAINS in extras:
             del extras[module + _GAINS]
             roles[module]["weight"] = module + _GAINS
+    for module in (name for name, kind in kinds.items() if kind == "adalora"):
+        # Of a LoRA that is made of it the factors have other keys than these.
+        roles[module] = {_SIDES.get(role, role): key for role, key in roles[module].items()}
     return Modules(
         {module: Module(kinds[module], keys) for module, keys in roles.items()},
         tuple(extras),
     )
+
+
+def _joint(one: str, other: str) -> str:
+    """The kind of a module with keys of both."""
+    if one == other or {one, other} == {"lora", "adalora"}:
+        return min(one, other)
+    return "mixed"
 
 
 def suffix_of(kind: str, role: str) -> str:
@@ -171,6 +199,11 @@ def _split(key: str) -> tuple[str, str | None, str | None]:
             return (key[:end] + BIAS, kind, "diff") if role == "diff_b" else (key[:end], kind, role)
     plain = _NAMED.sub(r"\1\3", key)
     return _split(plain) if plain != key else (key, None, None)
+
+
+def _split_control(key: str) -> tuple[str, str | None, str | None]:
+    module, _, role = key.rpartition(".")
+    return (module, "lora", role) if module and role in _OF_CONTROL else (key, None, None)
 
 
 def _ends(key: str) -> Iterator[int]:

@@ -69,6 +69,8 @@ PEFT = Format(
     up=".lora_B.weight",
     down=".lora_A.weight",
 )
+# A ControlNet as what it adds to the UNet that it was made from: no other format holds one.
+CONTROL = Format(name="control-lora", prefixes=(), up=".up", down=".down")
 
 FORMATS: tuple[Format, ...] = (KOHYA, COMFY, PEFT, DIFFUSERS)
 
@@ -93,8 +95,9 @@ def format_named(name: str) -> Format:
     Raises:
         ArgumentError: There is no such format.
     """
-    for known in FORMATS:
+    offered = (*FORMATS, CONTROL)
+    for known in offered:
         if known.name == name:
             return known
-    names = ", ".join(known.name for known in FORMATS)
+    names = ", ".join(known.name for known in offered)
     raise ArgumentError(f"unknown format `{name}`; it is one of {names}")

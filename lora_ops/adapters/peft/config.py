@@ -35,7 +35,7 @@ _TITLES = {
     "loftq": "LoftQ",
     "lora_ga": "LoRA-GA",
 }
-_METHODS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "TRAINABLE_TOKENS")
+_METHODS = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "ADALORA", "VERA", "TRAINABLE_TOKENS")
 _RANDOM = "PEFT takes factors out of the weight at each loading that are in no file"
 # Fields that, where they are set, make another method of a LoRA.
 _OTHERS = {
@@ -54,6 +54,7 @@ _MERGED = (
 _ANYWHERE = "merge it with PEFT, and extract a LoRA from the merged model"
 
 _DEFAULT = 8  # PEFT's r and lora_alpha where a configuration names only one of them
+_FIRST_RANK = 12.0  # the same of AdaLoRA's init_r
 ROOT = "base_model.model."
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\\.)+")
 
@@ -222,6 +223,8 @@ def located(module: str, components: Collection[str]) -> tuple[str, str]:
 def _scale(config: Config, name: str) -> float:
     # The field is `lora_alpha` for LoRA, and `alpha` for LoHa and LoKr.
     alpha_field = "lora_alpha" if "lora_alpha" in config else "alpha"
+    if config.get("peft_type") == "ADALORA":
+        return _adaptive_scale(config, name)
     if not config.keys() & {"r", alpha_field}:
         return 1.0
     rank, alpha = (
@@ -231,6 +234,19 @@ def _scale(config: Config, name: str) -> float:
     if rank is None or alpha is None or rank <= 0:
         return 1.0
     return alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+
+
+def _adaptive_scale(config: Config, name: str) -> float:
+    """AdaLoRA's: over the rank that training began with, whatever is left; PEFT adds 1e-5 to it."""
+    first = _number(config.get("init_r", _FIRST_RANK)) or _FIRST_RANK
+    alpha = _number(config.get("lora_alpha", _DEFAULT)) or 0.0
+    if alpha <= 0:
+        patterns = config.get("rank_pattern")
+        kept = (
+            cast("Config", patterns).get(f"{name}.lora_E") if isinstance(patterns, dict) else None
+        )
+        alpha = sum(map(bool, cast("list[object]", kept))) if isinstance(kept, list) else first
+    return alpha / (first + 1e-5)
 
 
 def rank_of(config: Config, name: str) -> float:

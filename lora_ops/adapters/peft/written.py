@@ -16,6 +16,8 @@ _KEPT = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "fan_in_fan_out"),
     *("bias", "lora_dropout", "modules_to_save", "trainable_token_indices"),
 )
+#: Methods whose configurations are passed on as they are.
+CARRIED = ("ADALORA", "VERA", "IA3", "OFT", "BOFT")
 # The result is a plain LoRA: rank and alpha alone make its scales.
 _PLAIN: Config = {"use_rslora": False, "init_lora_weights": True}
 
@@ -78,6 +80,8 @@ def adapter_config(
     originals: Sequence[Mapping[str, str]] = (),
     *,
     lora_bias: bool = False,
+    parameters: Mapping[str, Written] | None = None,
+    more: Config | None = None,
 ) -> str:
     """Return the text of PEFT's `adapter_config.json`.
 
@@ -86,12 +90,16 @@ def adapter_config(
         originals: String maps of the inputs. Fields that their configurations agree in stay, but
             for those about single layers; those of LoHa and LoKr keep the ranks, too.
         lora_bias: Whether ups have biases.
+        parameters: The same of parameters that are adapted as such, without modules: by their names.
+        more: Other fields, which go before those of the inputs.
 
     Raises:
         UnsupportedLayerError: One configuration cannot tell all of them.
     """
     named = {module.removeprefix(ROOT): one for module, one in layers.items()}
-    (method, dora), *others = {(one.method, one.has_magnitudes) for one in named.values()}
+    alone = {name.removeprefix(ROOT): one for name, one in (parameters or {}).items()}
+    ranked = named | alone
+    (method, dora), *others = {(one.method, one.has_magnitudes) for one in ranked.values()}
     own = _agreed([configs_of(one)[""] for one in originals if PEFT_CONFIG in one])
     if others or (method != "LORA" and own.get("peft_type") != method):
         kinds = ", ".join(sorted({one.method for one in named.values()}))
@@ -99,6 +107,8 @@ def adapter_config(
             f"layers of {kinds}, with and without DoRA, have no configuration of PEFT in common that "
             "the input gives; give the name of a file that ends in `.safetensors`"
         )
+    if method in CARRIED:
+        return _text(own)
     # A name in a list also means the modules that end in it; the whole of an expression does not.
     listed = sorted(named)
     expression = "|".join(map(re.escape, listed))
@@ -123,10 +133,12 @@ def adapter_config(
         "use_dora": dora,
         "use_rslora": False,
         "target_modules": targets,
+        **({"target_parameters": sorted(alone)} if alone else {}),
         **_ranks_and_alphas(
-            {name: one.rank for name, one in named.items()},
-            {name: one.rank * (one.scale or 0.0) for name, one in named.items()},
+            {name: one.rank for name, one in ranked.items()},
+            {name: one.rank * (one.scale or 0.0) for name, one in ranked.items()},
         ),
+        **(more or {}),
     }
     return _text(config)
 

@@ -15,6 +15,7 @@ from ...report import counted
 from ..adapter import Adapter
 from ..formats import (
     BIAS,
+    CONTROL,
     KOHYA,
     PEFT,
     Format,
@@ -105,6 +106,9 @@ def planned(adapter: Adapter, format: Format, names: ModelNames) -> list[Renamed
         TargetMismatchError: Two layers change the same rows.
         UnsupportedLayerError: The format has no name for a layer, or no place for its kind.
     """
+    if format == CONTROL:  # which only its own files have: nothing moves
+        rows = ((module, ModelRows(module)) for module in adapter.layers)
+        return [RenamedLayer(one[0], one[1], (one,), adapter.keys[one[0]]) for one in rows]
     groups: dict[str, list[tuple[str, ModelRows]]] = {}
     for module, place in _places(adapter, format, names).items():
         groups.setdefault(place.native, []).append((module, place))

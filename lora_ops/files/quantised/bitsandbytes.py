@@ -24,7 +24,7 @@ from .weight import Parts, QuantisedWeight
 NF4, FP4 = ".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4"
 INT8 = ".SCB"
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_RESULTS = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def four_bits(headers: Headers, layer: str, ending: str) -> Blocks:
         or not all(isinstance(size, int) and size > 0 for size in cast("list[object]", shape))
         or not isinstance(block, int)
         or block < 1
-        or dtype not in _DTYPES
+        or dtype not in _RESULTS
     ):
         raise headers.damaged(layer, f"`{state_key}` tells no shape, dtype and size of blocks")
     sides = tuple(cast("list[int]", shape))
@@ -147,7 +147,7 @@ def four_bits(headers: Headers, layer: str, ending: str) -> Blocks:
         block=block,
         nested=nested,
         offset=offset,
-        dtype=_DTYPES[cast("str", dtype)],
+        dtype=getattr(torch, cast("str", dtype)),
         beside=(state_key,),
     )
 
@@ -158,14 +158,15 @@ class Rows(Integers):
 
     def decode(self, parts: Parts) -> Tensor:
         """The products; with the reciprocal of 127, as the program has it."""
-        return super().decode(parts).mul_(_STEP)
+        return super().decode(parts).mul_(STEP)
 
     def steps(self, parts: Parts, values: Tensor, start: int) -> Tensor:
         """The scales."""
-        return super().steps(parts, values, start) * _STEP
+        return super().steps(parts, values, start) * STEP
 
 
-_STEP = float(torch.tensor(1.0) / 127)
+#: What a code stands for, in units of the largest number of its row: 1 / 127, rounded to float32.
+STEP = 0.007874015718698502
 
 
 def int8_rows(headers: Headers, layer: str) -> Rows:

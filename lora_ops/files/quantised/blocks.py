@@ -7,6 +7,7 @@ Layouts: the OCP specification of microscaling formats, and NVIDIA's of block sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,11 +21,23 @@ from .weight import Parts, Scaled
 
 # A float of 4 bits (1 of sign, 2 of exponent, 1 of mantissa), by its bits.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_FLOATS = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
-#: What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well.
-EXPONENTS: torch.dtype = getattr(torch, "float8_e8m0fnu", torch.uint8)
-#: The two floats of a byte, the high half first.
-_PAIRS = torch.stack([_FLOATS.repeat_interleave(16), _FLOATS.repeat(16)], dim=1)
+
+
+def exponents() -> torch.dtype:
+    """What holds exponents; an older torch has no name for it, and ComfyUI takes bytes as well."""
+    return getattr(torch, "float8_e8m0fnu", torch.uint8)
+
+
+@cache
+def floats() -> Tensor:
+    """The floats of four bits (16,), by their bits."""
+    return torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+
+
+@cache
+def _pairs() -> Tensor:
+    """The two floats of a byte, the high half first, by the byte."""
+    return torch.stack([floats().repeat_interleave(16), floats().repeat(16)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Nvfp4(Scaled):
 
     def codes(self, parts: Parts) -> Tensor:
         """The floats."""
-        return nibbles(parts["codes"], _PAIRS)
+        return nibbles(parts["codes"], _pairs())
 
     def scales(self, parts: Parts) -> Tensor:
         """Both scales, multiplied first, as its programs do."""
@@ -118,7 +131,7 @@ def mxfp8(headers: Headers, layer: str, settings: dict[str, object]) -> Mxfp8:
     key, scales = parts["weight"], parts["weight_scale"]
     headers.check_dtype(layer, key, torch.float8_e4m3fn)
     rows, columns = _matrix(headers, layer, key, 1, 32)
-    headers.check_dtype(layer, scales, torch.uint8, EXPONENTS)
+    headers.check_dtype(layer, scales, torch.uint8, exponents())
     headers.check(layer, scales, _tiled(rows, columns // 32))
     shape = _logical(headers, layer, settings, (rows, columns), 32)
     beside = headers.held(layer, *INPUT_SCALES, "weight_scalar")
@@ -184,7 +197,7 @@ def in_tiles(scales: Tensor) -> Tensor:
 
 def unpacked(codes: Tensor) -> Tensor:
     """Fresh float32 of floats of 4 bits, two a byte."""
-    return nibbles(codes, _PAIRS)
+    return nibbles(codes, _pairs())
 
 
 def _logical(

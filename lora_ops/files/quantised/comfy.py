@@ -29,10 +29,10 @@ _TABLE = re.compile(r"(?:^|\.)(?:shared|wte|[^.]*emb[^.]*)$")
 
 
 def _float8(
-    headers: Headers, layer: str, settings: Settings, dtype: torch.dtype
+    headers: Headers, layer: str, settings: Settings, title: str
 ) -> QuantisedWeight | Plain:
     for key in headers.held(layer, "weight"):
-        headers.check_dtype(layer, key, dtype)
+        headers.check_dtype(layer, key, getattr(torch, title))
     # The scale of a table of vectors is 1 where there is none; a linear layer does not load then.
     is_table = _TABLE.search(layer) is not None
     if is_table and not headers.held(layer, "weight_scale") and headers.held(layer, "weight"):
@@ -40,7 +40,7 @@ def _float8(
     return scaled_fp8(headers, layer, "weight_scale")
 
 
-_E4M3, _E5M2 = (partial(_float8, dtype=dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2))
+_E4M3, _E5M2 = (partial(_float8, title=title) for title in ("float8_e4m3fn", "float8_e5m2"))
 #: By the format's name in a configuration. Those by rows and by tiles are other people's; ComfyUI itself
 #: does not load them.
 FORMATS: Mapping[str, Callable[[Headers, str, Settings], QuantisedWeight | Plain]] = {

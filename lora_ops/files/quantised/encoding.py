@@ -100,9 +100,13 @@ class ScalingEncoder(Encoder):
         scales = self.scaled(exact, first)
         divided = self.divided(exact, scales)
         codes = self.nearest(divided) if chance is None else self.by_chance(divided, chance)
-        numbers = self.widened(codes).mul_(scales)
+        numbers = self.multiplied(codes, scales)
         self.count(exact, numbers, first)
         return codes, numbers
+
+    def multiplied(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """The numbers that codes stand for, as they are decoded; fresh float32."""
+        return self.widened(codes).mul_(scales)
 
     @abstractmethod
     def scaled(self, rows: Tensor, first: int) -> Tensor:
@@ -144,11 +148,11 @@ class ScaledFloat(ScalingEncoder):
         shape: tuple[int, int],
         dtype: torch.dtype,
         blocks: tuple[int, int] = (1, 1),
-        scales: torch.dtype = torch.float32,
+        scales: torch.dtype | None = None,
     ) -> None:
         super().__init__(key, shape, dtype)
         self._limit = torch.finfo(dtype).max if dtype.is_floating_point else 127.0
-        self._largest, self._kept = torch.zeros(blocks), scales
+        self._largest, self._kept = torch.zeros(blocks), scales or torch.float32
 
     def look(self, rows: Tensor, first: int) -> None:
         """Remember the largest number of each block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from .weight import QuantisedWeight
 BLOCK = 64
 _SMALLEST = 1e-38  # a block of smaller numbers is one of zeros
 _PART = 1 << 17  # numbers that stay in the cache
-_DTYPE = torch.bfloat16  # what the program rounds the numbers to
 _FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 # The program's own numbers: quantiles of the normal distribution.
 _NF4 = (
@@ -28,10 +27,7 @@ _NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_TABLES: Mapping[str, Tensor] = {
-    "nf4": torch.tensor(_NF4),
-    "fp4": torch.tensor([*_FP4, *(0.0 - one for one in _FP4)]),
-}
+_TABLES = {"nf4": _NF4, "fp4": (*_FP4, *(0.0 - one for one in _FP4))}
 _ENDINGS = {"nf4": NF4, "fp4": FP4}
 
 
@@ -44,10 +40,8 @@ class FourBits(Encoder):
         dtype: Of the codes: bytes.
         kind: `nf4` or `fp4`.
         block: Numbers of a block.
-        rounded: Dtype that the program rounds the numbers to.
+        rounded: Dtype that the program rounds the numbers to; None: bfloat16.
     """
-
-    chances = False
 
     def __init__(
         self,
@@ -56,28 +50,32 @@ class FourBits(Encoder):
         dtype: torch.dtype,
         kind: str = "nf4",
         block: int = BLOCK,
-        rounded: torch.dtype = _DTYPE,
+        rounded: torch.dtype | None = None,
     ) -> None:
         super().__init__(key, shape, dtype)
-        self._block, self._rounded = block, rounded
-        self._table = _TABLES[kind]
+        self._block, self._rounded = block, rounded or torch.bfloat16
+        self._table = torch.tensor(_TABLES[kind])
         # A number between two is the lower one's at the middle; of two equal codes the first is meant.
         order = torch.argsort(self._table, stable=True)
         self._ordered, self._order = self._table[order], order.to(torch.uint8)
         self._middles = ((self._ordered[:-1] + self._ordered[1:]) / 2).tolist()
+        self._levels = self._ordered.unique()
         self._sizes = torch.zeros(shape[0], shape[1] // block)
 
     def encode(
         self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Encoder`; always rounded to the nearest."""
+        """See `Encoder`."""
         exact = rows.float()
         blocks = exact.view(len(rows), -1, self._block)
         sizes = blocks.abs().amax(dim=2)
         self.check(sizes)
         self._sizes[first : first + len(rows)] = sizes
         scaled = (blocks * (1.0 / sizes.clamp(min=_SMALLEST)).unsqueeze(2)).clamp_(-1, 1)
-        places = self._places(scaled.view(-1)).to(torch.int32)
+        if chance is None:
+            places = self._places(scaled.view(-1)).to(torch.int32)
+        else:
+            places = self._drawn(scaled.view(exact.shape), chance).view(-1)
         numbers = self._ordered.index_select(0, places).view(blocks.shape).mul_(sizes.unsqueeze(2))
         numbers = numbers.to(self._rounded).float().view(exact.shape)
         self.count(exact, numbers, first)
@@ -91,6 +89,15 @@ class FourBits(Encoder):
             for middle in self._middles:
                 found.add_(part > middle)
         return places
+
+    def _drawn(self, numbers: Tensor, chance: Chance) -> Tensor:
+        """Which of the table's numbers in order each becomes: of those beside it the nearer the likelier."""
+        low = torch.bucketize(numbers, self._levels, right=True).sub_(1)
+        low.clamp_(0, len(self._levels) - 2)
+        least, most = self._levels[low], self._levels[low + 1]
+        places = chance.to_steps((numbers - least).div_(most - least).add_(low), 1.0)
+        level = self._levels[places.clamp_(0, len(self._levels) - 1).long()]
+        return torch.searchsorted(self._ordered, level).to(torch.int32)
 
     def parts(self) -> dict[str, Tensor]:
         """The sizes, and the table."""
@@ -107,7 +114,9 @@ class FourBitScheme(Scheme):
 
     def takes(self, weight: QuantisedWeight) -> bool:
         """See `Scheme`: also in the block and the dtype that are written."""
-        is_alike = isinstance(weight, Blocks) and weight.block == BLOCK and weight.dtype == _DTYPE
+        is_alike = (
+            isinstance(weight, Blocks) and weight.block == BLOCK and weight.dtype == torch.bfloat16
+        )
         return is_alike and weight.storage == self.storage
 
     def codes(self, shape: Sequence[int]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from ...errors import QuantisedError
 from ..reading.gguf_header import TYPES, BlockType
 from .encoding import Chance, Encoder
 from .gguf import gguf_package
+from .gguf_chance import STEPS, by_chance
 from .scheme import Scheme
 
 _TYPES: Mapping[str, BlockType] = {one.name: one for one in TYPES.values()}
@@ -28,25 +29,25 @@ class GgufBlocks(Encoder):
         type: ggml's name of the blocks.
     """
 
-    chances = False
-
     def __init__(
         self, key: str, shape: tuple[int, int], dtype: torch.dtype, type: str = "Q8_0"
     ) -> None:
         super().__init__(key, shape, dtype)
-        self._type = type
+        self._type, self.chances = type, type in STEPS
 
     def encode(
         self, rows: Tensor, first: int, chance: Chance | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Encoder`; always rounded to the nearest."""
+        """See `Encoder`; not all types follow chance."""
         package, exact = gguf_package(), rows.float().contiguous()
         self.check(torch.stack(torch.aminmax(exact)))
         kind = package.GGMLQuantizationType[self._type]
-        codes = package.quants.quantize(exact.numpy(), kind)
-        numbers = torch.from_numpy(package.quants.dequantize(codes, kind))
+        codes = torch.from_numpy(package.quants.quantize(exact.numpy(), kind))
+        if chance is not None and self.chances:
+            codes = by_chance(self._type, codes, exact, chance)
+        numbers = torch.from_numpy(package.quants.dequantize(codes.numpy(), kind))
         self.count(exact, numbers, first)
-        return torch.from_numpy(codes), numbers
+        return codes, numbers
 
     def parts(self) -> dict[str, Tensor]:
         """None."""
@@ -56,6 +57,11 @@ class GgufBlocks(Encoder):
 @dataclass(frozen=True, slots=True)
 class GgufScheme(Scheme):
     """A type of GGUF: blocks along the rows, of kernels too, and nothing beside them."""
+
+    @property
+    def by_chance(self) -> bool:
+        """See `Scheme`: where the numbers of a block are evenly spaced."""
+        return self.storage in STEPS
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether the rows of a weight are whole blocks."""
@@ -78,7 +84,7 @@ class GgufScheme(Scheme):
 
 #: By ggml's name, the types in blocks that the package encodes: none of `Q2_K` to `Q6_K`, nor of `IQ`.
 ENCODED: Mapping[str, GgufScheme] = {
-    name: GgufScheme(name, "", torch.uint8, GgufBlocks, multiple=_TYPES[name].block)
+    name: GgufScheme(name, "", "uint8", GgufBlocks, multiple=_TYPES[name].block)
     for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4", "TQ1_0", "TQ2_0")
 }
 #: Those that can be asked for, by the name that users give them: ComfyUI's loaders of GGUF decode them.
@@ -86,11 +92,7 @@ GGUF_SCHEMES: Mapping[str, GgufScheme] = {
     name.lower(): ENCODED[name] for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 }
 #: Those that hold numbers as they are.
-GGUF_NUMBERS: Mapping[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f32": torch.float32,
-}
+GGUF_NUMBERS = ("bf16", "f16", "f32")
 GGUF_TYPES = (*GGUF_SCHEMES, *GGUF_NUMBERS)
 #: What `general.file_type` is of a file that is mostly of a type: llama.cpp's numbers.
 FILE_TYPES: Mapping[str, int] = {

@@ -22,10 +22,7 @@ from .weight import Parts, Plain, Scaled
 
 #: What belongs to a layer and scales its input.
 INPUT_SCALES = ("input_scale", "scale_input")
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _NAN, _NO_SECOND_SIGN = 0x7F, ~0x4000
-# Beside numbers that are no float8, a scale of 1 stands for nothing.
-_PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,11 @@ def widened(codes: Tensor) -> Tensor:
     return found
 
 
+def float8() -> tuple[torch.dtype, torch.dtype]:
+    """The dtypes of codes."""
+    return torch.float8_e4m3fn, torch.float8_e5m2
+
+
 def scaled_fp8(headers: Headers, layer: str, scale: str = "scale_weight") -> ScaledFloat | Plain:
     """A weight and its `scale_weight`, or another name for it.
 
@@ -83,13 +85,15 @@ def scaled_fp8(headers: Headers, layer: str, scale: str = "scale_weight") -> Sca
     shape, dtype = headers.shape(key), headers.dtype(key)
     beside = headers.held(layer, *INPUT_SCALES)
     whole = headers.held(layer, "scale_weight_tensor")
-    if dtype in _PLAIN and math.prod(headers.shape(scales)) == 1:
+    # Beside numbers that are no float8, a scale of 1 stands for nothing.
+    plain = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if plain and math.prod(headers.shape(scales)) == 1:
         if float(headers.source.tensor(scales).float()) == 1:
             return Plain(key, (scales, *beside))
         raise headers.damaged(
             layer, f"{quote(key)} is stored plainly, but {quote(scales)} is not 1"
         )
-    headers.check_dtype(layer, key, *FLOAT8)
+    headers.check_dtype(layer, key, *float8())
     held = {"codes": key, "scales": scales, **({"whole": whole[0]} if whole else {})}
     for one in whole:
         headers.check(layer, one, (), (1,), (1, 1))

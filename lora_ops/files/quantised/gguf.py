@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ...errors import QuantisedError
 from ...spacing import spacing
 from ..reading.gguf_file import GgufFile
 from ..reading.gguf_header import TYPES
+from .gguf_vectors import vector_decoder
 from .weight import Parts, QuantisedWeight
 
 _PLAIN = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")
@@ -163,9 +163,9 @@ class Gguf(QuantisedWeight):
         if kind is not None:  # an older package does not have all
             found = torch.empty(len(codes), self.columns)
             with contextlib.suppress(NotImplementedError):
-                _decode(
-                    codes.numpy(), partial(package.quants.dequantize, qtype=kind), found.numpy()
-                )
+                theirs = partial(package.quants.dequantize, qtype=kind)
+                ours = vector_decoder(package, self.type)
+                _decode(codes.numpy(), ours or theirs, found.numpy())
                 return found
         raise QuantisedError(
             f"`{self.key}` is stored as {self.type}, which the package gguf does not decode; update "
@@ -202,6 +202,8 @@ class Gguf(QuantisedWeight):
 
 def _decode(codes: Any, dequantize: Callable[[Any], Any], out: Any) -> None:
     """Decode rows, some at a time, so that what is in between stays in the cache; by all threads."""
+    import numpy as np  # not above: a tenth of a second for whoever looks at headers
+
     step = max(1, _SOME // out.shape[1])
 
     def put(first: int) -> None:

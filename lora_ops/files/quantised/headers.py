@@ -14,7 +14,6 @@ from ...source import TensorSource
 from ..base import quote
 
 _LONGEST = 1 << 20  # bytes of a configuration
-_WIDE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Headers:
@@ -98,7 +97,9 @@ class Headers:
     def check_floats(self, layer: str, *keys: str) -> None:
         """Raise a `QuantisedError` for scales or a table that is stored as no wide floats."""
         for key in keys:
-            self.check_dtype(layer, key, *_WIDE)
+            self.check_dtype(
+                *(layer, key, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+            )
 
     def blocks(self, layer: str, key: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many blocks of rows and of columns of a weight scales are for.

@@ -20,22 +20,21 @@ from .headers import Headers, number
 from .memory import PIECE
 from .weight import Parts, Scaled
 
-_SIGNS = torch.tensor(
-    [[1.0, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]]
+_SIGNS = (
+    *((1.0, 1.0, 1.0, -1.0), (1.0, 1.0, -1.0, 1.0)),
+    *((1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, 1.0)),
 )
 # Of the mixed errors of a group, which are as those of one rounding (its step / sqrt(12)) but bell-shaped:
 # two steps are 6.9 of their standard deviations.
 _MIXED = 2.0
 
 
-def _pairs(signed: bool) -> Tensor:
+@cache
+def integer_pairs(*, signed: bool) -> Tensor:
     """The two integers of a byte, the low half first."""
     values = torch.arange(16.0)
     values = torch.where(values < 8, values, values - 16) if signed else values
     return torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)
-
-
-_SIGNED, _UNSIGNED = _pairs(signed=True), _pairs(signed=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,11 @@ class Integers(Scaled):
     def codes(self, parts: Parts) -> Tensor:
         """The integers."""
         codes = parts["codes"]
-        return nibbles(codes, _SIGNED) if self.packed else widened(codes).reshape(self.padded)
+        return (
+            nibbles(codes, integer_pairs(signed=True))
+            if self.packed
+            else widened(codes).reshape(self.padded)
+        )
 
     def scales(self, parts: Parts) -> Tensor:
         """The scales."""
@@ -84,7 +87,8 @@ class Grouped(Integers):
     def codes(self, parts: Parts) -> Tensor:
         """The integers of 8 bits, and what was left of the group's mean, in units of the row's scale."""
         table = parts.get("table")
-        pairs = _UNSIGNED - 8 if table is None else table.float()[_UNSIGNED.long()]
+        pairs = integer_pairs(signed=False)
+        pairs = pairs - 8 if table is None else table.float()[pairs.long()]
         numbers = nibbles(parts["codes"], pairs).view(-1, self.group)
         rows, scales = -(-PIECE // self.group), self._within(parts).reshape(-1, 1)
         for piece, scale in zip(numbers.split(rows), scales.split(rows), strict=True):
@@ -116,9 +120,9 @@ class Grouped(Integers):
 @cache
 def rotation(size: int) -> Tensor:
     """The orthogonal matrix, (size, size): symmetric, and its own inverse."""
-    found = _SIGNS
+    found = signs = torch.tensor(_SIGNS)
     while len(found) < size:
-        found = torch.kron(found, _SIGNS)
+        found = torch.kron(found, signs)
     return found / size**0.5
 
 

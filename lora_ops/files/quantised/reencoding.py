@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..base import FileSource
-from . import bitsandbytes, blocks, encoding_blocks
+from . import bitsandbytes, blocks, encoding_blocks, torchao
 from .encoding import Encoder, RotatedRows, Rows, ScaledFloat, ScaledInteger
 from .encoding_four import FourBits
+from .encoding_others import RoundedFloat, RoundedInteger, SizedRows
 from .fp8 import ScaledFloat as StoredFloat
 from .integers import Integers
 from .weight import QuantisedWeight, Scaled
@@ -21,6 +22,7 @@ ROLES = {
     "weight_scale": "scales",
     "weight_scale_2": "whole",
     "scale_weight": "scales",
+    "SCB": "scales",
     "weight.absmax": "sizes",
     "weight.quant_map": "table",
 }
@@ -35,6 +37,8 @@ def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
     """
     if isinstance(weight, bitsandbytes.Blocks):
         return _four_bits(weight, file)
+    if isinstance(weight, torchao.Affine):
+        return _of_torchao(weight, file)
     if not isinstance(weight, Scaled) or len(weight.shape) < 2 or set(weight.parts) - _WRITTEN:
         return None
     key, shape = weight.key, (weight.shape[0], math.prod(weight.shape[1:]))
@@ -48,6 +52,8 @@ def encoder_like(weight: QuantisedWeight, file: FileSource) -> Encoder | None:
         return None
     if isinstance(weight, StoredFloat) and _by_rows(weight):
         return ScaledFloat(key, shape, codes, weight.blocks, scales)
+    if isinstance(weight, bitsandbytes.Rows):
+        return SizedRows(key, shape, codes) if scales == torch.float32 else None
     if type(weight) is not Integers or weight.packed or not _by_rows(weight):
         return None
     if weight.blocks != (shape[0], 1):
@@ -71,6 +77,21 @@ def _four_bits(weight: bitsandbytes.Blocks, file: FileSource) -> Encoder | None:
     if codes != torch.uint8 or file.dtype(weight.parts["sizes"]) != torch.float32:
         return None
     return FourBits(weight.key, shape, codes, weight.storage, weight.block, weight.dtype)
+
+
+def _of_torchao(weight: torchao.Affine, file: FileSource) -> Encoder | None:
+    zero = weight.parts.get("zero")
+    if zero is not None and bool(file.tensor(zero).any()):
+        return None
+    codes, scales = (file.dtype(weight.parts[role]) for role in ("codes", "scales"))
+    if not scales.is_floating_point or codes == torch.uint8:
+        return None
+    shape = (weight.shape[0], weight.shape[1])
+    if codes.is_floating_point:
+        return RoundedFloat(weight.key, shape, codes, weight.blocks, scales, weight.dtype)
+    return RoundedInteger(
+        *(weight.key, shape, codes, weight.blocks, scales, weight.dtype, weight.limits)
+    )
 
 
 _WRITTEN = {"codes", *ROLES.values()}

@@ -21,7 +21,7 @@ class Scheme:
     Attributes:
         storage: What people call it.
         format: Its name in a layer's configuration, as ComfyUI has it; empty where it has none.
-        dtype: Of the codes.
+        title: Torch's name of the dtype of the codes.
         encodes: What makes codes of a weight.
         multiple: Rows and columns must be multiples of it.
         packed: Numbers in one code.
@@ -29,10 +29,15 @@ class Scheme:
 
     storage: str
     format: str
-    dtype: torch.dtype
+    title: str
     encodes: type[Encoder]
     multiple: int = 1
     packed: int = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the codes."""
+        return getattr(torch, self.title)
 
     @property
     def by_chance(self) -> bool:

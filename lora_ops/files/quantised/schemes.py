@@ -13,6 +13,8 @@ from .comfy import ENDING, METADATA, comfy_quant, from_metadata
 from .fp8 import scaled_fp8
 from .gguf import gguf_weights
 from .headers import Headers
+from .nunchaku.layers import ENDING as OF_NUNCHAKU
+from .nunchaku.layers import nunchaku
 from .weight import Plain, QuantisedWeight
 
 #: What the name of a companion ends in, after that of the layer, and what makes a weight of the layer;
@@ -32,7 +34,7 @@ SCHEMES: Mapping[str, Callable[[Headers, str], QuantisedWeight | Plain]] = {
 #: A tensor that says only that a file has scaled weights.
 MARKER = "scaled_fp8"
 
-_ENDINGS = (*SCHEMES, MARKER)
+_ENDINGS = (*SCHEMES, OF_NUNCHAKU, MARKER)
 
 
 def is_suspect(source: TensorSource) -> bool:
@@ -58,7 +60,7 @@ def quantised_weights(source: TensorSource) -> dict[str, QuantisedWeight | Plain
         for key in headers.keys:
             if key.endswith(ending) and (layer := key[: -len(ending)]) not in found:
                 found[layer] = scheme(headers, layer)
-    return {one.key: one for one in found.values()}
+    return {one.key: one for one in (*found.values(), *nunchaku(headers))}
 
 
 def markers(source: TensorSource) -> list[str]:

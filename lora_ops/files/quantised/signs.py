@@ -14,8 +14,7 @@ from typing import cast
 
 from ...errors import QuantisedError
 from ...source import TensorSource
-from ..base import FileSource, quote
-from ..dtypes import DTYPE_NAMES
+from ..base import quote
 from .comfy import METADATA
 from .schemes import quantised_weights
 from .source import QuantisedSource
@@ -95,18 +94,12 @@ def _signs(source: TensorSource) -> Iterator[tuple[str, str | None, str]]:
         for layer in layers or [None]:
             yield "comfy_quant", layer, METADATA
     for key in keys:
-        name = _stored(source, key)
+        name = source.element(key).name
         layer = key.removesuffix(".weight")
         if name in _NARROW:
             yield _NARROW[name], layer, key
         elif name in _PACKED and layer != key and len(source.shape(key)) >= 2:
             yield _PACKED[name], layer, key
-
-
-def _stored(source: TensorSource, key: str) -> str | None:
-    if isinstance(source, FileSource):
-        return source.dtype_name(key)
-    return DTYPE_NAMES.get(source.dtype(key))
 
 
 def _metadata_layers(text: str) -> list[str]:

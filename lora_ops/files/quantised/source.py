@@ -8,12 +8,15 @@ from collections.abc import Collection, Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...errors import QuantisedError
 from ...source import TensorSource
 from ..base import FileSource
 from ..reading.gguf_file import GgufFile
 from ..reading.routed import RoutedSource
 from .comfy import METADATA, configurations
+from .nunchaku.layers import METADATA as OF_NUNCHAKU
+from .nunchaku.weight import Nunchaku
 from .schemes import is_suspect, markers, quantised_weights
 from .torchao import described, descriptions
 from .weight import Plain, QuantisedWeight
@@ -41,17 +44,22 @@ class QuantisedSource(RoutedSource):
         self.name, self.paths, self.stamps = original.name, original.paths, original.stamps
         self.spelling = original.spelling
         false = {METADATA, *described(original.metadata)}
+        if any(isinstance(one, Nunchaku) for one in self.weights.values()):
+            false.update(OF_NUNCHAKU)
         self.metadata = {k: v for k, v in original.metadata.items() if k not in false}
         hidden = set(markers(original))
         for one in weights.values():
             hidden.update(one.beside)
         for one in self.weights.values():
             hidden.update(one.parts.values())
-        named = {one.parts["codes"]: key for key, one in self.weights.items()}
+        named: dict[str, list[str]] = {}  # several where a program fuses layers
+        for key, one in weights.items():
+            named.setdefault(one.stored or key, []).append(key)
         self._names = {
-            named.get(key, key): key
+            name: key
             for key in original.keys()  # noqa: SIM118
             if key in named or key not in hidden
+            for name in named.get(key, [key])
         }
 
     def keys(self) -> list[str]:
@@ -60,8 +68,10 @@ class QuantisedSource(RoutedSource):
 
     def parts(self) -> list[list[str]]:
         """The names of weights, file by file."""
-        known = {own: key for key, own in self._names.items()}
-        return [[known[own] for own in part if own in known] for part in self.original.parts()]
+        known: dict[str, list[str]] = {}
+        for key, own in self._names.items():
+            known.setdefault(own, []).append(key)
+        return [[k for own in part for k in known.get(own, ())] for part in self.original.parts()]
 
     def route(self, key: str) -> tuple[FileSource, str]:
         """The file and its own name of a tensor."""
@@ -76,13 +86,17 @@ class QuantisedSource(RoutedSource):
         """Float32 for what is decoded."""
         return torch.float32 if key in self.weights else super().dtype(key)
 
-    def dtype_name(self, key: str) -> str:
-        """`F32` for what is decoded."""
-        return "F32" if key in self.weights else super().dtype_name(key)
+    def element(self, key: str) -> Element:
+        """Those of float32 for what is decoded."""
+        return ELEMENTS["F32"] if key in self.weights else super().element(key)
 
     def result_dtype(self, key: str) -> torch.dtype:
         """Bfloat16 for what is decoded: what such models are made from, and far finer than their storage."""
         return torch.bfloat16 if key in self.weights else super().result_dtype(key)
+
+    def result_element(self, key: str) -> Element:
+        """Likewise."""
+        return ELEMENTS["BF16"] if key in self.weights else super().result_element(key)
 
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored."""
@@ -94,7 +108,7 @@ class QuantisedSource(RoutedSource):
         one = self.weights.get(key)
         if one is None:
             return super().stored_size(key)
-        return sum(self.original.stored_size(part) for part in one.parts.values())
+        return one.stored_size(self.original.stored_size)
 
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
         """How far apart the numbers that the storage can hold lie."""
@@ -120,6 +134,10 @@ class QuantisedSource(RoutedSource):
             return super().tensor(key)
         return one.decode({role: self.original.tensor(part) for role, part in one.parts.items()})
 
+    def makes(self, key: str) -> bool:
+        """Of what is decoded."""
+        return key in self.weights or super().makes(key)
+
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers; decodes all of it."""
         if key in self.weights:
@@ -141,7 +159,8 @@ class QuantisedSource(RoutedSource):
     @property
     def stays(self) -> bool:
         """Whether weights can be written as they are stored here: not those of a GGUF, which have types."""
-        return not isinstance(self.original, GgufFile)
+        stay = all(one.stays for one in self.weights.values())
+        return stay and not isinstance(self.original, GgufFile)
 
     def loose(self, weights: Collection[str], plain: Container[str]) -> list[str]:
         """The original's keys that are of no decoded weight, for a file that has some of it as it is.

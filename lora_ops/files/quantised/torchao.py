@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...spacing import spacing
-from .fp8 import widened
+from .fp8 import float8, widened
 from .headers import Headers
 from .memory import rounded
 from .weight import Parts, Scaled
@@ -26,8 +27,7 @@ ENDING = "._weight_qdata"
 NAMES = "tensor_names"
 
 _KINDS = {"Int8Tensor": "int8", "IntxUnpackedToInt8Tensor": "int", "Float8Tensor": "fp8"}
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+_RESULTS = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Affine(Scaled):
         blocks: Blocks of rows and of columns.
         codes_dtype: Of the codes.
         dtype: What the program rounds the numbers to.
+        limits: The least and the largest code, of integers.
     """
 
     blocks: tuple[int, int]
     codes_dtype: torch.dtype
     dtype: torch.dtype
+    limits: tuple[int, int] = (-128, 127)
 
     def codes(self, parts: Parts) -> Tensor:
         """The codes, less the zero point."""
@@ -86,11 +88,11 @@ def torchao(headers: Headers, layer: str) -> Affine:
     settings = cast("dict[str, object]", data) if isinstance(data, dict) else {}
     dtype = settings.get("dtype")
     result = cast("dict[str, object]", dtype).get("_data") if isinstance(dtype, dict) else None
-    if kind not in _KINDS or result not in _DTYPES:
+    if kind not in _KINDS or result not in _RESULTS:
         raise headers.damaged(layer, f"it is torchao's {kind!r} of {result!r}, which is not read")
     parts = headers.needed(layer, "_weight_qdata", "_weight_scale")
     key, scales = parts.values()
-    headers.check_dtype(layer, key, *_CODES)
+    headers.check_dtype(layer, key, torch.int8, torch.uint8, *float8())
     shape, dtype = headers.shape(key), headers.dtype(key)
     if len(shape) != 2:
         raise headers.damaged(layer, f"`{key}` has the shape {list(shape)}: no matrix")
@@ -105,8 +107,17 @@ def torchao(headers: Headers, layer: str) -> Affine:
         padded=(shape[0], shape[1]),
         blocks=blocks,
         codes_dtype=dtype,
-        dtype=_DTYPES[cast("str", result)],
+        dtype=getattr(torch, cast("str", result)),
+        limits=_limits(settings.get("target_dtype")),
     )
+
+
+def _limits(told: object) -> tuple[int, int]:
+    """The range of integers of so many bits: of 8, where nothing is told."""
+    name = cast("dict[str, object]", told).get("_data") if isinstance(told, dict) else None
+    found = re.fullmatch(r"int([1-8])", name) if isinstance(name, str) else None
+    half = 1 << (int(found[1]) - 1 if found else 7)
+    return -half, half - 1
 
 
 def described(metadata: Mapping[str, str]) -> set[str]:

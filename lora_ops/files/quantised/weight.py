@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class QuantisedWeight(ABC):
     storage: str
     parts: Mapping[str, str]
     beside: tuple[str, ...] = field(default=(), kw_only=True)
+
+    #: Whether a file can have it as it is stored here, beside weights that changed.
+    stays: ClassVar[bool] = True
+
+    @property
+    def stored(self) -> str:
+        """The tensor in whose place of the file it is."""
+        return self.parts["codes"]
+
+    def stored_size(self, size_of: Callable[[str], int]) -> int:
+        """Bytes in the file, those of the scales included.
+
+        Args:
+            size_of: Gives those of a tensor.
+        """
+        return sum(map(size_of, self.parts.values()))
 
     @property
     def layer(self) -> str:
@@ -79,10 +96,12 @@ class Plain:
     Attributes:
         key: What the weight is called.
         beside: Keys that belong to the layer.
+        stored: What the file calls it; empty where that is its key.
     """
 
     key: str
     beside: tuple[str, ...]
+    stored: str = ""
 
     @property
     def layer(self) -> str:

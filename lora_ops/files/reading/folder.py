@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import cast
 from ...errors import FormatError
 from ..base import FileSource, is_file, read_errors
 from ..quantised.source import decoded
+from .config import CONFIG, read_config
 from .joined import JoinedSource
 from .sharded import open_sharded
 from .single import open_file
@@ -163,20 +163,14 @@ def _component(folder: Path) -> str:
         name = folder.resolve().name
     if name in COMPONENTS:
         return name
-    classes = _config_classes(folder / "config.json")
+    classes = _config_classes(folder / CONFIG)
     pairs = [(cls, pattern, part) for cls in classes for pattern, part in _CLASSES]
     return next((part for cls, pattern, part in pairs if fnmatchcase(cls, pattern)), "")
 
 
 def _config_classes(path: Path) -> list[str]:
     """Classes that a config names: diffusers' `_class_name`, transformers' `architectures`."""
-    if not is_file(path):
-        return []
-    try:
-        document: object = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"cannot be read as JSON: {error}", path=path) from error
-    config = cast("dict[str, object]", document) if isinstance(document, dict) else {}
+    config = read_config(path)
     architectures = config.get("architectures")
     named: list[object] = [config.get("_class_name")]
     named += cast("list[object]", architectures) if isinstance(architectures, list) else []

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...errors import FormatError
 from ...source import check_run
 from ..base import FileSource, quote
-from ..dtypes import TORCH_DTYPES, memory_of
+from ..dtypes import memory_of, torch_dtypes
 from .gguf_header import BlockType, Value, read_gguf_header
 from .gguf_names import own_name, turned_heads
 from .ranges import RangeReader
@@ -66,19 +67,23 @@ class GgufFile(FileSource):
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor as `tensor` gives it."""
         entry = self._entries[key]
-        if entry.type.name in TORCH_DTYPES:
+        if entry.type.name in ELEMENTS:
             return self.logical_shape(key)
         rows = math.prod(entry.shape[:-1])
         return rows, entry.size // rows if rows else 0
 
     def dtype(self, key: str) -> torch.dtype:
         """Dtype of one tensor as `tensor` gives it."""
-        return TORCH_DTYPES.get(self._entries[key].type.name, torch.uint8)
+        return torch_dtypes()[self.element(key).name]
+
+    def element(self, key: str) -> Element:
+        """What the numbers of one tensor are; the bytes of blocks."""
+        return ELEMENTS.get(self._entries[key].type.name, ELEMENTS["U8"])
 
     def storage(self, key: str) -> str:
         """What people call its type."""
         own = self._entries[key].type.name
-        return super().storage(key) if own in TORCH_DTYPES else own
+        return super().storage(key) if own in ELEMENTS else own
 
     def tensor(self, key: str) -> Tensor:
         """Read one tensor into fresh CPU memory.

@@ -8,6 +8,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from ...elements import Element
 from ..base import FileSource
 
 
@@ -42,10 +43,20 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.result_dtype(inner)
 
-    def dtype_name(self, key: str) -> str:
-        """Dtype of one tensor as its header names it."""
+    def element(self, key: str) -> Element:
+        """What the numbers of one tensor are."""
         source, inner = self.route(key)
-        return source.dtype_name(inner)
+        return source.element(inner)
+
+    def result_element(self, key: str) -> Element:
+        """What the numbers are of what is made of one tensor."""
+        source, inner = self.route(key)
+        return source.result_element(inner)
+
+    def number(self, key: str) -> float:
+        """Read a tensor that holds one number."""
+        source, inner = self.route(key)
+        return source.number(inner)
 
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored."""
@@ -71,6 +82,11 @@ class RoutedSource(FileSource):
         """Read one tensor."""
         source, inner = self.route(key)
         return source.tensor(inner)
+
+    def makes(self, key: str) -> bool:
+        """Whether reading makes a tensor anew."""
+        source, inner = self.route(key)
+        return source.makes(inner)
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers."""

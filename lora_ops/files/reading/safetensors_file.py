@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import io
+import math
+import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...errors import FormatError, QuantisedError
 from ...source import check_run
 from ..base import FileSource, quote
-from ..dtypes import TORCH_DTYPES, memory_of
+from ..dtypes import memory_of, torch_dtypes
 from ..header import MAX_HEADER, Entry, parse_header
 from ..positional import PART, write_at
 from .magic import HEAD, identify
 from .ranges import RangeReader
+
+# Of numbers that Python reads: the name in the header, and that of `struct`.
+_FORMS = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "BF16": "<f",
+    "I64": "<q",
+    "I32": "<i",
+    "I16": "<h",
+    "I8": "<b",
+    "U8": "<B",
+}
 
 
 class SafetensorsFile(FileSource):
@@ -49,16 +65,11 @@ class SafetensorsFile(FileSource):
 
     def dtype(self, key: str) -> torch.dtype:
         """Dtype of one tensor as stored; `torch.uint8` for elements that torch does not have."""
-        return TORCH_DTYPES.get(self._entries[key].dtype, torch.uint8)
+        return torch_dtypes().get(self._entries[key].dtype, torch.uint8)
 
-    def dtype_name(self, key: str) -> str:
-        """Dtype of one tensor as the header names it."""
-        return self._entries[key].dtype
-
-    def storage(self, key: str) -> str:
-        """What people call its dtype; the header's own name where torch has no such elements."""
-        own = self._entries[key].dtype
-        return super().storage(key) if own in TORCH_DTYPES else own
+    def element(self, key: str) -> Element:
+        """What the numbers of one tensor are, as the header names it."""
+        return ELEMENTS[self._entries[key].dtype]
 
     def stored_size(self, key: str) -> int:
         """Bytes of its data."""
@@ -71,9 +82,19 @@ class SafetensorsFile(FileSource):
             FormatError: the file has become shorter, or the disk fails.
             QuantisedError: the elements are narrower than a byte, or unknown to this torch.
         """
-        out = torch.empty(self.shape(key), dtype=TORCH_DTYPES[self._readable(key).dtype])
+        out = torch.empty(self.shape(key), dtype=torch_dtypes()[self._readable(key).dtype])
         self.read_into(key, 0, out)
         return out
+
+    def number(self, key: str) -> float:
+        """Read a tensor that holds one number, without torch where it is a plain one."""
+        entry = self._entries[key]
+        form = _FORMS.get(entry.dtype)
+        if form is None or math.prod(entry.shape) != 1:
+            return super().number(key)
+        data = self._file.bytes(self.data_start + entry.begin, entry.size, quote(key))
+        # The upper half of a float32 is a bfloat16.
+        return float(struct.unpack(form, data if entry.dtype != "BF16" else b"\0\0" + data)[0])
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers: one read of that range.
@@ -107,7 +128,7 @@ class SafetensorsFile(FileSource):
 
     def _readable(self, key: str) -> Entry:
         entry = self._entries[key]
-        if entry.dtype not in TORCH_DTYPES:
+        if entry.dtype not in torch_dtypes():
             raise QuantisedError(
                 f"{quote(key)} is stored as {entry.dtype}, which torch {torch.__version__} cannot "
                 "hold; give the unquantised (fp16/bf16/fp32) checkpoint",

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 
 from ..base import quote
-from ..dtypes import DTYPE_NAMES
+from ..dtypes import dtype_names
 
 _MAX_DIMS = 64  # more than torch's and numpy's operations take
 _MAX_ARGUMENTS = 16
@@ -94,35 +94,30 @@ class Strange:
     quantised: bool = False
 
 
-#: Classes of storages in all versions of torch: the dtype and the bytes of their elements.
-_STORAGES: dict[str, tuple[torch.dtype | None, int]] = {
-    **{
-        f"{name}Storage": (dtype, dtype.itemsize)
-        for name, dtype in {
-            "Untyped": torch.uint8,
-            "_Untyped": torch.uint8,
-            "Byte": torch.uint8,
-            "Double": torch.float64,
-            "Float": torch.float32,
-            "Half": torch.float16,
-            "BFloat16": torch.bfloat16,
-            "Bool": torch.bool,
-            "Char": torch.int8,
-            "Long": torch.int64,
-            "Int": torch.int32,
-            "Short": torch.int16,
-            "ComplexFloat": torch.complex64,
-            "ComplexDouble": torch.complex128,
-        }.items()
-    },
-    **dict.fromkeys(
-        ("QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage"), (None, 1)
-    ),
-    "QInt32Storage": (None, 4),
+# Classes of storages in all versions of torch, without their ending: torch's name of the dtype.
+_STORAGES = {
+    "Untyped": "uint8",
+    "_Untyped": "uint8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Char": "int8",
+    "Short": "int16",
+    "Int": "int32",
+    "Long": "int64",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
 }
+# Those of quantised integers, and the bytes of their elements.
+_QUANTISED = {"QInt8": 1, "QUInt8": 1, "QUInt4x2": 1, "QUInt2x4": 1, "QInt32": 4}
+_ENDING = "Storage"
 _STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
 
-_PLAIN = {*DTYPE_NAMES, torch.complex128, torch.complex32}
+# What tensors may be of, besides what safetensors files can hold.
+_MORE = ("torch.complex128", "torch.complex32")
 
 
 def storage_of(identity: object) -> Storage | Name:
@@ -145,9 +140,12 @@ def storage_of(identity: object) -> Storage | Name:
         case _:
             raise ValueError("a persistent id that is no storage")
     module, _, kind = text.rpartition(".")
-    if module not in _STORAGE_MODULES or kind not in _STORAGES:
+    kind, ending = kind[: -len(_ENDING)], kind[-len(_ENDING) :]
+    known = kind in _STORAGES or kind in _QUANTISED
+    if module not in _STORAGE_MODULES or ending != _ENDING or not known:
         raise ValueError(f"{text} is no class of storages")
-    dtype, width = _STORAGES[kind]
+    dtype = None if kind in _QUANTISED else getattr(torch, _STORAGES[kind])
+    width = _QUANTISED[kind] if dtype is None else dtype.itemsize
     begin, length = 0, _natural(count)
     if view is not None:
         _, begin, length = cast("tuple[object, int, int]", view)
@@ -179,7 +177,7 @@ def _tensor_of_dtype(
         raise ValueError("a tensor without a dtype")
     # Looked up where nothing is imported by being asked for.
     dtype = vars(torch).get(name.text.removeprefix("torch."))
-    if not isinstance(dtype, torch.dtype) or dtype not in _PLAIN:
+    if not isinstance(dtype, torch.dtype) or not (dtype in dtype_names() or str(dtype) in _MORE):
         return Strange(f"of {quote(name.text)}")
     bits = more[3] if len(more) > 3 else None
     return _stored(storage, dtype, offset, shape, strides, bits)

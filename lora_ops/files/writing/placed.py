@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ...errors import WriteError
-from ..dtypes import DTYPE_BITS, TORCH_DTYPES, memory_of
+from ..dtypes import DTYPE_BITS, memory_of, torch_dtypes
 from ..positional import write_at
 from .coverage import Coverage
 from .pieces import Piece
@@ -85,7 +85,7 @@ class PlacedFile:
             WriteError: the file could not be written.
         """
         whole, data, begin = self._pieces[key], memory_of(piece), start * piece.element_size()
-        if TORCH_DTYPES[whole.dtype] != piece.dtype or not 0 <= begin <= whole.size - len(data):
+        if torch_dtypes()[whole.dtype] != piece.dtype or not 0 <= begin <= whole.size - len(data):
             raise ValueError(
                 f"`{key}` is {whole.dtype} {list(whole.shape)}: {piece.numel()} of {piece.dtype} "
                 f"from {start} on have no place there"

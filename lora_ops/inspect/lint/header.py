@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ...adapters.formats import component, format_of
+from ...elements import DTYPES
 from ...errors import LayerShapeError, QuantisedError
-from ...linalg.storage import DTYPES, spelled
 from ...models.architectures import TE
 from ...report import counted
 from .findings import Finding, converting, finding, leaving_out
@@ -36,7 +36,9 @@ def same_format(file: Subject, suffix: str = "mended", **options: str) -> str:
 def _alphas(file: Subject) -> Iterator[Finding]:
     scaled = [part for part in file.parts if part.kind in _SCALED and part.rank]
     without = [part.name for part in scaled if "alpha" not in part.keys]
-    if scaled and len(without) == len(scaled) and all(part.scale == 1 for part in scaled):
+    if file.is_control:
+        pass  # whose factors have no alpha, and no scale
+    elif scaled and len(without) == len(scaled) and all(part.scale == 1 for part in scaled):
         yield finding("alpha-missing", "no layer has an alpha: all have scale 1")
     elif without and len(without) < len(scaled):
         yield finding(
@@ -87,11 +89,11 @@ def _layers(file: Subject) -> Iterator[Finding]:
             else _message(parts[0].trouble)
         )
         yield finding(code, message, [part.name for part in parts], _CURES.get(code, _UNREADABLE))
-    if file.extras:
+    if file.strange:
         yield finding(
             "keys-left-over",
-            f"{counted(len(file.extras), 'key')} of no layer; lorakit carries them",
-            file.extras,
+            f"{counted(len(file.strange), 'key')} of no layer; lorakit carries them",
+            file.strange,
         )
 
 
@@ -104,13 +106,13 @@ def _dtypes(file: Subject) -> Iterator[Finding]:
     found: dict[str, list[str]] = {}
     for part in file.parts:
         for role, key in part.keys.items():
-            if role not in _NOT_FACTORS and file.source.dtype(key).is_floating_point:
-                found.setdefault(spelled(file.source.dtype(key)), []).append(key)
+            element = file.source.element(key)
+            if role not in _NOT_FACTORS and element.is_floating_point:
+                found.setdefault(element.title, []).append(key)
     if len(found) > 1:
         listed = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(found.items()))
         yield finding("dtypes-mixed", f"factors of several dtypes: {listed}")
-    usual = {spelled(dtype) for dtype in DTYPES.values()}
-    for name in sorted(found.keys() - usual):
+    for name in sorted(found.keys() - DTYPES.values()):
         yield finding(
             "dtype-rare",
             f"factors of dtype {name}, which not every program reads",

@@ -60,6 +60,8 @@ def judged(file: Subject, program: Program, found: Verdict, *, asked: bool) -> I
 def cure_for(file: Subject, program: Program) -> str:
     """The call that writes the file so that the program reads it; empty where none would help."""
     architecture = file.architecture
+    if file.is_control:
+        return ""  # no other format holds it
     if architecture is None or not program.routes_of(architecture.name):
         return ""
     options = {"format": repr(program.format)}
@@ -97,6 +99,11 @@ def _unread(file: Subject, found: Verdict, told: _Tell, mend: str) -> Iterator[F
     }
     magnitudes = tuple(name for name, roles in unread.items() if roles & {*MAGNITUDES})
     others = tuple(name for name, roles in unread.items() if roles - {*MAGNITUDES})
+    beside = tuple(key for key in found.unread if key not in file.strange)
+    if loaded and file.is_control and beside:
+        yield told(
+            "key-unread", "passes over parameters beside factors that it loads", beside, mend
+        )
     if magnitudes:
         message = "ignores the magnitudes of DoRA: another change than was trained"
         yield told("magnitude-lost", message, magnitudes, mend)

@@ -33,7 +33,7 @@ class Lint:
         architecture: Title of the model that it is for; None if unknown.
         possible: Titles of models that it may be for, where it is in doubt; programs are judged by
             the first.
-        format: kohya, comfy, peft or diffusers.
+        format: kohya, comfy, peft, diffusers or control-lora.
         verdicts: What each program loads.
         findings: Those on the file, then those on each program; errors first within each.
     """

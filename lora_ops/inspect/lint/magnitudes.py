@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from collections.abc import Sequence
+from itertools import zip_longest
 
 from .subject import Part
 
@@ -47,8 +47,13 @@ def _broadcasts(magnitudes: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         return False
     axis = 0 if magnitudes[0] == weight[0] else 1
     lengths = [size if index == axis else 1 for index, size in enumerate(weight)]
-    try:
-        product = torch.broadcast_shapes(magnitudes, lengths)
-        return torch.broadcast_shapes(product, weight) == weight
-    except RuntimeError:
-        return False
+    product = _together(magnitudes, lengths)
+    return product is not None and _together(product, weight) == weight
+
+
+def _together(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape of a product of two tensors; None where they cannot be multiplied."""
+    pairs = list(zip_longest(reversed(one), reversed(other), fillvalue=1))
+    if any(first != second and 1 not in (first, second) for first, second in pairs):
+        return None
+    return tuple(second if first == 1 else first for first, second in reversed(pairs))

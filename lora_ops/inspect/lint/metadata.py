@@ -125,7 +125,7 @@ def _model(file: Subject) -> Iterator[Finding]:
         ("ss_base_model_version", "base_model_version"),
         ("modelspec.architecture", "modelspec"),
     ):
-        value = file.source.metadata.get(key, "").removesuffix("/lora")
+        value = file.source.metadata.get(key, "").partition("/")[0]
         told = [one for one in ARCHITECTURES if value and getattr(one, field) == value]
         if told and file.possible and not any(one in file.possible for one in told):
             yield finding(

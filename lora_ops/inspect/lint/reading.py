@@ -12,12 +12,13 @@ from ...errors import LayerShapeError
 from ...report import counted
 from .known import State, known
 from .magnitudes import are_applied
-from .programs import PAIRS, Blocks, Program, Route
+from .programs import CONTROL_PAIRS, PAIRS, Blocks, Program, Route
 from .subject import Part, Subject
 
 #: The role whose key makes a program look for the others.
 _LEADS = {"loha": "w1_a", "glora": "a1"}
 NAME = "does not know the name"
+_PAIRS = {**PAIRS, **CONTROL_PAIRS}
 _PAIR = ("up", "down", "alpha")
 
 
@@ -99,6 +100,8 @@ class Verdict:
 
 def verdict(file: Subject, program: Program) -> Verdict:
     """Say what a program makes of a file."""
+    if file.is_control:
+        return _of_control(file, program)
     architecture = file.architecture
     routes = program.routes_of(architecture.name if architecture is not None else None)
     if not routes and architecture is None:
@@ -113,6 +116,19 @@ def verdict(file: Subject, program: Program) -> Verdict:
     reads = {part.name: _read(part, file, route) for part in file.parts}
     refused = _refused(file, program, route, reads)
     return Verdict(program.name, program.title, len(file.parts), reads, refused, file.extras)
+
+
+def _of_control(file: Subject, program: Program) -> Verdict:
+    route = program.control
+    if route is None:
+        return _nothing(file, program, "does not read Control-LoRAs")
+    reads = {part.name: _read(part, file, route) for part in file.parts}
+    refused = _refused(file, program, route, reads)
+    names = {part.name for part in file.parts}
+    ends = tuple(route.ends_beside)
+    beside = [key for key in file.extras if key.endswith(ends) and key.rpartition(".")[0] in names]
+    unread = (*file.strange, *beside)
+    return Verdict(program.name, program.title, len(file.parts), reads, refused, unread)
 
 
 def _nothing(file: Subject, program: Program, reason: str) -> Verdict:
@@ -204,7 +220,7 @@ def _common_alpha(file: Subject) -> float | None:
 
 def _is_pair(part: Part, route: Route) -> bool:
     up, down = (part.keys.get(role, "").removeprefix(part.name) for role in ("up", "down"))
-    return up in route.pairs and PAIRS[up] == down
+    return up in route.pairs and _PAIRS[up] == down
 
 
 def _is_half(part: Part) -> bool:
@@ -212,7 +228,7 @@ def _is_half(part: Part) -> bool:
     if part.kind == "lora" and "up" in part.keys:
         ending = part.keys["up"].removeprefix(part.name)
         other = part.keys.get("down", "").removeprefix(part.name)
-        return ending in PAIRS and other != PAIRS[ending]
+        return ending in _PAIRS and other != _PAIRS[ending]
     return part.is_incomplete and _LEADS.get(part.kind) in part.keys
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...adapters.formats import (
+    BIAS,
+    CONTROL,
+    CONTROL_MARK,
     KINDS,
     ModelNames,
     Module,
@@ -23,7 +26,7 @@ from ...adapters.formats import (
 from ...adapters.formats import detect as detect_format
 from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import HeaderOnlySource
+from ...adapters.outline import ShapesSource
 from ...errors import LayerShapeError, LoraOpsError
 from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
@@ -86,7 +89,7 @@ class Subject:
 
     Attributes:
         source: Its tensors.
-        format: kohya, comfy, peft or diffusers: that of most modules.
+        format: kohya, comfy, peft or diffusers: that of most modules; or control-lora.
         possible: Architectures whose names it has, the likeliest first.
         doubt: Titles of the possible models, where it is in doubt which it is for.
         names: Names of the model that it is taken for.
@@ -103,6 +106,19 @@ class Subject:
     parts: tuple[Part, ...]
     extras: tuple[str, ...]
     spelling: str
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a Control-LoRA."""
+        return self.format == CONTROL.name
+
+    @property
+    def strange(self) -> tuple[str, ...]:
+        """The keys that belong to no layer; of a Control-LoRA those that are no parameters either."""
+        if not self.is_control:
+            return self.extras
+        known = (".weight", BIAS, CONTROL_MARK)
+        return tuple(key for key in self.extras if not key.endswith(known))
 
     @property
     def architecture(self) -> Architecture | None:
@@ -125,14 +141,14 @@ class Subject:
         return tuple(
             key
             for key in self.alphas
-            if math.prod(self.source.shape(key)) != 1 or self.source.dtype(key).is_complex
+            if math.prod(self.source.shape(key)) != 1 or self.source.element(key).is_complex
         )
 
     @cached_property
     def whole_alphas(self) -> tuple[str, ...]:
         """Keys of alphas stored as integers."""
-        dtypes = ((key, self.source.dtype(key)) for key in self.alphas)
-        return tuple(key for key, one in dtypes if not (one.is_floating_point or one.is_complex))
+        elements = ((key, self.source.element(key)) for key in self.alphas)
+        return tuple(key for key, one in elements if not (one.is_floating_point or one.is_complex))
 
 
 def subject(
@@ -149,9 +165,9 @@ def subject(
         UnknownFormatError: It is no adapter file.
     """
     keys = source.keys()
-    format = detect_format(keys, source.name)
+    format = detect_format(keys, source.name, control=True)
     grouped = modules(keys)
-    outline = HeaderOnlySource(source)
+    outline = ShapesSource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible

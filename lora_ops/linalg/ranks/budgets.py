@@ -69,12 +69,14 @@ class LayerSpectrum:
     """What a budget must know of a layer.
 
     Attributes:
-        s: (k,) all its singular values, descending, float64, on the CPU.
+        s: (k,) its singular values, descending, float64, on the CPU: all of them, or the leading ones, of
+            which no more are given than there are.
         cost: Bytes of the file that each rank takes.
         fixed: Bytes that the layer takes besides, once it has any rank: names, alpha.
         weight: Its importance, above 0: the gains of layers are compared after their singular
             values are multiplied by it. Errors are always those of the true, unweighted change.
         kernel: `()` for a linear.
+        rest: The squares of all singular values that are not in `s`, summed.
 
     Raises:
         NonFiniteError: A singular value is NaN or infinite.
@@ -86,6 +88,7 @@ class LayerSpectrum:
     fixed: int = 0
     weight: float = 1.0
     kernel: tuple[int, ...] = ()
+    rest: float = 0.0
 
     def __post_init__(self) -> None:
         if not bool(self.s.isfinite().all()):
@@ -99,8 +102,10 @@ class LayerSpectrum:
             )
 
 
-def parse_rule(text: str | int | RankRule | Budget) -> RankRule | Budget:
+def parse_rule(text: str | int | RankRule | Budget, *, stored: bool = False) -> RankRule | Budget:
     """Read a rank rule or a budget from its text form; see the heads of this module and of `ranks`.
+
+    `noise` is one only if the rule is for a difference of weights as they are stored: with `stored=True`.
 
     Raises:
         ArgumentError: Unknown name or a value out of range; names the nearest rule.
@@ -108,14 +113,32 @@ def parse_rule(text: str | int | RankRule | Budget) -> RankRule | Budget:
     if isinstance(text, Budget):
         return text
     if isinstance(text, RankRule):
-        return parse_rank(text)
+        return parse_rank(text, stored=stored)
     parts = split_rule(str(text), (*RULES, *BUDGETS))
     if parts.kind in RULES:
-        return parse_rank(text)
+        return parse_rank(text, stored=stored)
+    if parts.conv is not None and parts.conv.is_noise and stored:
+        raise ArgumentError(
+            f"`{text}`: a budget shares out by singular values alone, so `conv=` cannot be noise; give "
+            "kernels another rule"
+        )
     if parts.conv is not None:
         parse_rank(parts.conv)
     value = _VALUES[parts.kind](f"{parts.kind}={parts.number}", parts.number)
     return Budget(parts.kind, value, parts.least or 0, parts.most, parts.conv)
+
+
+def check_compares(rule: RankRule | Budget) -> None:
+    """Refuse a rule for which it means nothing how large the weights are that are changed.
+
+    Raises:
+        ArgumentError: It is no budget.
+    """
+    if isinstance(rule, RankRule):
+        raise ArgumentError(
+            f"rank rule `{rule}` looks at one layer at a time, so weights to compare with change "
+            "nothing; use a budget: size=, mean= or total_error="
+        )
 
 
 def spend(budget: Budget, layers: Sequence[LayerSpectrum], *, overhead: int = 0) -> list[int]:
@@ -160,7 +183,7 @@ def _bounds(budget: Budget, layer: LayerSpectrum) -> tuple[int, int]:
         return min(budget.least, most), most
     if there == 0 or (rule.kind == "rank" and rule.value == 0):
         return 0, 0
-    chosen = rule.choose(layer.s, float(layer.s.square().sum()), len(layer.s))
+    chosen = rule.choose(layer.s, float(layer.s.square().sum()) + layer.rest, len(layer.s))
     rank = there if chosen is None else min(chosen, there)
     return rank, rank
 
@@ -228,8 +251,10 @@ def _shed(
     """Start from the most ranks and drop in reverse order whatever the bound still allows to go."""
     ranks = [most for _, most in bounds]
     squares = [layer.s.square().tolist() for layer in layers]
-    allowed = error * error * math.fsum(map(math.fsum, squares)) * (1 + 1e-12)
+    unknown = math.fsum(layer.rest for layer in layers)
+    allowed = error * error * (math.fsum(map(math.fsum, squares)) + unknown) * (1 + 1e-12)
     lost = math.fsum(math.fsum(each[rank:]) for each, rank in zip(squares, ranks, strict=True))
+    lost += unknown
     closed: set[int] = set()
     for i in reversed(_order(layers, bounds)):
         if i in closed:

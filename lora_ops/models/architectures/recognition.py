@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from .architecture import Architecture
 from .catalogue import ARCHITECTURES
@@ -60,8 +61,7 @@ class Recognition:
         return tuple(reversed(first.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """A module of an architecture under one of its names: rows of a native one."""
 
     architecture: Architecture

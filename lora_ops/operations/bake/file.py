@@ -27,6 +27,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.gguf_plan import with_gguf, writes_gguf
+from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -90,6 +91,7 @@ def plan_bake_file(
     """
     inputs = paths_of(checkpoint, *(one.source for one in ingredients))
     is_gguf = writes_gguf(output, to or "", checkpoint)
+    checkpoint = natively(checkpoint) if is_gguf else checkpoint
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     plan = plan_bake(

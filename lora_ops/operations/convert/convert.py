@@ -13,7 +13,16 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import all_keys, collect
-from ...adapters.formats import PEFT_CONFIG, PEFT_METADATA, format_named, with_unit_scales
+from ...adapters.formats import (
+    CONTROL,
+    PEFT_CONFIG,
+    PEFT_METADATA,
+    Format,
+    ModelNames,
+    format_named,
+    model_names,
+    with_unit_scales,
+)
 from ...adapters.layers import Convention
 from ...adapters.model import names_for
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
@@ -51,7 +60,8 @@ def convert(
 
     Args:
         adapter: Its layers are read one after another.
-        format: kohya, comfy, diffusers or peft; None: the one it has, which needs `to`.
+        format: kohya, comfy, diffusers or peft; of a Control-LoRA control-lora alone; None: the one it has,
+            which needs `to`.
         to: `lora`: every kind becomes plain LoRA, see `to_lora`; None: kinds stay.
         architecture: Of the model it is for; None: told by its names and shapes.
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back; as a
@@ -77,6 +87,7 @@ def convert(
         NonFiniteError: NaN or infinity in a layer that is computed with, or out of range then.
     """
     check_request(format, to, base)
+    check_control(adapter, format, to)
     where = place(device)
     if to is not None:
         lowering = plan_to_lora(
@@ -97,7 +108,7 @@ def convert(
         notes = lowering.notes(report)
     else:
         scheme = format_named(format or adapter.format)
-        names = names_for(adapter, architecture, reference, scheme)
+        names = names_in(adapter, scheme, architecture, reference)
         left = unplaced(adapter, scheme, names) if allow_partial else []
         kept = without(adapter, left)
         converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
@@ -132,6 +143,36 @@ def check_request(format: str | None, to: str | None, base: object) -> None:
         raise ArgumentError(
             'names alone do not need the base weights; leave it out, or add `to="lora"`'
         )
+
+
+def check_control(adapter: Adapter, format: str | None, to: str | None) -> None:
+    """Refuse to make a Control-LoRA of another adapter, or another adapter of one.
+
+    Raises:
+        ArgumentError: Says what can be done instead.
+    """
+    is_control = adapter.format == CONTROL.name
+    if is_control and (format != CONTROL.name or to is not None):
+        raise ArgumentError(
+            "a Control-LoRA changes the copy of a UNet in a ControlNet, for which no other format has a "
+            f"place; use format `{CONTROL.name}`, which writes it again, or bake it into its ControlNet"
+        )
+    if format == CONTROL.name and not is_control:
+        raise ArgumentError(
+            f"format `{CONTROL.name}` is of ControlNets alone, whose own parts it holds; choose another"
+        )
+
+
+def names_in(
+    adapter: Adapter,
+    format: Format,
+    architecture: Architecture | None,
+    reference: Collection[str],
+) -> ModelNames:
+    """Return the names of the model that an adapter is for, as `names_for`; a Control-LoRA needs none."""
+    if format == CONTROL:
+        return model_names(None)
+    return names_for(adapter, architecture, reference, format)
 
 
 def join_rule(rule: str | int | RankRule | Budget | None) -> RankRule | None:

@@ -32,7 +32,7 @@ def convert_file(
         source: The adapter file.
         output: Where to; for `peft` a folder, which is made, unless the name ends as a file's does:
             scales are then in the factors.
-        format: kohya, comfy, diffusers or peft; None: that it has, in one file.
+        format: kohya, comfy, diffusers or peft, or control-lora of a Control-LoRA; None: that it has, in one file.
         placement: Where to compute; None: the CPU.
         version: Of lorakit, for the record.
         progress: Called after each layer.

@@ -12,13 +12,12 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import all_keys
-from ...adapters.formats import PEFT, decode, format_named
+from ...adapters.formats import PEFT, VERA_SHARED, decode, format_named
 from ...adapters.layers import Convention, Layer
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
-from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
-from ...adapters.some import without
+from ...adapters.some import tensors_without, without
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
@@ -31,7 +30,7 @@ from ...source import TensorSource
 from ..edit import EditPlan, Foreseen, planned_work
 from ..output import Draft
 from ..peft_folder import check_folder, is_for_folder, keeps_alpha
-from .convert import check_request, join_rule
+from .convert import check_control, check_request, join_rule, names_in
 from .foresee import foresee_lowering, foresee_renaming
 from .layer import Converting, convert_work, with_left_out
 from .to_lora import plan_to_lora
@@ -98,7 +97,8 @@ def plan_convert_file(
         check_folder(output, read, force=force)
     else:
         check_output(output, read, force=force)
-    adapter = decode(source)
+    adapter = decode(source, control=True)
+    check_control(adapter, format, to)
     way = (
         _renaming(adapter, output, format or "", options)
         if to is None
@@ -114,7 +114,7 @@ def plan_convert_file(
         scheme.name,
         [source],
         way.keys,
-        adapter.extras,
+        adapter.extras if to is None else tensors_without(adapter.extras, VERA_SHARED.values()),
         way.architecture,
         [reference, base],
         force,
@@ -158,7 +158,7 @@ def _renaming(adapter: Adapter, output: Output, format: str, options: ConvertOpt
     known = None if architecture is None else architecture_named(architecture)
     targets, model = _referred(reference)
     scheme = format_named(format)
-    names = names_for(adapter, known or model, targets, scheme)
+    names = names_in(adapter, scheme, known or model, targets)
     left = unplaced(adapter, scheme, names) if options.get("allow_partial") else []
     converting = Converting(
         scheme,

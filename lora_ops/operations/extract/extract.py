@@ -6,25 +6,28 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ...adapters.adapter import Adapter
 from ...adapters.layers import Layer
 from ...errors import MismatchError
+from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.pairing import Pair
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement, place
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO
-from .layer import EXCLUDED, NO_FACTORS, factor_batch, keep_whole, leave_out
+from ..reasons import RANK_ZERO, mean_notes
+from .kinds.table import LORA
+from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
 from .rounding import rounding_notes
+from .spending import with_ranks
+from .task import Task, in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 def extract(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     exact: bool = False,
     device: str = "cpu",
@@ -46,7 +49,8 @@ def extract(
     Args:
         base: The checkpoint that was started from; a dict of tensors as `DictSource(tensors)`.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`, and `plan_extraction` for None.
+        rule: How many directions a layer gets; see `ranks` and `budgets`, and `plan_extraction` for None.
+            A budget of size is that of the factors.
         exact: Compute the exact truncation instead of one within 1e-3 of its error.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         seed: Seed of the random start.
@@ -59,26 +63,13 @@ def extract(
     """
     started = time.perf_counter()
     plan = plan_extraction(base, tuned, rule, **options)
+    where = place(device)
+    plan, progress = with_ranks(plan, exact=exact, seed=seed, placement=where, progress=progress)
     work = extraction_work(plan, exact=exact, seed=seed)
-    outcomes = list(stream(work, place(device), progress=progress))
+    outcomes = list(stream(work, where, progress=progress))
     layers = {outcome.name: outcome.value for outcome in outcomes if outcome.value}
     report = summarise(plan, (outcome.report for outcome in outcomes))
     return Adapter(layers, {}, {}, "comfy"), replace(report, seconds=time.perf_counter() - started)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """One parameter, and what is to become of it.
-
-    Attributes:
-        pair: Which one.
-        has_factors: Whether it gets a low rank; else it is kept whole.
-        reason: Why it is left out; None where it is not.
-    """
-
-    pair: Pair
-    has_factors: bool = False
-    reason: str | None = None
 
 
 def extraction_work(
@@ -86,18 +77,22 @@ def extraction_work(
 ) -> Work[Task, Outcome[Layer]]:
     """Return the jobs of an extraction, and how they are done.
 
+    They are in the order of the base, which is the same for all that came of it.
+
     Args:
-        plan: From `plan_extraction`.
+        plan: From `plan_extraction`; one with a budget `with_ranks`.
         exact: Compute the exact truncation.
         seed: Seed of the random start. A layer's result depends on the seed and the layer only.
     """
     pairing = plan.pairing
-    left_out = NO_FACTORS if not plan.full_differences else None
+    candidates, rest, excluded = in_order(plan, pairing.candidates, pairing.rest, pairing.excluded)
     tasks = [
-        *(Task(both, True) for both in pairing.candidates if not plan.is_left_out(both)),
-        *(Task(both, reason=left_out) for both in pairing.rest),
-        *(Task(both, reason=RANK_ZERO) for both in pairing.candidates if plan.is_left_out(both)),
-        *(Task(both, reason=EXCLUDED) for both in pairing.excluded),
+        *(
+            Task(both, reason=RANK_ZERO) if plan.is_left_out(both) else Task(both, True)
+            for both in candidates
+        ),
+        *(Task(both, reason=plan.why_not(both)) for both in rest),
+        *(Task(both, reason=EXCLUDED) for both in excluded),
     ]
     return Work([_job(plan, task) for task in tasks], partial(_compute, plan, exact, seed))
 
@@ -106,8 +101,9 @@ def _job(plan: Plan, task: Task) -> Job[Task]:
     both = task.pair
     if not task.has_factors:
         return Job(both.target, task, math.prod(both.shape), alike=both.target)
-    # Batches are of layers of one shape, kernel included, as kernels may have a rule of their own.
-    return Job(both.target, task, math.prod(both.shape), plan.working_set(both), both.shape)
+    # Batches are of layers of one shape, kernel included, that have one rule.
+    alike = (both.shape, plan.rule_for(both))
+    return Job(both.target, task, math.prod(both.shape), plan.working_set(both), alike)
 
 
 def _compute(
@@ -139,10 +135,10 @@ def summarise(plan: Plan, reports: Iterable[LayerReport | Skip]) -> Report:
             f"no layer differs between {plan.sides.base.name} and {plan.sides.tuned.name} "
             f"({told}); nothing was written: check that the second is the tuned checkpoint"
         )
-    return Report(layers, skips, tuple(_notes(plan, layers)))
+    return Report(layers, skips, tuple(_notes(plan, layers, skips)))
 
 
-def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
+def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> Iterator[str]:
     pairing = plan.pairing
     yield from rounding_notes(plan, layers)
     yield from pairing.absent
@@ -159,14 +155,32 @@ def _notes(plan: Plan, layers: Sequence[LayerReport]) -> Iterator[str]:
     if pairing.reshaped:
         name, old, new = pairing.reshaped[0]
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
+    yield from _sweeps(layers)
+    if isinstance(plan.rule, Budget):
+        none = sum(skip.reason == RANK_ZERO for skip in skips)
+        yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)
+        return
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":
             continue
+        if plan.form.rank is not LORA.rank:
+            continue  # the rank that is asked for is not that of the change
         lowered = sum(
             layer.rank < rule.value and plan.rule.for_kernel(layer.shape[2:]) is rule
             for layer in layers
+            if layer.kind.startswith(("linear", "conv"))
         )
         if lowered:
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def _sweeps(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """How long an iteration went on."""
+    known = [layer.sweeps for layer in layers if layer.sweeps is not None]
+    if known:
+        yield (
+            f"alternating least squares ended after {sum(known) / len(known):.0f} sweeps on average, "
+            f"{max(known)} at most"
+        )

@@ -16,7 +16,7 @@ from ...linalg.noise import Profile, Reading, rounding_profile, sampled_variance
 from ...linalg.ranks.standing import standing
 from ...linalg.ranks.truncation import truncated
 from ...linalg.rounding import is_rounding
-from ...linalg.storage import rounded
+from ...linalg.storage import rounded, spelled
 from ...models.differences import (
     are_floats,
     change_norm,
@@ -28,19 +28,21 @@ from ...models.pairing import Pair
 from ...report import LayerReport, Rounding, Skip
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
-from .plan import Plan
+from ...run.scratch import SCRATCH, Scratch
+from .formed import Formed, formed
+from .kinds.table import LORA
+from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
 BELOW = "nothing stands above storage rounding"
-NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 NO_FLOATS = "integers"
 EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Change:
+class Change:
     """What is known of the difference of a weight.
 
     Attributes:
@@ -72,10 +74,19 @@ def factor_batch(
         exact: Compute exact truncations.
         seed: Of the random start.
     """
-    read = [_read(plan, both, placement) for both in pairs]
+    with SCRATCH.frame():
+        return _batch(plan, pairs, placement, exact, seed)
+
+
+def _batch(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, exact: bool, seed: int
+) -> list[Outcome[Layer]]:
+    # Of a batch all differences would stay in memory beside the stack of them.
+    scratch = SCRATCH if len(pairs) == 1 else None
+    read = [read_change(plan, both, placement, scratch) for both in pairs]
     norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
     outcomes: dict[str, Outcome[Layer]] = {}
-    changed: list[tuple[_Change, float]] = []
+    changed: list[tuple[Change, float]] = []
     deltas: list[Tensor] = []
     for (one, delta), norm in zip(read, norms, strict=True):
         both = one.pair
@@ -85,7 +96,10 @@ def factor_batch(
             outcomes[both.target] = skipped(both, ROUNDING if norm else UNCHANGED, norm)
         elif one.profile is not None:
             reading = standing(delta, one.profile, plan.rule_for(both), exact=exact, seed=seed)
-            outcomes[both.target] = _denoised(plan, both, delta, norm, reading)
+            outcomes[both.target] = _denoised(plan, both, delta, norm, reading, exact, seed)
+        elif plan.form_for(both) is not LORA:
+            made = formed(plan, both, delta, None, exact, seed)
+            outcomes[both.target] = _written(both, made, norm)
         else:
             changed.append((one, norm))
             deltas.append(delta)
@@ -94,29 +108,41 @@ def factor_batch(
         stack = deltas[0].unsqueeze(0) if len(deltas) == 1 else torch.stack(deltas)
         deltas.clear()  # the device holds them once
         outcomes.update(_cut(plan, changed, stack, exact, seed))
-    return [outcomes[both.target] for both in pairs]
+    return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
-def _read(plan: Plan, both: Pair, placement: Placement) -> tuple[_Change, Tensor]:
-    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device."""
+def read_change(
+    plan: Plan, both: Pair, placement: Placement, scratch: Scratch | None = None
+) -> tuple[Change, Tensor]:
+    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device.
+
+    Args:
+        plan: What is extracted.
+        both: Which weight.
+        placement: Where to compute.
+        scratch: Of which the difference may be, where it is computed with on the CPU.
+    """
     base, tuned = plan.sides.read(both)
-    delta = difference(upload(base, placement), upload(tuned, placement)).flatten(1)
-    norm = frobenius(delta)
+    profile = variance = None
+    same = False
     # The rule `noise` tells change from rounding by all numbers together, where each may be either.
     if plan.rule_for(both).is_noise:
         profile = rounding_profile(base, tuned, plan.sides.grids(both))
-        return _Change(both, norm, profile=profile), delta
-    same = base.dtype == tuned.dtype and torch.equal(base, tuned)
-    if same or is_rounding(base, tuned, plan.sides.reaches(both)):
-        return _Change(both, norm, same=True), delta
-    if plan.sides.coarse(both) is None:
-        return _Change(both, norm), delta
-    variance = sampled_variance(base, tuned, plan.sides.grids(both))
-    return _Change(both, norm, variance=variance), delta
+    else:
+        same = base.dtype == tuned.dtype and torch.equal(base, tuned)
+        same = same or is_rounding(base, tuned, plan.sides.reaches(both))
+        if not same and plan.sides.coarse(both) is not None:
+            variance = sampled_variance(base, tuned, plan.sides.grids(both))
+    old, new = upload(base, placement), upload(tuned, placement)
+    into = new if plan.sides.is_free(both) else None
+    if into is None and scratch is not None and new.device.type == "cpu":
+        into = scratch.take(new.shape, torch.float32)
+    delta = difference(old, new, into).flatten(1)
+    return Change(both, frobenius(delta), same, variance, profile), delta
 
 
 def _cut(
-    plan: Plan, changed: Sequence[tuple[_Change, float]], stack: Tensor, exact: bool, seed: int
+    plan: Plan, changed: Sequence[tuple[Change, float]], stack: Tensor, exact: bool, seed: int
 ) -> Iterator[tuple[str, Outcome[Layer]]]:
     """Cut differences, of which the norms are known, to their ranks; `stack` is overwritten."""
     totals = torch.stack([one.norm for one, _ in changed]).square()
@@ -125,18 +151,22 @@ def _cut(
     made = _layers(plan, [one.pair for one, _ in changed], [svd.factors() for svd in svds], stack)
     for (one, norm), svd, (layer, residual) in zip(changed, svds, made, strict=True):
         known = rounding_of_cut(svd, norm, one.variance, one.pair.matrix)
-        yield one.pair.target, written(one.pair, layer, norm, residual, known)
+        search = None if not svd.search or svd.search[0] is None else spelled(svd.search[0])
+        yield one.pair.target, written(one.pair, layer, norm, residual, known, search=search)
 
 
 def _denoised(
-    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading
+    plan: Plan, both: Pair, delta: Tensor, norm: float, reading: Reading, exact: bool, seed: int
 ) -> Outcome[Layer]:
     """What stands above the rounding of storage; `delta` is overwritten."""
     if reading.best is None:
         return skipped(both, BELOW, norm)
+    if plan.form_for(both) is not LORA:
+        return _written(both, formed(plan, both, delta, reading, exact, seed), norm)
     rank = max(1, min(plan.most_ranks(both), int((reading.best.s > 0).sum())))
     ((layer, residual),) = _layers(plan, [both], [reading.best.factors(rank)], delta[None])
-    return written(both, layer, norm, residual, rounding_of_reading(reading, layer))
+    search = None if reading.search is None else spelled(reading.search)
+    return written(both, layer, norm, residual, rounding_of_reading(reading, layer), search=search)
 
 
 def _layers(
@@ -161,6 +191,14 @@ def _layers(
     for both, exact, residual in zip(pairs, factors, residuals.tolist(), strict=True):
         up, down = (rounded(next(here), plan.dtype, both.target, was) for was in exact)
         yield low_rank(up, down, both.shape, alpha=float(down.shape[0])), residual
+
+
+def _smaller(plan: Plan, both: Pair, outcome: Outcome[Layer]) -> Outcome[Layer]:
+    """The layer, or the difference itself where that is asked for and takes no more numbers."""
+    if not plan.auto_full or outcome.value is None:
+        return outcome
+    held = sum(one.numel() for one in outcome.value.stored_numbers().values())
+    return keep_whole(plan, both) if held >= math.prod(both.shape) else outcome
 
 
 def keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
@@ -195,10 +233,25 @@ def skipped(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
     return Outcome(both.target, None, (skip,))
 
 
+def _written(both: Pair, made: Formed, norm: float) -> Outcome[Layer]:
+    """What becomes of a weight in another form than a LoRA."""
+    return written(both, made.layer, norm, made.residual, made.rounding, made.sweeps)
+
+
 def written(
-    both: Pair, layer: Layer, norm: float, residual: float, known: Rounding | None = None
+    both: Pair,
+    layer: Layer,
+    norm: float,
+    residual: float,
+    known: Rounding | None = None,
+    sweeps: int | None = None,
+    search: str | None = None,
 ) -> Outcome[Layer]:
     """What becomes of a weight that is."""
-    about = (both.target, both.component, both.kind, both.shape)
-    report = LayerReport(*about, layer.rank, norm, residual, rounding=known)
+    report = LayerReport(
+        *(both.target, both.component, both.kind, both.shape, layer.rank, norm, residual),
+        rounding=known,
+        sweeps=sweeps,
+        search=search,
+    )
     return Outcome(both.target, layer, (report,))

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from ...adapters.checkpoint import check_checkpoint
-from ...errors import ArgumentError
-from ...linalg.ranks.rules import RankRule, parse_rank
-from ...linalg.storage import loadable
+from ...adapters.checkpoint import check_checkpoint, is_controlnet
+from ...adapters.layers import Convention
+from ...elements import ELEMENTS, Element, element_of, loadable
+from ...errors import ArgumentError, MismatchError
+from ...linalg import check_norm
+from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
+from ...linalg.ranks.rules import RankRule
+from ...models.architectures import Parameter, parameters
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
 from ...report import counted
 from ...source import TensorSource
+from .kinds.table import LORA, Form, form_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+
+NO_FACTORS = "no low-rank form (`full_differences=True` keeps it)"
 
 #: The rank where none is given; and the most that `noise` gives a layer then: the largest in common use.
 USUAL_RANK, USUAL_MOST = 32, 128
@@ -38,6 +45,13 @@ class PlanOptions(TypedDict, total=False):
         exclude: Shell patterns; targets that fit one are not extracted.
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
+        relative: Under a budget, compare changes as shares of the base's weights.
+        norm: Of those weights: spectral, which is the default, or frobenius.
+        kind: The form of the change: lora, dora, lokr, loha or locon-tucker.
+        factor: Of a LoKr: the size that one of its two matrices is to have, on both sides of the weight, as
+            LyCORIS means it; -1: as even as can be.
+        convention: Whose reading a DoRA is to be best in, and its error is told of; see docs/kinds.md.
+        auto_full: Keep a layer whole where its factors would be no smaller than its difference.
     """
 
     dtype: torch.dtype | None
@@ -46,6 +60,12 @@ class PlanOptions(TypedDict, total=False):
     exclude: Sequence[str]
     full_differences: bool
     allow_partial: bool
+    relative: bool
+    norm: str
+    kind: str
+    factor: int
+    convention: Convention
+    auto_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +76,61 @@ class Plan:
         sides: The two checkpoints.
         pairing: What they have in common.
         rule: How many directions a layer gets.
-        dtype: Of the factors.
+        element: What the factors are stored as.
         full_differences: Whether parameters without a low-rank form are kept whole.
         why: Why it is this rule, in words for people, where that is not asked for.
+        relative: The norm of the base's weights, as shares of which a budget compares the changes; None:
+            as they are.
+        ranks: What a budget gives, by target; None: a rule decides, or the changes have to be looked at first.
+        form: What the change becomes.
+        factor: Of a LoKr.
+        convention: Whose reading of a DoRA.
+        auto_full: Whether a layer is kept whole where factors would be no smaller.
     """
 
     sides: Sides
     pairing: Pairing
-    rule: RankRule
-    dtype: torch.dtype
+    rule: RankRule | Budget
+    element: Element
     full_differences: bool = False
     why: str | None = None
+    relative: str | None = None
+    ranks: Mapping[str, int] | None = None
+    form: Form = LORA
+    factor: int = -1
+    convention: Convention = "paper"
+    auto_full: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return getattr(torch, self.element.title)
 
     def rule_for(self, pair: Pair) -> RankRule:
-        """The rule for one layer: kernels may have their own."""
-        return self.rule.for_kernel(pair.shape[2:])
+        """The rule for one layer: kernels may have their own. Of a budget the rank, or the most there can be."""
+        if isinstance(self.rule, RankRule):
+            return self.rule.for_kernel(pair.shape[2:])
+        if self.ranks is not None:  # what has none did not change, and says so itself
+            return RankRule("rank", self.ranks.get(pair.target, 1))
+        own = self.rule.rule_for(pair.shape[2:])
+        return RankRule("rank", self.rule.most or min(pair.matrix)) if own is None else own
+
+    def form_for(self, pair: Pair) -> Form:
+        """The form that one layer gets: not all weights can have all."""
+        return self.form if self.form.is_for(pair.shape) else LORA
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
         return self.rule_for(pair).leaves_out
+
+    def why_not(self, pair: Pair) -> str | None:
+        """Why a parameter without factors is left out; None: it is kept whole."""
+        return None if self.full_differences else NO_FACTORS
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of what is kept whole, at most, as far as it is of the parts that have no factors."""
+        return 0
 
     def most_ranks(self, pair: Pair) -> int:
         """The largest rank that a layer can get."""
@@ -89,14 +145,17 @@ class Plan:
         """
         out, width = pair.matrix
         spaces = min(out, width, 8 * self.most_ranks(pair) + 256)
-        copies = 4 if self.rule_for(pair).is_noise else 3
+        form = self.form_for(pair)
+        copies = form.copies + (4 if self.rule_for(pair).is_noise else 3)
+        if not form.has_values:  # the normal equations
+            spaces += 4 * self.most_ranks(pair) ** 2
         return out * width * (2 * 4 + copies * 4) + 4 * (out + width) * spaces
 
 
 def plan_extraction(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Pair two checkpoints and settle what is to be done, from headers alone.
@@ -104,7 +163,7 @@ def plan_extraction(
     Args:
         base: The checkpoint that was started from.
         tuned: The checkpoint that came of it.
-        rule: How many directions a layer gets; see `ranks`. None: 32; where a side is stored in 8 bits or
+        rule: How many directions a layer gets; see `ranks` and `budgets`. None: 32; where a side is stored in 8 bits or
             fewer, what stands above the rounding of that, 128 at most.
         **options: See `PlanOptions`.
 
@@ -112,8 +171,23 @@ def plan_extraction(
         ArgumentError: The rule is wrong, or a pattern or a component does not exist.
         MismatchError: The checkpoints do not belong together.
     """
+    return plan_named(base, tuned, rule, parameters, options)
+
+
+def plan_named(
+    base: TensorSource,
+    tuned: TensorSource,
+    rule: str | int | RankRule | Budget | None,
+    named: Callable[[TensorSource], Mapping[str, Parameter]],
+    options: PlanOptions,
+) -> Plan:
+    """The same of checkpoints whose parameters have the names that `named` gives them."""
     for source in (base, tuned):
         check_checkpoint(source)
+    if is_controlnet(tuned) and not is_controlnet(base):
+        raise MismatchError(
+            f"{tuned.name} is a ControlNet, whose copy of the UNet no LoRA changes; extract a Control-LoRA of it"
+        )
     pairing = pair(
         base,
         tuned,
@@ -121,15 +195,28 @@ def plan_extraction(
         include=options.get("include", ()),
         exclude=options.get("exclude", ()),
         allow_partial=options.get("allow_partial", False),
+        named=named,
     )
-    dtype = options.get("dtype") or _usual_dtype(tuned, pairing.candidates)
+    asked = options.get("dtype")
+    dtype = element_of(asked) if asked else _usual_dtype(tuned, pairing.candidates)
     whole = options.get("full_differences", False)
     sides = Sides(base, tuned)
     if rule is None:
         chosen, why = usual_rule(sides, pairing)
     else:
-        chosen, why = parse_rank(rule, stored=True), None
-    plan = Plan(sides, pairing, chosen, dtype, whole, why)
+        chosen, why = parse_rule(rule, stored=True), None
+    relative = options.get("norm", "spectral") if options.get("relative") else None
+    if relative is not None:
+        check_norm(relative)
+        check_compares(chosen)
+    kind, factor = options.get("kind", LORA.name), options.get("factor", -1)
+    plan = Plan(
+        *(sides, pairing, chosen, dtype, whole, why, relative),
+        form=form_named(kind, chosen, factor),
+        factor=factor,
+        convention=options.get("convention", "paper"),
+        auto_full=options.get("auto_full", False),
+    )
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
@@ -148,7 +235,7 @@ def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:
     )
 
 
-def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> torch.dtype:
+def _usual_dtype(tuned: TensorSource, pairs: Sequence[Pair]) -> Element:
     """The factors' dtype when none is asked for: that of most weights, made one that loaders read."""
-    counts = Counter(tuned.result_dtype(both.tuned.key) for both in pairs)
-    return loadable(counts.most_common(1)[0][0]) if counts else torch.float16
+    counts = Counter(tuned.result_element(both.tuned.key) for both in pairs)
+    return loadable(counts.most_common(1)[0][0]) if counts else ELEMENTS["F16"]

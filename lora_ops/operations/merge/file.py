@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...files import FileSource
+from ...files.quantised.encoding_gguf import GGUF_TYPES
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
@@ -21,6 +22,7 @@ from ...run.output import write
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
     CheckpointFile,
@@ -28,6 +30,7 @@ from ..weights.output import (
     check_shards,
     folder_notes,
     is_folder,
+    is_gguf,
     storage_notes,
 )
 from ..weights.written import write_tensor
@@ -78,6 +81,11 @@ def plan_merge_file(
         LoraOpsError: See `plan_merge`.
     """
     recipe = recipe.with_output(to=to or "", whole=whole, quantise=quantise)
+    if is_gguf(output) or recipe.output.to in GGUF_TYPES:
+        sources = {
+            name: natively(one) if isinstance(one, FileSource) else one
+            for name, one in sources.items()
+        }
     plan = plan_merge(recipe, sources, **options)
     _check_kind(plan)
     plan = stored_plan(plan, output)

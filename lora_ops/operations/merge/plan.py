@@ -12,7 +12,7 @@ from torch import Tensor
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
 from ...errors import ArgumentError, MismatchError
-from ...linalg.storage import DTYPES
+from ...linalg.storage import dtype_named
 from ...models.architectures import Parameter
 from ...report import counted
 from ...run.workers import Progress
@@ -255,7 +255,7 @@ def _same_place(one: Parameter, other: Parameter) -> bool:
 
 def asked_dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
     """What is asked for, by key; what belongs to no model stays as it is stored."""
-    asked = {part: DTYPES[name] for part, name in recipe.output.dtype.items()}
+    asked = {part: dtype_named(name) for part, name in recipe.output.dtype.items()}
     found: dict[str, torch.dtype] = {}
     for parameter in parameters.values():
         dtype = asked.get(parameter.component, asked.get("all"))

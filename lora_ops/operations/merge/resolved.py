@@ -83,7 +83,7 @@ class Resolver:
 
     def is_merged(self, parameter: Parameter) -> bool:
         """Whether a parameter of the base is to be looked for in the others at all."""
-        floats = self.base.source.dtype(parameter.key).is_floating_point
+        floats = self.base.source.element(parameter.key).is_floating_point
         return floats and parameter.component in self._components
 
     def is_elsewhere(self, name: str) -> bool:
@@ -139,7 +139,7 @@ class Resolver:
         other = self._model(name).matching(one, self.base.source)
         if other is None or self._sources[name] is self.base.source:
             return None, ()
-        if not self._sources[name].dtype(other.key).is_floating_point:
+        if not self._sources[name].element(other.key).is_floating_point:
             return None, ()
         return Leaf(self._sources[name], other), ()
 

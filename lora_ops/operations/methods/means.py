@@ -11,7 +11,7 @@ from .inner import LENGTH, coordinates, directions, norm, shares, turned
 #: Share of the strengths' absolute sum, up to which their sum is nothing.
 CANCELLED = 1e-12
 #: Shares of Newton's step that are tried: far from the end the whole of it goes too far.
-SHORTER = 0.5 ** torch.arange(12, dtype=torch.float64)
+SHORTER = tuple(0.5**halvings for halvings in range(12))
 
 
 def average(_gram: Tensor, strengths: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def geometric_median(
             units = ways / ways.norm(dim=1, keepdim=True).clamp(min=LENGTH * size)
             curvature = pull.sum() * (1 + 1e-9) * corners - (pull * units.mT) @ units
             newton = torch.linalg.solve(curvature, force)
-            steps = torch.cat([step[None], SHORTER[:, None] * newton])
+            steps = torch.cat([step[None], newton.new_tensor(SHORTER)[:, None] * newton])
             distances = (ways - steps[:, None]).norm(dim=2)
             step = steps[(distances @ weights).argmin()]
         at = at + step

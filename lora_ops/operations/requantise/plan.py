@@ -12,9 +12,13 @@ import torch
 from ...adapters.checkpoint import check_checkpoint
 from ...errors import ArgumentError
 from ...files import FileSource
+from ...files.quantised.encoding_gguf import GGUF_TYPES
+from ...files.quantised.storages import SCHEMES
 from ...run.inputs import paths_of
+from ...text import either, plain
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.gguf_plan import with_gguf, writes_gguf
+from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
     check_place,
@@ -48,7 +52,7 @@ class RequantisePlan:
 
     @property
     def bits(self) -> float:
-        """Bits of a number of the checkpoint, scales included."""
+        """All bits of the tensors that are written, scales included, over the numbers that they stand for."""
         rows = rows_of(self.tensors.values())
         return (
             8 * data_size(rows) / max(1, sum(math.prod(one.shape) for one in self.tensors.values()))
@@ -94,9 +98,12 @@ def plan_requantise_file(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    if to not in (*SCHEMES, *GGUF_TYPES):
+        raise ArgumentError(f"the storage `{plain(to)}` is {either([*SCHEMES, *GGUF_TYPES])}")
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)
     is_gguf = writes_gguf(output, to, checkpoint)
+    checkpoint = natively(checkpoint) if is_gguf else checkpoint
     if output is not None:
         check_place(output, checkpoint, inputs, force=force)
     wanted = Wanted(to, tuple(whole), tuple(quantise), seed_of(rounding, seed))
@@ -118,5 +125,5 @@ def plan_requantise_file(
         )
     plan = RequantisePlan(checkpoint, wanted, tensors, (), gguf)
     scales = ", scales included" if any(one.storing for one in plan.tensors.values()) else ""
-    bits = f"{plan.bits:.2f} bits per number{scales}"
+    bits = f"{plan.bits:.2f} bits per weight{scales}"
     return replace(plan, notes=(*storage_notes(checkpoint, tensors), *told, bits))

@@ -6,16 +6,14 @@ a large one, so a budget should compare shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-
-from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import model_names
 from ...adapters.matching.seats import seats
-from ...errors import ArgumentError, NonFiniteError, TargetMismatchError
-from ...linalg import frobenius, spectral_norm
+from ...errors import NonFiniteError, TargetMismatchError
+from ...linalg import NORMS, check_norm, inverse_norm
 from ...models.architectures import Parameter, detect, parameters
 from ...models.differences import read_parameter
 from ...models.pairing import nearest
@@ -24,7 +22,7 @@ from ...run.job import Job, Work
 from ...run.stream import stream
 from ...source import TensorSource
 
-NORMS: dict[str, Callable[[Tensor], Tensor]] = {"spectral": spectral_norm, "frobenius": frobenius}
+__all__ = ["NORMS", "importance", "importance_work", "weighed"]
 
 
 def importance(
@@ -68,8 +66,7 @@ def importance_work(
     Raises:
         LoraOpsError: As `importance`, but for what the weights themselves may cause.
     """
-    if norm not in NORMS:
-        raise ArgumentError(f"unknown norm `{norm}`; it is one of {', '.join(NORMS)}")
+    check_norm(norm)
     check_checkpoint(checkpoint)
     named = parameters(checkpoint)
     known = {one.target: one for one in named.values()}
@@ -106,5 +103,4 @@ def _weigh(checkpoint: TensorSource, module: str, parameter: Parameter, norm: st
             target=module,
             path=checkpoint.name,
         )
-    size = float(NORMS[norm](weight))
-    return 1 / size if size else 1.0
+    return inverse_norm(weight, norm)

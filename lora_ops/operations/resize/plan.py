@@ -25,9 +25,8 @@ from ...adapters.layers import (
 )
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource, outline
-from ...errors import ArgumentError
 from ...files import FileSource, Output
-from ...linalg.ranks.budgets import Budget, parse_rule, spend
+from ...linalg.ranks.budgets import Budget, check_compares, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
 from ...report import Report, Skip
 from ...run.devices import Placement
@@ -95,14 +94,11 @@ def plan_resize_file(
     force, dora = options.get("force", False), options.get("dora", "paper")
     check_written(output, paths_of(source, relative_to, base), source, force=force)
     chosen = parse_rule(rule)
-    if relative_to is not None and isinstance(chosen, RankRule):
-        raise ArgumentError(
-            f"rank rule `{chosen}` looks at one layer at a time, so weights to compare with change "
-            "nothing; use a budget: size=, mean= or total_error="
-        )
-    adapter = decode(source)
+    if relative_to is not None:
+        check_compares(chosen)
+    adapter = decode(source, control=True)
     if base is not None:
-        layers = decode(HeaderOnlySource(source, reads_alpha=False)).layers
+        layers = decode(HeaderOnlySource(source, reads_alpha=False), control=True).layers
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = draft_of(source, adapter, output, force, (relative_to, base))

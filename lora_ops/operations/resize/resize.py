@@ -32,7 +32,7 @@ from ...run.job import Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO
+from ..reasons import RANK_ZERO, mean_notes
 from .decomposed import Dense, PreparedLayer, Whole, decomposed_work
 from .layer import Resizing, cut, remeasured, resized, whole
 
@@ -145,12 +145,7 @@ def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
     if not isinstance(rule, RankRule):
         none = sum(skip.reason in (RANK_ZERO, ZERO) for skip in report.skips)
-        if rule.kind == "mean" and none and layers:
-            average = sum(one.rank for one in layers) / len(layers)
-            yield (
-                f"`mean={rule.value:g}` is over {counted(none, 'layer')} too that got no rank: "
-                f"the others have {average:.3g} on average"
-            )
+        yield from mean_notes(rule, [one.rank for one in layers], none)
         return
     small = [one for one in layers if one.rank == one.was[0] < _asked(rule, one.shape[2:])]
     if small:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -21,24 +22,30 @@ NO_TYPE = "stored in a dtype that a GGUF file does not hold"
 NOT_HELD = (LEFT_OUT, EMPTY, NO_TYPE)
 # What is of the old file alone.
 _FALSE = (SHAPE, "general.alignment", "lorakit.", "split.")
-#: ggml's type of the numbers of a dtype, where they are not written in blocks.
-PLAIN: Mapping[torch.dtype, str] = {
-    torch.float32: "F32",
-    torch.float64: "F32",  # ComfyUI's loader has no wider ones
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "BF16",
-    torch.float8_e5m2: "BF16",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
-#: The dtype of a type's numbers, of those that are not in blocks.
-ELEMENTS: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    **{name: dtype for dtype, name in PLAIN.items() if dtype_name(dtype) == name},
-}
+
+
+@cache
+def plain_types() -> Mapping[torch.dtype, str]:
+    """Ggml's type of the numbers of a dtype, where they are not written in blocks."""
+    return {
+        torch.float32: "F32",
+        torch.float64: "F32",  # ComfyUI's loader has no wider ones
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float8_e4m3fn: "BF16",
+        torch.float8_e5m2: "BF16",
+        torch.int8: "I8",
+        torch.int16: "I16",
+        torch.int32: "I32",
+        torch.int64: "I64",
+    }
+
+
+@cache
+def type_dtypes() -> Mapping[str, torch.dtype]:
+    """The dtype of a type's numbers, of those that are not in blocks."""
+    own = {name: dtype for dtype, name in plain_types().items() if dtype_name(dtype) == name}
+    return {"F64": torch.float64, **own}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from math import prod
@@ -24,21 +23,22 @@ from ...models.architectures import UNET, Architecture, Parameter, detect, param
 from ...models.gguf import GGUF_NAMES, ROW, WITH_KERNELS, is_float32
 from ...models.pairing import parameter_kind
 from ...models.whole import stays_whole
-from ...report import Skip
+from ...report import Skip, counted
 from ...source import TensorSource
 from ...text import either, plain
 from .gguf_as_stored import as_stored
 from .gguf_file_plan import (
-    ELEMENTS,
     EMPTY,
     LEFT_OUT,
     NO_TYPE,
-    PLAIN,
     GgufPlan,
     carried,
     gguf_file,
+    plain_types,
+    type_dtypes,
     types_note,
 )
+from .native_file import foreign
 from .output import GGUF, is_gguf
 from .storing import InScheme
 from .storing_plan import Wanted, fits, nearest_note
@@ -46,6 +46,7 @@ from .tiles import Planned
 
 _ARCHITECTURE, _FILE_TYPE = "general.architecture", "general.file_type"
 _VERSION, _VERSION_NOW = "general.quantization_version", 2
+_SHOWN = 5  # names in a sentence
 _CHOICES = f"{', '.join(GGUF_TYPES[:-1])} or {GGUF_TYPES[-1]}"
 
 
@@ -120,12 +121,12 @@ def with_gguf(
     found: dict[str, Planned] = {}
     for key, planned in tensors.items():
         one, name = inside.get(key, (None, ""))
-        if one is None or not prod(one.shape) or planned.dtype not in PLAIN:
+        if one is None or not prod(one.shape) or planned.dtype not in plain_types():
             continue
         lies = layout[key] = _tensor(one, name, planned.dtype, model, wanted)
         is_blocks = to in GGUF_SCHEMES and lies.type == to.upper()
         storing = InScheme(one, GGUF_SCHEMES[to]) if is_blocks else None
-        dtype = storing.dtype if storing else ELEMENTS[lies.type]
+        dtype = storing.dtype if storing else type_dtypes()[lies.type]
         found[key] = replace(planned, dtype=dtype, storing=storing)
     entries, told = _entries(checkpoint, model, to)
     skips = tuple(
@@ -146,20 +147,18 @@ def _own_parameters(
         ArgumentError: Its matrices lie under other names than those of its own program, or in another
             form; or there is none.
     """
-    uses = Counter(key for one in known.values() for key in one.keys)
+    if left := foreign(known):
+        unknown = [one.key for one in left if not one.name.startswith(UNET)] or [left[0].key]
+        names = ", ".join(f"`{plain(key)}`" for key in unknown[:_SHOWN])
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise ArgumentError(
+            f"{checkpoint.name} has {counted(len(unknown), 'tensor')} under names of diffusers of which no "
+            f"table tells those of the model's own program, which programs that read GGUF know: {names}{more}; "
+            "give a file of the model's own program"
+        )
     inside = [one for one in known.values() if one.component == "unet"]
-    prefixes: set[str] = set()
-    for one in inside:
-        name = one.name.removeprefix(UNET)
-        is_whole = uses[one.key] == 1 and not one.pieces and not one.transposed
-        is_own = name != one.name and one.key.endswith(name)
-        if is_own:
-            prefixes.add(one.key.removesuffix(name))
-        if not is_whole or (not is_own and len(one.shape) > 1):
-            raise ArgumentError(
-                f"{checkpoint.name} has `{one.key}`, a name or form of diffusers: programs that read GGUF know "
-                "those of the model's own program; give such a file"
-            )
+    names = ((one.key, one.name.removeprefix(UNET)) for one in inside if one.name.startswith(UNET))
+    prefixes = {key.removesuffix(name) for key, name in names if key.endswith(name)}
     if not prefixes:
         raise ArgumentError(
             f"{checkpoint.name} has no diffusion model, which is all that a GGUF file holds"
@@ -175,7 +174,7 @@ def _tensor(
     """How a parameter lies in the file, where it is of this dtype unless it is written as is wanted."""
     shape, to = one.shape or (1,), wanted.to
     if not dtype.is_floating_point:
-        return GgufTensor(name, PLAIN[dtype], shape)
+        return GgufTensor(name, plain_types()[dtype], shape)
     if is_float32(name, shape):
         return GgufTensor(name, "F32", shape)
     if to in GGUF_NUMBERS:
@@ -187,7 +186,7 @@ def _tensor(
         family = GGUF_NAMES.get(model.name) if model else None
         if family in WITH_KERNELS and not prod(shape) % ROW:
             return GgufTensor(name, to.upper(), shape, (prod(shape) // ROW, ROW))
-    return GgufTensor(name, PLAIN[dtype], shape)
+    return GgufTensor(name, plain_types()[dtype], shape)
 
 
 def _entries(

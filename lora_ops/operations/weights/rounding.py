@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import spelled
 from ...errors import ArgumentError
 from ...linalg.random_bits import random_bits, random_key
 from ...linalg.stochastic import CHANCE, Chance
@@ -71,7 +72,7 @@ class ByChance:
             piece: The part of it that is stored, where it lies in pieces.
             encoded: Whether the dtype is that of codes, for which only `drawn` is asked.
         """
-        if not encoded and dtype not in CHANCE:
+        if not encoded and spelled(dtype) not in CHANCE:
             return None
         key = random_key(seed, whole.name, _USE)
         parameter = whole if piece is None else piece.parameter

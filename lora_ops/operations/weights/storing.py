@@ -29,7 +29,7 @@ class StoredLayer(LayerReport):
 
 
 #: Key, dtype and shape of a tensor that is written.
-Row: TypeAlias = tuple[str, torch.dtype, tuple[int, ...]]
+Row: TypeAlias = "tuple[str, torch.dtype, tuple[int, ...]]"
 #: Where the bytes of a tensor lie that is only copied, and its key there; or the tensor.
 Place: TypeAlias = tuple[FileSource, str] | Tensor
 

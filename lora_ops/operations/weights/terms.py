@@ -7,7 +7,9 @@ A term belongs to one job: it remembers its last tile, so that whoever asks agai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +94,34 @@ def wide(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+class _Once(threading.local):
+    """What a thread has read whole; None where it reads all anew."""
+
+    tensors: dict[tuple[int, str], Tensor] | None = None
+
+
+_ONCE = _Once()
+
+
+@contextmanager
+def read_once() -> Generator[None, None, None]:
+    """Within this, the calling thread reads what is decoded as a whole once, however often it is passed over."""
+    _ONCE.tensors = {}
+    try:
+        yield
+    finally:
+        _ONCE.tensors = None
+
+
+def _whole(source: TensorSource, key: str) -> Tensor:
+    held, place = _ONCE.tensors, (id(source), key)
+    if held is None:
+        return source.tensor(key)
+    if place not in held:
+        held[place] = source.tensor(key)
+    return held[place]
+
+
 class Stored:
     """Rows of a tensor that a source holds.
 
@@ -119,7 +149,7 @@ class Stored:
         self._first, self.shape = first, (last - first, columns)
         self._tensor: Tensor | None = None
         if turned or not source.has_ranges(key):
-            whole = matrix(source.tensor(key))[first:last]
+            whole = matrix(_whole(source, key))[first:last]
             self._tensor = whole.mT if turned else whole
             self.shape = (self._tensor.shape[0], self._tensor.shape[1])
         size = (tile_height(self.shape), self.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from ...source import TensorSource
 from .rounding import ByChance
 from .step import Measured, Put, Step
 from .storing import Storing
-from .terms import Replacement, Stored, tile_height, tiles_of, wide
+from .terms import Replacement, Stored, read_once, tile_height, tiles_of, wide
 
 # Elements that a sample of a weight has at least.
 _SAMPLE = 1 << 16
@@ -72,9 +73,10 @@ def compute(planned: Planned, put: Put) -> tuple[LayerReport | Skip, ...]:
     Raises:
         NonFiniteError: NaN or infinity in what is added up, or out of the range of the dtype.
     """
-    encoder = _encoder(planned)
+    looks = planned.storing is not None and planned.storing.looks
     found: dict[int, LayerReport | Skip] = {}
-    with SCRATCH.frame():
+    with SCRATCH.frame(), read_once() if looks else nullcontext():
+        encoder = _encoder(planned)
         for number, tiles in _parts(planned, put, encoder):
             found[number] = _apply(planned, planned.steps[number], tiles)
     reports = tuple(found[number] for number in range(len(planned.steps)))

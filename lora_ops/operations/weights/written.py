@@ -48,8 +48,11 @@ def write_tensor(
         file.copy(planned.key, planned.source, planned.own)
         return Outcome(planned.key, None)
 
+    # Codes may be called otherwise than the weight.
+    place = planned.key if planned.storing is None else next(planned.storing.rows())[0]
+
     def put(start: int, piece: Tensor, /, beside: str = "") -> None:
-        file.write_at(beside or planned.key, start, piece)
+        file.write_at(beside or place, start, piece)
 
     reports = _copy_stored(planned, file, put)
     return Outcome(

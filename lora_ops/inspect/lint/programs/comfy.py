@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .program import CLIP, CLIP_FLAT, PAIRS, Program, Route, Scheme
+from .program import CLIP, CLIP_FLAT, CONTROL_PAIRS, PAIRS, Program, Route, Scheme
 
 UNETS = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 FLUXES = ("flux", "flux_schnell", "flux2", "chroma")
@@ -77,6 +77,16 @@ _MODELS = (
     Scheme("lora_unet__", "native", flat=True, of=("wan",), needs=_WAN_FUN),
 )  # fmt: skip
 
+# `comfy/controlnet.py`: a ControlNet is built from the UNet, whose names have no prefix there.
+CONTROL = Route(
+    schemes=(Scheme("", "native", of=UNETS),),
+    pairs=tuple(CONTROL_PAIRS),
+    asks={
+        "first layer of the hint": r"^input_hint_block\.0\.weight$",
+        "zero convolution": r"^zero_convs\.0\.0\.weight$",
+    },
+)
+
 COMFY = Program(
     name="comfy",
     title="ComfyUI 0.33",
@@ -93,6 +103,7 @@ COMFY = Program(
         )
     },
     stops=True,
+    control=CONTROL,
     legacy=("Black Forest Labs' control LoRAs",),
     quirks=(
         ("oft", "applies the strength twice, and ignores rescale"),

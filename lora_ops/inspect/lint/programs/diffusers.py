@@ -27,7 +27,7 @@ from .diffusers_common import (
     own,
 )
 from .diffusers_flux import FLUX, FLUX2
-from .program import CLIP_FLAT, Blocks, Program, Route, Scheme
+from .program import CLIP_FLAT, CONTROL_PAIRS, Blocks, Program, Route, Scheme
 
 _SD_KOHYA = Route(
     schemes=(
@@ -129,10 +129,18 @@ _LUMINA_BLOCKS = (
     ),
 )
 
+# `ControlNetModel.load_lora_adapter`.
+_CONTROL = Route(
+    schemes=(Scheme("", "native", of=("sd1", "sd2", "sdxl")),),
+    pairs=tuple(CONTROL_PAIRS),
+    ends_beside=(".bias",),
+)
+
 DIFFUSERS = Program(
     name="diffusers",
     title="diffusers 0.42",
     format="diffusers",
+    control=_CONTROL,
     routes={
         "sd1": _SD,
         "sd2": _SD,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .comfy import ENCODERS, FLUXES, GENERIC, UNET
+from .comfy import CONTROL, ENCODERS, FLUXES, GENERIC, UNET
 from .program import PAIRS, Program, Route, Scheme
 
 _UNLISTED = r"linear1_qkv$|distilled_guidance_layer"
@@ -29,6 +29,7 @@ FORGE = Program(
         ("sd1", "sd2", "sdxl", "sdxl_refiner", "sd3", "flux", "flux_schnell", "chroma"), _ROUTES
     ),
     stops=True,
+    control=CONTROL,
     legacy=("Black Forest Labs' control LoRAs",),
     quirks=(("dora", "divides by the length of the row in the base, not in the sum"),),
 )

@@ -18,6 +18,8 @@ PAIRS = {
     ".lora_linear_layer.up.weight": ".lora_linear_layer.down.weight",
     ".lora_B.default.weight": ".lora_A.default.weight",
 }
+#: The same of a Control-LoRA.
+CONTROL_PAIRS = {".up": ".down"}
 #: The layers of a CLIP that trainers adapt, dotted and flat.
 CLIP = r"text_model\.encoder\.layers\.\d+\.(mlp\.fc[12]|self_attn\.([qkv]|out)_proj)"
 CLIP_FLAT = CLIP.replace(r"\.", "_")
@@ -94,6 +96,7 @@ class Route:
         configured: Whether it reads scales from the PEFT configuration in the metadata.
         blocks: Blocks that must be complete.
         spelling: The old spelling that a file must have for this route; None for any file.
+        ends_beside: Endings of whole parameters beside a Control-LoRA's factors that it passes over.
     """
 
     schemes: tuple[Scheme, ...]
@@ -117,6 +120,7 @@ class Route:
     configured: bool = False
     blocks: tuple[Blocks, ...] = ()
     spelling: str = ""
+    ends_beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Program:
         stops: Whether a layer without its second factor ends loading with an error.
         quirks: By kind, what it does to the strength; `dora` for magnitudes over a kind.
         legacy: Spellings of the past that it reads; see `files.legacy`.
+        control: The way of Control-LoRAs; None for a program that does not read them.
     """
 
     name: str
@@ -140,6 +145,7 @@ class Program:
     stops: bool
     quirks: tuple[tuple[str, str], ...] = ()
     legacy: tuple[str, ...] = ()
+    control: Route | None = None
 
     def routes_of(self, architecture: str | None) -> tuple[Route, ...]:
         """The ways for a model; () for one that it does not run, or has no loader for."""

@@ -1,0 +1,166 @@
+"""Control-LoRAs on the command line: what extract and bake do where one is asked for, or given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..version import __version__
+from .options import foretell, tell
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..lora_ops import Placement
+    from .terms import Term
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a command ends, as its options have it.
+
+    Attributes:
+        force: Whether the output may replace a file.
+        dry_run: Whether the plan is printed, and nothing done.
+        verbose: Whether every layer is shown.
+        json_to: As --json has it.
+    """
+
+    force: bool
+    dry_run: bool
+    verbose: bool
+    json_to: str | None
+
+
+def refuse_beside_control(given: Mapping[str, bool]) -> None:
+    """Refuse what has no meaning for a Control-LoRA.
+
+    Args:
+        given: By what people call it, whether it was given.
+
+    Raises:
+        ArgumentError: One of them was.
+    """
+    from ..lora_ops import ArgumentError
+
+    for what in (name for name, is_given in given.items() if is_given):
+        raise ArgumentError(f"{what} does not go with a Control-LoRA; leave it out")
+
+
+def are_control(terms: Sequence[Term]) -> bool:
+    """Whether one of the LoRAs that are given is a Control-LoRA."""
+    from ..lora_ops import is_control_lora, open_source
+
+    for term in terms:
+        with open_source(term.path) as source:
+            if is_control_lora(source):
+                return True
+    return False
+
+
+def extract_control(
+    base: Path,
+    controlnet: Path,
+    output: Path,
+    rule: str | None,
+    *,
+    dtype: torch.dtype | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    exact: bool,
+    placement: Placement,
+    seed: int,
+    ending: Ending,
+) -> None:
+    """Write the Control-LoRA of a ControlNet, and say how near it comes.
+
+    Args:
+        base: The checkpoint with the UNet.
+        controlnet: The ControlNet.
+        output: Where to.
+        rule: The rank rule; None: the usual one.
+        dtype: Of all that is written.
+        include: Patterns of matrices that become factors.
+        exclude: Patterns of those that do not.
+        exact: Compute the exact truncation.
+        placement: Where to compute.
+        seed: Of the random start.
+        ending: How the command ends.
+
+    Raises:
+        LoraOpsError: See `extract_control_file`.
+    """
+    from ..lora_ops import extract_control_file, open_source, plan_control_file, preview_control
+    from ..terminal.as_json import check_json
+    from ..terminal.progress import progress_bar
+    from ..terminal.tables import show_report
+
+    with open_source(base) as base_source, open_source(controlnet) as control_source:
+        check_json(ending.json_to, [*base_source.paths, *control_source.paths], output)
+        planned = plan_control_file(
+            base_source,
+            control_source,
+            rule,
+            output=output,
+            force=ending.force,
+            dtype=dtype,
+            include=include,
+            exclude=exclude,
+        )
+        if ending.dry_run:
+            foretell(preview_control(planned, output), json_to=ending.json_to)
+            return
+        with progress_bar("extracting") as progress:
+            report = extract_control_file(
+                *(planned, base_source, control_source, output),
+                force=ending.force,
+                exact=exact,
+                placement=placement,
+                seed=seed,
+                version=__version__,
+                progress=progress,
+            )
+    tell(report, show_report, json_to=ending.json_to, verbose=ending.verbose, output=output)
+
+
+def bake_control(
+    base: Path, control: Path, output: Path, dtype: torch.dtype | None, ending: Ending
+) -> None:
+    """Write the ControlNet of a Control-LoRA.
+
+    Args:
+        base: The checkpoint with the UNet.
+        control: The Control-LoRA.
+        output: Where to.
+        dtype: Of the ControlNet; None: that of the UNet.
+        ending: How the command ends.
+
+    Raises:
+        LoraOpsError: See `bake_control_file`.
+    """
+    from ..lora_ops import (
+        bake_control_file,
+        open_source,
+        plan_control_bake_file,
+        preview_control_bake,
+    )
+    from ..terminal.as_json import check_json
+    from ..terminal.edits import show_baked
+    from ..terminal.progress import progress_bar
+
+    with open_source(base) as model, open_source(control) as lora:
+        check_json(ending.json_to, [*model.paths, *lora.paths], output)
+        plan = plan_control_bake_file(model, lora, output=output, force=ending.force, dtype=dtype)
+        if ending.dry_run:
+            foretell(preview_control_bake(plan, model, output), json_to=ending.json_to)
+            return
+        with progress_bar("baking") as progress:
+            report = bake_control_file(
+                *(plan, model, lora, output),
+                force=ending.force,
+                version=__version__,
+                progress=progress,
+            )
+    tell(report, show_baked, json_to=ending.json_to, verbose=ending.verbose, output=output)

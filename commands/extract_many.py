@@ -1,0 +1,80 @@
+"""lorakit extract, of several tuned checkpoints against one base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import click
+
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..lora_ops import FileSource, LoraOpsError, Placement, PlanOptions, Preview, Report
+
+
+class How(TypedDict):
+    """How an extraction is done, beside its plan."""
+
+    exact: bool
+    placement: Placement
+    seed: int
+
+
+def extract_each(
+    base: FileSource,
+    tuned: Sequence[Path],
+    folder: Path,
+    rule: str | None,
+    how: How,
+    options: PlanOptions,
+    *,
+    format: str,
+    force: bool,
+    dry_run: bool,
+    verbose: bool,
+    json_to: str | None,
+) -> None:
+    """Extract, or say what would be; one table for all, and status 1 if one could not be."""
+    from ..lora_ops import LoraOpsError, extract_files, preview_files
+    from ..lora_ops.text import plain
+    from ..terminal.as_json import check_json, write_json
+    from ..terminal.many import show_extractions
+    from ..terminal.progress import progress_bar
+
+    check_json(json_to, [*base.paths, *tuned], folder)
+    found: Mapping[Path, Report | Preview | LoraOpsError]
+    if dry_run:
+        found = preview_files(base, tuned, folder, rule, format=format, force=force, **options)
+    else:
+        with progress_bar("extracting") as progress:
+            found = extract_files(
+                *(base, tuned, folder, rule),
+                format=format,
+                force=force,
+                version=__version__,
+                progress=progress,
+                **how,
+                **options,
+            )
+    failed = sum(isinstance(one, LoraOpsError) for one in found.values())
+    if not write_json({"files": _as_json(found)}, json_to):
+        show_extractions(found, verbose=verbose)
+        if not dry_run and failed < len(found):
+            click.echo(f"wrote {len(found) - failed} of {len(found)} into {plain(folder)}")
+    if failed:
+        raise click.ClickException(f"{failed} of {len(found)} could not be extracted")
+
+
+def _as_json(found: Mapping[Path, Report | Preview | LoraOpsError]) -> dict[str, object]:
+    from ..lora_ops import LoraOpsError
+    from ..terminal.as_json import worded_report
+    from ..terminal.wording import worded
+
+    return {
+        str(path): {"error": worded(str(one))}
+        if isinstance(one, LoraOpsError)
+        else worded_report(one.to_dict())
+        for path, one in found.items()
+    }

@@ -1,0 +1,129 @@
+"""The plan of a Control-LoRA: what of a ControlNet becomes factors and what stays whole, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from ...files import FileSource, Output
+from ...linalg.ranks.rules import RankRule
+from ...linalg.storage import spelled
+from ...models.pairing import Pair
+from ..extract.file import largest_size, plan_file
+from ..extract.plan import Plan
+from ..preview import PlannedLayer, Preview
+from .sides import Route, control_sides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+
+class ControlOptions(TypedDict, total=False):
+    """Options of the extraction of a Control-LoRA, besides its rank rule.
+
+    Attributes:
+        dtype: Dtype of all that is written: float16, bfloat16 or float32. None: as for a LoRA.
+        include: Shell patterns; only matrices that fit one become factors.
+        exclude: Shell patterns; matrices that fit one do not: the UNet's own are then used.
+    """
+
+    dtype: torch.dtype | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ControlPlan:
+    """What the extraction of a Control-LoRA will do.
+
+    Attributes:
+        plan: Of the matrices that become factors.
+        whole: The other parameters that it shares with the UNet: biases and norms.
+        own: The ControlNet's own, by native name.
+    """
+
+    plan: Plan
+    whole: tuple[Pair, ...]
+    own: Mapping[str, Route]
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of all that is not in factors, as written."""
+        shapes = [both.shape for both in self.whole]
+        shapes += [source.shape(key) for source, key in self.own.values()]
+        return sum(map(math.prod, shapes)) * self.plan.dtype.itemsize
+
+
+def plan_control_file(
+    base: FileSource,
+    controlnet: FileSource,
+    rule: str | int | RankRule | None = None,
+    *,
+    output: Output | None = None,
+    force: bool = False,
+    **options: Unpack[ControlOptions],
+) -> ControlPlan:
+    """Check everything that can be checked before the work begins, and plan it.
+
+    Args:
+        base: The checkpoint with the UNet that the ControlNet was made from.
+        controlnet: The ControlNet, of Stable Diffusion 1, 2 or XL; native names, or those of diffusers.
+        rule: How many directions a matrix gets; see `plan_extraction` for None.
+        output: Where the result is to go; None: nowhere yet.
+        force: Whether the output may replace a file.
+        **options: See `ControlOptions`.
+
+    Raises:
+        ArgumentError: The output cannot or must not be written; the rule or a pattern is wrong.
+        QuantisedError: A side is stored in a way that is not read.
+        MismatchError: It is no such ControlNet, or one for another model than the base.
+        WeightShapeError: It is for a model of other widths.
+    """
+    sides = control_sides(base, controlnet)
+    plan = plan_file(sides.base, sides.tuned, rule, output=output, force=force, **options)
+    pairing = plan.pairing
+    factored = replace(plan, pairing=replace(pairing, rest=()))
+    return ControlPlan(factored, pairing.rest, sides.own)
+
+
+def preview_control(planned: ControlPlan, output: Path) -> Preview:
+    """Return what the extraction of a Control-LoRA will do, for people and for machines.
+
+    Args:
+        planned: From `plan_control_file`.
+        output: Where to.
+    """
+    plan = planned.plan
+    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
+    factored = (
+        PlannedLayer(
+            *(both.target, both.component, both.kind, both.shape),
+            rank_at_most=plan.most_ranks(both),
+        )
+        for both in plan.pairing.candidates
+    )
+    whole = (
+        PlannedLayer(both.target, both.component, both.kind, both.shape, "whole")
+        for both in planned.whole
+    )
+    return Preview(
+        output=str(output),
+        size_at_most=largest_size(plan) + planned.whole_size,
+        layers=(*factored, *whole),
+        notes=(*(() if plan.why is None else (plan.why,)), own_note(planned)),
+        told=f"Control-LoRA, rank rule {plan.rule}, {dtype}",
+        settings={"kind": "control-lora", "rank": str(plan.rule), "dtype": dtype},
+        architecture=model.title if model else None,
+    )
+
+
+def own_note(planned: ControlPlan) -> str:
+    """Say what of the ControlNet is no change of the UNet."""
+    return f"{len(planned.own)} tensors of the ControlNet's own parts are whole"
