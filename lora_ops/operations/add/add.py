@@ -16,6 +16,7 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import (
+    EditReport,
     check_not_empty,
     collect,
     converted,
@@ -40,6 +41,8 @@ from .layer import Adding, added
 _ROOM = 64_000_000
 # Every LoKr has one of these roles.
 _LOKR = frozenset(("w1", "w1_a"))
+# Above this share of what a method makes of the elements a loss is told with the ways out.
+_LOST = 0.3
 #: Results that may wait: the writer works as long on one as a job takes, and sizes differ.
 AHEAD = 4
 
@@ -88,7 +91,9 @@ def add(
     work = add_work(match, adding)
     results = stream(work, place(device), ahead=AHEAD, progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
-    return adapter, replace(report, notes=(*add_notes(match), *converted(report)))
+    return adapter, replace(
+        report, notes=(*method_notes(adding, report), *add_notes(match), *converted(report))
+    )
 
 
 def add_work(match: Match, adding: Adding) -> Work[Group, Outcome[Layer]]:
@@ -127,6 +132,30 @@ def add_notes(match: Match) -> Iterator[str]:
             yield f"{term.name} shares no layer with another input"
         elif alone:
             yield f"{counted(alone, 'layer')} in {term.name} alone"
+
+
+def method_notes(adding: Adding, report: Report) -> Iterator[str]:
+    """Yield how near a method that makes factors came to the plain sum, and what a rank has no room for."""
+    made = [one for one in report.layers if isinstance(one, EditReport) and one.cosine is not None]
+    if not made:
+        return
+    energy = math.fsum(one.norm**2 for one in made)
+    cosine = (
+        math.fsum(one.norm**2 * (one.cosine or 0.0) for one in made) / energy if energy else 0.0
+    )
+    told = f"cosine with the plain sum {cosine:.3f}"
+    if adding.parameters.get("scope") != "element":
+        yield told
+        return
+    lost = math.sqrt(math.fsum(one.residual**2 for one in made) / energy) if energy else 0.0
+    yield (
+        f"{lost:.0%} of what `{adding.method}` makes of the elements has no room in the rank; {told}"
+        + (
+            "; on the cores (`scope=core`) it has a low rank by itself, and in a checkpoint all of it has room"
+            if lost > _LOST
+            else ""
+        )
+    )
 
 
 def _check_room(match: Match) -> None:

@@ -34,7 +34,7 @@ from ..output import Draft
 from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..reasons import RANK_ZERO, STRENGTH_ZERO
-from .add import AHEAD, add_notes, add_work
+from .add import AHEAD, add_notes, add_work, method_notes
 from .extras import Extras, extras_of
 from .layer import NOT_IN_LAST, Adding
 
@@ -123,7 +123,7 @@ def plan_add_files(
         f"{method}, {'exact' if chosen is None else f'rank rule {chosen}'}",
         settings,
         [f"{Path(one.source.name).name} ({one.strength:g})" for one in ingredients],
-        partial(_notes, extras, match),
+        partial(_notes, extras, match, adding),
         AHEAD,
     )
 
@@ -171,7 +171,8 @@ def _spelled(value: Value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _notes(extras: Extras, match: Match, report: Report) -> Iterator[str]:
+def _notes(extras: Extras, match: Match, adding: Adding, report: Report) -> Iterator[str]:
+    yield from method_notes(adding, report)
     yield from extras.notes()
     yield from add_notes(match)
     yield from converted(report)

@@ -175,5 +175,7 @@ def check_adding(
 def _numbers(method: str, parameters: Mapping[str, Value]) -> dict[str, float]:
     for name, value in parameters.items():
         if isinstance(value, str | tuple):
-            raise ArgumentError(f"method `{method}`: `{name}={value}`: give a number")
+            raise ArgumentError(
+                f"method `{method}`: `{name}={value}`: give a number, as in `slerp,t=0.3`"
+            )
     return {name: float(str(value)) for name, value in parameters.items()}
