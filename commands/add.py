@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "(two inputs); karcher; geometric_median; model_stock; orthogonalise (the last without its part along the "
     "others); energy (at equal norms). From their factors, not a sum of them: ties,density=0.2, magnitude, "
     "dare, dare_ties, della, breadcrumbs and sce (see --scope); tsv; iso; np,mu=0.5,directions=0 (the first "
-    "gives way to the second); knots; ctm,rank=0; lego,rank=0. docs/adding.md says what each is for.",
+    "gives way to the second); knots; ctm,directions=0; lego,directions=0. docs/adding.md says what each is for.",
 )
 @click.option(
     "--scope",

@@ -56,7 +56,7 @@ _SCOPES = {
     **dict.fromkeys(
         ("ties", "magnitude", "dare_ties", "della", "breadcrumbs", "sce"), ("core", "element")
     ),
-    "dare": ("core", "units", "element"),
+    "dare": ("core", "element", "units"),
 }
 _DENSITIES = {
     "ties": 0.2,
@@ -186,8 +186,8 @@ def _parameters(method: str) -> list[io.Input]:
                 "scope",
                 options=list(_SCOPES[method]),
                 default="core",
-                tooltip="Where it works: core, on small matrices between the inputs' common directions; units, on "
-                "whole ranks; element, on the weight's own elements, which needs a rank and does not fit in a LoRA.",
+                tooltip="Where it works: core, on small matrices between the inputs' common directions; element, on "
+                "the weight's own elements, which needs a rank and does not fit in a LoRA; units, on whole ranks.",
             )
         )
     if method in _DENSITIES:
@@ -202,11 +202,17 @@ def _parameters(method: str) -> list[io.Input]:
                 step=0.1,
                 tooltip="How far the first gives way: by the share mu / (1 + mu). 0 is the sum.",
             ),
-            _directions("directions", "Of the second that are kept free; 0: all of them."),
         ]
-    if method in ("ctm", "lego"):
+    if method in ("np", "ctm", "lego"):
         inputs.append(
-            _directions("rank", "Directions of the result; 0: as many as the largest input has.")
+            io.Int.Input(
+                "directions",
+                default=0,
+                min=0,
+                max=1 << 16,
+                tooltip="np: of the second that are kept free, 0: all. ctm, lego: of the result, 0: as many as the "
+                "largest input has.",
+            )
         )
     if method in _BY_CHANCE:
         inputs.append(
@@ -217,7 +223,3 @@ def _parameters(method: str) -> list[io.Input]:
 
 def _share(name: str, default: float, told: str) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=told)
-
-
-def _directions(name: str, told: str) -> io.Input:
-    return io.Int.Input(name, default=0, min=0, max=1 << 16, tooltip=told)

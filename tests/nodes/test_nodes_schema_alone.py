@@ -132,7 +132,7 @@ def test_a_choice_grows_where_nothing_comes_after_it(old: Any, new: Any, told: b
     saved, found = (choosing({"x": names}, *after) for names, *after in (old, new))
     assert misplaced(saved, found) == ["LorakitX"] * told
     other = choosing({"x": old[0], "y": ["c"]}, *old[1:])
-    assert misplaced(saved, other) == ["LorakitX"] * (len(old) > 1)
+    assert misplaced(saved, other) == []  # a way more moves nothing in a graph that has another
     assert misplaced(other, saved) == ["LorakitX"]
 
 

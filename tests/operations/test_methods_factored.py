@@ -235,14 +235,14 @@ def test_ctm_keeps_the_common_subspace(rank, beta):
         left = torch.linalg.svd(torch.cat([one @ right for one in level], 1))[0][:, :rank]
     total = sum(w * one for w, one in zip(WEIGHTS, whole, strict=True))
     wanted = left @ left.mT @ total @ right @ right.mT
-    found, size = solved("ctm", rank=rank, beta=beta)
+    found, size = solved("ctm", directions=rank, beta=beta)
     assert size == rank
     assert near(found, wanted, 1e-3)  # ours stops at a gain, not at the last digit
 
 
 def test_ctm_with_all_directions_is_the_sum():
     total = sum(w * whole for w, whole in zip(WEIGHTS, changes(pairs()), strict=True))
-    assert near(solved("ctm", rank=13)[0], total)
+    assert near(solved("ctm", directions=13)[0], total)
 
 
 def test_lego_puts_like_units_together():
@@ -250,7 +250,7 @@ def test_lego_puts_like_units_together():
     (one, other), *_ = pairs(ranks=(3,))
     order = [2, 0, 1]
     found, rank = solved(
-        "lego", [(one, other), (one[:, order], other[order])], (1.0, 1.0), (1.0, 1.0), rank=3
+        "lego", [(one, other), (one[:, order], other[order])], (1.0, 1.0), (1.0, 1.0), directions=3
     )
     assert rank == 3
     assert near(found, math.sqrt(2) * one.double() @ other.double())
@@ -258,13 +258,13 @@ def test_lego_puts_like_units_together():
 
 def test_lego_of_as_many_clusters_as_units_is_the_sum():
     total = sum(w * whole for w, whole in zip(WEIGHTS, changes(pairs()), strict=True))
-    assert near(solved("lego", rank=13)[0], total)
+    assert near(solved("lego", directions=13)[0], total)
 
 
 def test_lego_s_clusters_are_a_fixed_point():
     """Means of members, stretched to the mean of their largest elements, times the root of units over clusters."""
     factors, scales, weights = pairs(ranks=(4, 4)), (1.0, 1.0), (1.0, 1.0)
-    found, _ = solved("lego", factors, weights, scales, rank=2)
+    found, _ = solved("lego", factors, weights, scales, directions=2)
     units = torch.cat([torch.cat([one, other.mT]).mT for one, other in factors]).double()
     best = None
     for mask in range(1, 2**7):  # every way to put eight units into two clusters

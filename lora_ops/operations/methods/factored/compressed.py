@@ -23,13 +23,13 @@ _MOVES = 300
 def compress_then_merge(frame: Frame, task: Task, *, how: Element) -> Factors:
     """CtM (He et al., ICML 2026, arXiv:2606.03723): one subspace for all changes, then their sum in it.
 
-    The two subspaces of `rank` directions that keep most of the energy of all changes together are
+    The two subspaces of `directions` directions that keep most of the energy of all changes together are
     found by alternating eigenproblems (a partial Tucker decomposition, HOSVD to begin with); `beta`
     1 lets each change count by its energy, 0 all of them alike. The changes, weighed, are then
-    (rank, rank) matrices, which are added (`merge=sum`) or merged by TIES.
+    square matrices of that many rows, which are added (`merge=sum`) or merged by TIES.
     """
     cores = frame.cores()
-    rank = min(int(task.number("rank")) or max(frame.sizes), *cores.shape[1:])
+    rank = min(int(task.number("directions")) or max(frame.sizes), *cores.shape[1:])
     norms = cores.square().sum((1, 2)).sqrt()
     beta = task.number("beta")
     level = beta * norms + (1 - beta) * norms.mean()
@@ -46,7 +46,7 @@ def compress_then_merge(frame: Frame, task: Task, *, how: Element) -> Factors:
 def lego(frame: Frame, task: Task) -> Factors:
     """LoRA-LEGO (Zhao et al., ICLR 2025, arXiv:2409.16167): ranks as units, clustered.
 
-    A unit is a column of up with its row of down. Units of all changes are put into `rank` clusters
+    A unit is a column of up with its row of down. Units of all changes are put into `directions` clusters
     by k-means, the best of ten starts from `seed`; a cluster becomes its mean, stretched to the mean of its units'
     largest elements, and the whole is multiplied by the root of units over clusters (the paper's
     two reweightings, as CtM's authors have them in code). Strengths and alphas go into both factors
@@ -57,7 +57,7 @@ def lego(frame: Frame, task: Task) -> Factors:
     sign = frame.columns([1.0 if weight >= 0 else -1.0 for weight in weights])
     lefts, rights = frame.left.coordinates * half * sign, frame.right.coordinates * half
     units = torch.cat([lefts, rights]).mT
-    count = min(int(task.number("rank")) or max(frame.sizes), len(units))
+    count = min(int(task.number("directions")) or max(frame.sizes), len(units))
     labels = _clustered(units, count, random_key(task.seed, task.name))
     members = torch.nn.functional.one_hot(labels, count).double()
     means = members / members.sum(0)

@@ -41,7 +41,9 @@ class FactorMethod:
 
 _SEED = {"seed": Parameter(0, 0, 2**53, "of what is drawn by chance", whole=True)}
 _RANK = {
-    "rank": Parameter(0, 0, 1 << 16, "directions of the result; 0: the largest input's", whole=True)
+    "directions": Parameter(
+        0, 0, 1 << 16, "directions of the result; 0: the largest input's", whole=True
+    )
 }
 _CORE = "on small matrices in the inputs' common directions"
 
@@ -54,7 +56,7 @@ def _of_elements(name: str, help: str, *scopes: str) -> FactorMethod:
     if not isinstance(how, Element):
         raise TypeError(f"`{name}` treats no elements")
     scope = Choice(
-        ("core", *scopes, "element"),
+        ("core", "element", *scopes),
         f"where it works: {_CORE}{', on whole ranks' if scopes else ''}, or on the weight's elements, which no LoRA holds",
     )
     own = {
