@@ -1,6 +1,6 @@
 """Claim: one more tuned checkpoint costs less than a single extraction, and hardly any memory.
 
-Writes a base with every fifth weight of SDXL's UNet, in fp16 and in GGUF's q8_0, and three fp16 checkpoints that came
+Writes a base with every fifth weight of SDXL's UNet, in fp16 and in nvfp4, and three fp16 checkpoints that came
 of it, to a temporary folder. Runs the installed command on the base and one, two and three of them. Prints seconds of
 processor time, which other work on the machine does not change much, hashes of all inputs included, and
 peak resident memory.
@@ -71,9 +71,9 @@ def main() -> None:
         tuned = [write(folder / f"{n}.safetensors", every, n) for n in range(1, COUNT + 1)]
         plain = write(folder / "base.safetensors", every, 0)
         with open_source(plain) as source:
-            output = folder / "base.gguf"
-            requantise_file(plan_requantise_file(source, "q8_0", output=output), output)
-        for title, base in (("fp16", plain), ("q8_0", output)):
+            output = folder / "quantised.safetensors"
+            requantise_file(plan_requantise_file(source, "nvfp4", output=output), output)
+        for title, base in (("fp16", plain), ("nvfp4", output)):
             single = run(
                 base, tuned[0], "-o", folder / f"{title}.safetensors", "--rank", asked.rank
             )

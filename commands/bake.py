@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
-from .control import Ending, are_control, bake_control, refuse_beside_control
+from .control import Ending, bake_control, refuse_beside_control
 from .options import (
     PATH,
     clear_errors,
@@ -107,14 +107,23 @@ def _bake(
     allow_other: bool = False,
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, bake_file, open_source, plan_bake_file, preview_bake
+        from ..lora_ops import (
+            Ingredient,
+            bake_file,
+            is_control_lora,
+            open_source,
+            plan_bake_file,
+            preview_bake,
+        )
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
         from .terms import parse_term
 
         terms = [parse_term(text) for text in loras]
-        if sign > 0 and are_control(terms):
+        model = stack.enter_context(open_source(checkpoint))
+        opened = [stack.enter_context(open_source(term.path)) for term in terms]
+        if sign > 0 and any(map(is_control_lora, opened)):
             refuse_beside_control(
                 {
                     "a second LoRA": len(terms) > 1,
@@ -131,10 +140,8 @@ def _bake(
                 }
             )
             ending = Ending(force, dry_run, verbose, json_to)
-            bake_control(checkpoint, terms[0].path, output, parse_dtype(dtype), ending)
+            bake_control(model, opened[0], output, parse_dtype(dtype), ending)
             return
-        model = stack.enter_context(open_source(checkpoint))
-        opened = [stack.enter_context(open_source(term.path)) for term in terms]
         check_json(json_to, [path for source in (model, *opened) for path in source.paths], output)
         plan = plan_bake_file(
             model,

@@ -13,8 +13,7 @@ from .options import foretell, tell
 if TYPE_CHECKING:
     import torch
 
-    from ..lora_ops import Placement
-    from .terms import Term
+    from ..lora_ops import FileSource, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +46,6 @@ def refuse_beside_control(given: Mapping[str, bool]) -> None:
 
     for what in (name for name, is_given in given.items() if is_given):
         raise ArgumentError(f"{what} does not go with a Control-LoRA; leave it out")
-
-
-def are_control(terms: Sequence[Term]) -> bool:
-    """Whether one of the LoRAs that are given is a Control-LoRA."""
-    from ..lora_ops import is_control_lora, open_source
-
-    for term in terms:
-        with open_source(term.path) as source:
-            if is_control_lora(source):
-                return True
-    return False
 
 
 def extract_control(
@@ -126,13 +114,17 @@ def extract_control(
 
 
 def bake_control(
-    base: Path, control: Path, output: Path, dtype: torch.dtype | None, ending: Ending
+    base: FileSource,
+    control: FileSource,
+    output: Path,
+    dtype: torch.dtype | None,
+    ending: Ending,
 ) -> None:
     """Write the ControlNet of a Control-LoRA.
 
     Args:
-        base: The checkpoint with the UNet.
-        control: The Control-LoRA.
+        base: The checkpoint with the UNet, opened.
+        control: The Control-LoRA, opened.
         output: Where to.
         dtype: Of the ControlNet; None: that of the UNet.
         ending: How the command ends.
@@ -140,27 +132,21 @@ def bake_control(
     Raises:
         LoraOpsError: See `bake_control_file`.
     """
-    from ..lora_ops import (
-        bake_control_file,
-        open_source,
-        plan_control_bake_file,
-        preview_control_bake,
-    )
+    from ..lora_ops import bake_control_file, plan_control_bake_file, preview_control_bake
     from ..terminal.as_json import check_json
     from ..terminal.edits import show_baked
     from ..terminal.progress import progress_bar
 
-    with open_source(base) as model, open_source(control) as lora:
-        check_json(ending.json_to, [*model.paths, *lora.paths], output)
-        plan = plan_control_bake_file(model, lora, output=output, force=ending.force, dtype=dtype)
-        if ending.dry_run:
-            foretell(preview_control_bake(plan, model, output), json_to=ending.json_to)
-            return
-        with progress_bar("baking") as progress:
-            report = bake_control_file(
-                *(plan, model, lora, output),
-                force=ending.force,
-                version=__version__,
-                progress=progress,
-            )
+    check_json(ending.json_to, [*base.paths, *control.paths], output)
+    plan = plan_control_bake_file(base, control, output=output, force=ending.force, dtype=dtype)
+    if ending.dry_run:
+        foretell(preview_control_bake(plan, base, output), json_to=ending.json_to)
+        return
+    with progress_bar("baking") as progress:
+        report = bake_control_file(
+            *(plan, base, control, output),
+            force=ending.force,
+            version=__version__,
+            progress=progress,
+        )
     tell(report, show_baked, json_to=ending.json_to, verbose=ending.verbose, output=output)

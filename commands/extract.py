@@ -166,7 +166,7 @@ def extract(
     the same as if it were made alone. One that cannot be made does not stop the others, and the exit
     status is then 1.
 
-    With --kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
+    Of the kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
@@ -223,6 +223,7 @@ def extract(
                     {"exact": exact, "placement": placement(), "seed": seed},
                     options,
                     format=format_,
+                    embeddings=embeddings,
                     force=force,
                     dry_run=dry_run,
                     verbose=verbose,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import click
 
@@ -31,6 +31,7 @@ def extract_each(
     options: PlanOptions,
     *,
     format: str,
+    embeddings: Literal["whole", "lora", "none"],
     force: bool,
     dry_run: bool,
     verbose: bool,
@@ -46,12 +47,19 @@ def extract_each(
     check_json(json_to, [*base.paths, *tuned], folder)
     found: Mapping[Path, Report | Preview | LoraOpsError]
     if dry_run:
-        found = preview_files(base, tuned, folder, rule, format=format, force=force, **options)
+        found = preview_files(
+            *(base, tuned, folder, rule),
+            format=format,
+            embeddings=embeddings,
+            force=force,
+            **options,
+        )
     else:
         with progress_bar("extracting") as progress:
             found = extract_files(
                 *(base, tuned, folder, rule),
                 format=format,
+                embeddings=embeddings,
                 force=force,
                 version=__version__,
                 progress=progress,

@@ -24,7 +24,7 @@ from ..lora_ops.operations.merge.recipes.recipe import Step, Term
 from ..lora_ops.operations.methods.choosing import check_legacy
 from ..lora_ops.text import plain
 from .recipe import MERGED
-from .terms import existing, parse_method_words, parse_term
+from .terms import existing, parse_method, parse_term
 
 _RECIPES = (".toml", ".json", ".yaml", ".yml", ".mecha", ".csv", ".txt")
 _MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".index.json")
@@ -261,7 +261,7 @@ def _is_term(text: str) -> bool:
 def _shaped(step: Step, asked: Asked) -> Step:
     """A step with what the options say of it."""
     if asked.method:
-        name, parameters = parse_method_words(asked.method)
+        name, parameters = parse_method(asked.method)
         own = {key: str(parameters.pop(key)) for key in ("sparsify", "legacy") if key in parameters}
         check_legacy(name, own.get("legacy", "no"), own.get("sparsify", "none"))
         step = replace(step, method=name, parameters=parameters, **own)

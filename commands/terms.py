@@ -71,20 +71,7 @@ def _term(text: str, path: Path, rest: list[str]) -> Term:
     return Term(path, strength, rest[1] if len(rest) > 1 else None)
 
 
-def parse_method(text: str) -> tuple[str, dict[str, float]]:
-    """Read `NAME` or `NAME,PARAMETER=VALUE,...`: how adapters are added.
-
-    Raises:
-        ArgumentError: A value is no number.
-    """
-    name, found = parse_method_words(text)
-    for key, value in found.items():
-        if isinstance(value, str):
-            raise _no_parameter(f"{key}={value}", text)
-    return name, {key: float(value) for key, value in found.items()}
-
-
-def parse_method_words(text: str) -> tuple[str, dict[str, float | str]]:
+def parse_method(text: str) -> tuple[str, dict[str, float | str]]:
     """Read `NAME` or `NAME,PARAMETER=VALUE,...`, where a value may be a word.
 
     Raises:

@@ -89,10 +89,14 @@ def show_converted(report: Report, *, verbose: bool = False) -> None:
 def show_sum(report: Report, *, verbose: bool = False) -> None:
     """Print what each input was multiplied by in each layer of a sum, ranks and errors."""
     console = open_console()
-    table = new_table("layer", "kind", "rank", "times", "norm", "error")
+    rows = _layers(report)
+    made = any(layer.cosine is not None for layer in rows)
+    columns = ("layer", "kind", "rank", "times", "norm", "error")
+    table = new_table(*columns, *(["with the sum"] if made else []))
 
     def cells(layer: EditReport) -> tuple[str, ...]:
         ranks = " + ".join(str(rank) for rank in layer.was if rank)
+        cosine = "" if layer.cosine is None else f"{layer.cosine:.3f}"
         return (
             tail(layer.target),
             layer.kind,
@@ -100,9 +104,9 @@ def show_sum(report: Report, *, verbose: bool = False) -> None:
             " ".join(f"{number:.4g}" for number in layer.coefficients),
             f"{layer.norm:.4g}",
             human_error(layer.error),
+            *([cosine] if made else []),
         )
 
-    rows = _layers(report)
     filled = fill(
         table, rows, cells, weigh=lambda one: one.norm, verbose=verbose, which="strongest"
     )

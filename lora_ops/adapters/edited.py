@@ -29,11 +29,14 @@ class EditReport(LayerReport):
         was: Its rank in each input; 0 where an input does not hold it.
         coefficients: What the change of each input was multiplied by, strength included.
         from_kind: Its kinds in the inputs, such as LoHa, if it became a LoRA; else empty.
+        cosine: With the plain sum of the inputs, where a method made it that is no sum of them; else
+            None.
     """
 
     was: tuple[int, ...]
     coefficients: tuple[float, ...]
     from_kind: str = ""
+    cosine: float | None = None
 
     @property
     def is_full(self) -> bool:
@@ -68,6 +71,7 @@ def edited(
     coefficients: tuple[float, ...] = (1.0,),
     made_of: Iterable[Layer] = (),
     from_kind: str | None = None,
+    cosine: float | None = None,
 ) -> Outcome[Layer]:
     """A layer that is written, with the norm of what it should be and of what it misses.
 
@@ -87,6 +91,7 @@ def edited(
         was=was,
         coefficients=coefficients,
         from_kind=from_kind,
+        cosine=cosine,
     )
     return Outcome(target, layer, (report,))
 

@@ -129,7 +129,7 @@ def _spectrum(known: PreparedLayer) -> Spectrum:
     if isinstance(known, Whole):
         square = finite(frobenius(layer.delta().flatten().unsqueeze(0)).square(), target, layer)
         return Spectrum(target, layer.title, 0, square, _nothing())
-    s = (spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu()
+    s = spectrum(known.matrix).cpu() if isinstance(known, Dense) else known.s
     return Spectrum(target, layer.title, _rank(layer), math.fsum(s.square().tolist()), s)
 
 

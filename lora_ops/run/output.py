@@ -161,6 +161,7 @@ def write_each(
             sink = sinks[number]
             record = partial(inputs, sink.sources, sink.others)
             reports[number] = _finish(sink, writers[number], record, started)
+            opened[number].close()  # a folder gets its name here
 
         for number in range(len(sinks)):
             attempt(number, partial(enter, number))

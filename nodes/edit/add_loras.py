@@ -27,7 +27,7 @@ from ..host.api import io
 from ..host.lora_model import from_file
 
 AS_FIRST = "as the first"
-# Repeats `METHODS` of the core: importing it would slow the host's start. A test compares the two.
+# Repeats the methods of the core: importing it would slow the host's start. A test compares the two.
 METHODS = {
     "sum": "add them, each times its strength",
     "average": "the sum over the sum of the strengths",
@@ -37,7 +37,38 @@ METHODS = {
     "model_stock": "the mean, weaker the less they agree; unrelated LoRAs nearly vanish",
     "orthogonalise": "the last, without its parts along the earlier ones",
     "energy": "add them at equal norms, whatever their sizes",
+    "ties": "trim, elect a sign for each element, take the mean of what agrees",
+    "magnitude": "keep each one's largest elements and add them",
+    "dare": "keep elements by chance, made up for, and add them",
+    "dare_ties": "keep elements by chance, then elect signs as TIES does",
+    "della": "keep elements by chance, large ones rather, then elect signs",
+    "breadcrumbs": "keep elements but the smallest and the largest",
+    "sce": "keep the elements that differ most, inputs weighed by them",
+    "tsv": "TSV-M: all inputs' singular directions, made orthogonal to each other",
+    "iso": "Iso-C: the sum, all of its directions at their mean strength",
+    "np": "NP-LoRA: the first gives way in the principal directions of the second",
+    "knots": "KnOTS: TIES in common output directions",
+    "ctm": "CtM: compress into one subspace, then add there",
+    "lego": "LoRA-LEGO: ranks of all inputs clustered",
 }
+# Where a method on elements works; and how many of those it keeps, if it says so.
+_SCOPES = {
+    **dict.fromkeys(
+        ("ties", "magnitude", "dare_ties", "della", "breadcrumbs", "sce"), ("core", "element")
+    ),
+    "dare": ("core", "element", "units"),
+}
+_DENSITIES = {
+    "ties": 0.2,
+    "knots": 0.2,
+    "magnitude": 0.5,
+    "dare": 0.5,
+    "dare_ties": 0.5,
+    "della": 0.5,
+    "breadcrumbs": 0.5,
+    "sce": 1.0,
+}
+_BY_CHANCE = ("dare", "dare_ties", "della", "lego")
 
 
 class AddLoras(io.ComfyNode):
@@ -50,7 +81,8 @@ class AddLoras(io.ComfyNode):
             "AddLoras",
             "Add LoRAs",
             description="Adds LoRAs into one. Without a rank the sum is exact; with one it is the best "
-            "of that rank. Ranks, alphas, formats and sets of layers may differ.",
+            "of that rank. Ranks, alphas, formats and sets of layers may differ. Methods from ties on make "
+            "something else than a sum; the report says how near it is to the sum.",
             search_aliases=[
                 "merge loras",
                 "combine loras",
@@ -58,6 +90,9 @@ class AddLoras(io.ComfyNode):
                 "sum loras",
                 "lora merge",
                 "subtract lora",
+                "ties",
+                "np-lora",
+                "dare",
                 "lora arithmetic",
             ],
             inputs=[
@@ -129,20 +164,62 @@ def _method_input() -> io.DynamicCombo.Input:
 
 def _parameters(method: str) -> list[io.Input]:
     """What a method takes besides strengths."""
+    inputs: list[io.Input] = []
     if method == "slerp":
-        tip = "How far from the first to the second."
-        return [io.Float.Input("t", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=tip)]
-    if method not in ("karcher", "geometric_median"):
-        return []
-    return [
-        io.Int.Input("iterations", default=100, min=1, max=10_000, tooltip="Steps at most."),
-        io.Float.Input(
-            "tolerance",
-            default=1e-8,
-            min=0.0,
-            max=1.0,
-            step=1e-9,
-            round=1e-12,
-            tooltip="Stop at steps of this share of the size.",
-        ),
-    ]
+        inputs.append(_share("t", 0.5, "How far from the first to the second."))
+    if method in ("karcher", "geometric_median"):
+        inputs += [
+            io.Int.Input("iterations", default=100, min=1, max=10_000, tooltip="Steps at most."),
+            io.Float.Input(
+                "tolerance",
+                default=1e-8,
+                min=0.0,
+                max=1.0,
+                step=1e-9,
+                round=1e-12,
+                tooltip="Stop at steps of this share of the size.",
+            ),
+        ]
+    if method in _SCOPES:
+        inputs.append(
+            io.Combo.Input(
+                "scope",
+                options=list(_SCOPES[method]),
+                default="core",
+                tooltip="Where it works: core, on small matrices between the inputs' common directions; element, on "
+                "the weight's own elements, which needs a rank and does not fit in a LoRA; units, on whole ranks.",
+            )
+        )
+    if method in _DENSITIES:
+        inputs.append(_share("density", _DENSITIES[method], "Share of the elements that stays."))
+    if method == "np":
+        inputs += [
+            io.Float.Input(
+                "mu",
+                default=0.5,
+                min=0.0,
+                max=1e6,
+                step=0.1,
+                tooltip="How far the first gives way: by the share mu / (1 + mu). 0 is the sum.",
+            ),
+        ]
+    if method in ("np", "ctm", "lego"):
+        inputs.append(
+            io.Int.Input(
+                "directions",
+                default=0,
+                min=0,
+                max=1 << 16,
+                tooltip="np: of the second that are kept free, 0: all. ctm, lego: of the result, 0: as many as the "
+                "largest input has.",
+            )
+        )
+    if method in _BY_CHANCE:
+        inputs.append(
+            io.Int.Input("seed", default=0, min=0, max=2**53, tooltip="Of what is drawn by chance.")
+        )
+    return inputs
+
+
+def _share(name: str, default: float, told: str) -> io.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=told)

@@ -118,11 +118,10 @@ class Mixed:
 def _gram(tensors: Sequence[Tensor], *, of_changes: bool) -> Tensor:
     """Inner products of all tensors, or of the others less the first; (T, T), float64, on the CPU."""
     flat = [one.reshape(-1) for one in tensors]
-    count = len(flat) - of_changes
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    for start in range(0, flat[0].numel(), _TILE):
+    products: list[Tensor] = []
+    for start in range(0, max(1, flat[0].numel()), _TILE):
         tile = torch.stack([one[start : start + _TILE] for one in flat])
         tile = (tile.cpu() if tile.device.type == "mps" else tile).double()  # which has no float64
         tile = tile[1:] - tile[0] if of_changes else tile
-        gram += (tile @ tile.mT).cpu()
-    return gram
+        products.append(tile @ tile.mT)
+    return torch.stack(products).sum(0).cpu()  # once for all: the CPU waits for each copy

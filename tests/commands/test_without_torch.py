@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import DIGITS, Run, python
+from commands import DIGITS, ROOT, Run, python
+from make_architecture import modules
 from safetensors.torch import save_file
 
 BASE, TUNED, LORA = (DIGITS / f"{name}.safetensors" for name in ("base", "tuned", "lora"))
@@ -78,6 +79,33 @@ def test_two_threads_that_ask_at_once_get_all_of_it() -> None:
         "[one.start() for one in both]; [one.join() for one in both]\n"
     )
     assert (run.status, run.out.split(), run.err) == (0, ["True", "True"], "")
+
+
+_IMPORTS = """
+import importlib, sys
+from lorakit.commands.later import _Later, import_torch_later
+import_torch_later()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if type(sys.modules["torch"]) is not _Later:
+        sys.exit(f"{name} uses torch while it is imported")
+"""
+
+
+def test_no_module_uses_torch_while_it_is_imported() -> None:
+    """Numbers, dtypes and defaults of torch are made in functions; see `commands.later`."""
+    names = [f"lorakit.{name}" for name, _ in modules(ROOT) if name.startswith("lora_ops.")]
+    heavy = [name for name in names if not name.startswith("lorakit.lora_ops.training")]
+    assert len(heavy) > 300
+    run = python(_IMPORTS, *heavy)
+    assert run.status == 0, run.err
+    run = python(
+        _IMPORTS, "lorakit.lora_ops.training.adapted"
+    )  # whose classes are modules of torch
+    assert (run.status, run.err) == (
+        1,
+        "lorakit.lora_ops.training.adapted uses torch while it is imported\n",
+    )
 
 
 # (words, where {name} is a file of the fixture or of the digits; exit status; words of the answer)

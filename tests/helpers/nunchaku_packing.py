@@ -1,4 +1,4 @@
-"""Where Nunchaku puts each number of a layer, by formulas of its place, and two layers' worth of its arithmetic."""
+"""Where Nunchaku puts each number of a layer, by formulas of its place."""
 
 from __future__ import annotations
 

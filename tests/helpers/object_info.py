@@ -95,15 +95,18 @@ def _goes_on(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         return False
     last = len(before) - 1
     return all(
-        was == now or (at == last and was[0] == now[0] and _grows(was[1], now[1]))
+        was[0] == now[0] and _grows(was[1], now[1], is_last=at == last)
         for at, (was, now) in enumerate(zip(before, after, strict=False))
     )
 
 
-def _grows(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> bool:
-    """Whether the choices of a node's last input have all they had, and only more behind it."""
+def _grows(old: Mapping[str, list[str]], new: Mapping[str, list[str]], *, is_last: bool) -> bool:
+    """Whether a choice has all that it had, and only more ways behind them.
+
+    A way has values of its own, which others come after: it may have more of them where none do.
+    """
     return list(new)[: len(old)] == list(old) and all(
-        new[key][: len(nested)] == nested for key, nested in old.items()
+        (new[key][: len(nested)] if is_last else new[key]) == nested for key, nested in old.items()
     )
 
 

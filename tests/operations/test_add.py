@@ -24,7 +24,8 @@ from lorakit.lora_ops.adapters.matching.group import Term
 from lorakit.lora_ops.errors import ArgumentError, MismatchError
 from lorakit.lora_ops.linalg.storage import loadable
 from lorakit.lora_ops.models.architectures import parameters
-from lorakit.lora_ops.operations.add.add import CANCELS, NOT_IN_LAST, add
+from lorakit.lora_ops.operations.add.add import add
+from lorakit.lora_ops.operations.add.layer import CANCELS, NOT_IN_LAST
 from lorakit.lora_ops.operations.methods import METHODS, coefficients
 from lorakit.lora_ops.operations.reasons import STRENGTH_ZERO
 

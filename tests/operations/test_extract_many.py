@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import FLUX, SD1, Counting, grid, trained
+from extractions import alone, many, same_bytes
 from safetensors.torch import load_file, save_file
 from stored_pairs import weight
 
@@ -18,7 +19,6 @@ from lorakit.lora_ops import (
     FormatError,
     Preview,
     Report,
-    extract_file,
     extract_files,
     open_source,
     place,
@@ -41,27 +41,6 @@ def checkpoints(folder: Path, shapes=SD1, count: int = 3) -> tuple[Path, list[Pa
     return folder / "base.safetensors", paths
 
 
-def alone(base: Path, tuned: Path, output: Path, rule=None, *, where=None, exact=False, **options):
-    """What a single extraction writes."""
-    with open_source(base) as one, open_source(tuned) as two:
-        format = options.get("format", "comfy")
-        plan = plan_file(one, two, rule, output=output, **options)
-        return extract_file(
-            plan, one, two, output, format=format, exact=exact, placement=where, version="1"
-        )
-
-
-def many(base: Path, tuned: list[Path], folder: Path, rule=None, *, where=None, **options):
-    with open_source(base) as source:
-        return extract_files(source, tuned, folder, rule, placement=where, version="1", **options)
-
-
-def same_bytes(folder: Path, tuned: Path) -> bool:
-    """Whether the file made with others is that made alone."""
-    one, other = ((folder / where / tuned.name).read_bytes() for where in ("one", "all"))
-    return one == other
-
-
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
@@ -70,6 +49,8 @@ def same_bytes(folder: Path, tuned: Path) -> bool:
         (2, {"full_differences": True, "exclude": ["*attn2*"]}),
         ("4,conv=0", {"format": "kohya", "exact": True}),
         ("noise,max=4", {}),
+        (3, {"kind": "dora"}),
+        ("2,conv=1", {"kind": "lokr", "auto_full": True}),
     ],
 )
 @pytest.mark.parametrize("memory", [None, 20_000_000])

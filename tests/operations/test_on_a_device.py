@@ -24,7 +24,8 @@ from lorakit.lora_ops.adapters.repacking.plan import planned
 from lorakit.lora_ops.inspect.spectra import spectra_work
 from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
 from lorakit.lora_ops.linalg.ranks.rules import parse_rank
-from lorakit.lora_ops.operations.add.add import Adding, add_work
+from lorakit.lora_ops.operations.add.add import add_work
+from lorakit.lora_ops.operations.add.layer import Adding
 from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
 from lorakit.lora_ops.operations.extract.extract import extraction_work, summarise
@@ -151,6 +152,19 @@ def check_on_device(make: Callable[[Placement], Work[Any, Any]]) -> None:
 def test_resize(rule: str) -> None:
     lora = adapter(SEVERAL)
     check_on_device(lambda where: resize_work(lora, Resizing(parse_rule(rule)), where))
+
+
+@pytest.mark.parametrize("rule", ["2", "energy=0.8", "ratio=3"])
+def test_a_resize_waits_for_what_it_writes(rule: str) -> None:
+    """Singular values come for a batch at once; of a layer two factors are waited for, and its error."""
+    for count in (1, 4):
+        where = DoublePlacement(DEVICE, 1, 1 << 30)
+        lora = adapter([Part("linear", seed=i, module=f"lin.{i}") for i in range(count)])
+        list(stream(resize_work(lora, Resizing(parse_rule(rule)), where), where))
+        asked = where.double.counts
+        assert asked["wait"] <= 2 + 3 * count
+        assert asked["download"] <= 1 + 2 * count
+        assert asked["eigen"] == count
 
 
 @pytest.mark.parametrize("rank", [None, "2", "energy=0.8"])

@@ -25,7 +25,8 @@ from lorakit.lora_ops.adapters.repacking.plan import planned
 from lorakit.lora_ops.inspect.spectra import spectra_work
 from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
 from lorakit.lora_ops.linalg.ranks.rules import parse_rank
-from lorakit.lora_ops.operations.add.add import Adding, add_work
+from lorakit.lora_ops.operations.add.add import add_work
+from lorakit.lora_ops.operations.add.layer import Adding
 from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
 from lorakit.lora_ops.operations.extract.extract import extraction_work

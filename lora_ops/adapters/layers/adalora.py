@@ -93,7 +93,8 @@ class AdaLoraLayer(OwnChange):
         values = self.values.float().flatten() * (self.scale * strength)
         return self.left.float() * values, self.right.float()
 
-    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change (out, in), multiplied out in ``dtype``."""
+        dtype = dtype or torch.float32
         up = self.left.to(dtype) * self.values.to(dtype).flatten()
         return (up @ self.right.to(dtype)).mul_(self.scale)

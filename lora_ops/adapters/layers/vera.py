@@ -83,7 +83,7 @@ class VeraLayer(ChangeOfBase):
         self,
         base: Tensor,
         strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         convention: Convention = "paper",
     ) -> Tensor:
         """Return what is added to the weight, of its shape.
@@ -91,6 +91,7 @@ class VeraLayer(ChangeOfBase):
         Raises:
             WeightShapeError: The layer is for a weight of another shape.
         """
+        dtype = dtype or torch.float32
         up, down = self._factors(base, dtype)
         return (up * strength @ down).reshape(base.shape).to(base.device)
 

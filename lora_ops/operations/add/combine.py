@@ -58,6 +58,11 @@ class Stack:
         scales = torch.tensor(self.scales, dtype=torch.float64)
         return torch.stack(blocks).reshape(len(rows), len(rows)) * scales.outer(scales)
 
+    def square(self, coefficients: Sequence[float]) -> Tensor:
+        """Return the squared Frobenius norm of the sum of coefficients times changes, float64."""
+        factors = torch.tensor(coefficients, dtype=torch.float64)
+        return (factors @ self.exact().gram() @ factors).clamp(min=0)
+
     def exact(self) -> Stack:
         """The same with inner products in float64, for where changes cancel or are decomposed."""
         if self.left.dtype == torch.float64:
@@ -227,7 +232,7 @@ def recompressed(
         total = stack.square(sum_.coefficients)[None]
         whole = stack.sum(sum_.coefficients)
         (near,) = truncated(whole, total, own, exact=rule is None)
-        return _written(sum_, near.factors(), dtype, has_alpha=has_alpha)
+        return written(sum_, near.factors(), dtype, has_alpha=has_alpha)
     svd = factored_svd(*thinned(*sum_.product(stack)))
     rank: int | None = len(svd.s)
     if rule is not None:
@@ -237,13 +242,20 @@ def recompressed(
         rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s))
     # Directions at rounding level are zero in `s`: no rank is spent on them.
     held = max(1, min(rank or 1, int((svd.s > 0).sum())))
-    return _written(sum_, svd.factors(held), dtype, has_alpha=has_alpha)
+    return written(sum_, svd.factors(held), dtype, has_alpha=has_alpha)
 
 
-def _written(
+def written(
     sum_: Combination, factors: Factors, dtype: torch.dtype | None, *, has_alpha: bool
 ) -> LoraLayer:
-    """The layer with these factors, its alpha the rank."""
+    """Return the layer with these factors, its alpha the rank.
+
+    Args:
+        sum_: Of what.
+        factors: up (out, rank) and down (rank, in * kernel), float32.
+        dtype: Of the factors; None: one that holds the numbers of all layers.
+        has_alpha: Whether the file has a place for alpha.
+    """
     up, down = (rounded(factor, dtype or sum_.dtype, sum_.target) for factor in factors)
     return low_rank(up, down, sum_.shape, alpha=float(len(down)) if has_alpha else None)
 

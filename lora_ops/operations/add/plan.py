@@ -29,13 +29,14 @@ from ...report import Report, Skip
 from ...run.inputs import paths_of
 from ...source import TensorSource
 from ..edit import EditPlan, Foreseen, planned_work
-from ..methods import METHODS, check_method
+from ..methods import Value, check_adding
 from ..output import Draft
 from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..reasons import RANK_ZERO, STRENGTH_ZERO
-from .add import AHEAD, NOT_IN_LAST, Adding, add_notes, add_work
+from .add import AHEAD, add_notes, add_work, method_notes
 from .extras import Extras, extras_of
+from .layer import NOT_IN_LAST, Adding
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,7 +58,7 @@ class AddOptions(TypedDict, total=False):
 
     where: Sequence[str]
     method: str
-    options: Mapping[str, float] | None
+    options: Mapping[str, Value] | None
     dtype: torch.dtype | None
     format: str | None
     architecture: str | None
@@ -95,7 +96,8 @@ def plan_add_files(
     else:
         check_output(output, paths_of(*sources, reference), force=force)
     chosen = None if rule is None else parse_rank(rule)
-    told = check_method(method, len(ingredients), **(options.get("options") or {}))
+    given = options.get("options") or {}
+    told = check_adding(method, len(ingredients), given, recompresses=chosen is not None)
     adapters = [decode(source) for source in sources]
     ingredients = _fitted(ingredients, adapters, options.get("where", ()))
     terms = [
@@ -111,7 +113,7 @@ def plan_add_files(
     adding = Adding(chosen, method, told, options.get("dtype"), has_alpha)
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras = extras_of(match.terms, taken)
-    settings = {"method": method} | {name: f"{value:g}" for name, value in told.items()}
+    settings = {"method": method} | {name: _spelled(value) for name, value in told.items()}
     settings |= {} if chosen is None else {"rank": str(chosen)}
     return EditPlan(
         Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force),
@@ -121,7 +123,7 @@ def plan_add_files(
         f"{method}, {'exact' if chosen is None else f'rank rule {chosen}'}",
         settings,
         [f"{Path(one.source.name).name} ({one.strength:g})" for one in ingredients],
-        partial(_notes, extras, match),
+        partial(_notes, extras, match, adding),
         AHEAD,
     )
 
@@ -162,7 +164,15 @@ def _describe(
     return joined_metadata(record, operation, result)
 
 
-def _notes(extras: Extras, match: Match, report: Report) -> Iterator[str]:
+def _spelled(value: Value) -> str:
+    """A parameter as it is written down."""
+    if isinstance(value, tuple):
+        return " ".join(f"{one:g}" for one in value)
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _notes(extras: Extras, match: Match, adding: Adding, report: Report) -> Iterator[str]:
+    yield from method_notes(adding, report)
     yield from extras.notes()
     yield from add_notes(match)
     yield from converted(report)
@@ -197,7 +207,7 @@ def foresee_add(match: Match, adding: Adding) -> Foreseen:
         rank, reason = 0, ""
         if not live:
             reason = STRENGTH_ZERO
-        elif METHODS[adding.method].of_last and not last:
+        elif adding.is_of_last and not last:
             reason = NOT_IN_LAST
         else:
             rank = _most(live, shape, adding.rule)

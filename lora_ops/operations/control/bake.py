@@ -86,9 +86,7 @@ def as_pair(
     """
     opened = [one for one in (base, controlnet, control) if isinstance(one, FileSource)]
     if len(opened) < 3:
-        raise ArgumentError(
-            "a Control-LoRA is compared with opened files: give `open_source(path)`"
-        )
+        raise ArgumentError("a Control-LoRA is compared with opened files; open all three first")
     sides = control_sides(opened[0], opened[1])
     return sides.base, sides.tuned, as_lora(opened[2])
 

@@ -24,7 +24,7 @@ from ...run.job import Outcome
 from ...run.output import Writer, write
 from ...run.stream import stream
 from ...run.workers import Progress
-from ..extract.file import ExtractedFile
+from ..extract.extracted_file import ExtractedFile
 from .extract import control_work
 from .plan import ControlPlan, own_note
 

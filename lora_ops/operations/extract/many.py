@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapters.checkpoint import check_checkpoint
-from ...adapters.formats import writable
+from ...adapters.formats import PEFT, writable
 from ...adapters.layers import Layer
 from ...errors import ArgumentError, LoraOpsError
 from ...files import FileSource, check_output, open_source
@@ -25,10 +25,11 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..folder import make_folder
+from ..peft_folder import check_folder
 from ..preview import Preview
-from .extract import extraction_work
-from .file import ExtractedFile, plan_file
+from .file import plan_file, sink_of, work_of
 from .foretold import preview_extraction
+from .peft_plan import Embeddings
 from .plan import Plan, PlanOptions
 from .shared import shared, together
 from .spending import with_ranks_each
@@ -45,6 +46,7 @@ def extract_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
+    embeddings: Embeddings = "whole",
     force: bool = False,
     exact: bool = False,
     placement: Placement | None = None,
@@ -65,7 +67,8 @@ def extract_files(
         tuned: Files and folders of those that came of it.
         folder: Where to; made where it does not exist.
         rule: How many directions a layer gets; see `plan_extraction` for None.
-        format: comfy or kohya.
+        format: comfy, kohya, or peft, which gives a folder for each.
+        embeddings: Of format peft; see `plan_file`.
         force: Whether files of the folder may be replaced.
         exact: Compute the exact truncation.
         placement: Where to compute; None: the CPU.
@@ -84,7 +87,7 @@ def extract_files(
         WriteError: The folder cannot be made.
     """
     started = time.perf_counter()
-    with _planned(base, tuned, folder, rule, format, force, options) as planned:
+    with _planned(base, tuned, folder, rule, format, embeddings, force, options) as planned:
         found: dict[Path, Report | LoraOpsError] = {
             path: one for path, one in planned.items() if isinstance(one, LoraOpsError)
         }
@@ -93,9 +96,7 @@ def extract_files(
             make_folder(folder)
         plans, held = shared([one.plan for one in ready.values()])
         sinks = [
-            ExtractedFile(
-                *(plan, base, one.source, one.output), format, force, exact, seed, version
-            )
+            sink_of(plan, base, one.source, one.output, format, force, exact, seed, version)
             for one, plan in zip(ready.values(), plans, strict=True)
         ]
         settled, progress = with_ranks_each(
@@ -108,7 +109,7 @@ def extract_files(
         works: dict[Path, Work[Task, Outcome[Layer]]] = {}
         for path, plan in zip(ready, settled, strict=True):
             if isinstance(plan, Plan):
-                works[path] = extraction_work(plan, exact=exact, seed=seed)
+                works[path] = work_of(plan, exact=exact, seed=seed)
             else:
                 found[path] = plan
         files = [sink for path, sink in zip(ready, sinks, strict=True) if path in works]
@@ -124,6 +125,7 @@ def preview_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
+    embeddings: Embeddings = "whole",
     force: bool = False,
     **options: Unpack[PlanOptions],
 ) -> dict[Path, Preview | LoraOpsError]:
@@ -134,14 +136,15 @@ def preview_files(
         tuned: Files and folders of those that came of it.
         folder: Where to.
         rule: How many directions a layer gets.
-        format: comfy or kohya.
+        format: comfy, kohya, or peft, which gives a folder for each.
+        embeddings: Of format peft; see `plan_file`.
         force: Whether files of the folder may be replaced.
         **options: See `PlanOptions`.
 
     Raises:
         LoraOpsError: As `extract_files`.
     """
-    with _planned(base, tuned, folder, rule, format, force, options) as planned:
+    with _planned(base, tuned, folder, rule, format, embeddings, force, options) as planned:
         return {
             path: one if isinstance(one, LoraOpsError) else preview_extraction(one.plan, one.output)
             for path, one in planned.items()
@@ -170,25 +173,28 @@ def _planned(
     folder: Path,
     rule: str | int | RankRule | Budget | None,
     format: str,
+    embeddings: Embeddings,
     force: bool,
     options: PlanOptions,
 ) -> Generator[Mapping[Path, _Planned | LoraOpsError], None, None]:
     """Open all of them, and plan: what is wrong with one is found here, as far as headers tell."""
     check_checkpoint(base)
-    writable(format)
+    if format != PEFT.name:
+        writable(format)
     if rule is not None:
         rule = parse_rule(rule, stored=True)
-    outputs = _outputs(tuned, folder)
+    outputs = _outputs(tuned, folder, "" if format == PEFT.name else ".safetensors")
     with ExitStack() as stack:
         opened = {path: _opened(path, stack) for path in tuned}
         files = [one for one in opened.values() if isinstance(one, FileSource)]
         if folder.exists():
             for output in outputs.values():
-                check_output(output, [*paths_of(base, *files), *tuned], force=force)
+                check = check_folder if format == PEFT.name else check_output
+                check(output, [*paths_of(base, *files), *tuned], force=force)
         planned = {
             path: one
             if isinstance(one, LoraOpsError)
-            else _plan(base, one, rule, outputs[path], format, options)
+            else _plan(base, one, rule, outputs[path], format, embeddings, options)
             for path, one in opened.items()
         }
         wrong = [one for one in planned.values() if isinstance(one, LoraOpsError)]
@@ -197,15 +203,15 @@ def _planned(
         yield planned
 
 
-def _outputs(tuned: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The output of each tuned checkpoint."""
+def _outputs(tuned: Sequence[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+    """The output of each tuned checkpoint; without a suffix a folder."""
     is_file = folder.suffix.lower() == ".safetensors" or folder.is_file()
     if is_file and not folder.is_dir():
         raise ArgumentError("is no folder, which several tuned checkpoints need", path=folder)
     found: dict[Path, Path] = {}
     taken: dict[str, Path] = {}
     for path in tuned:
-        output = folder / f"{output_name(path)}.safetensors"
+        output = folder / f"{output_name(path)}{suffix}"
         # On some systems names that differ in case alone are one.
         other = taken.setdefault(output.name.casefold(), path)
         if path in found or other != path:
@@ -241,9 +247,11 @@ def _plan(
     rule: RankRule | Budget | None,
     output: Path,
     format: str,
+    embeddings: Embeddings,
     options: PlanOptions,
 ) -> _Planned | LoraOpsError:
     try:
-        return _Planned(tuned, plan_file(base, tuned, rule, format=format, **options), output)
+        plan = plan_file(base, tuned, rule, format=format, embeddings=embeddings, **options)
+        return _Planned(tuned, plan, output)
     except LoraOpsError as error:
         return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,7 @@ class PeftExtraction(Sink[Layer]):
         self._saved: dict[str, None] = {}
         self._keys: set[str] = set()
         self._has_biases = False
+        self._adapted = {both.target for both in plan.pairing.candidates}
         self._experts: dict[str, dict[int, LoraLayer]] = defaultdict(dict)
         self._counts = Counter(
             expert[0]
@@ -122,10 +124,22 @@ class PeftExtraction(Sink[Layer]):
             (made / CONFIG).write_text(self._config(), "utf-8")
 
     @property
+    def overhead(self) -> int:
+        """Bytes of the file that are no factors, at most."""
+        plan = self._plan
+        words = [one for one in plan.model.parameters.values() if _is_table(one)]
+        largest = max((math.prod(one.shape) for one in words), default=0)
+        # A module is saved with its bias, and those that are tied to the words with their weight.
+        biases = (both.shape for both in plan.pairing.rest if both.name.endswith(_BIAS))
+        beside = sum(map(math.prod, biases)) + len(plan.tied) * largest
+        return 8 + self._room + plan.whole_size + beside * plan.dtype.itemsize
+
+    @property
     def _room(self) -> int:
         plan = self._plan
         pairs = [*plan.pairing.candidates, *plan.pairing.rest]
-        names = [one.name for one in (*plan.pairing.candidates, *plan.pairing.rest, *plan.added)]
+        stacks = {(expert_of(one.target) or (one.target,))[0] for one in pairs}
+        names = [*stacks, *(one.name for one in plan.added), *plan.tied]
         longest = max((len(name.encode()) for name in names), default=0)
         rows = [
             (f"{ROOT}{name}{'_' * 40}", "BF16", (10**6,) * 3) for name in names for _ in range(2)
@@ -201,10 +215,8 @@ class PeftExtraction(Sink[Layer]):
         if module == own:
             self._saved[own] = None
             return ROOT + own + _WEIGHT
-        plan = self._plan
-        root = plan.model.root + module
-        adapted = {both.target for both in plan.pairing.candidates}
-        if root in adapted:
+        root = self._plan.model.root + module
+        if root in self._adapted:
             self._has_biases = True
             return f"{ROOT}{module}.base_layer{_BIAS}"
         self._saved[module] = None
@@ -278,3 +290,7 @@ class PeftExtraction(Sink[Layer]):
         if not plan.tied or not saved:
             return None
         return plan.model.parameters[plan.model.root + saved[0] + _WEIGHT]
+
+
+def _is_table(one: Parameter) -> bool:
+    return one.target.rpartition(".")[2] in WORDS

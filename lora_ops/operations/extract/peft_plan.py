@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import ArgumentError
 from ...files import FileSource, model_config
+from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Parameter
 from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
@@ -86,7 +87,7 @@ def is_head(module: str) -> bool:
 def plan_peft(
     base: TensorSource,
     tuned: TensorSource,
-    rule: str | int | RankRule | None = None,
+    rule: str | int | RankRule | Budget | None = None,
     *,
     embeddings: Embeddings = "whole",
     **options: Unpack[PlanOptions],
@@ -128,6 +129,11 @@ def plan_peft(
         id(tuned): {name: one for name, one in new.items() if name not in added},
     }
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
+    if isinstance(plan.rule, Budget) and plan.rule.kind == "size" and theirs.has_experts:
+        raise ArgumentError(
+            f"`{plan.rule}`: PEFT stores the experts of a stack with one rank for all, so what they take is not "
+            "what their ranks say; give mean= or total_error="
+        )
     if plan.form is not LORA or plan.auto_full:
         what = "whole layers" if plan.form is LORA else f"a {plan.form.title}"
         raise ArgumentError(

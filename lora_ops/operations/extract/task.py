@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...models.architectures import parameters
 from ...models.pairing import Pair
 from .plan import Plan
 
@@ -27,5 +26,9 @@ class Task:
 
 def in_order(plan: Plan, *groups: Sequence[Pair]) -> list[list[Pair]]:
     """Return groups of pairs in the order of the base, which is the same for all that came of it."""
-    places = {name: place for place, name in enumerate(parameters(plan.sides.base))}
-    return [sorted(pairs, key=lambda both: places[both.name]) for pairs in groups]
+    places = {key: place for place, key in enumerate(plan.sides.base.keys())}
+
+    def place(both: Pair) -> tuple[int, tuple[int, int], str]:
+        return places[both.base.key], both.base.rows or (0, 0), both.name
+
+    return [sorted(pairs, key=place) for pairs in groups]

@@ -98,7 +98,7 @@ def plan_requantise_file(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
-    if to not in (*SCHEMES, *GGUF_TYPES):
+    if not to:  # which would mean as it is stored, and do nothing
         raise ArgumentError(f"the storage `{plain(to)}` is {either([*SCHEMES, *GGUF_TYPES])}")
     check_checkpoint(checkpoint)
     inputs = paths_of(checkpoint)

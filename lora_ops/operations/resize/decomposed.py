@@ -31,11 +31,13 @@ class Decomposed:
         target: Its name.
         layer: As it was read.
         svd: Of its change.
+        s: Its singular values, on the CPU: those of all layers of a batch come at once.
     """
 
     target: str
     layer: Layer
     svd: FactoredSvd | KronSvd
+    s: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +143,8 @@ def _decompose(
         product = _kron(plain)
         if product is not None:
             finite(product.kron().norm(), target, product)
-            yield Decomposed(target, layer, product.svd())
+            svd = product.svd()
+            yield Decomposed(target, layer, svd, svd.s.cpu())
             continue
         if isinstance(plain, MadeLayer) and plain.is_dense:
             matrix = upload(plain.delta().flatten(1), placement)
@@ -157,11 +160,13 @@ def _decompose(
     # A header does not tell the rank of what is joined: then those that are alike may not be.
     if len({up.shape + down.shape for up, down in zip(ups, downs, strict=True)}) > 1:
         for (target, layer), up, down in zip(thin.items(), ups, downs, strict=True):
-            yield Decomposed(target, layer, factored_svd(*thinned(up[None], down[None]))[0])
+            svd = factored_svd(*thinned(up[None], down[None]))[0]
+            yield Decomposed(target, layer, svd, svd.s.cpu())
         return
     stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
+    values = stack.s.cpu()
     for index, (target, layer) in enumerate(thin.items()):
-        yield Decomposed(target, layer, stack[index])
+        yield Decomposed(target, layer, stack[index], values[index])
 
 
 def _kron(plain: Layer) -> KroneckerProduct | None:

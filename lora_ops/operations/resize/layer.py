@@ -75,13 +75,13 @@ class Resizing:
 
 def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
     """Return one layer at its rank; `rank` is a budget's, None where the rule is to choose."""
-    target, layer, svd = known.target, known.layer, known.svd
-    total = svd.s.square().sum()
+    target, layer, s = known.target, known.layer, known.s
+    total = s.square().sum()
     norm = finite(total.sqrt(), target, layer)
     if norm == 0:
         return skipped(target, layer, ZERO, norm)
     if rank is None and isinstance(resizing.rule, RankRule):
-        rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), svd.s, float(total))
+        rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), s, float(total))
     if not rank:
         return skipped(target, layer, RANK_ZERO, norm)
     plain = innermost(layer)
@@ -91,8 +91,8 @@ def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[
         residual = 0.0 if has_numbers_of(result, layer) else _missed(known, result, total)
     else:
         # Directions at rounding level are zero in `s`: no rank is spent on them.
-        held = min(rank, int((svd.s > 0).sum()))
-        result = _written(target, layer, svd.factors(held), resizing)
+        held = min(rank, int((s > 0).sum()))
+        result = _written(target, layer, known.svd.factors(held), resizing)
         residual = _missed(known, result, total)
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
 

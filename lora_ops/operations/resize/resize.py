@@ -183,7 +183,7 @@ def _measured(resizing: Resizing, known: PreparedLayer) -> tuple[str, LayerSpect
         )
     magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
     found = LayerSpectrum(
-        s=(spectrum(known.matrix) if isinstance(known, Dense) else known.svd.s).cpu(),
+        s=spectrum(known.matrix).cpu() if isinstance(known, Dense) else known.s,
         cost=rank_size(known.layer, resizing.dtype),
         fixed=FIXED + magnitudes,
         weight=resizing.weights.get(known.target, 1.0),

@@ -88,6 +88,12 @@ class LowRank(Nunchaku):
             found.mul_(nibbles(tiles.codes(parts["codes"], rows), _width_pairs()))
         return self._moved_back(found, parts, first, last).abs_()
 
+    def width_of_sums(self, parts: Parts) -> Tensor:
+        """The width with the variance of what rounding makes of each row's sum, of integers: float64."""
+        scales = self._scales(parts, self._rows(0)).double().square_()
+        over = tiles.vector(parts["smooth"]).double().square_().reciprocal_()
+        return (scales @ over.view(scales.shape[1], -1).sum(dim=1)).sqrt_()
+
     def _moved_back(
         self, numbers: Tensor, parts: Parts, first: int = 0, last: int | None = None
     ) -> Tensor:

@@ -30,7 +30,7 @@ _NAMES = {
     "rows": ("wcscales",),
     "whole": ("wtscale",),
 }
-_OF_SECOND = " of the second"
+_CODES, _OF_SECOND = "codes of the weight", " of the second"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Bias(Nunchaku):
 
     @property
     def roles_of_steps(self) -> tuple[str, ...]:
-        """All."""
-        return tuple(self.parts)
+        """All but the codes of the weight."""
+        return tuple(role for role in self.parts if _CODES not in role)
 
     def stored_size(self, size_of: Callable[[str], int]) -> int:
         """Of its own numbers: the others are the weight's."""
@@ -103,8 +103,7 @@ class Bias(Nunchaku):
         own, other = _taken_apart(parts)
         found = spacing(self._stored(own), self.dtype)
         if self.shifted is not None:
-            unsure = self.shifted.widths(_of_weight(own), 0, self.shape[0])
-            found += unsure.square_().sum(dim=1).sqrt_() * SHIFT * _MIXED
+            found += self.shifted.width_of_sums(own) * SHIFT * _MIXED
         rows = moved_smoothing(own, "moved here", "smooth behind")
         if rows is not None:
             found *= rows.abs()
@@ -130,7 +129,7 @@ def _taken_apart(parts: Parts) -> tuple[Parts, Parts]:
 
 def _of_weight(parts: Parts) -> Parts:
     """Those of the weight, of a bias that needs it."""
-    return {**parts, "codes": parts["codes of the weight"]}
+    return {**parts, "codes": parts[_CODES]}
 
 
 def low_rank(
@@ -210,7 +209,7 @@ def _bias(headers: Headers, layer: str, name: str, weight: LowRank, shifted: boo
             continue
         parts = {"codes": key}
         if shifted:
-            parts |= {"codes of the weight": weight.parts["codes"]}
+            parts |= {_CODES: weight.parts["codes"]}
             parts |= {role: weight.parts[role] for role in weight.parts if role not in _UNUSED}
         dtype = headers.dtype(key)
         return Bias(

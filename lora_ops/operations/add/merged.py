@@ -1,0 +1,156 @@
+"""A sum that is no combination of its inputs: a method makes new factors, or a weight, from theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...adapters.layers import FullLayer, Layer, innermost, low_rank
+from ...errors import UnsupportedLayerError
+from ...linalg import frobenius, inner, residual_
+from ...linalg.ranks.rules import RankRule
+from ...linalg.ranks.truncation import truncated
+from ...linalg.storage import rounded
+from ..methods.elements.work import Task, Value
+from ..methods.factored.frame import framed
+from ..methods.factored.table import FACTORED
+from ..methods.kinds import Element
+from .combine import Combination, Stack, recompressed, stacked, written
+
+# Elements of the tiles that a method on elements is at work on, of all inputs together.
+_TILE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """What a method made of the changes of one weight.
+
+    Attributes:
+        layer: As it is written; None where the rule leaves nothing.
+        norm: Frobenius norm of the method's result.
+        residual: Norm of what the layer misses of it.
+        cosine: Of the layer with the plain sum of the inputs.
+    """
+
+    layer: Layer | None
+    norm: float
+    residual: float
+    cosine: float
+
+
+def merged(
+    sum_: Combination,
+    method: str,
+    parameters: Mapping[str, Value],
+    rule: RankRule | None,
+    dtype: torch.dtype | None,
+    *,
+    has_alpha: bool,
+) -> Merged:
+    """Return what a method makes of two changes of one weight or more.
+
+    Args:
+        sum_: The changes, with their strengths as coefficients.
+        method: In `FACTORED`.
+        parameters: All of its parameters.
+        rule: How many directions to keep; None: all that the result has.
+        dtype: Of the numbers that are written; None: one that holds those of all inputs.
+        has_alpha: Whether the file has a place for alpha.
+
+    Raises:
+        UnsupportedLayerError: An input has no factors smaller than the weight.
+    """
+    stack = sum_.stack
+    if not isinstance(stack, Stack):
+        raise UnsupportedLayerError(
+            f"layer `{sum_.target}` is a LoKr of which factors would be larger than the weight: method "
+            f'`{method}` needs factors; make it a LoRA of a rank first: `convert(lora, to="lora", rank=64)`',
+            target=sum_.target,
+        )
+    task = _task(sum_, parameters)
+    wide = dtype or sum_.dtype
+    how = FACTORED[method].element
+    whole = all(isinstance(innermost(layer), FullLayer) for layer in sum_.layers)
+    if how is not None and (parameters["scope"] == "element" or len(sum_.shape) < 2):
+        result = _on_elements(stack, task, how)
+        norm = float(frobenius(result))
+        if whole:
+            layer: Layer | None = FullLayer(rounded(result.reshape(sum_.shape), wide, sum_.target))
+        else:
+            layer = _fitted(result, rule, sum_, wide, has_alpha=has_alpha)
+        return _measured(sum_, stack, layer, norm, result)
+    frame = framed(stack.up, stack.down, stack.sizes, stack.scales)
+    made = low_rank(*FACTORED[method].solve(frame, task), sum_.shape)
+    own = Combination(sum_.target, sum_.shape, [made], [1.0], stacked([made]))
+    norm = float(own.stack.square([1.0]).sqrt())
+    if whole:
+        product = made.up.flatten(1) @ made.down.flatten(1)
+        layer = FullLayer(rounded(product.reshape(sum_.shape), wide, sum_.target))
+        return _measured(sum_, stack, layer, norm, product)
+    layer = recompressed(own, rule, wide, has_alpha=has_alpha)
+    residual = norm if layer is None else own.missed(layer)
+    return Merged(layer, norm, residual, _cosine(sum_, stack, layer))
+
+
+def _task(sum_: Combination, parameters: Mapping[str, Value]) -> Task:
+    """The weight as methods see it: a matrix (out, in * kernel)."""
+    seed = parameters.get("seed", 0)
+    shape = (sum_.shape[0], math.prod(sum_.shape[1:]))
+    weights = tuple(sum_.coefficients)
+    return Task(shape, weights, parameters, sum_.target, int(float(str(seed))))
+
+
+def _on_elements(stack: Stack, task: Task, how: Element) -> Tensor:
+    """The method on the weight's own elements: (out, in * kernel), float32; tile by tile but for the result."""
+    rows = max(1, _TILE // max(1, task.count * task.shape[1]))
+    parts = [slice(at, min(at + rows, task.rows)) for at in range(0, task.rows, rows)]
+    work = how.begin(task)
+    while work.passes:
+        seen = [work.observe(_tiles(stack, part), None, part.start) for part in parts]
+        work = work.settle(torch.stack(seen).sum(0))
+    result = [work.combine(_tiles(stack, part), None, part.start).clone() for part in parts]
+    return torch.cat(result)
+
+
+def _tiles(stack: Stack, part: slice) -> Tensor:
+    """Rows of each change (T, rows, in * kernel), float32."""
+    ups = stack.up[part].float().split(stack.sizes, dim=1)
+    downs = stack.down.float().split(stack.sizes)
+    tiles = [scale * up @ down for scale, up, down in zip(stack.scales, ups, downs, strict=True)]
+    return torch.stack(tiles)
+
+
+def _fitted(
+    result: Tensor, rule: RankRule | None, sum_: Combination, dtype: torch.dtype, *, has_alpha: bool
+) -> Layer | None:
+    """The best LoRA of a rule for a matrix without a low rank; None where the rule leaves nothing."""
+    own = (rule or RankRule("rank", sum_.rank)).for_kernel(sum_.shape[2:])
+    total = frobenius(result).square()
+    if own.leaves_out or float(total) == 0:
+        return None
+    (near,) = truncated(result[None], total[None], own)
+    return written(sum_, near.factors(), dtype, has_alpha=has_alpha)
+
+
+def _measured(
+    sum_: Combination, stack: Stack, layer: Layer | None, norm: float, result: Tensor
+) -> Merged:
+    """What was made, with its error against a matrix, which is overwritten."""
+    if layer is None:
+        return Merged(None, norm, norm, 0.0)
+    up, down = (factor.to(result) for factor in layer.factors())
+    return Merged(layer, norm, float(residual_(result, up, down)), _cosine(sum_, stack, layer))
+
+
+def _cosine(sum_: Combination, stack: Stack, layer: Layer | None) -> float:
+    """The cosine of a layer with the plain sum; 0 where one of them is nothing."""
+    if layer is None:
+        return 0.0
+    up, down = (factor.to(stack.up.device) for factor in layer.factors())
+    both = float(inner(*sum_.product(stack), up, down))
+    norms = float(stack.square(sum_.coefficients).sqrt() * inner(up, down, up, down).cpu().sqrt())
+    return both / norms if norms > 0 else 0.0

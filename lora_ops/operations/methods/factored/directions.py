@@ -1,0 +1,68 @@
+"""Methods on singular directions: TSV-M, Iso-C and NP-LoRA."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..elements.work import Task
+from .frame import FLOOR, Factors, Frame
+
+
+def task_singular_vectors(frame: Frame, task: Task) -> Factors:
+    """TSV-M (Gargiulo et al., CVPR 2025, arXiv:2412.00081): directions of all changes, made orthogonal.
+
+    Of each change the leading `min(out, in) // T` singular triplets are kept, which is all of them
+    for LoRAs of usual ranks; the left vectors of all, side by side, are replaced by the nearest
+    orthonormal ones (their polar factor), and so are the right ones. Directions that changes share
+    exactly are shared out between them, so that equal changes give that change.
+    """
+    most = min(task.shape) // task.count
+    found = [
+        _svd(weight * core, most) for weight, core in zip(task.weights, frame.cores(), strict=True)
+    ]
+    lefts, values, rights = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+    return frame.factors(_polar(lefts) * values, _polar(rights).mT)
+
+
+def isotropic(frame: Frame, task: Task) -> Factors:
+    """Iso-C (Marczak et al., ICML 2025, arXiv:2502.04959) on the directions of the sum.
+
+    All singular values of the sum become their mean. The paper's mean is over all min(out, in)
+    directions of the weight, most of which a sum of LoRAs does not have: this is over those that it has.
+    """
+    left, values, right = _svd(_sum(frame, task), min(task.shape))
+    return frame.factors(left * values.mean(), right.mT)
+
+
+def null_space(frame: Frame, task: Task) -> Factors:
+    """NP-LoRA (Chen et al., 2025, arXiv:2511.11051), equation 12: the first gives way to the second.
+
+    The first change loses the share `mu / (1 + mu)` of what it does to the `directions` leading right
+    singular directions of the second, and is added to it. `mu` 0 is the sum, a large one the hard
+    projection; 0 directions are all of the second's, as in the paper.
+    """
+    first, second = frame.cores()
+    count, mu = int(task.number("directions")), task.number("mu")
+    _, _, right = _svd(second, count or len(second[0]))
+    kept = first - mu / (1 + mu) * (first @ right) @ right.mT
+    return frame.whole(task.weights[0] * kept + task.weights[1] * second)
+
+
+def _sum(frame: Frame, task: Task) -> Tensor:
+    weights = torch.tensor(task.weights, dtype=torch.float64)
+    return (weights[:, None, None] * frame.cores()).sum(0)
+
+
+def _svd(core: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading triplets of a core that are more than rounding: left (k, q), values (q,), right (k', q)."""
+    left, values, right = torch.linalg.svd(core, full_matrices=False)
+    there = min(most, int((values > FLOOR * values[0]).sum()))
+    return left[:, :there], values[:there], right[:there].mT
+
+
+def _polar(columns: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns; a partial isometry where they depend on each other."""
+    left, values, right = torch.linalg.svd(columns, full_matrices=False)
+    there = values > FLOOR * values[0]
+    return left[:, there] @ right[there]
