@@ -35,39 +35,39 @@ INPUTS = {
     "to": "kind",
     "whole": "whole",
 }
-# What a message says, the input that it is about, what it means on a node that has the input, and
+# What a message says, the input, or inputs, that it is about, what it means on a node that has them, and
 # on one that has not: where the sentence turns out otherwise than name for name. The first that
 # fits decides; `\1` and so on are the pattern's groups.
 _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
-    (re.compile(pattern), name, here, elsewhere)
-    for pattern, name, here, elsewhere in (
+    (re.compile(pattern), names, here, elsewhere)
+    for pattern, names, here, elsewhere in (
         (
             r'`convert\(lora, to="lora", base=checkpoint\)`',
-            "kind",
+            "kind reference",
             "`kind` lora and `base`",
             "Convert LoRA with `kind` lora and `base`",
         ),
         (
             r'convert (it|them) `to="lora"` first',
-            "kind",
+            "kind reference",
             r"convert \1 with `kind` lora first",
             r"convert \1 with Convert LoRA, `kind` lora, first",
         ),
         (
             r'convert (it|them)(?: with)? `to="lora"`',
-            "kind",
+            "kind reference",
             r"convert \1 with `kind` lora",
             r"convert \1 with Convert LoRA, `kind` lora",
         ),
         (
             r'add `to="lora"`',
-            "kind",
+            "kind reference",
             "set `kind` to lora",
             "use Convert LoRA with `kind` lora",
         ),
         (
             r'give `format=`, or `to="lora"`',
-            "kind",
+            "kind reference",
             "choose a `format`, or `kind` lora",
             "use Convert LoRA with a `format`, or `kind` lora",
         ),
@@ -174,10 +174,9 @@ def worded(message: str, inputs: Collection[str] | None = None) -> str:
     """
     from ...lora_ops.text import CALL, PARAMETER
 
-    for pattern, name, here, elsewhere in _PHRASES:
-        message = pattern.sub(
-            here if name and (inputs is None or name in inputs) else elsewhere, message
-        )
+    for pattern, names, here, elsewhere in _PHRASES:
+        has_all = inputs is None or all(name in inputs for name in names.split())
+        message = pattern.sub(here if names and has_all else elsewhere, message)
     message = CALL.sub(lambda found: NODES.get(found[1], found[0]), message)
     return PARAMETER.sub(_input, message)
 
