@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import Operator, Svd, spectrum, truncated_svd
@@ -25,24 +26,32 @@ def truncated(
     # What rules choose by comes to the CPU at once: a device is waited for at each number that is asked.
     sums: list[float] = totals.tolist()
 
-    def leading(rank: int) -> Svd:
-        return truncated_svd(stack, rank, totals, seed, exact=exact)
-
     if rule.needs_spectrum:
         known = spectrum(stack.dense() if isinstance(stack, Operator) else stack).cpu()
         ranks = [rule.choose(known[i], sums[i], full) or 1 for i in range(count)]
-        svd = leading(max(ranks))
+        svd = truncated_svd(stack, max(ranks), totals, seed, exact=exact)
         values = svd.s.cpu()
-    else:
-        looked_at = rule.first_guess(full)
-        while True:
-            svd = leading(looked_at)
-            values = svd.s.cpu()
-            chosen = [rule.choose(values[i], sums[i], full) for i in range(count)]
-            ranks = [rank for rank in chosen if rank is not None]
-            if len(ranks) == count:
-                break
-            looked_at = min(full, 2 * looked_at)
-    # Directions at rounding level are zero in `s`: no rank is spent on them.
-    held = [max(1, min(ranks[i], int((values[i] > 0).sum()))) for i in range(count)]
-    return [svd[i].truncate(held[i]) for i in range(count)]
+        return [_held(svd[i], values[i], ranks[i]) for i in range(count)]
+    found: dict[int, Svd] = {}
+    sought, looked_at = list(range(count)), rule.first_guess(full)
+    while True:
+        svd = truncated_svd(stack, looked_at, totals, seed, exact=exact)
+        values = svd.s.cpu()
+        for i, index in enumerate(sought):
+            rank = rule.choose(values[i], sums[index], full)
+            if rank is not None:
+                found[index] = _held(svd[i], values[i], rank)
+        open_ = [i for i, index in enumerate(sought) if index not in found]
+        if not open_:
+            return [found[index] for index in range(count)]
+        # Only these are looked at further, so that none depends on the others of its batch.
+        if len(open_) < len(sought):
+            stack = torch.stack([stack[i] for i in open_])
+            totals = torch.stack([totals[i] for i in open_])
+        sought = [sought[i] for i in open_]
+        looked_at = min(full, 2 * looked_at)
+
+
+def _held(svd: Svd, values: Tensor, rank: int) -> Svd:
+    """That many directions; none is spent on those at rounding level, which are zero in `s`."""
+    return svd.truncate(max(1, min(rank, int((values > 0).sum()))))
