@@ -296,7 +296,7 @@ def _shared(source: TensorSource, name: str) -> dict[str, Tensor]:
     if not {*VERA_SHARED.values()} <= {*source.keys()}:
         raise UnsupportedLayerError(
             f"layer `{name}` is of VeRA, whose two matrices are not in the file: PEFT draws them at each loading; "
-            "save it with `save_projection=True`",
+            "save it with them (`save_projection`)",
             target=name,
             path=source.name,
         )
