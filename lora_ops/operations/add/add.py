@@ -33,7 +33,7 @@ from ...run.devices import Placement, place
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
-from ..methods import Value, check_adding
+from ..methods import check_adding
 from .apart import is_bulky
 from .layer import Adding, added
 
@@ -52,7 +52,7 @@ def add(
     rule: str | int | RankRule | None = None,
     *,
     method: str = "sum",
-    parameters: Mapping[str, Value] | None = None,
+    parameters: Mapping[str, float | str | bool | tuple[float, ...]] | None = None,
     dtype: torch.dtype | None = None,
     format: str | None = None,
     architecture: Architecture | None = None,
@@ -151,7 +151,7 @@ def method_notes(adding: Adding, report: Report) -> Iterator[str]:
     yield (
         f"{lost:.0%} of what `{adding.method}` makes of the elements has no room in the rank; {told}"
         + (
-            "; on the cores (`scope=core`) it has a low rank by itself, and in a checkpoint all of it has room"
+            "; on the cores, the scope `core`, it has a low rank by itself, and in a checkpoint all of it has room"
             if lost > _LOST
             else ""
         )

@@ -58,7 +58,7 @@ class AddOptions(TypedDict, total=False):
 
     where: Sequence[str]
     method: str
-    options: Mapping[str, Value] | None
+    options: Mapping[str, float | str | bool | tuple[float, ...]] | None
     dtype: torch.dtype | None
     format: str | None
     architecture: str | None

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import PEFT, writable
@@ -29,7 +29,6 @@ from ..peft_folder import check_folder
 from ..preview import Preview
 from .file import plan_file, sink_of, work_of
 from .foretold import preview_extraction
-from .peft_plan import Embeddings
 from .plan import Plan, PlanOptions
 from .shared import shared, together
 from .spending import with_ranks_each
@@ -46,7 +45,7 @@ def extract_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
-    embeddings: Embeddings = "whole",
+    embeddings: Literal["whole", "lora", "none"] = "whole",
     force: bool = False,
     exact: bool = False,
     placement: Placement | None = None,
@@ -125,7 +124,7 @@ def preview_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
-    embeddings: Embeddings = "whole",
+    embeddings: Literal["whole", "lora", "none"] = "whole",
     force: bool = False,
     **options: Unpack[PlanOptions],
 ) -> dict[Path, Preview | LoraOpsError]:
@@ -173,7 +172,7 @@ def _planned(
     folder: Path,
     rule: str | int | RankRule | Budget | None,
     format: str,
-    embeddings: Embeddings,
+    embeddings: Literal["whole", "lora", "none"],
     force: bool,
     options: PlanOptions,
 ) -> Generator[Mapping[Path, _Planned | LoraOpsError], None, None]:
@@ -247,7 +246,7 @@ def _plan(
     rule: RankRule | Budget | None,
     output: Path,
     format: str,
-    embeddings: Embeddings,
+    embeddings: Literal["whole", "lora", "none"],
     options: PlanOptions,
 ) -> _Planned | LoraOpsError:
     try:

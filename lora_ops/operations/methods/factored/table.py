@@ -169,7 +169,7 @@ def check_adding(
     if told.get("scope") == "element" and not recompresses:
         raise ArgumentError(
             f"method `{method}` on elements has a result that no LoRA holds; say how many directions to "
-            "keep (`rule=64`), take `scope=core`, or merge the inputs into their checkpoint"
+            "keep (`rule=64`), take the scope `core`, or merge the inputs into their checkpoint"
         )
     return told
 
