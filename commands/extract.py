@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,7 +18,6 @@ from .options import (
     RULES_HELP,
     clear_errors,
     device_option,
-    dora_option,
     dry_run_option,
     dtype_option,
     force_option,
@@ -32,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention, PlanOptions
+    from ..lora_ops import Convention, Embeddings, PlanOptions
 
 
 @click.command()
@@ -81,8 +80,8 @@ if TYPE_CHECKING:
 @click.option(
     "--embeddings",
     type=click.Choice(["whole", "lora", "none"]),
-    default="whole",
-    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or "
+    "left out.  [default: whole]",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -117,7 +116,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
 )
-@dora_option
+@click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    help="Of a DoRA: whose reading it is to be best in, and its error told of; docs/kinds.md.  [default: paper]",
+)
 @device_option
 @vram_option
 @click.option(
@@ -134,11 +137,11 @@ def extract(
     output: Path,
     rule: str | None,
     relative: bool,
-    norm: str,
+    norm: str | None,
     kind: str,
     factor: int,
     format_: str,
-    embeddings: Literal["whole", "lora", "none"],
+    embeddings: Embeddings | None,
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
@@ -147,7 +150,7 @@ def extract(
     auto_full: bool,
     allow_partial: bool,
     exact: bool,
-    dora: Convention,
+    dora: Convention | None,
     device: str,
     vram: str | None,
     seed: int,
@@ -170,7 +173,13 @@ def extract(
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors():
-        from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
+        from ..lora_ops import (
+            ArgumentError,
+            extract_file,
+            open_source,
+            plan_file,
+            preview_extraction,
+        )
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.progress import progress_bar
@@ -180,8 +189,11 @@ def extract(
         if kind == "control-lora":
             refuse_beside_control(
                 {
-                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "a second ControlNet": len(tuned) > 1,
                     "--relative": relative,
+                    "--norm": norm is not None,
+                    "--embeddings": embeddings is not None,
+                    "--dora": dora is not None,
                     "--factor": factor != -1,
                     "--auto-full": auto_full,
                     "--format": format_ != "comfy",
@@ -201,6 +213,8 @@ def extract(
                 ending=Ending(force, dry_run, verbose, json_to),
             )
             return
+        if dora is not None and kind != "dora":
+            raise ArgumentError("--dora is for --kind dora; leave it out")
         options: PlanOptions = {
             "dtype": parse_dtype(dtype),
             "components": _words(components),
@@ -212,7 +226,7 @@ def extract(
             "norm": norm,
             "kind": kind,
             "factor": factor,
-            "convention": dora,
+            "convention": dora or "paper",
             "auto_full": auto_full,
         }
         first, *more = tuned

@@ -82,7 +82,7 @@ def resize(
     alpha: float | None,
     dtype: str | None,
     relative_to: Path | None,
-    norm: str,
+    norm: str | None,
     base: Path | None,
     dora: Convention,
     exact: bool,

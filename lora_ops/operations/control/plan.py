@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from ...files import FileSource, Output
-from ...linalg.ranks.rules import RankRule
+from ...linalg.ranks.rules import RankRule, parse_rank
 from ...linalg.storage import spelled
 from ...models.pairing import Pair
 from ..extract.file import plan_file
@@ -88,7 +88,8 @@ def plan_control_file(
         WeightShapeError: It is for a model of other widths.
     """
     sides = control_sides(base, controlnet)
-    plan = plan_file(sides.base, sides.tuned, rule, output=output, force=force, **options)
+    chosen = None if rule is None else parse_rank(rule, stored=True)
+    plan = plan_file(sides.base, sides.tuned, chosen, output=output, force=force, **options)
     pairing = plan.pairing
     factored = replace(plan, pairing=replace(pairing, rest=()))
     return ControlPlan(factored, pairing.rest, sides.own)
