@@ -61,14 +61,14 @@ if TYPE_CHECKING:
     help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
     "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
     "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
-    "was made from (BASE).  [default: lora]",
+    "was made from (BASE).",
 )
 @click.option(
     "--factor",
     type=int,
     default=-1,
     help="Of a LoKr: the size that one of its two matrices is to have on either side, as LyCORIS means it; -1: "
-    "as even as can be.  [default: -1]",
+    "as even as can be.",
 )
 @click.option(
     *("--format", "format_"),
