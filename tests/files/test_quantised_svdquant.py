@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorakit.lora_ops.files import QuantisedSource, open_source, refuse_quantised
-from lorakit.lora_ops.models.parameters import parameters
+from lorakit.lora_ops.models.architectures import parameters
 from lorakit.lora_ops.source import DictSource
 
 MODEL = tiny()
