@@ -66,10 +66,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--factor",
-    type=int,
+    type=click.IntRange(-1),
     default=-1,
     help="Of a LoKr: the size that one of its two matrices is to have on either side, as LyCORIS means it; -1: "
-    "as even as can be.  [default: -1]",
+    "as even as can be.",
 )
 @click.option(
     *("--format", "format_"),
@@ -156,9 +156,9 @@ def extract(
     verbose: bool,
     json_to: str | None,
 ) -> None:
-    """Write the LoRA that takes BASE closest to TUNED, or the DoRA, LoKr or LoHa (--kind).
+    """Write the LoRA that takes BASE closest to TUNED.
 
-    Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    Or the DoRA, LoKr, LoHa or Control-LoRA (--kind). Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
     .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
 

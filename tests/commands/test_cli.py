@@ -88,7 +88,7 @@ class TestHelp:
             *("energy", "fro", "error", "cumulative", "ratio", "threshold"),
             *("min", "max", "conv", "conv"),
         ]
-        budgets = {command: ["size", "mean", "total_error"] for command in ("resize", "convert")}
+        budgets = {command: ["size", "mean", "total_error"] for command in ("extract", "resize", "convert")}
         found = {command: option for command, option in OPTIONS if option.name == "rule"}
         assert {*found} == {"extract", "resize", "add", "convert"}
         for command, option in found.items():
@@ -372,7 +372,7 @@ def test_each_exit_status(pair: tuple[Path, Path], tmp_path: Path) -> None:
         (["extract", "a", "b", "-o", "c", "--devise", "cpu"], "Did you mean '--device'?"),
         (["extract", "a", "b", "-o", "c", "--format", "koyha"], "'comfy', 'kohya'"),
         (["extract", "a", "b"], "Missing option '-o'"),
-        (["extract", "a", "-o", "c"], "Missing argument 'TUNED'"),
+        (["extract", "a", "-o", "c"], "Missing argument 'TUNED...'"),
         (["extract", "a", "b", "-o", "c", "--seed", "-1"], "-1 is not in the range"),
         (["extract", "a", "b", "-o", "c", "--seed", str(2**70)], "is not in the range"),
         (["verify", "a", "b", "c", "--strength", "full"], "'full' is not a valid float"),
