@@ -110,18 +110,10 @@ def _on_elements(stack: Stack, task: Task, how: Element) -> Tensor:
     parts = [slice(at, min(at + rows, task.rows)) for at in range(0, task.rows, rows)]
     work = how.begin(task)
     while work.passes:
-        seen = [work.observe(_tiles(stack, part), None, part.start) for part in parts]
+        seen = [work.observe(stack.tiles(part), None, part.start) for part in parts]
         work = work.settle(torch.stack(seen).sum(0))
-    result = [work.combine(_tiles(stack, part), None, part.start).clone() for part in parts]
+    result = [work.combine(stack.tiles(part), None, part.start).clone() for part in parts]
     return torch.cat(result)
-
-
-def _tiles(stack: Stack, part: slice) -> Tensor:
-    """Rows of each change (T, rows, in * kernel), float32."""
-    ups = stack.up[part].float().split(stack.sizes, dim=1)
-    downs = stack.down.float().split(stack.sizes)
-    tiles = [scale * up @ down for scale, up, down in zip(stack.scales, ups, downs, strict=True)]
-    return torch.stack(tiles)
 
 
 def _fitted(
