@@ -52,6 +52,14 @@ if TYPE_CHECKING:
     "whole ranks (dare alone); element, the weight's own elements, which need a rank and do not fit in a LoRA.  "
     "[default: core]",
 )
+@click.option(
+    "--keep-whole",
+    "keep_whole",
+    metavar="LORA",
+    multiple=True,
+    help="One of LORAS that a method from ties on does not see, and that is added to its result as it is. May be "
+    "repeated; none for no such.  [default: LCM, Lightning, DMD, Turbo and Hyper LoRAs, by name and metadata]",
+)
 @where_option
 @click.option(
     *("--format", "format_"),
@@ -78,6 +86,7 @@ def add(
     rule: str | None,
     method: str,
     scope: str | None,
+    keep_whole: tuple[str, ...],
     where: tuple[str, ...],
     format_: str | None,
     architecture: str | None,
@@ -102,7 +111,7 @@ def add(
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
-        from .terms import parse_method, parse_term
+        from .terms import kept_places, parse_method, parse_term
 
         placement = parse_placement(device, vram)
         name, parameters = parse_method(method)
@@ -124,6 +133,7 @@ def add(
             "architecture": architecture,
             "reference": model,
             "force": force,
+            "keep_whole": kept_places(keep_whole, [term.path for term in terms]),
         }
         started = time.perf_counter()
         plan = plan_add_files(ingredients, output, rule, **options)

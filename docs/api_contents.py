@@ -108,7 +108,8 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison"),
             *("compare_checkpoints", "CheckpointComparison", "ParameterComparison"),
-            *("GroupComparison", "Likeness", "lint"),
+            *("GroupComparison", "Likeness"),
+            *("compare_several", "SeveralComparison", "LayerConflict", "Conflict", "lint"),
             *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         ParameterComparison,
         compare_checkpoints,
     )
+    from .inspect.compare_several import LayerConflict, SeveralComparison, compare_several
+    from .inspect.conflict import Conflict
     from .inspect.info import Info, Part, describe
     from .inspect.lint import Finding, Lint, Read, Verdict, lint
     from .inspect.spectra import Spectrum, spectra
@@ -137,6 +139,7 @@ __all__ = [
     "Budget",
     "CheckpointComparison",
     "Comparison",
+    "Conflict",
     "ControlOptions",
     "ControlPlan",
     "Convention",
@@ -156,6 +159,7 @@ __all__ = [
     "Ingredient",
     "Layer",
     "LayerComparison",
+    "LayerConflict",
     "LayerReport",
     "LayerShapeError",
     "Likeness",
@@ -193,6 +197,7 @@ __all__ = [
     "RequantisePlan",
     "ResizeOptions",
     "Rounding",
+    "SeveralComparison",
     "Sidecar",
     "Skip",
     "Spectrum",
@@ -216,6 +221,7 @@ __all__ = [
     "collect",
     "compare",
     "compare_checkpoints",
+    "compare_several",
     "convert",
     "convert_file",
     "decode",

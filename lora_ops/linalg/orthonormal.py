@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Twice a float32's last place, and some for sums.
+_OWN = 3e-7
+
 
 def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
     """Return orthonormal rows that span what `block` adds to `basis`.
@@ -31,9 +34,14 @@ def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
             block = block - (block @ basis.mT) @ basis
         gram = wide(block)
         lower, info = torch.linalg.cholesky_ex(gram @ gram.mT)
-        least = lower.diagonal(dim1=-2, dim2=-1).amin(-1)
+        own = lower.diagonal(dim1=-2, dim2=-1)
+        least = own.amin(-1)
+        # A row of which less than this is its own is rounding of the others, also where the
+        # decomposition goes through, as it does in float64 with rows of nothing at all.
+        is_rounding = own < _OWN * torch.linalg.vector_norm(gram, dim=-1)
         # Both asked at once: a device is waited for at each answer.
-        is_dependent, is_settled = torch.stack([info.any(), (least > 1e-3 * length).all()]).tolist()
+        asked = [info.any() | is_rounding.any(), (least > 1e-3 * length).all()]
+        is_dependent, is_settled = torch.stack(asked).tolist()
         if is_dependent:  # the matrix is of lower rank than the basis
             block = torch.linalg.qr(block.mT.cpu())[0].mT.to(block.device)
             continue

@@ -23,6 +23,7 @@ from lorakit.lora_ops import (
     Budget,
     CheckpointComparison,
     Comparison,
+    Conflict,
     ControlOptions,
     ControlPlan,
     Convention,
@@ -42,6 +43,7 @@ from lorakit.lora_ops import (
     Ingredient,
     Layer,
     LayerComparison,
+    LayerConflict,
     LayerReport,
     LayerShapeError,
     Likeness,
@@ -79,6 +81,7 @@ from lorakit.lora_ops import (
     RequantisePlan,
     ResizeOptions,
     Rounding,
+    SeveralComparison,
     Sidecar,
     Skip,
     Spectrum,
@@ -102,6 +105,7 @@ from lorakit.lora_ops import (
     collect,
     compare,
     compare_checkpoints,
+    compare_several,
     convert,
     convert_file,
     decode,
@@ -250,6 +254,12 @@ def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
     found: Comparison = compare(adapter, half)
     lines: Sequence[LayerComparison] = found.layers
     assert all(abs(one.cosine - 1) < 1e-6 for one in lines)
+
+    several: SeveralComparison = compare_several([adapter, half, total], share=0.1)
+    total_conflict: Conflict = several.total
+    each: Sequence[LayerConflict] = several.layers
+    assert len(each) == len(adapter.layers)
+    assert abs(total_conflict.cosines[0][1] - 1) < 1e-6
 
     model: Architecture = architecture_named("sd1")
     renamed, _ = convert(adapter, "kohya", architecture=model)
