@@ -97,6 +97,9 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if report.weighted_error is not None:
+        told = f"of the layers' output, by the activations: relative error {human_error(report.weighted_error)}"
+        console.print(told, highlight=False, soft_wrap=True)
     rounding, error = report.rounding, report.estimated_error
     if rounding is not None and error is not None:
         console.print(estimate_text(rounding, error), highlight=False, soft_wrap=True)

@@ -23,19 +23,27 @@ if TYPE_CHECKING:
 def show_report(report: Report, *, verbose: bool = False) -> None:
     """Print the layers (the worst, or all), what was left out, notes and totals."""
     console = open_console()
-    table = new_table("layer", "kind", "shape", *_FIGURES[_is_estimated(report)])
+    by_output = report.weighted_error is not None
+    outputs = ["error of output"] if by_output else []
+    table = new_table("layer", "kind", "shape", *_FIGURES[_is_estimated(report)], *outputs)
 
     def cells(layer: LayerReport) -> tuple[str, ...]:
         about = (tail(layer.target), layer.kind, shape_text(layer.shape))
         figures = (str(layer.rank), human_error(layer.error))
         if _is_estimated(report):
-            return (*about, *figures, *_estimates(layer))
-        return (*about, *figures, f"{layer.energy:.2%}")
+            return (*about, *figures, *_estimates(layer), *output_error(layer, by_output))
+        return (*about, *figures, f"{layer.energy:.2%}", *output_error(layer, by_output))
 
     console.print(
         fill(table, report.layers, cells, weigh=lambda layer: layer.residual, verbose=verbose)
     )
     print_rest(console, report, outside="outside the LoRA")
+
+
+def output_error(layer: LayerReport, by_output: bool) -> tuple[str, ...]:
+    """The cell of the error by activations, where the table has that column."""
+    error = layer.weighted_error
+    return ("" if error is None else human_error(error),) if by_output else ()
 
 
 _FIGURES = {

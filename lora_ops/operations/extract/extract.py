@@ -156,6 +156,8 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         name, old, new = pairing.reshaped[0]
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
     yield from _sweeps(layers)
+    if plan.activations is not None:
+        yield from unrecorded(layers)
     if isinstance(plan.rule, Budget):
         none = sum(skip.reason == RANK_ZERO for skip in skips)
         yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)
@@ -174,6 +176,13 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
+
+
+def unrecorded(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """How many layers were cut without a record of what goes into them."""
+    plain = sum(one.weighted is None and one.kind.startswith(("linear", "conv")) for one in layers)
+    if plain:
+        yield f"{counted(plain, 'layer')} without a record of activations: cut by the weights alone"
 
 
 def _sweeps(layers: Sequence[LayerReport]) -> Iterator[str]:
