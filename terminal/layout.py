@@ -16,7 +16,7 @@ from ..lora_ops.text import estimate_text, human_error, human_size, plain
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ..lora_ops import Report
+    from ..lora_ops import LayerReport, Report
 
 # Rows shown of a long list of layers: those one wants to know about.
 _MOST = 12
@@ -77,6 +77,12 @@ def fill(
 def shape_text(shape: Sequence[int]) -> str:
     """Sizes of the axes: 320x320x3x3."""
     return "x".join(map(str, shape))
+
+
+def output_error(layer: LayerReport, by_output: bool) -> tuple[str, ...]:
+    """The cell of the error by activations, where the table has that column."""
+    error = layer.weighted_error
+    return ("" if error is None else human_error(error),) if by_output else ()
 
 
 def print_rest(console: Console, report: Report, *, outside: str) -> None:

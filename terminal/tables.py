@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..lora_ops.report import counted
 from ..lora_ops.text import either, human_error, human_size
-from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
+from .layout import fill, new_table, open_console, output_error, print_rest, safe, shape_text, tail
 from .metadata import described_rows
 from .wording import worded
 
@@ -38,12 +38,6 @@ def show_report(report: Report, *, verbose: bool = False) -> None:
         fill(table, report.layers, cells, weigh=lambda layer: layer.residual, verbose=verbose)
     )
     print_rest(console, report, outside="outside the LoRA")
-
-
-def output_error(layer: LayerReport, by_output: bool) -> tuple[str, ...]:
-    """The cell of the error by activations, where the table has that column."""
-    error = layer.weighted_error
-    return ("" if error is None else human_error(error),) if by_output else ()
 
 
 _FIGURES = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .factored import factored_svd, thinned
 from .orthonormal import wide
 from .ranks.budgets import Budget
 from .ranks.rules import RankRule
@@ -133,6 +134,25 @@ def weighted_factors(
     (svd,) = truncated(image[None], total[None], rule, exact=exact, seed=seed)
     up = svd.truncate(min(delta.shape)).u
     return balanced(up, up.mT @ delta)
+
+
+def weighted_product(
+    up: Tensor, down: Tensor, moment: Moment, rule: RankRule
+) -> tuple[Tensor, Tensor]:
+    """Return what `weighted_factors` does, exactly, of a change `up @ down` that is not multiplied out.
+
+    Args:
+        up: (out, q), float32.
+        down: (q, in), float32; the product is not zero.
+        moment: Of the inputs.
+        rule: Of this layer; it leaves something.
+    """
+    svd = factored_svd(*thinned(up, moment.image(down, DAMPING)))
+    s = svd.s.cpu()
+    rank = rule.choose(s, float(s.square().sum()), len(s)) or len(s)
+    held = max(1, min(rank, int((s > 0).sum())))
+    left = (wide(svd.up) @ wide(svd.left[:, :held])).to(up)
+    return balanced(left, (left.mT @ up) @ down)
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO, mean_notes
+from ..reasons import RANK_ZERO, mean_notes, unrecorded
 from .kinds.table import LORA
 from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
@@ -157,7 +157,7 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
     yield from _sweeps(layers)
     if plan.activations is not None:
-        yield from unrecorded(layers)
+        yield from unrecorded([x for x in layers if x.kind.startswith(("linear", "conv"))])
     if isinstance(plan.rule, Budget):
         none = sum(skip.reason == RANK_ZERO for skip in skips)
         yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)
@@ -176,13 +176,6 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
             conv = "conv " if kernel else ""
             layers_ = counted(lowered, "layer")
             yield f"{conv}rank {rule.value:g} lowered in {layers_}: the change has no more"
-
-
-def unrecorded(layers: Sequence[LayerReport]) -> Iterator[str]:
-    """How many layers were cut without a record of what goes into them."""
-    plain = sum(one.weighted is None and one.kind.startswith(("linear", "conv")) for one in layers)
-    if plain:
-        yield f"{counted(plain, 'layer')} without a record of activations: cut by the weights alone"
 
 
 def _sweeps(layers: Sequence[LayerReport]) -> Iterator[str]:
