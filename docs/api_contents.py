@@ -131,11 +131,16 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "What a model uses",
+        "[activations.md](activations.md) says what it is good for.",
+        ("record", "Recorder"),
+    ),
+    (
         "Results, and where to compute",
         "",
         (
-            *("Report", "LayerReport", "Rounding", "EditReport", "BakedLayer", "Skip", "Progress"),
-            *("Preview", "PlannedLayer"),
+            *("Report", "LayerReport", "Rounding", "Weighted", "EditReport", "BakedLayer", "Skip"),
+            *("Progress", "Preview", "PlannedLayer"),
             *("place", "Placement"),
         ),
     ),
@@ -183,7 +188,7 @@ INNER = {
     "MergePlan": {"tensors", "surveys", "gguf"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
-    "Plan": {"form", "form_for", "sides", "working_set"},
+    "Plan": {"activations", "form", "form_for", "moment", "sides", "working_set"},
     "Recipe": {"steps", "output"},
     "RequantisePlan": {"tensors", "wanted", "gguf"},
     "RankRule": {"first_guess", "choose", "choose_within"},

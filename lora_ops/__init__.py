@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from .operations.scale.plan import plan_scale_file
     from .operations.scale.scale import scale
     from .operations.weights.change import BakedLayer
-    from .report import LayerReport, Report, Rounding, Skip
+    from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
     from .run.workers import Progress
     from .source import DictSource, TensorSource
@@ -123,10 +123,12 @@ if TYPE_CHECKING:
         enable,
         inject,
         merge_into,
+        record,
         set_strength,
         store_frozen,
         unmerge,
     )
+    from .training.record import Recorder
 
 __all__ = [
     "Adapter",
@@ -193,6 +195,7 @@ __all__ = [
     "Read",
     "Recipe",
     "RecipeFile",
+    "Recorder",
     "Report",
     "RequantisePlan",
     "ResizeOptions",
@@ -210,6 +213,7 @@ __all__ = [
     "UnsupportedLayerError",
     "Verdict",
     "WeightShapeError",
+    "Weighted",
     "WriteError",
     "add",
     "add_files",
@@ -274,6 +278,7 @@ __all__ = [
     "read_metadata",
     "read_recipe",
     "read_sidecar",
+    "record",
     "requantise_file",
     "resize",
     "resize_file",
