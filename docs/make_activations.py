@@ -37,11 +37,9 @@ def main() -> None:
         recorder.save(known)
         start, goal = drawn(before), drawn(after)
         columns = [Column(("base",), start[0][:SHOWN])]
-        print("| rank | | error | error of outputs | distance of pictures | at each of the seeds |")
-        print("|---|---|---|---|---|---|")
         for rank in RANKS:
             for title, path in (("by weights", None), ("by outputs", known)):
-                report, tensors = made(
+                _report, tensors = made(
                     base, tuned, before, rank, path, Path(folder) / "lora.safetensors"
                 )
                 images = drawn(tensors)
@@ -49,12 +47,6 @@ def main() -> None:
                     float((one - two).norm() / (old - two).norm())
                     for one, two, old in zip(images, goal, start, strict=True)
                 ]
-                by_output = report.weighted_error
-                print(
-                    f"| {rank} | {title} | {report.error:.3f} | {'' if by_output is None else f'{by_output:.3f}'} "
-                    f"| {sum(far) / len(far):.3f} | {', '.join(f'{one:.3f}' for one in far)} |",
-                    flush=True,
-                )
                 lines = (f"rank {rank}", title, f"distance {sum(far) / len(far):.2f}")
                 columns.append(Column(lines, images[0][:SHOWN]))
         columns.append(Column(("tuned",), goal[0][:SHOWN]))

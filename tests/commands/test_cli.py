@@ -88,7 +88,9 @@ class TestHelp:
             *("energy", "fro", "error", "cumulative", "ratio", "threshold"),
             *("min", "max", "conv", "conv"),
         ]
-        budgets = {command: ["size", "mean", "total_error"] for command in ("extract", "resize", "convert")}
+        budgets = {
+            command: ["size", "mean", "total_error"] for command in ("extract", "resize", "convert")
+        }
         found = {command: option for command, option in OPTIONS if option.name == "rule"}
         assert {*found} == {"extract", "resize", "add", "convert"}
         for command, option in found.items():
