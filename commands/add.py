@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     help="How. From the inputs' inner products, exact: sum; average (over the sum of strengths); slerp,t=0.5 "
     "(two inputs); karcher; geometric_median; model_stock; orthogonalise (the last without its part along the "
     "others); energy (at equal norms). From their factors, not a sum of them: ties,density=0.2, magnitude, "
-    "dare, dare_ties, della, breadcrumbs and sce (scope says where); tsv; iso; np,mu=0.5,directions=0 (the first "
-    "gives way to the second); knots; ctm,directions=0; lego,directions=0. docs/adding.md says what each is for.  [default: sum]",
+    "dare, dare_ties, della, breadcrumbs and sce (at a scope); tsv; iso; np,mu=0.5,directions=0 (the first "
+    "gives way to the second); knots; ctm,directions=0; lego,directions=0. docs/adding.md says what each is for.",
 )
 @click.option(
     "--scope",

@@ -23,7 +23,9 @@ from .options import (
 
 
 @click.command()
-@click.argument("files", type=PATH, nargs=-1, required=True, metavar="FIRST SECOND [MORE]...")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.argument("more", type=PATH, nargs=-1)
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True),
@@ -33,7 +35,9 @@ from .options import (
 @verbose_option
 @json_option
 def compare(
-    files: tuple[Path, ...],
+    first: Path,
+    second: Path,
+    more: tuple[Path, ...],
     share: float | None,
     picture: Path | None,
     verbose: bool,
@@ -68,8 +72,7 @@ def compare(
         from ..terminal.edits import show_comparison
         from ..terminal.progress import progress_bar
 
-        if len(files) < 2:
-            raise ArgumentError("compare takes two files or more, not one")
+        files = (first, second, *more)
         found: Reported
         show: Callable[..., None] = show_comparison
         opened = [stack.enter_context(open_source(path)) for path in files]

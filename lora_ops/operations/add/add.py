@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -58,7 +58,7 @@ def add(
     format: str | None = None,
     architecture: Architecture | None = None,
     reference: Sequence[str] = (),
-    keep_whole: Collection[int] | None = None,
+    keep_whole: Sequence[int] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -67,7 +67,7 @@ class AddOptions(TypedDict, total=False):
     architecture: str | None
     reference: TensorSource | None
     force: bool
-    keep_whole: Collection[int] | None
+    keep_whole: Sequence[int] | None
 
 
 def plan_add_files(
