@@ -106,7 +106,7 @@ def add(
     folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
-        from ..lora_ops import Ingredient, open_source, plan_add_files
+        from ..lora_ops import ArgumentError, Ingredient, open_source, plan_add_files
         from ..lora_ops.operations.edit import run_edit
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
@@ -115,6 +115,10 @@ def add(
 
         placement = parse_placement(device, vram)
         name, parameters = parse_method(method)
+        if scope is not None and "scope" in parameters:
+            raise ArgumentError(
+                "the scope is given twice: by --scope, and in --method; leave one out"
+            )
         terms = [parse_term(text) for text in loras]
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
         model = stack.enter_context(open_source(reference)) if reference is not None else None

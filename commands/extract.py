@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +20,6 @@ from .options import (
     RULES_HELP,
     clear_errors,
     device_option,
-    dora_option,
     dry_run_option,
     dtype_option,
     force_option,
@@ -34,7 +33,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import Convention, PlanOptions
+    from ..lora_ops import Convention, Embeddings, PlanOptions
 
 
 @click.command()
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
     help="The form of the change: lora; dora (the tuned weight's row lengths over a LoRA); lokr (the nearest "
     "Kronecker product); loha (by alternating least squares: a rank, 4 times the numbers of up and down); "
     "locon-tucker (cores for k x k kernels); control-lora, of a ControlNet (TUNED) and the checkpoint that it "
-    "was made from (BASE).  [default: lora]",
+    "was made from (BASE).",
 )
 @click.option(
     "--factor",
@@ -83,8 +82,8 @@ if TYPE_CHECKING:
 @click.option(
     "--embeddings",
     type=click.Choice(["whole", "lora", "none"]),
-    default="whole",
-    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or left out.",
+    help="Of format peft: embeddings and heads that changed are kept whole (modules_to_save), given factors, or "
+    "left out.  [default: whole]",
 )
 @dtype_option("the tuned file's")
 @click.option(
@@ -120,7 +119,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The exact truncation, not one within 0.001 of its error: about 4 times slower.",
 )
-@dora_option
+@click.option(
+    "--dora",
+    type=click.Choice(["paper", "comfy"]),
+    help="Of a DoRA: whose reading it is to be best in, and its error told of; docs/kinds.md.  [default: paper]",
+)
 @device_option
 @vram_option
 @click.option(
@@ -137,11 +140,11 @@ def extract(
     output: Path,
     rule: str | None,
     relative: bool,
-    norm: str,
+    norm: str | None,
     kind: str,
     factor: int,
     format_: str,
-    embeddings: Literal["whole", "lora", "none"],
+    embeddings: Embeddings | None,
     dtype: str | None,
     components: str | None,
     include: tuple[str, ...],
@@ -151,7 +154,7 @@ def extract(
     activations: Path | None,
     allow_partial: bool,
     exact: bool,
-    dora: Convention,
+    dora: Convention | None,
     device: str,
     vram: str | None,
     seed: int,
@@ -174,7 +177,13 @@ def extract(
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
     with clear_errors(), ExitStack() as stack:
-        from ..lora_ops import extract_file, open_source, plan_file, preview_extraction
+        from ..lora_ops import (
+            ArgumentError,
+            extract_file,
+            open_source,
+            plan_file,
+            preview_extraction,
+        )
         from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
@@ -185,8 +194,11 @@ def extract(
         if kind == "control-lora":
             refuse_beside_control(
                 {
-                    "--kind control-lora of several ControlNets": len(tuned) > 1,
+                    "a second ControlNet": len(tuned) > 1,
                     "--relative": relative,
+                    "--norm": norm is not None,
+                    "--embeddings": embeddings is not None,
+                    "--dora": dora is not None,
                     "--factor": factor != -1,
                     "--auto-full": auto_full,
                     "--format": format_ != "comfy",
@@ -207,6 +219,8 @@ def extract(
                 ending=Ending(force, dry_run, verbose, json_to),
             )
             return
+        if dora is not None and kind != "dora":
+            raise ArgumentError("--dora is for --kind dora; leave it out")
         record = stack.enter_context(open_source(activations)) if activations else None
         options: PlanOptions = {
             "dtype": parse_dtype(dtype),
@@ -219,7 +233,7 @@ def extract(
             "norm": norm,
             "kind": kind,
             "factor": factor,
-            "convention": dora,
+            "convention": dora or "paper",
             "auto_full": auto_full,
             "activations": record,
         }

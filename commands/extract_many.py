@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..lora_ops import FileSource, LoraOpsError, Placement, PlanOptions, Preview, Report
+    from ..lora_ops import (
+        Embeddings,
+        FileSource,
+        LoraOpsError,
+        Placement,
+        PlanOptions,
+        Preview,
+        Report,
+    )
 
 
 class How(TypedDict):
@@ -31,7 +39,7 @@ def extract_each(
     options: PlanOptions,
     *,
     format: str,
-    embeddings: Literal["whole", "lora", "none"],
+    embeddings: Embeddings | None,
     force: bool,
     dry_run: bool,
     verbose: bool,

@@ -102,8 +102,8 @@ BUDGETS_HELP = (
 norm_option = click.option(
     "--norm",
     type=click.Choice(["spectral", "frobenius"]),
-    default="spectral",
-    help="Of those weights: the largest singular value, or the root of the sum of squares.",
+    help="Of those weights: the largest singular value, or the root of the sum of squares.  "
+    "[default: spectral]",
 )
 dora_option = click.option(
     "--dora",

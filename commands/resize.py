@@ -84,7 +84,7 @@ def resize(
     alpha: float | None,
     dtype: str | None,
     relative_to: Path | None,
-    norm: str,
+    norm: str | None,
     activations: Path | None,
     base: Path | None,
     dora: Convention,

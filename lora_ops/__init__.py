@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from .operations.extract.file import extract_file, plan_file
     from .operations.extract.foretold import preview_extraction
     from .operations.extract.many import extract_files, preview_files
+    from .operations.extract.peft_plan import Embeddings
     from .operations.extract.plan import Plan, PlanOptions, plan_extraction
     from .operations.merge.file import merge_file, plan_merge_file
     from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
@@ -151,6 +152,7 @@ __all__ = [
     "EditPlan",
     "EditReport",
     "Element",
+    "Embeddings",
     "FileSource",
     "Finding",
     "FormatError",

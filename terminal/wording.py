@@ -18,6 +18,7 @@ OPTIONS = {
     },
     "whole": "--whole",
     "auto_full": "--auto-full",
+    "embeddings": "--embeddings",
     "allow_other": "--allow-other",
     "allow_partial": "--allow-partial",
     "full_differences": "--full-differences",

@@ -17,7 +17,7 @@ from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host, model_files
 from ..host.api import io
-from .extraction import NO_RANK
+from .extraction import NO_RANK, exact_input, stored_input
 
 BASES = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
 _PREFIX = "controlnet/lorakit"
@@ -45,20 +45,8 @@ class ExtractControlLora(io.ComfyNode):
                 ),
                 *rank_inputs(default=0, noise=True, none=NO_RANK),
                 prefix_input(_PREFIX),
-                io.Boolean.Input(
-                    "exact",
-                    default=False,
-                    optional=True,
-                    tooltip="The exact truncation instead of one within 0.001 of its error: about 4 times "
-                    "slower.",
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=["fp16", "bf16", "fp32"],
-                    default="fp16",
-                    optional=True,
-                    tooltip="What all of it is stored as. Arithmetic is in fp32 whatever this is.",
-                ),
+                exact_input(),
+                stored_input("all of it is"),
             ],
             outputs=[
                 io.ControlNet.Output(

@@ -29,26 +29,14 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
         *rank_inputs(
             default=0 if files else 32, budgets=True, noise=files, none=NO_RANK if files else ""
         ),
-        io.Boolean.Input(
-            "exact",
-            default=False,
-            optional=True,
-            tooltip="The exact truncation instead of one within 0.001 of its error: about 4 times "
-            "slower.",
-        ),
+        exact_input(),
         io.Boolean.Input(
             "full_differences",
             default=False,
             optional=True,
             tooltip="Keep differences of biases, norms and embeddings too, whole (comfy format only).",
         ),
-        io.Combo.Input(
-            "dtype",
-            options=["fp16", "bf16", "fp32"],
-            default="fp16",
-            optional=True,
-            tooltip="What the factors are stored as. Arithmetic is in fp32 whatever this is.",
-        ),
+        stored_input("the factors are"),
         io.Combo.Input(
             "format",
             options=list(FORMATS),
@@ -58,6 +46,27 @@ def extraction_inputs(*, files: bool = False) -> list[io.Input]:
             "SD1.5, SD2, SDXL and Flux, in other programs too.",
         ),
     ]
+
+
+def exact_input() -> io.Boolean.Input:
+    """The input `exact`."""
+    return io.Boolean.Input(
+        "exact",
+        default=False,
+        optional=True,
+        tooltip="The exact truncation instead of one within 0.001 of its error: about 4 times slower.",
+    )
+
+
+def stored_input(what: str) -> io.Combo.Input:
+    """The input `dtype`, with fp16 as its default; `what` is stored so, with its verb."""
+    return io.Combo.Input(
+        "dtype",
+        options=["fp16", "bf16", "fp32"],
+        default="fp16",
+        optional=True,
+        tooltip=f"What {what} stored as. Arithmetic is in fp32 whatever this is.",
+    )
 
 
 def partial_input() -> io.Boolean.Input:

@@ -158,6 +158,9 @@ BESIDE = [
     ("--components", "unet"),
     ("--full-differences",),
     ("--allow-partial",),
+    ("--norm", "spectral"),
+    ("--embeddings", "whole"),
+    ("--dora", "paper"),
 ]
 
 
@@ -169,6 +172,17 @@ def test_what_does_not_go_with_one_is_said(made, tmp_path, words):
     assert (run.status, run.out) == (2, "")
     assert f"Error: {words[0]} does not go with a Control-LoRA; leave it out" in run.err
     assert not output.exists()
+
+
+def test_a_budget_and_a_second_controlnet_are_refused(made, tmp_path):
+    base, net, _ = made
+    asked = ("extract", base, net, "--kind", "control-lora")
+    run = lorakit_here(*asked, "-o", tmp_path / "out.safetensors", "--rank", "size=1MB")
+    assert (run.status, run.out) == (2, "")
+    assert "`size=` is a budget across layers, which this operation does not take" in run.err
+    run = lorakit_here(*asked, net, "-o", tmp_path / "out")
+    assert "Error: a second ControlNet does not go with a Control-LoRA" in run.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,25 @@ def test_messages_have_the_command_lines_words():
     assert "a factor of 4 is for a LoKr" in done.err
     done = lorakit_here(*asked, "--auto-full", "--format", "kohya")
     assert "leave --auto-full out" in done.err
+
+
+UNUSED = [
+    (("--norm", "frobenius"), "the frobenius norm is of weights that a budget compares"),
+    (("--embeddings", "none"), "leave --embeddings none out"),
+    (("--dora", "comfy"), "--dora is for --kind dora"),
+    (("--kind", "lokr", "--dora", "paper"), "--dora is for --kind dora"),
+    (("--kind", "control_lora"), "did you mean `control-lora`?"),
+    (("--kind", "nope"), "locon-tucker, control-lora"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), UNUSED)
+@pytest.mark.parametrize("tuned", [(TUNED,), (TUNED, TUNED.with_name("tuned2.safetensors"))])
+def test_what_would_change_nothing_is_refused(words, told, tuned, tmp_path: Path):
+    output = tmp_path / "out"
+    done = lorakit_here(
+        *("extract", BASE, *tuned, "-o", output if tuned[1:] else f"{output}.safetensors"), *words
+    )
+    assert (done.status, done.out) == (2, "")
+    assert told in done.err
+    assert list(tmp_path.iterdir()) == []

@@ -201,7 +201,7 @@ class ScaledFloat(ScalingEncoder):
         return torch.arange(first, first + count) // (self.shape[0] // self._largest.shape[0])
 
 
-class _Integers(ScalingEncoder):
+class Integers(ScalingEncoder):
     """Codes that are integers of 8 bits."""
 
     def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
@@ -221,11 +221,11 @@ class _Integers(ScalingEncoder):
         return codes.float()
 
 
-class ScaledInteger(_Integers, ScaledFloat):
+class ScaledInteger(Integers, ScaledFloat):
     """Integers of 8 bits with one scale, or one for each block: the largest number over 127."""
 
 
-class Rows(_Integers):
+class Rows(Integers):
     """Integers of 8 bits with a scale for each row: its largest number over 127."""
 
     def __init__(self, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:

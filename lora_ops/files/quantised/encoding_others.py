@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .bitsandbytes import STEP
-from .encoding import Chance, Rows, ScaledFloat
+from .encoding import Integers, Rows, ScaledFloat
 from .memory import rounded
 
 
@@ -63,7 +63,7 @@ class RoundedFloat(ScaledFloat):
         return rounded(super().multiplied(codes, scales), self._numbers)
 
 
-class RoundedInteger(RoundedFloat):
+class RoundedInteger(Integers, RoundedFloat):
     """Integers of torchao, of as many bits as it was asked for, in 8 bits each; no zero points.
 
     Args:
@@ -93,15 +93,3 @@ class RoundedInteger(RoundedFloat):
     def divided(self, rows: Tensor, scales: Tensor) -> Tensor:
         """By way of the reciprocal, as the program does."""
         return (rows * (1 / scales)).clamp_(*self._ends)
-
-    def nearest(self, numbers: Tensor) -> Tensor:
-        """The nearest integer; ties to even."""
-        return numbers.round_().to(self.dtype)
-
-    def by_chance(self, numbers: Tensor, chance: Chance) -> Tensor:
-        """See `Encoder`."""
-        return chance.to_steps(numbers, 1.0).to(self.dtype)
-
-    def widened(self, codes: Tensor) -> Tensor:
-        """Fresh float32 of codes."""
-        return codes.float()

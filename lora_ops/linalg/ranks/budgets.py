@@ -128,19 +128,6 @@ def parse_rule(text: str | int | RankRule | Budget, *, stored: bool = False) -> 
     return Budget(parts.kind, value, parts.least or 0, parts.most, parts.conv)
 
 
-def check_compares(rule: RankRule | Budget) -> None:
-    """Refuse a rule for which it means nothing how large the weights are that are changed.
-
-    Raises:
-        ArgumentError: It is no budget.
-    """
-    if isinstance(rule, RankRule):
-        raise ArgumentError(
-            f"rank rule `{rule}` looks at one layer at a time, so weights to compare with change "
-            "nothing; use a budget: size=, mean= or total_error="
-        )
-
-
 def spend(budget: Budget, layers: Sequence[LayerSpectrum], *, overhead: int = 0) -> list[int]:
     """Return the rank of each layer, in their order; 0 where the budget gives it nothing.
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from torch import Tensor
-
-from ...adapters.layers import Layer, ReplacementLayer
-from ...linalg import frobenius
-from ...linalg.storage import rounded
-from ...models.differences import difference, measured
+from ...adapters.layers import Layer
 from ...models.pairing import Pair
-from ...report import LayerReport
 from ...run.devices import Placement
 from ...run.job import Job, Outcome, Work
 from ..extract.extract import Task, extraction_work
+from ..extract.layer import replaced
 from .plan import ControlPlan
 
 
@@ -44,20 +40,8 @@ def _compute(
     placement: Placement,
 ) -> Sequence[Outcome[Layer]]:
     whole = [one for one in items if isinstance(one, Pair)]
-    if whole:  # alone, for they are alike to nothing else
-        return [_whole(planned, both) for both in whole]
+    if whole:  # alone, for they are alike to nothing else; some programs ask also for those that did not change
+        return [
+            replace(replaced(planned.plan, both, always=True), name=both.name) for both in whole
+        ]
     return factors.compute(cast("Sequence[Task]", items), placement)
-
-
-def _whole(planned: ControlPlan, both: Pair) -> Outcome[Layer]:
-    """A parameter as the ControlNet has it, also where it is the base's: some programs ask for it."""
-    base, tuned = planned.plan.sides.read(both)
-    _, norm = measured(planned.plan.sides, both, base, tuned)
-    layer = ReplacementLayer(rounded(tuned, planned.plan.dtype, both.name))
-    residual = float(frobenius(_flat(difference(layer.set_weight, tuned))))
-    about = (both.name, both.component, both.kind, both.shape)
-    return Outcome(both.name, layer, (LayerReport(*about, layer.rank, norm, residual),))
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(1, -1)

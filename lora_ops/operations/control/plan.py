@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
+from ...adapters.formats import CONTROL
 from ...files import FileSource, Output
-from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import spelled
+from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.pairing import Pair
 from ..extract.file import plan_file
-from ..extract.foretold import largest_size
+from ..extract.foretold import preview_extraction
 from ..extract.plan import Plan
 from ..preview import PlannedLayer, Preview
 from .sides import Route, control_sides
@@ -88,7 +88,8 @@ def plan_control_file(
         WeightShapeError: It is for a model of other widths.
     """
     sides = control_sides(base, controlnet)
-    plan = plan_file(sides.base, sides.tuned, rule, output=output, force=force, **options)
+    chosen = None if rule is None else parse_rank(rule, stored=True)
+    plan = plan_file(sides.base, sides.tuned, chosen, output=output, force=force, **options)
     pairing = plan.pairing
     factored = replace(plan, pairing=replace(pairing, rest=()))
     return ControlPlan(factored, pairing.rest, sides.own)
@@ -101,27 +102,18 @@ def preview_control(planned: ControlPlan, output: Path) -> Preview:
         planned: From `plan_control_file`.
         output: Where to.
     """
-    plan = planned.plan
-    model, dtype = plan.pairing.architecture, spelled(plan.dtype)
-    factored = (
-        PlannedLayer(
-            *(both.target, both.component, both.kind, both.shape),
-            rank_at_most=plan.most_ranks(both),
-        )
-        for both in plan.pairing.candidates
-    )
+    found = preview_extraction(planned.plan, output)
     whole = (
         PlannedLayer(both.target, both.component, both.kind, both.shape, "whole")
         for both in planned.whole
     )
-    return Preview(
-        output=str(output),
-        size_at_most=largest_size(plan) + planned.whole_size,
-        layers=(*factored, *whole),
-        notes=(*(() if plan.why is None else (plan.why,)), own_note(planned)),
-        told=f"Control-LoRA, rank rule {plan.rule}, {dtype}",
-        settings={"kind": "control-lora", "rank": str(plan.rule), "dtype": dtype},
-        architecture=model.title if model else None,
+    return replace(
+        found,
+        size_at_most=found.size_at_most + planned.whole_size,
+        layers=(*found.layers, *whole),
+        notes=(*found.notes, own_note(planned)),
+        told=f"Control-{found.told}",
+        settings={**found.settings, "kind": CONTROL.name},
     )
 
 

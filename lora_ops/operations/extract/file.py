@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...adapters.formats import PEFT
 from ...adapters.layers import Layer
-from ...errors import MismatchError
+from ...errors import ArgumentError, MismatchError
 from ...files import FileSource, Output, check_output, read_errors
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
@@ -25,7 +25,7 @@ from ..peft_folder import check_folder
 from .extract import extraction_work
 from .extracted_file import ExtractedFile, naming
 from .peft_file import PeftExtraction, peft_work
-from .peft_plan import PeftPlan, plan_peft
+from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
 from .spending import with_ranks
 from .task import Task
@@ -42,7 +42,7 @@ def plan_file(
     output: Output | None = None,
     force: bool = False,
     format: str = "comfy",
-    embeddings: Literal["whole", "lora", "none"] = "whole",
+    embeddings: Embeddings | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Check everything that can be checked before the work begins, and plan it.
@@ -55,7 +55,7 @@ def plan_file(
         force: Whether the output may replace a file.
         format: comfy, kohya, or peft, which is a folder; that it can hold this model is checked.
         embeddings: For peft, what becomes of embeddings and heads that changed: kept `whole`, as
-            `modules_to_save`; given factors, `lora`; or left out, `none`.
+            `modules_to_save`; given factors, `lora`; or left out, `none`. None: `whole`.
         **options: See `PlanOptions`.
 
     Raises:
@@ -74,7 +74,12 @@ def plan_file(
             "give the base and the tuned checkpoint"
         )
     if format == PEFT.name:
-        return plan_peft(base, tuned, rule, embeddings=embeddings, **options)
+        return plan_peft(base, tuned, rule, embeddings=embeddings or "whole", **options)
+    if embeddings is not None:
+        raise ArgumentError(
+            f'format `{format}` says nothing of embeddings by themselves; leave `embeddings="{embeddings}"` out, or use '
+            "format `peft`"
+        )
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
     return plan

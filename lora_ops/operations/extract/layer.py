@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
+from ...adapters.layers import FullLayer, Layer, LoraLayer, ReplacementLayer, low_rank
 from ...errors import NonFiniteError
 from ...linalg import frobenius, residual_
 from ...linalg.noise import Profile, Reading, rounding_profile, sampled_variance
@@ -22,6 +22,7 @@ from ...models.differences import (
     change_norm,
     check_finite,
     difference,
+    measured,
     measured_difference,
 )
 from ...models.pairing import Pair
@@ -215,6 +216,23 @@ def keep_whole(plan: Plan, both: Pair) -> Outcome[Layer]:
     layer = FullLayer(rounded(delta, plan.dtype, both.target))
     residual = float(frobenius((delta - layer.diff.float()).reshape(1, -1)))
     return written(both, layer, norm, residual)
+
+
+def replaced(plan: Plan, both: Pair, *, always: bool = False) -> Outcome[Layer]:
+    """A parameter as the tuned side has it, not as a difference.
+
+    Args:
+        plan: What is extracted.
+        both: Which.
+        always: Whether it is kept where it is the base's, too.
+    """
+    base, tuned = plan.sides.read(both)
+    _, norm = measured(plan.sides, both, base, tuned)
+    if norm == 0 and not always:
+        return skipped(both, UNCHANGED, norm)
+    layer = ReplacementLayer(rounded(tuned, plan.dtype, both.target))
+    missed = (layer.set_weight.double() - tuned.double()).reshape(1, -1)
+    return written(both, layer, norm, float(frobenius(missed)))
 
 
 def leave_out(plan: Plan, both: Pair, reason: str) -> Outcome[Layer]:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import PEFT, writable
@@ -29,6 +29,7 @@ from ..peft_folder import check_folder
 from ..preview import Preview
 from .file import plan_file, sink_of, work_of
 from .foretold import preview_extraction
+from .peft_plan import Embeddings
 from .plan import Plan, PlanOptions
 from .shared import shared, together
 from .spending import with_ranks_each
@@ -45,7 +46,7 @@ def extract_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
-    embeddings: Literal["whole", "lora", "none"] = "whole",
+    embeddings: Embeddings | None = None,
     force: bool = False,
     exact: bool = False,
     placement: Placement | None = None,
@@ -124,7 +125,7 @@ def preview_files(
     rule: str | int | RankRule | Budget | None = None,
     *,
     format: str = "comfy",
-    embeddings: Literal["whole", "lora", "none"] = "whole",
+    embeddings: Embeddings | None = None,
     force: bool = False,
     **options: Unpack[PlanOptions],
 ) -> dict[Path, Preview | LoraOpsError]:
@@ -172,7 +173,7 @@ def _planned(
     folder: Path,
     rule: str | int | RankRule | Budget | None,
     format: str,
-    embeddings: Literal["whole", "lora", "none"],
+    embeddings: Embeddings | None,
     force: bool,
     options: PlanOptions,
 ) -> Generator[Mapping[Path, _Planned | LoraOpsError], None, None]:
@@ -250,7 +251,7 @@ def _plan(
     rule: RankRule | Budget | None,
     output: Path,
     format: str,
-    embeddings: Literal["whole", "lora", "none"],
+    embeddings: Embeddings | None,
     options: PlanOptions,
 ) -> _Planned | LoraOpsError:
     try:

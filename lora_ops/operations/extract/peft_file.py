@@ -19,11 +19,10 @@ from ...adapters.peft.stacked import stacked_factors, wrapped_names
 from ...adapters.some import MadeTensors
 from ...files import writer_of
 from ...files.header import header_room
-from ...linalg import frobenius
 from ...linalg.storage import rounded
 from ...models.architectures import Parameter
 from ...models.architectures.modules import BESIDE_EXPERTS, PEFT_TIES, WORDS
-from ...models.differences import are_floats, measured, read_parameter
+from ...models.differences import are_floats, read_parameter
 from ...models.modules import expert_of, stack_order
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement
@@ -32,7 +31,7 @@ from ...run.output import Sink, Writer
 from ...source import TensorSource
 from ..peft_folder import CONFIG, WEIGHTS, new_folder
 from .extract import Task, extraction_work, summarise
-from .layer import UNCHANGED, leave_out, skipped, written
+from .layer import leave_out, replaced
 from .peft_plan import PeftPlan
 from .plan import NO_FACTORS
 
@@ -62,13 +61,7 @@ def _whole(plan: PeftPlan, task: Task) -> Outcome[Layer]:
     both = task.pair
     if not are_floats(plan.sides, both):
         return leave_out(plan, both, NO_FACTORS)
-    base, tuned = plan.sides.read(both)
-    _, norm = measured(plan.sides, both, base, tuned)
-    if norm == 0:
-        return skipped(both, UNCHANGED, norm)
-    kept = rounded(tuned, plan.dtype, both.target)
-    missed = (kept.double() - tuned.double()).reshape(1, -1)
-    return written(both, ReplacementLayer(kept), norm, float(frobenius(missed)))
+    return replaced(plan, both)
 
 
 class PeftExtraction(Sink[Layer]):

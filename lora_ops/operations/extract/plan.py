@@ -13,9 +13,9 @@ from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
 from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError, MismatchError
-from ...linalg import check_norm
 from ...linalg.moments import Moment, check_weighs
-from ...linalg.ranks.budgets import Budget, check_compares, parse_rule
+from ...linalg.ranks.budgets import Budget, parse_rule
+from ...linalg.ranks.comparing import compared_by
 from ...linalg.ranks.rules import RankRule
 from ...models.activations import Activations, read_activations
 from ...models.architectures import Parameter, parameters
@@ -48,7 +48,7 @@ class PlanOptions(TypedDict, total=False):
         full_differences: Keep biases, norms, embeddings and tables whole, too.
         allow_partial: Go on where fewer than 95 % of the weights are found on both sides.
         relative: Under a budget, compare changes as shares of the base's weights.
-        norm: Of those weights: spectral, which is the default, or frobenius.
+        norm: Of those weights: spectral, or frobenius. None: spectral.
         kind: The form of the change: lora, dora, lokr, loha or locon-tucker.
         factor: Of a LoKr: the size that one of its two matrices is to have, on both sides of the weight, as
             LyCORIS means it; -1: as even as can be.
@@ -65,7 +65,7 @@ class PlanOptions(TypedDict, total=False):
     full_differences: bool
     allow_partial: bool
     relative: bool
-    norm: str
+    norm: str | None
     kind: str
     factor: int
     convention: Convention
@@ -218,10 +218,7 @@ def plan_named(
         chosen, why = usual_rule(sides, pairing)
     else:
         chosen, why = parse_rule(rule, stored=True), None
-    relative = options.get("norm", "spectral") if options.get("relative") else None
-    if relative is not None:
-        check_norm(relative)
-        check_compares(chosen)
+    relative = compared_by(options.get("norm"), chosen, is_relative=options.get("relative", False))
     kind, factor = options.get("kind", LORA.name), options.get("factor", -1)
     plan = Plan(
         *(sides, pairing, chosen, dtype, whole, why, relative),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import ArgumentError
 from .elements.work import Value
-from .table import Parameter, nearest
+from .table import Parameter, check_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,7 @@ def settled(
     Raises:
         ArgumentError: Unknown, of another type, out of range, or not one for each term.
     """
-    for name in given:
-        if name not in known:
-            raise ArgumentError(
-                f"method `{method}` has no parameter `{name}`{nearest(name, known)}"
-            )
+    check_names(method, known, given)
     return {
         name: _checked(f"method `{method}`: `{name}", known[name], terms, given[name])
         if name in given

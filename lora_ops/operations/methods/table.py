@@ -123,11 +123,8 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
             f"method `{method}` takes {known.most} inputs, not {inputs}; "
             "`karcher` is its like for any number"
         )
+    check_names(method, known.parameters, parameters)
     for name, value in parameters.items():
-        if name not in known.parameters:
-            raise ArgumentError(
-                f"method `{method}` has no parameter `{name}`{nearest(name, known.parameters)}"
-            )
         span = known.parameters[name]
         if not span.low <= value <= span.high or (span.whole and value != int(value)):
             kind = "a whole number" if span.whole else "a number"
@@ -135,6 +132,15 @@ def check_method(method: str, inputs: int, **parameters: float) -> dict[str, flo
                 f"method `{method}`: `{name}={value:g}`: give {kind} from {span.low:g} to {span.high:g}"
             )
     return {name: span.default for name, span in known.parameters.items()} | parameters
+
+
+def check_names(method: str, known: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Raise an `ArgumentError` where something is given that a method does not take."""
+    for name in given:
+        if name not in known:
+            raise ArgumentError(
+                f"method `{method}` has no parameter `{name}`{nearest(name, known)}"
+            )
 
 
 def nearest(name: str, known: Mapping[str, object]) -> str:

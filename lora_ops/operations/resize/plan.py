@@ -26,7 +26,8 @@ from ...adapters.layers import (
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource, outline
 from ...files import FileSource, Output
-from ...linalg.ranks.budgets import Budget, check_compares, parse_rule, spend
+from ...linalg.ranks.budgets import Budget, parse_rule, spend
+from ...linalg.ranks.comparing import compared_by
 from ...linalg.ranks.rules import RankRule
 from ...report import Report, Skip
 from ...run.devices import Placement
@@ -55,7 +56,7 @@ class ResizeOptions(TypedDict, total=False):
         alpha: The number to store; None: the new rank.
         dtype: Of the factors; None: each layer's own.
         relative_to: The checkpoint whose weights a budget compares the changes with.
-        norm: Of those weights: spectral, which is the default, or frobenius.
+        norm: Of those weights: spectral, or frobenius. None: spectral.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
         dora: How to read such kinds where programs differ: paper, which is the default, or comfy;
             see docs/kinds.md.
@@ -67,7 +68,7 @@ class ResizeOptions(TypedDict, total=False):
     alpha: float | None
     dtype: torch.dtype | None
     relative_to: TensorSource | None
-    norm: str
+    norm: str | None
     base: TensorSource | None
     dora: Convention
     exact: bool
@@ -98,8 +99,7 @@ def plan_resize_file(
     record = options.get("activations")
     check_written(output, paths_of(source, relative_to, base, record), source, force=force)
     chosen = parse_rule(rule)
-    if relative_to is not None:
-        check_compares(chosen)
+    norm = compared_by(options.get("norm"), chosen, is_relative=relative_to is not None)
     adapter = decode(source, control=True)
     if base is not None:
         layers = decode(HeaderOnlySource(source, reads_alpha=False), control=True).layers
@@ -108,8 +108,7 @@ def plan_resize_file(
     draft = draft_of(source, adapter, output, force, (relative_to, base))
     if record is not None:
         draft = replace(draft, sources=(*draft.sources, record))
-    norm = options.get("norm", "spectral")
-    weighing = importance_work(adapter.layers, relative_to, norm) if relative_to else None
+    weighing = importance_work(adapter.layers, relative_to, norm) if relative_to and norm else None
     resizing = Resizing(
         chosen,
         options.get("alpha"),
@@ -121,7 +120,7 @@ def plan_resize_file(
     )
     settings = {"rank": str(chosen)}
     settings |= {} if resizing.alpha is None else {"alpha": f"{resizing.alpha:g}"}
-    if relative_to is not None:
+    if relative_to is not None and norm is not None:
         settings |= {"relative_to": Path(relative_to.name).name, "norm": norm}
     settings |= {} if record is None else {"activations": Path(record.name).name}
     settings |= {} if base is None else {"base": Path(base.name).name, "dora": dora}

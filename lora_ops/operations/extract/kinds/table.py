@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ....adapters.formats import CONTROL
 from ....errors import ArgumentError
 from ....linalg.ranks.budgets import Budget
 from ....linalg.ranks.rules import RankRule
@@ -121,9 +122,14 @@ def form_named(name: str, rule: RankRule | Budget, factor: int) -> Form:
     Raises:
         ArgumentError: There is none of that name, it cannot follow the rule, or it has no factor.
     """
+    if name == CONTROL.name:
+        raise ArgumentError(
+            "a Control-LoRA is made of a ControlNet and its checkpoint: plan it with `plan_control_file`"
+        )
     if name not in FORMS:
-        near = difflib.get_close_matches(name, FORMS, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(FORMS)}"
+        known = (*FORMS, CONTROL.name)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(known)}"
         raise ArgumentError(f"unknown kind `{name}`; {hint}")
     form = FORMS[name]
     if isinstance(rule, Budget) and form is not LORA:

@@ -11,7 +11,7 @@ from ..catalogue import ALIASES, MERGE_METHODS
 from ..elements.work import Task, Value
 from ..kinds import Element
 from ..parameters import AnyParameter, Choice, PerTerm, settled
-from ..table import METHODS, Parameter, check_method, nearest
+from ..table import METHODS, Parameter, check_method, check_names, nearest
 from . import compressed, directions
 from .elements import in_core, in_rows
 from .frame import Factors, Frame
@@ -161,6 +161,7 @@ def check_adding(
     if method not in FACTORED:
         if method not in METHODS:
             raise ArgumentError(f"unknown method `{method}`{nearest(method, METHODS | FACTORED)}")
+        check_names(method, METHODS[method].parameters, parameters)
         return dict(check_method(method, inputs, **_numbers(method, parameters)))
     known = FACTORED[method]
     if known.most is not None and inputs > known.most:
