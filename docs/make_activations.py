@@ -6,6 +6,7 @@ tuned model's, over noise that the record has not seen.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,9 +38,11 @@ def main() -> None:
         recorder.save(known)
         start, goal = drawn(before), drawn(after)
         columns = [Column(("base",), start[0][:SHOWN])]
+        say("| rank | cut by | error | error of outputs | distance of pictures | with each noise |")
+        say("|---|---|---|---|---|---|")
         for rank in RANKS:
             for title, path in (("by weights", None), ("by outputs", known)):
-                _report, tensors = made(
+                report, tensors = made(
                     base, tuned, before, rank, path, Path(folder) / "lora.safetensors"
                 )
                 images = drawn(tensors)
@@ -47,10 +50,21 @@ def main() -> None:
                     float((one - two).norm() / (old - two).norm())
                     for one, two, old in zip(images, goal, start, strict=True)
                 ]
+                by_output = report.weighted_error
+                told = "" if by_output is None else f"{by_output:.3f}"
+                each = ", ".join(f"{one:.3f}" for one in far)
+                mean = f"{sum(far) / len(far):.3f}"
+                say(f"| {rank} | {title[3:]} | {report.error:.3f} | {told} | {mean} | {each} |")
                 lines = (f"rank {rank}", title, f"distance {sum(far) / len(far):.2f}")
                 columns.append(Column(lines, images[0][:SHOWN]))
         columns.append(Column(("tuned",), goal[0][:SHOWN]))
     contact_sheet(columns).save(PICTURE, optimize=True)
+
+
+def say(line: str) -> None:
+    """A line of the table, as soon as it is known."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def made(

@@ -1,4 +1,4 @@
-"""What goes into the layers of a model while it runs: second moments of their inputs, for `--activations`."""
+"""What goes into the layers of a model while it runs: second moments of their inputs."""
 
 from __future__ import annotations
 
@@ -160,10 +160,10 @@ def _targets(
     for one in parameters(DictSource(state)).values():
         # Of what another program has in pieces, each takes the same input: the first says it.
         named.setdefault(one.keys[0], []).append(one.target)
+    keys = {name: f"{prefix}{name}.weight" if name else f"{prefix}weight" for name in layers}
     return {
-        name: tuple(named.get(f"{prefix}{name}.weight", ()))
-        or (() if f"{prefix}{name}.weight" in state else (prefix + name,))
-        for name in layers
+        name: tuple(named.get(key, () if key in state else (prefix + name,)))
+        for name, key in keys.items()
     }
 
 

@@ -59,6 +59,29 @@ def test_the_table_has_both_errors(tmp_path, recorded):
     assert "activations.safetensors" in told.out
 
 
+def test_a_lora_is_resized_by_its_output(tmp_path, recorded):
+    """One that was trained, with kohya's names or others': each of its layers is found."""
+    errors = {}
+    for words in ((), ("--activations", recorded)):
+        output = tmp_path / f"{len(words)}.safetensors"
+        made = lorakit_here(
+            *("resize", DIGITS / "lora.safetensors", "-o", output, "--rank", "3", "--json", "-"),
+            *words,
+        )
+        assert made.status == 0, made.err
+        errors[len(words)] = json.loads(made.out)
+    assert all("weighted" in layer for layer in errors[2]["layers"])
+    assert errors[2]["weighted_error"] < errors[2]["error"]
+    assert errors[0]["error"] < errors[2]["error"]
+    assert (
+        "error of output"
+        in lorakit_here(
+            *("resize", DIGITS / "lora.safetensors", "-o", tmp_path / "table.safetensors"),
+            *("--rank", "3", "--activations", recorded),
+        ).out
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

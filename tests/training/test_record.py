@@ -64,8 +64,11 @@ def test_a_convolution_is_unfolded_as_its_weight_is(layer, shape):
     with record(layer) as found:
         plain = layer(x)
     rows = patches(layer, x)
-    assert found.tensors()[".count"] == len(rows)
-    assert torch.allclose(found.tensors()[".gram"].double(), rows.mT @ rows, rtol=1e-5, atol=1e-4)
+    (target,) = found.counts
+    assert found.tensors()[f"{target}.count"] == len(rows)
+    assert torch.allclose(
+        found.tensors()[f"{target}.gram"].double(), rows.mT @ rows, rtol=1e-5, atol=1e-4
+    )
     # and in the order of the weight: rows times weight is what the layer computes
     own = (rows @ layer.weight.detach().double().flatten(1).mT + layer.bias.detach()).float()
     moved = plain.detach().movedim(1, -1).reshape(-1, len(layer.weight))
