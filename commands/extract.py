@@ -165,7 +165,7 @@ def extract(
 ) -> None:
     """Write the LoRA that takes BASE closest to TUNED.
 
-    Or the DoRA, LoKr, LoHa or Control-LoRA (--kind). Both may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    Or the DoRA, LoKr, LoHa or Control-LoRA (--kind). Both sides may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
     .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
 
