@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="How. From the inputs' inner products, exact: sum; average (over the sum of strengths); slerp,t=0.5 "
     "(two inputs); karcher; geometric_median; model_stock; orthogonalise (the last without its part along the "
     "others); energy (at equal norms). From their factors, not a sum of them: ties,density=0.2, magnitude, "
-    "dare, dare_ties, della, breadcrumbs and sce (on what, the scope says); tsv; iso; np,mu=0.5,directions=0 (the first "
+    "dare, dare_ties, della, breadcrumbs and sce (at a scope); tsv; iso; np,mu=0.5,directions=0 (the first "
     "gives way to the second); knots; ctm,directions=0; lego,directions=0. docs/adding.md says what each is for.",
 )
 @click.option(
@@ -51,6 +51,14 @@ if TYPE_CHECKING:
     help="Where ties and the like work: core, the small matrices between the inputs' common directions; units, "
     "whole ranks (dare alone); element, the weight's own elements, which need a rank and do not fit in a LoRA.  "
     "[default: core]",
+)
+@click.option(
+    "--keep-whole",
+    "keep_whole",
+    metavar="LORA",
+    multiple=True,
+    help="One of LORAS that a method from ties on does not see, and that is added to its result as it is. May be "
+    "repeated; none for no such.  [default: LCM, Lightning, DMD, Turbo and Hyper LoRAs, by name and metadata]",
 )
 @where_option
 @click.option(
@@ -78,6 +86,7 @@ def add(
     rule: str | None,
     method: str,
     scope: str | None,
+    keep_whole: tuple[str, ...],
     where: tuple[str, ...],
     format_: str | None,
     architecture: str | None,
@@ -102,7 +111,7 @@ def add(
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
-        from .terms import parse_method, parse_term
+        from .terms import kept_places, parse_method, parse_term
 
         placement = parse_placement(device, vram)
         name, parameters = parse_method(method)
@@ -128,6 +137,7 @@ def add(
             "architecture": architecture,
             "reference": model,
             "force": force,
+            "keep_whole": kept_places(keep_whole, [term.path for term in terms]),
         }
         started = time.perf_counter()
         plan = plan_add_files(ingredients, output, rule, **options)

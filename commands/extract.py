@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..version import __version__
+from .activations import activations_option
 from .control import Ending, extract_control, refuse_beside_control
 from .extract_many import extract_each
 from .hash_cache import hash_cache_option
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep a layer whole where its factors would be no smaller than its difference (comfy format only).",
 )
+@activations_option
 @click.option(
     "--allow-partial", is_flag=True, help="Go on where fewer than 95 % of the weights match."
 )
@@ -148,6 +151,7 @@ def extract(
     exclude: tuple[str, ...],
     full_differences: bool,
     auto_full: bool,
+    activations: Path | None,
     allow_partial: bool,
     exact: bool,
     dora: Convention | None,
@@ -161,7 +165,7 @@ def extract(
 ) -> None:
     """Write the LoRA that takes BASE closest to TUNED.
 
-    Or a DoRA, LoKr or LoHa (--kind). Both sides may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
+    Or the DoRA, LoKr, LoHa or Control-LoRA (--kind). Both sides may be .safetensors, a sharded *.index.json, a folder of diffusers or transformers, .ckpt, .pt or
     .bin; full checkpoints or single models. The error that is reported is that of the file as
     written.
 
@@ -172,7 +176,7 @@ def extract(
     Of the kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
     """
-    with clear_errors():
+    with clear_errors(), ExitStack() as stack:
         from ..lora_ops import (
             ArgumentError,
             extract_file,
@@ -180,6 +184,7 @@ def extract(
             plan_file,
             preview_extraction,
         )
+        from ..lora_ops.run.inputs import paths_of
         from ..lora_ops.text import plain
         from ..terminal.as_json import check_json, write_json
         from ..terminal.progress import progress_bar
@@ -199,6 +204,7 @@ def extract(
                     "--format": format_ != "comfy",
                     "--components": components is not None,
                     "--full-differences": full_differences,
+                    "--activations": activations is not None,
                     "--allow-partial": allow_partial,
                 }
             )
@@ -215,6 +221,7 @@ def extract(
             return
         if dora is not None and kind != "dora":
             raise ArgumentError("--dora is for --kind dora; leave it out")
+        record = stack.enter_context(open_source(activations)) if activations else None
         options: PlanOptions = {
             "dtype": parse_dtype(dtype),
             "components": _words(components),
@@ -228,6 +235,7 @@ def extract(
             "factor": factor,
             "convention": dora or "paper",
             "auto_full": auto_full,
+            "activations": record,
         }
         first, *more = tuned
         if more:
@@ -245,7 +253,7 @@ def extract(
                 )
             return
         with open_source(base) as base_source, open_source(first) as tuned_source:
-            check_json(json_to, [*base_source.paths, *tuned_source.paths], output)
+            check_json(json_to, paths_of(base_source, tuned_source, record), output)
             plan = plan_file(
                 base_source,
                 tuned_source,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .activations import activations_option
 from .hash_cache import hash_cache_option
 from .options import (
     BUDGETS_HELP,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     "[default: as they are]",
 )
 @norm_option
+@activations_option
 @base_option
 @dora_option
 @exact_option
@@ -83,6 +85,7 @@ def resize(
     dtype: str | None,
     relative_to: Path | None,
     norm: str | None,
+    activations: Path | None,
     base: Path | None,
     dora: Convention,
     exact: bool,
@@ -113,11 +116,11 @@ def resize(
 
         placement = parse_placement(device, vram)
         with contextlib.ExitStack() as stack:
-            measure, weights = (
+            measure, weights, record = (
                 stack.enter_context(open_source(path)) if path is not None else None
-                for path in (relative_to, base)
+                for path in (relative_to, base, activations)
             )
-            check_json(json_to, [lora, *paths_of(measure, weights)], output)
+            check_json(json_to, [lora, *paths_of(measure, weights, record)], output)
 
             options: ResizeOptions = {
                 "alpha": alpha,
@@ -127,6 +130,7 @@ def resize(
                 "base": weights,
                 "dora": dora,
                 "exact": exact,
+                "activations": record,
                 "force": force,
             }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +95,24 @@ def _no_parameter(part: str, text: str) -> ArgumentError:
     return ArgumentError(
         f"`{part}` in method `{text}`: write NAME,PARAMETER=VALUE, as in `slerp,t=0.3`"
     )
+
+
+def kept_places(names: Sequence[str], paths: Sequence[Path]) -> list[int] | None:
+    """The places of the terms that --keep-whole names: by path, file name or its stem; None for no option.
+
+    Raises:
+        ArgumentError: None of the terms is called so.
+    """
+    if not names:
+        return None
+    places: list[int] = []
+    for name in names:
+        if name == "none":
+            continue
+        found = [at for at, path in enumerate(paths) if name in (str(path), path.name, path.stem)]
+        if not found:
+            raise ArgumentError(
+                f"`{name}` is none of what is added: give one of {', '.join(path.name for path in paths)}"
+            )
+        places += found
+    return places

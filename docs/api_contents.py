@@ -108,7 +108,8 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             *("describe", "Info", "Part", "compare", "Comparison", "LayerComparison"),
             *("compare_checkpoints", "CheckpointComparison", "ParameterComparison"),
-            *("GroupComparison", "Likeness", "lint"),
+            *("GroupComparison", "Likeness"),
+            *("compare_several", "SeveralComparison", "LayerConflict", "Conflict", "lint"),
             *("Lint", "Finding", "Verdict", "Read", "spectra", "Spectrum"),
         ),
     ),
@@ -130,11 +131,16 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "What a model uses",
+        "[activations.md](activations.md) says what it is good for.",
+        ("record", "Recorder"),
+    ),
+    (
         "Results, and where to compute",
         "",
         (
-            *("Report", "LayerReport", "Rounding", "EditReport", "BakedLayer", "Skip", "Progress"),
-            *("Preview", "PlannedLayer"),
+            *("Report", "LayerReport", "Rounding", "Weighted", "EditReport", "BakedLayer", "Skip"),
+            *("Progress", "Preview", "PlannedLayer"),
             *("place", "Placement"),
         ),
     ),
@@ -182,7 +188,7 @@ INNER = {
     "MergePlan": {"tensors", "surveys", "gguf"},
     "Pair": {"base", "tuned"},
     "Placement": {"scope", "batches"},
-    "Plan": {"form", "form_for", "sides", "working_set"},
+    "Plan": {"activations", "form", "form_for", "moment", "sides", "working_set"},
     "Recipe": {"steps", "output"},
     "RequantisePlan": {"tensors", "wanted", "gguf"},
     "RankRule": {"first_guess", "choose", "choose_within"},

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         ParameterComparison,
         compare_checkpoints,
     )
+    from .inspect.compare_several import LayerConflict, SeveralComparison, compare_several
+    from .inspect.conflict import Conflict
     from .inspect.info import Info, Part, describe
     from .inspect.lint import Finding, Lint, Read, Verdict, lint
     from .inspect.spectra import Spectrum, spectra
@@ -111,7 +113,7 @@ if TYPE_CHECKING:
     from .operations.scale.plan import plan_scale_file
     from .operations.scale.scale import scale
     from .operations.weights.change import BakedLayer
-    from .report import LayerReport, Report, Rounding, Skip
+    from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
     from .run.workers import Progress
     from .source import DictSource, TensorSource
@@ -122,10 +124,12 @@ if TYPE_CHECKING:
         enable,
         inject,
         merge_into,
+        record,
         set_strength,
         store_frozen,
         unmerge,
     )
+    from .training.record import Recorder
 
 __all__ = [
     "Adapter",
@@ -138,6 +142,7 @@ __all__ = [
     "Budget",
     "CheckpointComparison",
     "Comparison",
+    "Conflict",
     "ControlOptions",
     "ControlPlan",
     "Convention",
@@ -158,6 +163,7 @@ __all__ = [
     "Ingredient",
     "Layer",
     "LayerComparison",
+    "LayerConflict",
     "LayerReport",
     "LayerShapeError",
     "Likeness",
@@ -191,10 +197,12 @@ __all__ = [
     "Read",
     "Recipe",
     "RecipeFile",
+    "Recorder",
     "Report",
     "RequantisePlan",
     "ResizeOptions",
     "Rounding",
+    "SeveralComparison",
     "Sidecar",
     "Skip",
     "Spectrum",
@@ -207,6 +215,7 @@ __all__ = [
     "UnsupportedLayerError",
     "Verdict",
     "WeightShapeError",
+    "Weighted",
     "WriteError",
     "add",
     "add_files",
@@ -218,6 +227,7 @@ __all__ = [
     "collect",
     "compare",
     "compare_checkpoints",
+    "compare_several",
     "convert",
     "convert_file",
     "decode",
@@ -270,6 +280,7 @@ __all__ = [
     "read_metadata",
     "read_recipe",
     "read_sidecar",
+    "record",
     "requantise_file",
     "resize",
     "resize_file",

@@ -31,6 +31,19 @@ class Rounding:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighted:
+    """A layer's change by what it makes of the inputs that were recorded: |D X^T| for inputs as rows of X.
+
+    Attributes:
+        norm: Of the true change.
+        residual: Of the true change less that of the layer.
+    """
+
+    norm: float
+    residual: float
+
+
+@dataclass(frozen=True, slots=True)
 class LayerReport:
     """One layer that was written, or read back.
 
@@ -47,6 +60,7 @@ class LayerReport:
         sweeps: How many rounds the iteration took that found the layer; None for what needs none.
         search: In which numbers its directions were searched, `bfloat16` or `float32`, before they were finished in
             float32; None where nothing was searched, because the truncation is exact.
+        weighted: Both norms again, by the inputs that were recorded; None where none were.
     """
 
     target: str
@@ -59,6 +73,7 @@ class LayerReport:
     rounding: Rounding | None = field(default=None, kw_only=True)
     sweeps: int | None = field(default=None, kw_only=True)
     search: str | None = field(default=None, kw_only=True)
+    weighted: Weighted | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
@@ -76,6 +91,12 @@ class LayerReport:
         known = self.rounding
         return None if known is None or known.missed is None else _share(known.missed, known.change)
 
+    @property
+    def weighted_error(self) -> float | None:
+        """Relative error of the layer's output for the inputs that were recorded; None where none were."""
+        known = self.weighted
+        return None if known is None else _share(known.residual, known.norm)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         found = {**asdict(self), "error": self.error, "energy": self.energy}
@@ -87,6 +108,10 @@ class LayerReport:
             found["estimated_error"] = self.estimated_error
         if self.search is None:
             del found["search"]
+        if self.weighted is None:
+            del found["weighted"]
+        else:
+            found["weighted_error"] = self.weighted_error
         return found
 
 
@@ -156,6 +181,15 @@ class Report:
         return _share(*(math.hypot(*norms) for norms in zip(*known, strict=True)))
 
     @property
+    def weighted_error(self) -> float | None:
+        """Relative error of the outputs over all layers whose inputs were recorded; None where none were."""
+        known = [one.weighted for one in self.layers if one.weighted is not None]
+        if not known:
+            return None
+        residual = math.hypot(*(one.residual for one in known))
+        return _share(residual, math.hypot(*(one.norm for one in known)))
+
+    @property
     def rounding(self) -> float | None:
         """Share of the squared difference that is probably rounding, of the layers where that was asked."""
         known = [layer for layer in self.layers if layer.rounding is not None]
@@ -191,7 +225,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: totals first, then every layer and every skip."""
         stored = [{k: v for k, v in one.to_dict().items() if k != "energy"} for one in self.stored]
-        told = {"estimated_error": self.estimated_error, "rounding": self.rounding}
+        told = {
+            "weighted_error": self.weighted_error,
+            "estimated_error": self.estimated_error,
+            "rounding": self.rounding,
+        }
         return {
             "error": self.error,
             **{name: value for name, value in told.items() if value is not None},

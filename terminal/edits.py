@@ -13,6 +13,7 @@ from .layout import (
     fill,
     new_table,
     open_console,
+    output_error,
     print_notes,
     print_rest,
     print_skips,
@@ -30,7 +31,9 @@ _OUTSIDE = "left out"
 def show_edit(report: Report, *, verbose: bool = False) -> None:
     """Print the ranks of a resized adapter, before and after, and its errors."""
     console = open_console()
-    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept")
+    by_output = report.weighted_error is not None
+    outputs = ["error of output"] if by_output else []
+    table = new_table("layer", "kind", "shape", "rank", "error", "energy kept", *outputs)
 
     def cells(layer: EditReport) -> tuple[str, ...]:
         return (
@@ -40,6 +43,7 @@ def show_edit(report: Report, *, verbose: bool = False) -> None:
             f"{layer.was[0]} → {layer.rank}",
             human_error(layer.error),
             f"{layer.energy:.2%}",
+            *output_error(layer, by_output),
         )
 
     rows = _layers(report)

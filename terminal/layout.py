@@ -16,7 +16,7 @@ from ..lora_ops.text import estimate_text, human_error, human_size, plain
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ..lora_ops import Report
+    from ..lora_ops import LayerReport, Report
 
 # Rows shown of a long list of layers: those one wants to know about.
 _MOST = 12
@@ -79,6 +79,12 @@ def shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def output_error(layer: LayerReport, by_output: bool) -> tuple[str, ...]:
+    """The cell of the error by activations, where the table has that column."""
+    error = layer.weighted_error
+    return ("" if error is None else human_error(error),) if by_output else ()
+
+
 def print_rest(console: Console, report: Report, *, outside: str) -> None:
     """Print what was left out, notes, and totals.
 
@@ -97,6 +103,9 @@ def print_rest(console: Console, report: Report, *, outside: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if report.weighted_error is not None:
+        told = f"of the layers' output, by the activations: relative error {human_error(report.weighted_error)}"
+        console.print(told, highlight=False, soft_wrap=True)
     rounding, error = report.rounding, report.estimated_error
     if rounding is not None and error is not None:
         console.print(estimate_text(rounding, error), highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..lora_ops.report import counted
 from ..lora_ops.text import either, human_error, human_size
-from .layout import fill, new_table, open_console, print_rest, safe, shape_text, tail
+from .layout import fill, new_table, open_console, output_error, print_rest, safe, shape_text, tail
 from .metadata import described_rows
 from .wording import worded
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 def show_report(report: Report, *, verbose: bool = False) -> None:
     """Print the layers (the worst, or all), what was left out, notes and totals."""
     console = open_console()
-    table = new_table("layer", "kind", "shape", *_FIGURES[_is_estimated(report)])
+    by_output = report.weighted_error is not None
+    outputs = ["error of output"] if by_output else []
+    table = new_table("layer", "kind", "shape", *_FIGURES[_is_estimated(report)], *outputs)
 
     def cells(layer: LayerReport) -> tuple[str, ...]:
         about = (tail(layer.target), layer.kind, shape_text(layer.shape))
         figures = (str(layer.rank), human_error(layer.error))
         if _is_estimated(report):
-            return (*about, *figures, *_estimates(layer))
-        return (*about, *figures, f"{layer.energy:.2%}")
+            return (*about, *figures, *_estimates(layer), *output_error(layer, by_output))
+        return (*about, *figures, f"{layer.energy:.2%}", *output_error(layer, by_output))
 
     console.print(
         fill(table, report.layers, cells, weigh=lambda layer: layer.residual, verbose=verbose)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import MismatchError, NonFiniteError, UnknownFormatError, UnsupportedLayerError
-from ..report import LayerReport, Report, Skip, counted
+from ..report import LayerReport, Report, Skip, Weighted, counted
 from ..run.job import Outcome
 from .adapter import Adapter
 from .formats import component, format_named, module_keys
@@ -72,6 +72,7 @@ def edited(
     made_of: Iterable[Layer] = (),
     from_kind: str | None = None,
     cosine: float | None = None,
+    weighted: Weighted | None = None,
 ) -> Outcome[Layer]:
     """A layer that is written, with the norm of what it should be and of what it misses.
 
@@ -92,6 +93,7 @@ def edited(
         coefficients=coefficients,
         from_kind=from_kind,
         cosine=cosine,
+        weighted=weighted,
     )
     return Outcome(target, layer, (report,))
 

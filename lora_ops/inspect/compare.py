@@ -12,7 +12,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.edited import check_not_empty, finite, kind_of
 from ..adapters.formats import CONTROL, component
 from ..adapters.layers import innermost
-from ..adapters.matching.align import match_adapters
+from ..adapters.matching.align import Match, match_adapters
 from ..adapters.matching.group import Group, Term, common_shape
 from ..errors import MismatchError
 from ..operations.add.apart import apart
@@ -124,19 +124,33 @@ def compare(
         UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
     """
-    controls = [one.format == CONTROL.name for one in (first, second)]
-    if any(controls) and not all(controls):
-        control, other = names if controls[0] else names[::-1]
-        raise MismatchError(
-            f"{control} is a Control-LoRA, which changes a ControlNet, and {other} is not; give two of a kind"
-        )
-    terms = [Term(one, {}, name) for one, name in zip((first, second), names, strict=True)]
-    for term in terms:
-        check_not_empty(term.adapter, term.name)
-    match = match_adapters(terms)
+    match = matched((first, second), names)
     jobs = [Job(group.target, group, alike=group.target) for group in match.groups]
     work = Work(jobs, partial(_compute, match.terms))
     return Comparison(tuple(stream(work, progress=progress)))
+
+
+def matched(adapters: Sequence[Adapter], names: Sequence[str]) -> Match:
+    """Return which layers of adapters change one weight.
+
+    Args:
+        adapters: Two or more.
+        names: What messages call them.
+
+    Raises:
+        MismatchError: They are for different models, or one is a Control-LoRA, and another is none.
+        UnknownFormatError: One has no layers.
+    """
+    kinds = [one.format == CONTROL.name for one in adapters]
+    if any(kinds) and not all(kinds):
+        control, other = names[kinds.index(True)], names[kinds.index(False)]
+        raise MismatchError(
+            f"{control} is a Control-LoRA, which changes a ControlNet, and {other} is not; give two of a kind"
+        )
+    terms = [Term(one, {}, name) for one, name in zip(adapters, names, strict=True)]
+    for term in terms:
+        check_not_empty(term.adapter, term.name)
+    return match_adapters(terms)
 
 
 def _compute(terms: Sequence[Term], groups: Sequence[Group], _: Placement) -> list[LayerComparison]:

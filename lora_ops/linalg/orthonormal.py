@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Twice a float32's last place, and some for sums.
+_OWN = 3e-7
+
 
 def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
     """Return orthonormal rows that span what `block` adds to `basis`.
@@ -24,16 +27,22 @@ def orthonormal(block: Tensor, basis: Tensor | None = None) -> Tensor:
 
     Source: Giraud et al. (2005) for "twice is enough"; Yamamoto et al. (2015) for CholeskyQR2.
     """
-    for _ in range(3):
+    for turn in range(3):
         length = wide(torch.linalg.vector_norm(block, dim=-1).amax(-1))
         if basis is not None:
             block = block - (block @ basis.mT) @ basis
             block = block - (block @ basis.mT) @ basis
         gram = wide(block)
         lower, info = torch.linalg.cholesky_ex(gram @ gram.mT)
-        least = lower.diagonal(dim1=-2, dim2=-1).amin(-1)
+        own = lower.diagonal(dim1=-2, dim2=-1)
+        least = own.amin(-1)
+        # A row that is rounding of the others passes the decomposition in float64, as one of nothing at
+        # all does, and comes back: once made long, less than this of it is its own.
+        is_rounding = own < _OWN * torch.linalg.vector_norm(gram, dim=-1)
         # Both asked at once: a device is waited for at each answer.
-        is_dependent, is_settled = torch.stack([info.any(), (least > 1e-3 * length).all()]).tolist()
+        failed = info.any() | is_rounding.any() if turn else info.any()
+        asked = [failed, (least > 1e-3 * length).all()]
+        is_dependent, is_settled = torch.stack(asked).tolist()
         if is_dependent:  # the matrix is of lower rank than the basis
             block = torch.linalg.qr(block.mT.cpu())[0].mT.to(block.device)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..linalg.ranks.budgets import Budget
-from ..report import counted
+from ..report import LayerReport, counted
 
 RANK_ZERO = "rank 0 by the rule"
 STRENGTH_ZERO = "strength 0"
@@ -24,3 +24,10 @@ def mean_notes(budget: Budget, ranks: Sequence[int], none: int) -> Iterator[str]
             f"`mean={budget.value:g}` is over {counted(none, 'layer')} too that got no rank: "
             f"the others have {sum(ranks) / len(ranks):.3g} on average"
         )
+
+
+def unrecorded(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """How many layers with factors were cut without a record of what goes into them."""
+    plain = sum(one.weighted is None for one in layers)
+    if plain:
+        yield f"{counted(plain, 'layer')} without a record of activations: cut by the weights alone"

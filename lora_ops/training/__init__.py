@@ -1,10 +1,11 @@
-"""Adapters in live torch modules: put in, trained, switched, merged, and collected into files."""
+"""Adapters in live torch modules: put in, trained, switched, merged, and collected into files; and what goes into layers, recorded."""
 
 from __future__ import annotations
 
 from .control import disable, enable, merge_into, set_strength, unmerge
 from .freeze import store_frozen
 from .inject import collect, eject, inject
+from .record import record
 from .targets import PRESETS
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "enable",
     "inject",
     "merge_into",
+    "record",
     "set_strength",
     "store_frozen",
     "unmerge",

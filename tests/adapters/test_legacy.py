@@ -432,8 +432,6 @@ def test_it_keeps_its_key_where_peft_reads_it_and_gets_another_where_alpha_would
 @pytest.mark.parametrize(
     ("suffix", "title"),
     [
-        ("vera_lambda_d", "VeRA"),
-        ("lora_E", "AdaLoRA"),
         ("lambda_layer", "T-LoRA of LyCORIS 4"),
         ("hra_u.my-own", "HRA"),
         ("oft_embedding_R.default.weight", "OFT of an embedding"),

@@ -414,6 +414,7 @@ def test_the_map_of_an_extraction():
         "format": "pt",
         "lorakit.version": "1.2",
         "lorakit.operation": "extract",
+        "lorakit.kind": "lora",
         "lorakit.rank": "32",
         "lorakit.exact": "False",
         "lorakit.seed": "0",

@@ -370,6 +370,7 @@ class TestRequests:
             ("8,min=9,max=4", "min=9 is above max=4"),
             ("8,max=²", "a whole number from 1"),
             ("8,conv=enrgy=1", "did you mean `energy`?"),
+            ("size=50XB", "is not a size"),
             ("size=1kB", "is too small: the smallest single rank takes"),
             ("0", "rank 0"),
         ],

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from lorakit.examples.digits import demo, train
+from lorakit.examples.digits import add_styles, demo, train
 from lorakit.examples.digits.model import DigitModel
 from lorakit.examples.digits.picture import Column, contact_sheet, sheet_size
 from lorakit.examples.digits.sample import load_model, sample_digits, starting_noise
@@ -184,6 +184,18 @@ def test_the_merge_draws_neon_in_a_frame(tmp_path: Path, pictures: tuple[Tensor,
     inside = (..., slice(2, -2), slice(2, -2))
     apart = (drawn[inside] - tuned[inside]).norm()
     assert apart < 0.5 * (base[inside] - tuned[inside]).norm()
+
+
+def test_how_far_a_sum_is_from_both_styles() -> None:
+    """Neon counts inside of the frame, and the frame on it; halfway there is half as far."""
+    base, neon, frame = torch.rand(3, 2, 10, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    both = frame.clone()
+    both[..., 1:-1, 1:-1] = neon[..., 1:-1, 1:-1]
+    styles = base, neon, frame
+    assert add_styles.distances(both, *styles) == (0, 0)
+    assert add_styles.distances(base, *styles) == (1, 1)
+    assert add_styles.distances((base + both) / 2, *styles) == pytest.approx((0.5, 0.5))
+    assert add_styles.distances(neon, *styles)[0] == 0 < add_styles.distances(neon, *styles)[1]
 
 
 def test_contact_sheet_shows_every_image_once_and_enlarged() -> None:

@@ -23,6 +23,7 @@ from lorakit.lora_ops import (
     Budget,
     CheckpointComparison,
     Comparison,
+    Conflict,
     ControlOptions,
     ControlPlan,
     Convention,
@@ -42,6 +43,7 @@ from lorakit.lora_ops import (
     Ingredient,
     Layer,
     LayerComparison,
+    LayerConflict,
     LayerReport,
     LayerShapeError,
     Likeness,
@@ -75,10 +77,12 @@ from lorakit.lora_ops import (
     Read,
     Recipe,
     RecipeFile,
+    Recorder,
     Report,
     RequantisePlan,
     ResizeOptions,
     Rounding,
+    SeveralComparison,
     Sidecar,
     Skip,
     Spectrum,
@@ -90,6 +94,7 @@ from lorakit.lora_ops import (
     UnsafePickleError,
     UnsupportedLayerError,
     Verdict,
+    Weighted,
     WeightShapeError,
     WriteError,
     add,
@@ -102,6 +107,7 @@ from lorakit.lora_ops import (
     collect,
     compare,
     compare_checkpoints,
+    compare_several,
     convert,
     convert_file,
     decode,
@@ -154,6 +160,7 @@ from lorakit.lora_ops import (
     read_metadata,
     read_recipe,
     read_sidecar,
+    record,
     requantise_file,
     resize,
     resize_file,
@@ -211,6 +218,8 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     ranks: dict[str, int] = {both.target: plan.most_ranks(both) for both in pairs}
     layers: tuple[LayerReport, ...] = report.layers
     assert all(one.rank <= ranks[one.target] and 0 <= one.error < 1 for one in layers)
+    outputs: list[Weighted] = [one.weighted for one in layers if one.weighted is not None]
+    assert not outputs
     told: list[Rounding] = [one.rounding for one in layers if one.rounding is not None]
     assert (report.estimated_error is None) == (told == [])
     skips: tuple[Skip, ...] = report.skips
@@ -250,6 +259,12 @@ def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
     found: Comparison = compare(adapter, half)
     lines: Sequence[LayerComparison] = found.layers
     assert all(abs(one.cosine - 1) < 1e-6 for one in lines)
+
+    several: SeveralComparison = compare_several([adapter, half, total], share=0.1)
+    total_conflict: Conflict = several.total
+    each: Sequence[LayerConflict] = several.layers
+    assert len(each) == len(adapter.layers)
+    assert abs(total_conflict.cosines[0][1] - 1) < 1e-6
 
     model: Architecture = architecture_named("sd1")
     renamed, _ = convert(adapter, "kohya", architecture=model)
@@ -398,6 +413,15 @@ def training() -> Adapter:
     return adapter
 
 
+def recording() -> Mapping[str, int]:
+    """Record what goes into the layers of a module."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    recorder: Recorder = record(model)
+    with recorder:
+        model(torch.randn(3, 64))
+    return recorder.counts
+
+
 def blame(error: LoraOpsError) -> str:
     """Return what an error is about: a file, two of them, the request or the disk."""
     file: tuple[type[LoraOpsError], ...] = (
@@ -446,6 +470,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
         told = describing(room / "lora.safetensors", room / "told.safetensors")
         assert told.trigger_words == ("a word",)
         assert len(training().layers) == 1
+        assert set(recording().values()) == {3}
         try:
             extract(base, base, "4")
         except (ArgumentError, MismatchError, WriteError) as error:

@@ -147,6 +147,20 @@ def test_an_exact_rank_below_the_one_asked_for_comes_back_to_rounding(method, tr
             assert torch.allclose(vectors @ vectors.mT, torch.eye(len(vectors)), atol=1e-4)
 
 
+def test_columns_of_nothing():
+    """Of sparse matrices: a direction without any number is no direction, however small its share looks."""
+    source = torch.Generator().manual_seed(0)
+    for seed in range(40):
+        matrix = torch.randn(24, 16, generator=source)
+        matrix *= torch.rand(24, 16, generator=source) < 0.3
+        matrix[:, seed % 16] = 0
+        for rank in (8, 15, 16):
+            svd = gram_svd(matrix, rank)
+            best = torch.linalg.svdvals(matrix.double())[rank:].norm()
+            error = ((svd.u * svd.s) @ svd.vh.double() - matrix).norm()
+            assert error <= 1.0001 * best + 1e-5 * matrix.norm()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_and_almost_nothing(method):
     nothing = torch.zeros(320, 300)

@@ -219,12 +219,8 @@ def test_a_preview_has_the_budget(tmp_path):
     found = preview_extraction(plan, tmp_path / "out.safetensors")
     assert found.size_at_most == 30_000
     assert {one.rank_at_most for one in found.layers} <= set(range(1, 13))
-    assert found.settings == {
-        "kind": "lora",
-        "rank": "size=30kB,max=12",
-        "dtype": "float32",
-        "norm": "spectral",
-    }
+    settings = {"rank": "size=30kB,max=12", "dtype": "float32", "norm": "spectral"}
+    assert found.settings == {"kind": "lora", **settings}
 
 
 def test_what_did_not_change_has_no_part_in_it():

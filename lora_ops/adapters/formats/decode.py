@@ -101,7 +101,7 @@ def settings_of(source: TensorSource, found: Mapping[str, Module]) -> dict[str, 
 
 def _check_method(source: TensorSource, found: Mapping[str, Module]) -> None:
     """Refuse a plain LoRA under the configuration of AdaLoRA: some of its tensors are not there."""
-    methods = {config.get("peft_type") for config in configs_of(source.metadata).values()}
+    methods = [config.get("peft_type") for config in configs_of(source.metadata).values()]
     bare = next((name for name, module in found.items() if module.kind == "lora"), None)
     if bare is not None and "ADALORA" in methods:
         raise UnsupportedLayerError(

@@ -35,6 +35,7 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ..methods import check_adding
 from .apart import is_bulky
+from .kept import kept_notes, kept_whole
 from .layer import Adding, added
 
 # The most bytes that LoRAs as large as their weights may take without a rank being asked for.
@@ -57,6 +58,7 @@ def add(
     format: str | None = None,
     architecture: Architecture | None = None,
     reference: Sequence[str] = (),
+    keep_whole: Sequence[int] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:
@@ -74,6 +76,8 @@ def add(
         format: How the result is named; None: as the first input is.
         architecture: Of the model that they are for; None: told by the names.
         reference: Canonical targets of a checkpoint, to find dotted names by.
+        keep_whole: Places of terms that a method which makes factors does not see, and to whose result they
+            are added; None: LoRAs that by their name or metadata distil a model into few steps.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
 
@@ -85,15 +89,17 @@ def add(
     """
     scheme = format_named(format or terms[0].adapter.format)
     chosen = None if rule is None else parse_rank(rule)
-    told = check_adding(method, len(terms), parameters or {}, recompresses=chosen is not None)
-    adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha)
+    kept = kept_whole(terms, method, keep_whole)
+    told = check_adding(
+        method, len(terms) - len(kept), parameters or {}, recompresses=chosen is not None
+    )
+    adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha, kept)
     match = match_adapters(terms, scheme.name, reference, architecture)
     work = add_work(match, adding)
     results = stream(work, place(device), ahead=AHEAD, progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
-    return adapter, replace(
-        report, notes=(*method_notes(adding, report), *add_notes(match), *converted(report))
-    )
+    notes = (*method_notes(adding, report), *kept_notes(terms, method, kept), *add_notes(match))
+    return adapter, replace(report, notes=(*notes, *converted(report)))
 
 
 def add_work(match: Match, adding: Adding) -> Work[Group, Outcome[Layer]]:

@@ -63,6 +63,13 @@ class Stack:
         factors = torch.tensor(coefficients, dtype=torch.float64)
         return (factors @ self.exact().gram() @ factors).clamp(min=0)
 
+    def tiles(self, part: slice) -> Tensor:
+        """Return rows of each change multiplied out: (T, rows, in * kernel), float32."""
+        ups = self.up[part].float().split(self.sizes, dim=1)
+        downs = self.down.float().split(self.sizes)
+        tiles = [scale * up @ down for scale, up, down in zip(self.scales, ups, downs, strict=True)]
+        return torch.stack(tiles)
+
     def exact(self) -> Stack:
         """The same with inner products in float64, for where changes cancel or are decomposed."""
         if self.left.dtype == torch.float64:

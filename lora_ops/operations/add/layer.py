@@ -39,6 +39,7 @@ class Adding:
         parameters: The method's own parameters.
         dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
         has_alpha: Whether the result's format has a place for alpha.
+        kept: Places of terms that a method which makes factors does not see: they are added as they are.
     """
 
     rule: RankRule | None = None
@@ -46,6 +47,7 @@ class Adding:
     parameters: Mapping[str, Value] = field(default_factory=dict[str, Value])
     dtype: torch.dtype | None = None
     has_alpha: bool = True
+    kept: frozenset[int] = frozenset()
 
     def makes(self, shape: Sequence[int]) -> bool:
         """Whether the method makes something else of a weight than a combination of the changes.
@@ -110,7 +112,8 @@ def added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement)
     strengths = torch.tensor([one.strength for one in inputs], dtype=torch.float64)
     found = _coefficients(adding, gram, strengths)
     norm = float((found @ gram @ found).clamp(min=0).sqrt())
-    made = adding.makes(shape) and int((found * squares).count_nonzero()) > 1
+    seen = torch.tensor([one.index not in adding.kept for one in inputs])
+    made = adding.makes(shape) and int((found * squares * seen).count_nonzero()) > 1
     if not made and norm <= _NOTHING * float(found.abs() @ squares.clamp(min=0).sqrt()):
         return skipped(group.target, first, CANCELS if bool(squares.any()) else ZERO, norm)
     used = [at for at in live if found[at] != 0 and squares[at] > 0]
@@ -158,11 +161,16 @@ def _merged(
     sum_: Combination, adding: Adding, picked: Sequence[int]
 ) -> tuple[Layer | None, float, float, float]:
     """What a method makes, its norm, what it misses, and its cosine with the sum."""
+    kept = [at for at, index in enumerate(picked) if index in adding.kept]
+    # A parameter that differs by term has a number for each term that the method sees.
+    places = [i - sum(k < i for k in adding.kept) for i in picked if i not in adding.kept]
     own = {
-        name: tuple(value[at] for at in picked) if isinstance(value, tuple) else value
+        name: tuple(value[at] for at in places) if isinstance(value, tuple) else value
         for name, value in adding.parameters.items()
     }
-    found = merged(sum_, adding.method, own, adding.rule, adding.dtype, has_alpha=adding.has_alpha)
+    found = merged(
+        sum_, adding.method, own, adding.rule, adding.dtype, has_alpha=adding.has_alpha, kept=kept
+    )
     layer = None if found.layer is None else rewrapped(found.layer, *sum_.layers)
     return layer, found.norm, found.residual, found.cosine
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,7 @@ def merged(
     dtype: torch.dtype | None,
     *,
     has_alpha: bool,
+    kept: Sequence[int] = (),
 ) -> Merged:
     """Return what a method makes of two changes of one weight or more.
 
@@ -60,6 +61,7 @@ def merged(
         rule: How many directions to keep; None: all that the result has.
         dtype: Of the numbers that are written; None: one that holds those of all inputs.
         has_alpha: Whether the file has a place for alpha.
+        kept: Places of changes that the method does not see: they are added to its result.
 
     Raises:
         UnsupportedLayerError: An input has no factors smaller than the weight.
@@ -71,29 +73,55 @@ def merged(
             f'`{method}` needs factors; make it a LoRA of a rank first: `convert(lora, to="lora", rank=64)`',
             target=sum_.target,
         )
-    task = _task(sum_, parameters)
+    whole_ones = [sum_.layers[at] for at in kept]
+    factors = [sum_.coefficients[at] for at in kept]
+    seen = _without(sum_, kept)
+    task = _task(seen, parameters)
     wide = dtype or sum_.dtype
     how = FACTORED[method].element
     whole = all(isinstance(innermost(layer), FullLayer) for layer in sum_.layers)
     if how is not None and (parameters["scope"] == "element" or len(sum_.shape) < 2):
-        result = _on_elements(stack, task, how)
+        result = _on_elements(_factors_of(seen), task, how)
+        for layer_, factor in zip(whole_ones, factors, strict=True):
+            up, down = (one.to(result) for one in layer_.factors())
+            result.addmm_(up, down, alpha=factor)
         norm = float(frobenius(result))
         if whole:
             layer: Layer | None = FullLayer(rounded(result.reshape(sum_.shape), wide, sum_.target))
         else:
             layer = _fitted(result, rule, sum_, wide, has_alpha=has_alpha)
         return _measured(sum_, stack, layer, norm, result)
-    frame = framed(stack.up, stack.down, stack.sizes, stack.scales)
+    some = _factors_of(seen)
+    frame = framed(some.up, some.down, some.sizes, some.scales)
     made = low_rank(*FACTORED[method].solve(frame, task), sum_.shape)
-    own = Combination(sum_.target, sum_.shape, [made], [1.0], stacked([made]))
-    norm = float(own.stack.square([1.0]).sqrt())
+    parts = [made, *whole_ones]
+    own = Combination(sum_.target, sum_.shape, parts, [1.0, *factors], stacked(parts))
+    norm = float(own.stack.square(own.coefficients).sqrt())
     if whole:
-        product = made.up.flatten(1) @ made.down.flatten(1)
+        up, down = own.product(_factors_of(own))
+        product = up @ down
         layer = FullLayer(rounded(product.reshape(sum_.shape), wide, sum_.target))
         return _measured(sum_, stack, layer, norm, product)
     layer = recompressed(own, rule, wide, has_alpha=has_alpha)
     residual = norm if layer is None else own.missed(layer)
     return Merged(layer, norm, residual, _cosine(sum_, stack, layer))
+
+
+def _without(sum_: Combination, kept: Sequence[int]) -> Combination:
+    """The combination of the other changes alone."""
+    if not kept:
+        return sum_
+    left = [at for at in range(len(sum_.layers)) if at not in kept]
+    layers = [sum_.layers[at] for at in left]
+    factors = [sum_.coefficients[at] for at in left]
+    return Combination(sum_.target, sum_.shape, layers, factors, stacked(layers))
+
+
+def _factors_of(sum_: Combination) -> Stack:
+    """The factors of changes that all have some smaller than the weight."""
+    if not isinstance(sum_.stack, Stack):
+        raise TypeError(f"`{sum_.target}` has no factors")
+    return sum_.stack
 
 
 def _task(sum_: Combination, parameters: Mapping[str, Value]) -> Task:
@@ -110,18 +138,10 @@ def _on_elements(stack: Stack, task: Task, how: Element) -> Tensor:
     parts = [slice(at, min(at + rows, task.rows)) for at in range(0, task.rows, rows)]
     work = how.begin(task)
     while work.passes:
-        seen = [work.observe(_tiles(stack, part), None, part.start) for part in parts]
+        seen = [work.observe(stack.tiles(part), None, part.start) for part in parts]
         work = work.settle(torch.stack(seen).sum(0))
-    result = [work.combine(_tiles(stack, part), None, part.start).clone() for part in parts]
+    result = [work.combine(stack.tiles(part), None, part.start).clone() for part in parts]
     return torch.cat(result)
-
-
-def _tiles(stack: Stack, part: slice) -> Tensor:
-    """Rows of each change (T, rows, in * kernel), float32."""
-    ups = stack.up[part].float().split(stack.sizes, dim=1)
-    downs = stack.down.float().split(stack.sizes)
-    tiles = [scale * up @ down for scale, up, down in zip(stack.scales, ups, downs, strict=True)]
-    return torch.stack(tiles)
 
 
 def _fitted(

@@ -36,6 +36,7 @@ from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..reasons import RANK_ZERO, STRENGTH_ZERO
 from .add import AHEAD, add_notes, add_work, method_notes
 from .extras import Extras, extras_of
+from .kept import kept_notes, kept_whole
 from .layer import NOT_IN_LAST, Adding
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class AddOptions(TypedDict, total=False):
         architecture: Short name of the model's; None: told by the names.
         reference: The checkpoint that they are for, to find dotted names by.
         force: Whether the output may replace a file.
+        keep_whole: Places of ingredients that a method which makes factors does not see, and to whose result
+            they are added; None: those that by their name or metadata distil a model into few steps.
     """
 
     where: Sequence[str]
@@ -64,6 +67,7 @@ class AddOptions(TypedDict, total=False):
     architecture: str | None
     reference: TensorSource | None
     force: bool
+    keep_whole: Sequence[int] | None
 
 
 def plan_add_files(
@@ -97,24 +101,27 @@ def plan_add_files(
         check_output(output, paths_of(*sources, reference), force=force)
     chosen = None if rule is None else parse_rank(rule)
     given = options.get("options") or {}
-    told = check_adding(method, len(ingredients), given, recompresses=chosen is not None)
     adapters = [decode(source) for source in sources]
     ingredients = _fitted(ingredients, adapters, options.get("where", ()))
     terms = [
         Term(adapter, one.strengths(adapter.layers), one.source.name)
         for adapter, one in zip(adapters, ingredients, strict=True)
     ]
+    kept = kept_whole(terms, method, options.get("keep_whole"))
+    told = check_adding(method, len(terms) - len(kept), given, recompresses=chosen is not None)
     scheme = format_named(format or terms[0].adapter.format)
     known = [one.target for one in parameters(reference).values()] if reference else []
     architecture = options.get("architecture")
     model = None if architecture is None else architecture_named(architecture)
     match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
-    adding = Adding(chosen, method, told, options.get("dtype"), has_alpha)
+    adding = Adding(chosen, method, told, options.get("dtype"), has_alpha, kept)
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras = extras_of(match.terms, taken)
     settings = {"method": method} | {name: _spelled(value) for name, value in told.items()}
     settings |= {} if chosen is None else {"rank": str(chosen)}
+    names = [Path(terms[at].name).stem for at in sorted(kept)]
+    settings |= {"keep_whole": ", ".join(names)} if names else {}
     return EditPlan(
         Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force),
         partial(planned_work, add_work(match, adding)),
@@ -173,6 +180,7 @@ def _spelled(value: Value) -> str:
 
 def _notes(extras: Extras, match: Match, adding: Adding, report: Report) -> Iterator[str]:
     yield from method_notes(adding, report)
+    yield from kept_notes(match.terms, adding.method, adding.kept)
     yield from extras.notes()
     yield from add_notes(match)
     yield from converted(report)

@@ -21,7 +21,7 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO, mean_notes
+from ..reasons import RANK_ZERO, mean_notes, unrecorded
 from .kinds.table import LORA
 from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
@@ -156,6 +156,8 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         name, old, new = pairing.reshaped[0]
         yield f"{counted(len(pairing.reshaped), 'weight')} of two shapes, the first `{name}`: {old} and {new}"
     yield from _sweeps(layers)
+    if plan.activations is not None:
+        yield from unrecorded([x for x in layers if x.kind.startswith(("linear", "conv"))])
     if isinstance(plan.rule, Budget):
         none = sum(skip.reason == RANK_ZERO for skip in skips)
         yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)

@@ -91,7 +91,8 @@ class ExtractedFile(Sink[Layer]):
     ) -> None:
         self._record = tuned.record if isinstance(tuned, Recorded) else None
         made_from = self._record.sources if self._record else ()
-        self.sources = (base, tuned, *(one for one in made_from if one is not base))
+        recorded = () if plan.activations is None else (plan.activations.source,)
+        self.sources = (base, tuned, *(one for one in made_from if one is not base), *recorded)
         self._plan, self._output, self._force = plan, output, force
         self._scheme, self._namer = naming(plan, format)
         self._exact, self._seed, self._version = exact, seed, version
@@ -154,12 +155,16 @@ class ExtractedFile(Sink[Layer]):
         return found | self._made_from(inputs)
 
     def _made_from(self, inputs: Sequence[Input]) -> dict[str, str]:
-        """What is recorded of what the tuned checkpoint is made from."""
-        if self._record is None:
-            return {}
+        """What is recorded of the activations, and of what the tuned checkpoint is made from."""
         known = {id(one): file for one, file in zip(self.sources, inputs, strict=True)}
+        told: dict[str, str] = {}
+        if self._plan.activations is not None:
+            file = known[id(self._plan.activations.source)]
+            told = {"lorakit.activations": file.name, "lorakit.activations_sha256": file.sha256}
+        if self._record is None:
+            return told
         files = [known[id(one)] for one in self._record.sources]
-        return dict(self._record.entries(files, str(self._plan.rule)))
+        return {**told, **self._record.entries(files, str(self._plan.rule))}
 
     def _arguments(self) -> dict[str, str]:
         """What LyCORIS records of its own networks."""

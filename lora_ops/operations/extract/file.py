@@ -15,6 +15,7 @@ from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...report import Report
 from ...run.devices import Placement
+from ...run.inputs import paths_of
 from ...run.job import Outcome, Work
 from ...run.output import write
 from ...run.stream import stream
@@ -62,10 +63,11 @@ def plan_file(
         QuantisedError: A checkpoint's numbers are stored with scales.
         MismatchError: The checkpoints do not belong together, or are one file.
     """
+    read = paths_of(base, tuned, options.get("activations"))
     if isinstance(output, Path) and format == PEFT.name:
-        check_folder(output, [*_paths(base), *_paths(tuned)], force=force)
+        check_folder(output, read, force=force)
     elif output is not None:
-        check_output(output, [*_paths(base), *_paths(tuned)], force=force)
+        check_output(output, read, force=force)
     if _same(_paths(base), _paths(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "

@@ -11,7 +11,7 @@ from ...linalg import frobenius
 from ...linalg.noise import Reading
 from ...linalg.ranks.rules import RankRule
 from ...models.pairing import Pair
-from ...report import Rounding
+from ...report import Rounding, Weighted
 from .kinds.change import Change
 from .plan import Plan
 from .rounding import rounding_left
@@ -26,12 +26,14 @@ class Formed:
         residual: Frobenius norm of the difference less the layer's change.
         rounding: What is known of rounding, where the rule is `noise`.
         sweeps: How many rounds an iteration took; None without one.
+        weighted: What it misses by the inputs that were recorded; None where none were.
     """
 
     layer: Layer
     residual: float
     rounding: Rounding | None
     sweeps: int | None
+    weighted: Weighted | None = None
 
 
 def formed(

@@ -26,7 +26,7 @@ from ...models.differences import (
     measured_difference,
 )
 from ...models.pairing import Pair
-from ...report import LayerReport, Rounding, Skip
+from ...report import LayerReport, Rounding, Skip, Weighted
 from ...run.devices import Placement, download, upload
 from ...run.job import Outcome
 from ...run.scratch import SCRATCH, Scratch
@@ -34,6 +34,7 @@ from .formed import Formed, formed
 from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan
 from .rounding import rounding_of_cut, rounding_of_reading
+from .weighed import weighed
 
 UNCHANGED = "unchanged"
 ROUNDING = "only storage rounding differs"
@@ -98,6 +99,9 @@ def _batch(
         elif one.profile is not None:
             reading = standing(delta, one.profile, plan.rule_for(both), exact=exact, seed=seed)
             outcomes[both.target] = _denoised(plan, both, delta, norm, reading, exact, seed)
+        elif (moment := plan.moment(both)) is not None:
+            made = weighed(plan, both, delta, moment, exact, seed)
+            outcomes[both.target] = _written(both, made, norm)
         elif plan.form_for(both) is not LORA:
             made = formed(plan, both, delta, None, exact, seed)
             outcomes[both.target] = _written(both, made, norm)
@@ -252,8 +256,9 @@ def skipped(both: Pair, reason: str, norm: float) -> Outcome[Layer]:
 
 
 def _written(both: Pair, made: Formed, norm: float) -> Outcome[Layer]:
-    """What becomes of a weight in another form than a LoRA."""
-    return written(both, made.layer, norm, made.residual, made.rounding, made.sweeps)
+    """What becomes of a weight that was approximated alone."""
+    told = (made.rounding, made.sweeps, None, made.weighted)
+    return written(both, made.layer, norm, made.residual, *told)
 
 
 def written(
@@ -264,6 +269,7 @@ def written(
     known: Rounding | None = None,
     sweeps: int | None = None,
     search: str | None = None,
+    weighted: Weighted | None = None,
 ) -> Outcome[Layer]:
     """What becomes of a weight that is."""
     report = LayerReport(
@@ -271,5 +277,6 @@ def written(
         rounding=known,
         sweeps=sweeps,
         search=search,
+        weighted=weighted,
     )
     return Outcome(both.target, layer, (report,))

@@ -190,7 +190,11 @@ def _planned(
         if folder.exists():
             for output in outputs.values():
                 check = check_folder if format == PEFT.name else check_output
-                check(output, [*paths_of(base, *files), *tuned], force=force)
+                check(
+                    output,
+                    [*paths_of(base, *files, options.get("activations")), *tuned],
+                    force=force,
+                )
         planned = {
             path: one
             if isinstance(one, LoraOpsError)

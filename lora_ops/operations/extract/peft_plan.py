@@ -128,6 +128,11 @@ def plan_peft(
         id(base): {name: one for name, one in old.items() if name not in {*added, *dropped}},
         id(tuned): {name: one for name, one in new.items() if name not in added},
     }
+    if options.get("activations") is not None:
+        raise ArgumentError(
+            "activations are recorded by the names of ComfyUI's models, which format `peft` does not use; "
+            "use format `comfy`, or leave them out"
+        )
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
     if isinstance(plan.rule, Budget) and plan.rule.kind == "size" and theirs.has_experts:
         raise ArgumentError(

@@ -13,9 +13,11 @@ from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
 from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError, MismatchError
+from ...linalg.moments import Moment, check_weighs
 from ...linalg.ranks.budgets import Budget, parse_rule
 from ...linalg.ranks.comparing import compared_by
 from ...linalg.ranks.rules import RankRule
+from ...models.activations import Activations, read_activations
 from ...models.architectures import Parameter, parameters
 from ...models.differences import Sides
 from ...models.pairing import Pair, Pairing, pair
@@ -52,6 +54,8 @@ class PlanOptions(TypedDict, total=False):
             LyCORIS means it; -1: as even as can be.
         convention: Whose reading a DoRA is to be best in, and its error is told of; see docs/kinds.md.
         auto_full: Keep a layer whole where its factors would be no smaller than its difference.
+        activations: Second moments of what goes into the layers, of `record`: the error of their output counts
+            then, not that of the weight. Not with budgets, `noise` and kinds other than lora.
     """
 
     dtype: torch.dtype | None
@@ -66,6 +70,7 @@ class PlanOptions(TypedDict, total=False):
     factor: int
     convention: Convention
     auto_full: bool
+    activations: TensorSource | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ class Plan:
         factor: Of a LoKr.
         convention: Whose reading of a DoRA.
         auto_full: Whether a layer is kept whole where factors would be no smaller.
+        activations: What goes into the layers; None: nobody knows.
     """
 
     sides: Sides
@@ -100,6 +106,7 @@ class Plan:
     factor: int = -1
     convention: Convention = "paper"
     auto_full: bool = False
+    activations: Activations | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,6 +125,10 @@ class Plan:
     def form_for(self, pair: Pair) -> Form:
         """The form that one layer gets: not all weights can have all."""
         return self.form if self.form.is_for(pair.shape) else LORA
+
+    def moment(self, pair: Pair) -> Moment | None:
+        """What goes into one layer, read when it is asked for; None where it was not recorded."""
+        return None if self.activations is None else self.activations.moment(pair.target)
 
     def is_left_out(self, pair: Pair) -> bool:
         """Whether the rule gives this layer no rank at all."""
@@ -149,6 +160,8 @@ class Plan:
         copies = form.copies + (4 if self.rule_for(pair).is_noise else 3)
         if not form.has_values:  # the normal equations
             spaces += 4 * self.most_ranks(pair) ** 2
+        if self.activations is not None:  # the weighted change, and what it is weighted by
+            copies += 2 + 4 * width // out
         return out * width * (2 * 4 + copies * 4) + 4 * (out + width) * spaces
 
 
@@ -213,10 +226,28 @@ def plan_named(
         factor=factor,
         convention=options.get("convention", "paper"),
         auto_full=options.get("auto_full", False),
+        activations=_activations(options.get("activations"), chosen, pairing, kind),
     )
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
+
+
+def _activations(
+    source: TensorSource | None, rule: RankRule | Budget, pairing: Pairing, kind: str
+) -> Activations | None:
+    """What goes into the layers, once it is sure that it is of these, and that rule and kind can use it."""
+    if source is None:
+        return None
+    check_weighs(rule)
+    if kind != LORA.name:
+        raise ArgumentError(
+            f"kind `{kind}` is approximated as it is, not by what goes into it: activations weigh a LoRA; "
+            "leave one of them out"
+        )
+    found = read_activations(source)
+    found.check((both.target, both.shape) for both in pairing.candidates)
+    return found
 
 
 def usual_rule(sides: Sides, pairing: Pairing) -> tuple[RankRule, str | None]:

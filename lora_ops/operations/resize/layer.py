@@ -21,15 +21,17 @@ from ...adapters.layers import (
     stored_alpha,
 )
 from ...errors import ArgumentError
-from ...linalg import frobenius
+from ...linalg import FactoredSvd, frobenius
+from ...linalg.moments import Moment, weighted_factors, weighted_product
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
-from ...report import Skip
+from ...report import Skip, Weighted
 from ...run.job import Outcome
 from ..reasons import RANK_ZERO
 from .decomposed import Decomposed, Dense, Whole
+from .recorded import Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Resizing:
         needs_alpha: Whether every layer has to have one.
         exact: Whether a change that is multiplied out gets the exact truncation instead of one
             within 1e-3 of its error; from factors it always is exact.
+        recorded: What goes into the layers; None: nobody knows.
 
     Raises:
         ArgumentError: Alpha is not above 0.
@@ -63,6 +66,7 @@ class Resizing:
     has_alpha: bool = True
     needs_alpha: bool = False
     exact: bool = False
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 < self.alpha < math.inf:
@@ -120,6 +124,45 @@ def cut(known: Dense, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
     up, down = (factor.to(known.matrix.device) for factor in result.factors())
     residual = float(frobenius(torch.addmm(known.matrix, up, down, alpha=-1)))
     return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
+
+
+def weighed(known: Decomposed | Dense, resizing: Resizing, moment: Moment) -> Outcome[Layer]:
+    """Return one layer at the rank of a rule whose output is closest to its own.
+
+    Args:
+        known: With its change.
+        resizing: With a rule that chooses by one layer.
+        moment: Of the inputs that were recorded.
+    """
+    target, layer = known.target, known.layer
+    svd = None if isinstance(known, Dense) else known.svd
+    delta = layer.delta().flatten(1) if isinstance(known, Decomposed) else known.matrix
+    norm = finite(frobenius(delta), target, layer)
+    rule = resizing.rule
+    if norm == 0:
+        return skipped(target, layer, ZERO, norm)
+    if not isinstance(rule, RankRule) or rule.for_kernel(layer.shape[2:]).leaves_out:
+        return skipped(target, layer, RANK_ZERO, norm)
+    rule = rule.for_kernel(layer.shape[2:])
+    if isinstance(svd, FactoredSvd):
+        factors = weighted_product(svd.up, svd.down, moment, rule)
+    else:
+        factors = weighted_factors(delta, moment, rule, exact=resizing.exact)
+    plain = innermost(layer)
+    has_core = isinstance(plain, LoraLayer) and not plain.is_pair
+    if factors[0].shape[1] >= layer.rank and not has_core and not isinstance(plain, MadeLayer):
+        result = rewrapped(_kept(target, plain, resizing), layer)
+    else:
+        result = _written(target, layer, factors, resizing)
+    left = delta - result.delta().flatten(1).to(delta)
+    return edited(
+        *(target, result),
+        norm=norm,
+        residual=float(frobenius(left)),
+        was=(layer.rank,),
+        made_of=(layer,),
+        weighted=Weighted(moment.norm(delta), moment.norm(left)),
+    )
 
 
 def remeasured(found: Outcome[Layer], layer: Layer) -> Outcome[Layer]:

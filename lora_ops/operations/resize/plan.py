@@ -42,6 +42,7 @@ from ..reasons import RANK_ZERO
 from .decomposed import all_directions, check_own
 from .importance import importance_work, weighed
 from .layer import Resizing
+from .recorded import recorded
 from .resize import FIXED, rank_size, resize_notes, resize_work
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ResizeOptions(TypedDict, total=False):
         dora: How to read such kinds where programs differ: paper, which is the default, or comfy;
             see docs/kinds.md.
         exact: Cut those exactly, not within 1e-3 of the least error.
+        activations: Second moments of what goes into the layers, of `record`; not with budgets and a base.
         force: Whether the output may replace a file.
     """
 
@@ -70,6 +72,7 @@ class ResizeOptions(TypedDict, total=False):
     base: TensorSource | None
     dora: Convention
     exact: bool
+    activations: TensorSource | None
     force: bool
 
 
@@ -93,7 +96,8 @@ def plan_resize_file(
     """
     relative_to, base = options.get("relative_to"), options.get("base")
     force, dora = options.get("force", False), options.get("dora", "paper")
-    check_written(output, paths_of(source, relative_to, base), source, force=force)
+    record = options.get("activations")
+    check_written(output, paths_of(source, relative_to, base, record), source, force=force)
     chosen = parse_rule(rule)
     norm = compared_by(options.get("norm"), chosen, is_relative=relative_to is not None)
     adapter = decode(source, control=True)
@@ -102,6 +106,8 @@ def plan_resize_file(
         weights = base_weights(adapter, layers, base, source.name)
         adapter = as_changes(adapter, layers, weights, dora, everything=False)
     draft = draft_of(source, adapter, output, force, (relative_to, base))
+    if record is not None:
+        draft = replace(draft, sources=(*draft.sources, record))
     weighing = importance_work(adapter.layers, relative_to, norm) if relative_to and norm else None
     resizing = Resizing(
         chosen,
@@ -110,11 +116,13 @@ def plan_resize_file(
         overhead=draft.overhead,
         has_alpha=keeps_alpha(output, format_named(adapter.format), adapter.keys),
         exact=options.get("exact", False),
+        recorded=recorded(record, outline(adapter.layers), draft.architecture, chosen, base),
     )
     settings = {"rank": str(chosen)}
     settings |= {} if resizing.alpha is None else {"alpha": f"{resizing.alpha:g}"}
     if relative_to is not None and norm is not None:
         settings |= {"relative_to": Path(relative_to.name).name, "norm": norm}
+    settings |= {} if record is None else {"activations": Path(record.name).name}
     settings |= {} if base is None else {"base": Path(base.name).name, "dora": dora}
     return EditPlan(
         draft,
@@ -123,7 +131,7 @@ def plan_resize_file(
         partial(foresee_resize, adapter, resizing),
         f"rank rule {chosen}",
         settings,
-        [Path(one.name).name for one in (source, relative_to, base) if one is not None],
+        [Path(one.name).name for one in (source, relative_to, base, record) if one is not None],
         partial(resize_notes, resizing),
     )
 
@@ -147,6 +155,8 @@ def _describe(
     inputs: Sequence[Input],
     result: Result,
 ) -> dict[str, str]:
+    if "activations" in settings:
+        settings = {**settings, "activations_sha256": inputs[-1].sha256}
     operation = Operation("resize", version, _summary(result.report), settings)
     return edited_metadata(Source(inputs[0], metadata), operation, result)
 

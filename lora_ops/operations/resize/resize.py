@@ -22,6 +22,8 @@ from ...adapters.edited import (
 )
 from ...adapters.formats import format_named
 from ...adapters.layers import BasedDoraLayer, Convention, Layer, LoraLayer, MadeLayer, innermost
+from ...adapters.model import recognised
+from ...adapters.outline import outline
 from ...linalg import spectrum
 from ...linalg.ranks.budgets import Budget, LayerSpectrum, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
@@ -32,9 +34,10 @@ from ...run.job import Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO, mean_notes
+from ..reasons import RANK_ZERO, mean_notes, unrecorded
 from .decomposed import Dense, PreparedLayer, Whole, decomposed_work
-from .layer import Resizing, cut, remeasured, resized, whole
+from .layer import Resizing, cut, remeasured, resized, weighed, whole
+from .recorded import recorded
 
 # What a layer takes in a file beside its factors and its name: alpha.
 FIXED = 4
@@ -50,6 +53,7 @@ def resize(
     base: TensorSource | None = None,
     dora: Convention = "paper",
     exact: bool = False,
+    activations: TensorSource | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:
@@ -70,6 +74,8 @@ def resize(
         base: The checkpoint that it was trained on, for layers that are made from the weight.
         dora: How to read such kinds where programs differ; see docs/kinds.md.
         exact: Cut those exactly, see `Resizing`.
+        activations: Second moments of what goes into the layers, of `record`: the error of their output counts
+            then. Not with budgets and a base.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
 
@@ -82,13 +88,16 @@ def resize(
     if base is not None:
         weights_of = base_weights(adapter, adapter.layers, base, "the adapter")
         adapter = as_changes(adapter, adapter.layers, weights_of, dora, everything=False)
+    chosen = parse_rule(rule)
+    model = recognised(adapter).certain if activations is not None else None
     resizing = Resizing(
-        parse_rule(rule),
+        chosen,
         alpha,
         dtype,
         weights or {},
         has_alpha=format_named(adapter.format).keeps_alpha,
         exact=exact,
+        recorded=recorded(activations, outline(adapter.layers), model, chosen, base),
     )
     results = list(run_resize(adapter, resizing, placement=place(device), progress=progress))
     smaller, report = collect(adapter, results, keys=all_keys(adapter))
@@ -132,6 +141,9 @@ def run_resize(
 def _resized(resizing: Resizing, ranks: Mapping[str, int], known: PreparedLayer) -> Outcome[Layer]:
     if isinstance(known, Whole):
         return whole(known, resizing)
+    moment = None if resizing.recorded is None else resizing.recorded.moment(known.target)
+    if moment is not None:
+        return weighed(known, resizing, moment)
     if isinstance(known, Dense):
         return cut(known, resizing, ranks.get(known.target))
     found = resized(known, resizing, ranks.get(known.target))
@@ -141,6 +153,10 @@ def _resized(resizing: Resizing, ranks: Mapping[str, int], known: PreparedLayer)
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
     """Yield notes: layers that changed their kind, a rank that cannot grow, the average rank."""
     yield from converted(report)
+    if resizing.recorded is not None:
+        yield from unrecorded(
+            [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
+        )
     rule = resizing.rule
     layers = [one for one in report.layers if isinstance(one, EditReport) and not one.is_full]
     if not isinstance(rule, RankRule):

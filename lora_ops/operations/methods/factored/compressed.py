@@ -130,14 +130,15 @@ def _moved(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
 def _without_empty(squares: Tensor) -> Tensor:
     """The nearest centre of each point; a centre that has none takes the point farthest from its own."""
     labels = squares.argmin(1)
-    for centre in range(squares.shape[1]):
-        if not bool((labels == centre).any()):
-            counts = torch.bincount(labels, minlength=squares.shape[1])
-            own = squares.gather(1, labels[:, None]).squeeze(1)
-            labels[torch.where(counts[labels] > 1, own, -1.0).argmax()] = centre
+    counts = torch.bincount(labels, minlength=squares.shape[1])
+    for centre in (counts == 0).nonzero().flatten().tolist():
+        counts = torch.bincount(labels, minlength=squares.shape[1])
+        own = squares.gather(1, labels[:, None]).squeeze(1)
+        labels[torch.where(counts[labels] > 1, own, -1.0).argmax()] = centre
     return labels
 
 
 def _distances(points: Tensor, centres: Tensor) -> Tensor:
     """Squared distances (N, count)."""
-    return (points[:, None] - centres).square().sum(-1)
+    squares = points.square().sum(1, keepdim=True) + centres.square().sum(1)
+    return (squares - 2 * points @ centres.mT).clamp(min=0)

@@ -19,7 +19,8 @@ def task_singular_vectors(frame: Frame, task: Task) -> Factors:
     """
     most = min(task.shape) // task.count
     found = [
-        _svd(weight * core, most) for weight, core in zip(task.weights, frame.cores(), strict=True)
+        triplets(weight * core, most)
+        for weight, core in zip(task.weights, frame.cores(), strict=True)
     ]
     lefts, values, rights = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
     return frame.factors(_polar(lefts) * values, _polar(rights).mT)
@@ -31,7 +32,7 @@ def isotropic(frame: Frame, task: Task) -> Factors:
     All singular values of the sum become their mean. The paper's mean is over all min(out, in)
     directions of the weight, most of which a sum of LoRAs does not have: this is over those that it has.
     """
-    left, values, right = _svd(_sum(frame, task), min(task.shape))
+    left, values, right = triplets(_sum(frame, task), min(task.shape))
     return frame.factors(left * values.mean(), right.mT)
 
 
@@ -44,7 +45,7 @@ def null_space(frame: Frame, task: Task) -> Factors:
     """
     first, second = frame.cores()
     count, mu = int(task.number("directions")), task.number("mu")
-    _, _, right = _svd(second, count or len(second[0]))
+    _, _, right = triplets(second, count or len(second[0]))
     kept = first - mu / (1 + mu) * (first @ right) @ right.mT
     return frame.whole(task.weights[0] * kept + task.weights[1] * second)
 
@@ -54,8 +55,16 @@ def _sum(frame: Frame, task: Task) -> Tensor:
     return (weights[:, None, None] * frame.cores()).sum(0)
 
 
-def _svd(core: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading triplets of a core that are more than rounding: left (k, q), values (q,), right (k', q)."""
+def triplets(core: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading singular triplets of a core that are more than rounding.
+
+    Args:
+        core: (k, k'), float64, not empty.
+        most: How many at most.
+
+    Returns:
+        Left vectors (k, q), values (q,), right vectors (k', q).
+    """
     left, values, right = torch.linalg.svd(core, full_matrices=False)
     there = min(most, int((values > FLOOR * values[0]).sum()))
     return left[:, :there], values[:there], right[:there].mT

@@ -1,0 +1,195 @@
+"""What goes into the layers of a model while it runs: second moments of their inputs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import ArgumentError, MismatchError
+from ..files import save
+from ..linalg.moments import Gathered
+from ..models.parameters import parameters
+from ..source import DictSource
+from .adapted import is_supported
+
+# Numbers of an input that are unfolded at once.
+_BLOCK = 2**22
+
+
+class Recorder:
+    """Gathers the second moments of the input of each linear and convolution layer; `record` makes it."""
+
+    def __init__(self, module: nn.Module, prefix: str, full: int, directions: int) -> None:
+        self._full, self._directions = full, directions
+        self._gathered: dict[str, Gathered] = {}
+        layers = {name: one for name, one in module.named_modules() if _has_rows(one)}
+        if not layers:
+            raise MismatchError(
+                "the module has no linear or convolution layer whose input could be recorded"
+            )
+        self._targets = _targets(module, prefix, layers)
+        self._handles: list[RemovableHandle] = [
+            layer.register_forward_pre_hook(functools.partial(self._take, name))
+            for name, layer in layers.items()
+        ]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows that went into each layer so far, by canonical target: tokens, or places of a convolution."""
+        return {
+            target: self._gathered[name].count
+            for name in self._gathered
+            for target in self._targets[name]
+        }
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Record no more; what was gathered stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was gathered, on the CPU: `TARGET.gram`, or `.sketch` and `.diagonal`; and `TARGET.count`."""
+        found: dict[str, Tensor] = {}
+        for name, one in self._gathered.items():
+            told = one.tensors()
+            for target in self._targets[name]:
+                found |= {f"{target}.{form}": tensor for form, tensor in told.items()}
+        return found
+
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write what was gathered.
+
+        Args:
+            path: The file, .safetensors.
+            replace: Whether one that is there may be replaced.
+
+        Raises:
+            MismatchError: Nothing went through the module.
+            ArgumentError: The file is there.
+            WriteError: It could not be written.
+        """
+        if not self._gathered:
+            raise MismatchError("nothing was recorded: run the module before its record is written")
+        told = {
+            "lorakit.activations": "second moments of the layers' inputs",
+            "lorakit.layers": str(len(self._gathered)),
+            "lorakit.rows": str(max(one.count for one in self._gathered.values())),
+            "lorakit.full": str(self._full),
+            "lorakit.directions": str(self._directions),
+        }
+        save(path, self.tensors(), told, replace=replace)
+
+    def _take(self, name: str, layer: nn.Module, inputs: tuple[object, ...]) -> None:
+        input = inputs[0] if inputs else None
+        if not isinstance(input, Tensor) or not input.is_floating_point() or not input.numel():
+            return
+        # Inside, what sampling in inference mode began can be added to by a pass outside of it.
+        with torch.inference_mode(), torch.autocast(input.device.type, enabled=False):
+            for rows in _rows(layer, input.detach()):
+                known = self._gathered.get(name)
+                if known is None:
+                    known = Gathered(rows.shape[1], self._full, self._directions, rows.device)
+                    self._gathered[name] = known
+                known.add(rows)
+
+
+def record(
+    module: nn.Module, *, prefix: str = "", full: int = 1024, directions: int = 128
+) -> Recorder:
+    """Gather, while a module runs, what goes into its linear and convolution layers.
+
+    The second moments of the inputs, X^T X over all tokens, or over all places of a convolution, whose input is
+    unfolded. They say which directions of a weight the model uses: `activations` of `extract` and `resize`.
+    As a context manager it ends by itself; the record is written afterwards, or before.
+
+    Args:
+        module: Of torch; it is not changed, and runs as before.
+        prefix: What the names of its parameters get in front: `diffusion_model.` for the bare diffusion model,
+            as ComfyUI calls it.
+        full: Up to which width of an input the whole matrix is kept, 4 * width^2 bytes each.
+        directions: Of wider ones, so many directions and the exact diagonal: 4 * (directions + 1) * width bytes
+            each. 0 keeps the diagonal alone.
+
+    Returns:
+        What gathers; `save` writes it.
+
+    Raises:
+        MismatchError: The module has no such layer.
+        ArgumentError: A limit is negative.
+    """
+    if full < 0 or directions < 0:
+        raise ArgumentError(f"full={full}, directions={directions}: give numbers from 0")
+    return Recorder(module, prefix, full, directions)
+
+
+def _has_rows(layer: nn.Module) -> bool:
+    """Whether each place of its output is its weight times a row of its input."""
+    return (
+        is_supported(layer)
+        and not isinstance(layer, nn.Embedding)
+        and getattr(layer, "groups", 1) == 1
+    )
+
+
+def _targets(
+    module: nn.Module, prefix: str, layers: dict[str, nn.Module]
+) -> dict[str, tuple[str, ...]]:
+    """The canonical names of each layer's weight: of one that others have in parts, all of these."""
+    state = {prefix + key: value for key, value in module.state_dict().items()}
+    named: dict[str, list[str]] = {}
+    for one in parameters(DictSource(state)).values():
+        # Of what another program has in pieces, each takes the same input: the first says it.
+        named.setdefault(one.keys[0], []).append(one.target)
+    keys = {name: f"{prefix}{name}.weight" if name else f"{prefix}weight" for name in layers}
+    return {
+        name: tuple(named.get(key, () if key in state else (prefix + name,)))
+        for name, key in keys.items()
+    }
+
+
+def _rows(layer: nn.Module, input: Tensor) -> Iterator[Tensor]:
+    """What a layer multiplies its weight with, (n, in * kernel), a block at a time."""
+    if not isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+        yield input.reshape(-1, input.shape[-1])
+        return
+    sides = len(layer.kernel_size)
+    batch = input if input.ndim == sides + 2 else input[None]
+    around = layer._reversed_padding_repeated_twice  # pyright: ignore[reportPrivateUsage]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    patches = functional.pad(batch, around, mode)
+    for axis, size in enumerate(layer.kernel_size):
+        gap = layer.dilation[axis]
+        patches = patches.unfold(2 + axis, gap * (size - 1) + 1, layer.stride[axis])[..., ::gap]
+    # (batch, in, places..., kernel...): places to the front, as the weight has the rest.
+    places, kernel = range(2, 2 + sides), range(2 + sides, 2 + 2 * sides)
+    patches = patches.permute(0, *places, 1, *kernel)
+    width = math.prod(patches.shape[1 + sides :])
+    images = _BLOCK // math.prod(patches.shape[1:])
+    if images:
+        for some in patches.split(images):
+            yield some.reshape(-1, width)
+        return
+    step = max(1, _BLOCK // math.prod(patches.shape[2:]))
+    for image in patches:
+        for block in image.split(step):
+            yield block.reshape(-1, width)
