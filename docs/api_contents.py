@@ -41,7 +41,13 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         '`"energy=0.9,max=64,conv=8"`: [all of them](../README.md#ranks).',
         (
             *("extract", "plan_file", "extract_file", "extract_files", "verify"),
-            *("plan_extraction", "PlanOptions", "preview_extraction", "preview_files"),
+            *(
+                "plan_extraction",
+                "PlanOptions",
+                "Embeddings",
+                "preview_extraction",
+                "preview_files",
+            ),
             *("Plan", "Pairing", "Pair", "RankRule", "parse_rank"),
         ),
     ),
@@ -204,4 +210,6 @@ ALIASES = {
     "Progress": "Called with what is done, what there is in all, and the name of what was finished.",
     "Convention": "Where programs differ: as the kind's paper and its authors' program define it, or "
     "as ComfyUI applies it; see docs/kinds.md.",
+    "Embeddings": "What becomes of embeddings and heads that changed in a folder of PEFT: kept whole, given "
+    "factors, or left out.",
 }

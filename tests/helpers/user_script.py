@@ -33,6 +33,7 @@ from lorakit.lora_ops import (
     EditPlan,
     EditReport,
     Element,
+    Embeddings,
     FileSource,
     Finding,
     FormatError,
@@ -226,7 +227,8 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     assert {one.reason for one in skips} or report.left_out == 0
 
     placement: Placement = place("cpu", memory=10**9)
-    again: Plan = plan_file(base, tuned, rule, output=output, **options)
+    words: Embeddings | None = None
+    again: Plan = plan_file(base, tuned, rule, output=output, embeddings=words, **options)
     written: Report = extract_file(again, base, tuned, output, placement=placement, exact=True)
     assert written.size > 0
     folder = output.with_suffix("")
