@@ -47,7 +47,7 @@ def main() -> None:
                 )
                 images = drawn(tensors)
                 far = [
-                    float((one - two).norm() / (old - two).norm())
+                    float((one - two).square().sum().sqrt() / (old - two).square().sum().sqrt())
                     for one, two, old in zip(images, goal, start, strict=True)
                 ]
                 by_output = report.weighted_error

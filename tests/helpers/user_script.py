@@ -231,12 +231,15 @@ def extraction(base: TensorSource, tuned: TensorSource, output: Output) -> Adapt
     again: Plan = plan_file(base, tuned, rule, output=output, embeddings=words, **options)
     written: Report = extract_file(again, base, tuned, output, placement=placement, exact=True)
     assert written.size > 0
-    folder = output.with_suffix("")
-    found: dict[Path, Preview | LoraOpsError] = preview_files(base, tuned.paths, folder, rule)
-    made: dict[Path, Report | LoraOpsError] = extract_files(base, tuned.paths, folder, rule)
+    return adapter
+
+
+def several(base: FileSource, tuned: FileSource, folder: Path) -> None:
+    """Extract several, of which there is one here, against one base."""
+    found: dict[Path, Preview | LoraOpsError] = preview_files(base, tuned.paths, folder, 4)
+    made: dict[Path, Report | LoraOpsError] = extract_files(base, tuned.paths, folder, 4)
     assert list(found) == list(made) == list(tuned.paths)
     assert not any(isinstance(one, LoraOpsError) for one in made.values())
-    return adapter
 
 
 def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
@@ -460,6 +463,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
     """Do all of it on two checkpoints; return what was said where there is nothing to extract."""
     with open_source(base_path) as base, open_source(tuned_path) as tuned:
         adapter = extraction(base, tuned, room / "lora.safetensors")
+        several(base, tuned, room / "several")
         with open_source(room / "lora.safetensors") as lora:
             assert sums(adapter).keys() == sums(decode(lora)).keys()
             editing(lora, base, room)
