@@ -131,7 +131,7 @@ def compare_several(
     if len(adapters) < 2:
         raise ArgumentError(f"a comparison is of two adapters or more, not of {len(adapters)}")
     if not 0 < share <= 1:
-        raise ArgumentError(f"`share={share}`: give a number above 0, up to 1")
+        raise ArgumentError(f"a share of {share:g} of the elements: give a number above 0, up to 1")
     called = tuple(names) or tuple(f"adapter {at}" for at in range(1, len(adapters) + 1))
     match = matched(adapters, called)
     jobs = [Job(group.target, group, alike=group.target) for group in match.groups]

@@ -49,7 +49,7 @@ def test_messages_have_the_command_lines_words():
 
 UNUSED = [
     (("--norm", "frobenius"), "the frobenius norm is of weights that a budget compares"),
-    (("--embeddings", "none"), "leave --embeddings none out"),
+    (("--embeddings", "none"), "(none) is asked of format `peft` alone"),
     (("--dora", "comfy"), "--dora is for --kind dora"),
     (("--kind", "lokr", "--dora", "paper"), "--dora is for --kind dora"),
     (("--kind", "control_lora"), "did you mean `control-lora`?"),

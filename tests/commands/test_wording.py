@@ -180,7 +180,8 @@ def test_a_cure_runs_in_python(code: str, lora: Path) -> None:
         else leaving_out(str(lora), "new", [f"{BLOCK}_to_q"])
     )
     with contextlib.ExitStack() as stack:
-        names = {**vars(lora_ops), "Path": Path, "torch": torch}
+        names = {name: getattr(lora_ops, name) for name in lora_ops.__all__}
+        names |= {"Path": Path, "torch": torch}
         names["open_source"] = lambda path: stack.enter_context(lora_ops.open_source(path))
         report = eval(cure, names)
     assert (len(report.layers), len(report.skips)) == ((2, 0) if code == "convert" else (1, 1))

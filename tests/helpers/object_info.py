@@ -16,7 +16,7 @@ WORKFLOWS = sorted((DATA / "workflows").glob("*.json"))
 _TEXTS = {"tooltip", "placeholder", "description", "output_tooltips", "search_aliases"}
 _ELSEWHERE = {"python_module"}
 # Of files that happen to be on a machine.
-_ENDINGS = (".safetensors", ".latent", ".png", ".pt", ".toml", ".yaml")
+_ENDINGS = (".safetensors", ".gguf", ".latent", ".png", ".pt", ".toml", ".yaml")
 
 
 def interface(info: Mapping[str, Any]) -> dict[str, Any]:

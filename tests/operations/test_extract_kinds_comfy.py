@@ -65,7 +65,8 @@ def files(folder: Path, model: str) -> dict[str, Path]:
     for case in (*OPTIONS, *KOHYA):
         name, _, format = case.partition(", ")
         path = folder / f"{case}.safetensors"
-        options = (*OPTIONS[name], "--format", format or "comfy", "--dora", "comfy")
+        reading = ("--dora", "comfy") if "dora" in OPTIONS[name] else ()
+        options = (*OPTIONS[name], "--format", format or "comfy", *reading)
         done = lorakit_here(
             *("extract", sides["changed"], sides["tuned"], "-o", path, "--allow-partial"),
             *("--device", "cpu", *options),

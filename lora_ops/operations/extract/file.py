@@ -77,8 +77,8 @@ def plan_file(
         return plan_peft(base, tuned, rule, embeddings=embeddings or "whole", **options)
     if embeddings is not None:
         raise ArgumentError(
-            f'format `{format}` says nothing of embeddings by themselves; leave `embeddings="{embeddings}"` out, or use '
-            "format `peft`"
+            f"what becomes of embeddings ({embeddings}) is asked of format `peft` alone; leave it out, or use that "
+            f"format in place of `{format}`"
         )
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)

@@ -62,7 +62,7 @@ def recorded(
     check_weighs(rule)
     if base is not None:
         raise ArgumentError(
-            "activations weigh a change that is added to a weight, and with `base=` some are made from it; make "
+            "activations weigh a change that is added to a weight, and some are made from the base; make "
             "them plain LoRAs first, or leave one of them out"
         )
     found = read_activations(source)
