@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...adapters.formats import PEFT
 from ...adapters.layers import Layer
 from ...errors import ArgumentError, MismatchError
-from ...files import FileSource, Output, check_output, read_errors
+from ...files import Output, check_output, read_errors
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...report import Report
@@ -68,7 +68,7 @@ def plan_file(
         check_folder(output, read, force=force)
     elif output is not None:
         check_output(output, read, force=force)
-    if _same(_paths(base), _paths(tuned)):
+    if _same(paths_of(base), paths_of(tuned)):
         raise MismatchError(
             f"{base.name} and {tuned.name} are one file: no layer differs; "
             "give the base and the tuned checkpoint"
@@ -158,10 +158,6 @@ def work_of(plan: Plan, *, exact: bool, seed: int) -> Work[Task, Outcome[Layer]]
     if isinstance(plan, PeftPlan):
         return peft_work(plan, exact=exact, seed=seed)
     return extraction_work(plan, exact=exact, seed=seed)
-
-
-def _paths(source: TensorSource) -> tuple[Path, ...]:
-    return source.paths if isinstance(source, FileSource) else ()
 
 
 def _same(ones: Sequence[Path], others: Sequence[Path]) -> bool:

@@ -85,15 +85,12 @@ def _batch(
 ) -> list[Outcome[Layer]]:
     # Of a batch all differences would stay in memory beside the stack of them.
     scratch = SCRATCH if len(pairs) == 1 else None
-    read = [read_change(plan, both, placement, scratch) for both in pairs]
-    norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
+    read = read_changes(plan, pairs, placement, scratch)
     outcomes: dict[str, Outcome[Layer]] = {}
     changed: list[tuple[Change, float]] = []
     deltas: list[Tensor] = []
-    for (one, delta), norm in zip(read, norms, strict=True):
+    for one, delta, norm in read:
         both = one.pair
-        if not math.isfinite(norm):
-            check_finite(plan.sides, both, *plan.sides.read(both))
         if norm == 0 or one.same:
             outcomes[both.target] = skipped(both, ROUNDING if norm else UNCHANGED, norm)
         elif one.profile is not None:
@@ -116,17 +113,34 @@ def _batch(
     return [_smaller(plan, both, outcomes[both.target]) for both in pairs]
 
 
-def read_change(
-    plan: Plan, both: Pair, placement: Placement, scratch: Scratch | None = None
-) -> tuple[Change, Tensor]:
-    """Form the difference of a weight, (out, in * kernel) in float32; nothing is asked of the device.
+def read_changes(
+    plan: Plan, pairs: Sequence[Pair], placement: Placement, scratch: Scratch | None = None
+) -> list[tuple[Change, Tensor, float]]:
+    """Form the differences of weights, (out, in * kernel) in float32, each with its norm.
+
+    The device is asked once, for all norms.
 
     Args:
         plan: What is extracted.
-        both: Which weight.
+        pairs: Which weights.
         placement: Where to compute.
-        scratch: Of which the difference may be, where it is computed with on the CPU.
+        scratch: Of which the differences may be, where they are computed with on the CPU.
+
+    Raises:
+        NonFiniteError: NaN or infinity in a weight.
     """
+    read = [_read(plan, both, placement, scratch) for both in pairs]
+    norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
+    for both, norm in zip(pairs, norms, strict=True):
+        if not math.isfinite(norm):
+            check_finite(plan.sides, both, *plan.sides.read(both))
+    return [(one, delta, norm) for (one, delta), norm in zip(read, norms, strict=True)]
+
+
+def _read(
+    plan: Plan, both: Pair, placement: Placement, scratch: Scratch | None
+) -> tuple[Change, Tensor]:
+    """Form one difference; nothing is asked of the device."""
     base, tuned = plan.sides.read(both)
     profile = variance = None
     same = False

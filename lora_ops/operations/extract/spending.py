@@ -19,13 +19,12 @@ import torch
 from ...errors import LoraOpsError
 from ...linalg import inverse_norm, spectrum, truncated_svd
 from ...linalg.ranks.budgets import Budget, LayerSpectrum, spend
-from ...models.differences import check_finite
 from ...models.pairing import Pair
 from ...run.devices import Placement, place
 from ...run.job import Job, Work
 from ...run.stream import stream
 from ...run.workers import Progress
-from .layer import Change, read_change
+from .layer import Change, read_changes
 from .plan import Plan
 from .shared import Held, shared, together
 from .task import Task, in_order
@@ -227,16 +226,9 @@ def _look(
 ) -> list[Known]:
     """Return the leading singular values of changes of one shape; None for one that is no change."""
     pairs = [task.pair for task in tasks]
-    read = [read_change(plan, both, placement) for both in pairs]
-    norms: list[float] = torch.stack([one.norm for one, _ in read]).tolist()
-    changed: list[tuple[Change, float]] = []
-    deltas: list[torch.Tensor] = []
-    for (one, delta), norm in zip(read, norms, strict=True):
-        if not math.isfinite(norm):
-            check_finite(plan.sides, one.pair, *plan.sides.read(one.pair))
-        if norm and not one.same:
-            changed.append((one, norm))
-            deltas.append(delta)
+    read = read_changes(plan, pairs, placement)
+    changed = [(one, norm) for one, _, norm in read if norm and not one.same]
+    deltas = [delta for one, delta, norm in read if norm and not one.same]
     read.clear()
     found: dict[str, LayerSpectrum] = {}
     if changed:
