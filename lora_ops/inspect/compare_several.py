@@ -149,8 +149,8 @@ def _compared(terms: Sequence[Term], share: float, group: Group) -> LayerConflic
     found = [terms[index].layer(target) for index, target in group.members]
     common_shape(found, group.members, terms)
     is_lokr = any(innermost(layer).kronecker() is not None for layer in found)
-    stack = stacked(found)
-    gram = apart(found).gram() if is_lokr else stack.exact().gram()
+    stack = stacked(found).exact()
+    gram = apart(found).gram() if is_lokr else stack.gram()
     ranks = [0] * len(terms)
     for at, ((index, target), layer) in enumerate(zip(group.members, found, strict=True)):
         finite(gram[at, at], target, layer, terms[index].name)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..operations.add.combine import Stack
 from ..operations.methods.factored.directions import triplets
-from ..operations.methods.factored.frame import framed
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -166,7 +165,7 @@ def conflict_of(
 
 def _directions(stack: Stack) -> dict[str, Tensor]:
     """Energies (M, M) in each other's singular directions, and what chance would give."""
-    cores = framed(stack.up, stack.down, stack.sizes, stack.scales).cores()
+    cores = stack.frame().cores()
     energies = cores.square().sum((1, 2))
     columns: dict[str, list[Tensor]] = {
         name: [] for name in ("outputs", "inputs", "outputs_by_chance", "inputs_by_chance")

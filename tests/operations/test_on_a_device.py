@@ -30,7 +30,14 @@ from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
 from lorakit.lora_ops.operations.extract.extract import extraction_work, summarise
 from lorakit.lora_ops.operations.extract.plan import plan_extraction
-from lorakit.lora_ops.operations.methods import MERGE_METHODS, Element, Task, choose_method
+from lorakit.lora_ops.operations.methods import (
+    FACTORED,
+    MERGE_METHODS,
+    Element,
+    Task,
+    check_adding,
+    choose_method,
+)
 from lorakit.lora_ops.operations.resize.layer import Resizing
 from lorakit.lora_ops.operations.resize.resize import resize_work
 from lorakit.lora_ops.run.devices import Placement, place
@@ -174,6 +181,29 @@ def test_add(method: str, rank: str | None) -> None:
     match = match_adapters([Term(adapter(), {}, "a"), Term(adapter(parts), {}, "b")], "kohya")
     rule = None if rank is None else parse_rank(rank)
     check_on_device(lambda _: add_work(match, Adding(rule, method)))
+
+
+@pytest.mark.parametrize("kept", [(), (1,)])
+@pytest.mark.parametrize(
+    ("method", "scope"), [*((name, None) for name in FACTORED), ("ties", "element")]
+)
+def test_add_by_methods_that_make_factors(
+    method: str, scope: str | None, kept: tuple[int, ...]
+) -> None:
+    if kept and FACTORED[method].most == 2:
+        kept = ()
+    others = [
+        [Part(p.form, 3, 0.7, torch.float16, at + p.seed) for p in EVERY_FORM] for at in (9, 30)
+    ]
+    terms = [
+        Term(adapter(), {}, "a"),
+        *(Term(adapter(one), {}, "b") for one in others[: 1 + len(kept)]),
+    ]
+    match = match_adapters(terms, "kohya")
+    given = {} if scope is None else {"scope": scope}
+    told = check_adding(method, len(terms) - len(kept), given)
+    adding = Adding(parse_rank("4"), method, told, kept=frozenset(kept))
+    check_on_device(lambda _: add_work(match, adding))
 
 
 def test_convert_of_names() -> None:

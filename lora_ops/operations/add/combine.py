@@ -16,6 +16,7 @@ from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
 from ...run.devices import Placement, upload
+from ..methods.factored.frame import Frame, framed
 from .apart import Apart, apart, is_bulky
 
 Factors = tuple[Tensor, Tensor]
@@ -62,6 +63,12 @@ class Stack:
         """Return the squared Frobenius norm of the sum of coefficients times changes, float64."""
         factors = torch.tensor(coefficients, dtype=torch.float64)
         return (factors @ self.exact().gram() @ factors).clamp(min=0)
+
+    def frame(self) -> Frame:
+        """Return the changes as small matrices in common directions."""
+        known = self.exact()
+        products = (known.left, known.right)
+        return framed(self.up, self.down, self.sizes, self.scales, products)
 
     def tiles(self, part: slice) -> Tensor:
         """Return rows of each change multiplied out: (T, rows, in * kernel), float32."""

@@ -125,7 +125,8 @@ def added(terms: Sequence[Term], group: Group, adding: Adding, where: Placement)
         stack if used == live else stacked([inputs[at].layer for at in used], where),
     )
     if made:
-        result, norm, residual, cosine = _merged(sum_, adding, [inputs[at].index for at in used])
+        picked = [inputs[at].index for at in used]
+        result, norm, residual, cosine = _merged(sum_, adding, picked, where)
     else:
         cosine = None
         lossless = _lossless(sum_, adding)
@@ -158,7 +159,7 @@ def _coefficients(adding: Adding, gram: Tensor, strengths: Tensor) -> Tensor:
 
 
 def _merged(
-    sum_: Combination, adding: Adding, picked: Sequence[int]
+    sum_: Combination, adding: Adding, picked: Sequence[int], where: Placement
 ) -> tuple[Layer | None, float, float, float]:
     """What a method makes, its norm, what it misses, and its cosine with the sum."""
     kept = [at for at, index in enumerate(picked) if index in adding.kept]
@@ -169,7 +170,9 @@ def _merged(
         for name, value in adding.parameters.items()
     }
     found = merged(
-        sum_, adding.method, own, adding.rule, adding.dtype, has_alpha=adding.has_alpha, kept=kept
+        *(sum_, adding.method, own, adding.rule, adding.dtype, where),
+        has_alpha=adding.has_alpha,
+        kept=kept,
     )
     layer = None if found.layer is None else rewrapped(found.layer, *sum_.layers)
     return layer, found.norm, found.residual, found.cosine

@@ -15,8 +15,8 @@ from ...linalg import frobenius, inner, residual_
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import rounded
+from ...run.devices import Placement, download
 from ..methods.elements.work import Task, Value
-from ..methods.factored.frame import framed
 from ..methods.factored.table import FACTORED
 from ..methods.kinds import Element
 from .combine import Combination, Stack, recompressed, stacked, written
@@ -48,6 +48,7 @@ def merged(
     parameters: Mapping[str, Value],
     rule: RankRule | None,
     dtype: torch.dtype | None,
+    where: Placement,
     *,
     has_alpha: bool,
     kept: Sequence[int] = (),
@@ -60,6 +61,7 @@ def merged(
         parameters: All of its parameters.
         rule: How many directions to keep; None: all that the result has.
         dtype: Of the numbers that are written; None: one that holds those of all inputs.
+        where: Where to compute.
         has_alpha: Whether the file has a place for alpha.
         kept: Places of changes that the method does not see: they are added to its result.
 
@@ -75,7 +77,7 @@ def merged(
         )
     whole_ones = [sum_.layers[at] for at in kept]
     factors = [sum_.coefficients[at] for at in kept]
-    seen = _without(sum_, kept)
+    seen = _without(sum_, kept, where)
     task = _task(seen, parameters)
     wide = dtype or sum_.dtype
     how = FACTORED[method].element
@@ -91,11 +93,12 @@ def merged(
         else:
             layer = _fitted(result, rule, sum_, wide, has_alpha=has_alpha)
         return _measured(sum_, stack, layer, norm, result)
-    some = _factors_of(seen)
-    frame = framed(some.up, some.down, some.sizes, some.scales)
-    made = low_rank(*FACTORED[method].solve(frame, task), sum_.shape)
+    up, down = download(FACTORED[method].solve(_factors_of(seen).frame(), task))
+    made = low_rank(up, down, sum_.shape)
     parts = [made, *whole_ones]
-    own = Combination(sum_.target, sum_.shape, parts, [1.0, *factors], stacked(parts))
+    own = Combination(
+        sum_.target, sum_.shape, parts, [1.0, *factors], stacked(parts, where).exact()
+    )
     norm = float(own.stack.square(own.coefficients).sqrt())
     if whole:
         up, down = own.product(_factors_of(own))
@@ -107,14 +110,14 @@ def merged(
     return Merged(layer, norm, residual, _cosine(sum_, stack, layer))
 
 
-def _without(sum_: Combination, kept: Sequence[int]) -> Combination:
+def _without(sum_: Combination, kept: Sequence[int], where: Placement) -> Combination:
     """The combination of the other changes alone."""
     if not kept:
         return sum_
     left = [at for at in range(len(sum_.layers)) if at not in kept]
     layers = [sum_.layers[at] for at in left]
     factors = [sum_.coefficients[at] for at in left]
-    return Combination(sum_.target, sum_.shape, layers, factors, stacked(layers))
+    return Combination(sum_.target, sum_.shape, layers, factors, stacked(layers, where))
 
 
 def _factors_of(sum_: Combination) -> Stack:

@@ -10,7 +10,7 @@ from ....linalg.random_bits import random_key
 from ..elements.work import Task
 from ..kinds import Element
 from .elements import worked
-from .frame import Factors, Frame
+from .frame import Factors, Frame, weighed
 
 # The share of the energy that a step must add, and the most steps.
 _TOLERANCE = 1e-9
@@ -38,8 +38,7 @@ def compress_then_merge(frame: Frame, task: Task, *, how: Element) -> Factors:
     if task.choice("merge") == "ties":
         merged = worked(small, task, how)
     else:
-        weights = torch.tensor(task.weights, dtype=torch.float64)
-        merged = (weights[:, None, None] * small).sum(0)
+        merged = weighed(small, task.weights)
     return frame.factors(left @ merged, right.mT)
 
 
@@ -52,10 +51,9 @@ def lego(frame: Frame, task: Task) -> Factors:
     two reweightings, as CtM's authors have them in code). Strengths and alphas go into both factors
     by halves.
     """
-    weights = [w * s for w, s in zip(task.weights, frame.scales, strict=True)]
-    half = frame.columns([abs(weight) ** 0.5 for weight in weights])
-    sign = frame.columns([1.0 if weight >= 0 else -1.0 for weight in weights])
-    lefts, rights = frame.left.coordinates * half * sign, frame.right.coordinates * half
+    each = frame.columns(task.weights)
+    half = each.abs().sqrt()
+    lefts, rights = frame.left.coordinates * half * each.sign(), frame.right.coordinates * half
     units = torch.cat([lefts, rights]).mT
     count = min(int(task.number("directions")) or max(frame.sizes), len(units))
     labels = _clustered(units, count, random_key(task.seed, task.name))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..elements.work import Task
-from .frame import FLOOR, Factors, Frame
+from .frame import FLOOR, Factors, Frame, weighed
 
 
 def task_singular_vectors(frame: Frame, task: Task) -> Factors:
@@ -32,7 +32,8 @@ def isotropic(frame: Frame, task: Task) -> Factors:
     All singular values of the sum become their mean. The paper's mean is over all min(out, in)
     directions of the weight, most of which a sum of LoRAs does not have: this is over those that it has.
     """
-    left, values, right = triplets(_sum(frame, task), min(task.shape))
+    total = weighed(frame.cores(), task.weights)
+    left, values, right = triplets(total, min(task.shape))
     return frame.factors(left * values.mean(), right.mT)
 
 
@@ -48,11 +49,6 @@ def null_space(frame: Frame, task: Task) -> Factors:
     _, _, right = triplets(second, count or len(second[0]))
     kept = first - mu / (1 + mu) * (first @ right) @ right.mT
     return frame.whole(task.weights[0] * kept + task.weights[1] * second)
-
-
-def _sum(frame: Frame, task: Task) -> Tensor:
-    weights = torch.tensor(task.weights, dtype=torch.float64)
-    return (weights[:, None, None] * frame.cores()).sum(0)
 
 
 def triplets(core: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,7 +45,8 @@ def in_rows(frame: Frame, task: Task, *, how: Element) -> Factors:
     basis = basis[:, values > FLOOR**2 * values[-1]].flip(-1)
     right = frame.right.made(torch.eye(cores.shape[2], dtype=cores.dtype)).mT.cpu()
     seen = (basis.mT @ cores @ right.double()).float()
-    return frame.left.made(basis), worked(seen, task, how)
+    up = frame.left.made(basis)
+    return up, worked(seen, task, how).to(up.device)
 
 
 def worked(tiles: Tensor, task: Task, how: Element) -> Tensor:

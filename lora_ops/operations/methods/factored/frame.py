@@ -71,9 +71,9 @@ class Frame:
         return torch.stack(cores)
 
     def columns(self, numbers: Sequence[float]) -> Tensor:
-        """Return a number for each change as one for each of its columns (R,), float64."""
-        each = torch.tensor(numbers, dtype=torch.float64)
-        return each.repeat_interleave(torch.tensor(self.sizes))
+        """Return a number for each change as one for each of its columns, times the change's scale (R,), float64."""
+        each = [number * scale for number, scale in zip(numbers, self.scales, strict=True)]
+        return torch.tensor(each, dtype=torch.float64).repeat_interleave(torch.tensor(self.sizes))
 
     def factors(self, one: Tensor, other: Tensor) -> Factors:
         """Return up (out, q) and down (q, in), float32, of `one @ other` in the frame.
@@ -91,7 +91,13 @@ class Frame:
         return self.factors(core, torch.eye(core.shape[1], dtype=core.dtype))
 
 
-def framed(up: Tensor, down: Tensor, sizes: Sequence[int], scales: Sequence[float]) -> Frame:
+def framed(
+    up: Tensor,
+    down: Tensor,
+    sizes: Sequence[int],
+    scales: Sequence[float],
+    products: tuple[Tensor, Tensor] | None = None,
+) -> Frame:
     """Return the frame of factors that stand side by side.
 
     Args:
@@ -99,17 +105,27 @@ def framed(up: Tensor, down: Tensor, sizes: Sequence[int], scales: Sequence[floa
         down: (R, in).
         sizes: How many of the R columns each change has.
         scales: Factor on each change.
+        products: (R, R) inner products of the columns of up and of the rows of down, float64, where they
+            are known.
     """
-    return Frame(_side(up.float()), _side(down.float().mT), tuple(sizes), tuple(scales))
+    left, right = products or (None, None)
+    return Frame(
+        _side(up.float(), left), _side(down.float().mT, right), tuple(sizes), tuple(scales)
+    )
 
 
-def _side(columns: Tensor) -> Side:
+def weighed(matrices: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the sum of matrices (T, rows, columns), float64, each times its weight."""
+    return torch.tensordot(torch.tensor(weights, dtype=torch.float64), matrices, dims=1)
+
+
+def _side(columns: Tensor, known: Tensor | None) -> Side:
     if columns.shape[1] > columns.shape[0]:  # more columns than directions: the space itself
         vectors, kept = _directions(gram_matrix(columns, columns).cpu())
         eye = torch.eye(len(columns), dtype=columns.dtype, device=columns.device)
         back = vectors[:, kept]
         return Side(eye, back, back.mT @ columns.cpu().double())
-    gram = gram_matrix(columns.mT, columns.mT).cpu()
+    gram = (gram_matrix(columns.mT, columns.mT) if known is None else known).cpu()
     vectors, kept = _directions(gram)
     vectors = vectors[:, kept]
     root = (vectors.mT @ gram @ vectors).diagonal().sqrt()

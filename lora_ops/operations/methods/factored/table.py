@@ -25,7 +25,7 @@ class FactorMethod:
     Attributes:
         solve: From the frame of two changes or more, and the task, to factors up and down, float32.
         help: What it does, in one line.
-        terms: The most inputs that it takes; None for any number.
+        most: The most inputs that it takes; None for any number.
         parameters: What it takes, by name.
         fixed: Parameters that the name stands for.
         element: What it does to elements; None where it is about directions.
@@ -40,7 +40,7 @@ class FactorMethod:
 
 
 _SEED = {"seed": Parameter(0, 0, 2**53, "of what is drawn by chance", whole=True)}
-_RANK = {
+_DIRECTIONS = {
     "directions": Parameter(
         0, 0, 1 << 16, "directions of the result; 0: the largest input's", whole=True
     )
@@ -48,20 +48,25 @@ _RANK = {
 _CORE = "on small matrices in the inputs' common directions"
 
 
+def _element(name: str) -> Element:
+    """What a method of checkpoints does to elements."""
+    how = MERGE_METHODS[name].how
+    if not isinstance(how, Element):
+        raise TypeError(f"`{name}` treats no elements")
+    return how
+
+
 def _of_elements(name: str, help: str, *scopes: str) -> FactorMethod:
     """A method of checkpoints, on the cores of LoRAs or, where that is asked for, on elements."""
     merge, preset = ALIASES.get(name, (name, {}))
-    method = MERGE_METHODS[merge]
-    how = method.how
-    if not isinstance(how, Element):
-        raise TypeError(f"`{name}` treats no elements")
+    how = _element(merge)
     scope = Choice(
         ("core", "element", *scopes),
         f"where it works: {_CORE}{', on whole ranks' if scopes else ''}, or on the weight's elements, which no LoRA holds",
     )
     own = {
         key: _with_default(one, preset.get(key, one.default))
-        for key, one in method.parameters.items()
+        for key, one in MERGE_METHODS[merge].parameters.items()
         if key == "density" or key not in preset
     }
     fixed = {key: value for key, value in preset.items() if key not in own}
@@ -85,12 +90,6 @@ def _with_default(parameter: AnyParameter, default: Value) -> AnyParameter:
     if isinstance(parameter, PerTerm):
         return replace(parameter, number=replace(parameter.number, default=float(str(default))))
     return replace(parameter, default=float(str(default)))
-
-
-def _element(method: FactorMethod) -> Element:
-    if method.element is None:
-        raise TypeError("it treats no elements")
-    return method.element
 
 
 _TIES = _of_elements("ties", "trim, elect a sign for each element, take the mean of what agrees")
@@ -123,14 +122,14 @@ FACTORED: dict[str, FactorMethod] = {
         },
     ),
     "knots": FactorMethod(
-        partial(in_rows, how=_element(_TIES)),
+        partial(in_rows, how=_element("ties")),
         "KnOTS: TIES in common output directions",
         parameters=_INSIDE,
     ),
     "ctm": FactorMethod(
-        partial(compressed.compress_then_merge, how=_element(_TIES)),
+        partial(compressed.compress_then_merge, how=_element("ties")),
         "CtM: compress into one subspace, then add there",
-        parameters=_RANK
+        parameters=_DIRECTIONS
         | {
             "beta": Parameter(1, 0, 1, "1: each counts by its energy; 0: all alike"),
             "merge": Choice(("sum", "ties"), "what is done in the subspace"),
@@ -138,7 +137,7 @@ FACTORED: dict[str, FactorMethod] = {
         | _INSIDE,
     ),
     "lego": FactorMethod(
-        compressed.lego, "LoRA-LEGO: ranks of all inputs clustered", parameters=_RANK | _SEED
+        compressed.lego, "LoRA-LEGO: ranks of all inputs clustered", parameters=_DIRECTIONS | _SEED
     ),
 }
 

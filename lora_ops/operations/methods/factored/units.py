@@ -23,8 +23,7 @@ def rank_units(frame: Frame, task: Task) -> Factors:
     for index, (size, density) in enumerate(zip(frame.sizes, densities, strict=True)):
         bits = random_bits(random_key(task.seed, task.name, index), 0, size).double() + _STEPS / 2
         kept.append((bits < density * _STEPS).double() / max(density, 1 / _STEPS))
-    weights = [w * s for w, s in zip(task.weights, frame.scales, strict=True)]
-    each = torch.cat(kept) * frame.columns(weights)
+    each = torch.cat(kept) * frame.columns(task.weights)
     there = each != 0
     return frame.factors(
         (frame.left.coordinates * each)[:, there], frame.right.coordinates[:, there].mT
