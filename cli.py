@@ -1,6 +1,6 @@
 """The command line: the commands of `commands/` under one name.
 
-Exit status: 0 done, 1 could not (one line says why and what to do), 2 asked wrongly; 130, 143 or 129
+Exit status: 0 done, 1 could not (one line says why and what to do), 2 asked wrongly, 3 parts missing; 130, 143 or 129
 after Ctrl-C, SIGTERM or SIGHUP, which leave no half file either.
 """
 
@@ -35,6 +35,7 @@ from .commands.compare import compare
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.extract import extract
+from .commands.finish import finish
 from .commands.info import info
 from .commands.later import import_torch_later
 from .commands.lint import lint
@@ -147,6 +148,7 @@ for command in (
     unbake,
     merge,
     requantise,
+    finish,
     recipe,
     demo,
 ):

@@ -10,6 +10,7 @@ import click
 
 from ..version import __version__
 from .control import Ending, bake_control, refuse_beside_control
+from .division import division, division_options, may_replace, tell_all
 from .options import (
     PATH,
     clear_errors,
@@ -21,7 +22,6 @@ from .options import (
     result_options,
     rounding_options,
     storing_options,
-    tell,
     together,
     where_option,
 )
@@ -51,6 +51,7 @@ _arguments = together(
         is_flag=True,
         help="Leave out layers that the checkpoint has no weight for.",
     ),
+    division_options,
     result_options,
 )
 
@@ -120,6 +121,8 @@ def _bake(
         from ..terminal.progress import progress_bar
         from .terms import parse_term
 
+        asked = division(output, force=force)
+        force = may_replace(asked, output, force=force)
         terms = [parse_term(text) for text in loras]
         model = stack.enter_context(open_source(checkpoint))
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
@@ -166,6 +169,12 @@ def _bake(
             return
         with progress_bar("baking" if sign > 0 else "unbaking") as progress:
             report = bake_file(
-                plan, model, output, force=force, version=__version__, progress=progress
+                *(plan, model, output),
+                force=force,
+                version=__version__,
+                progress=progress,
+                division=asked,
             )
-        tell(report, show_baked, json_to=json_to, verbose=verbose, output=output)
+        tell_all(
+            *(report, show_baked), asked=asked, output=output, json_to=json_to, verbose=verbose
+        )

@@ -11,6 +11,7 @@ import click
 from ..version import __version__
 from .activations import activations_option
 from .control import Ending, extract_control, refuse_beside_control
+from .division import division, division_options, may_replace, tell_all
 from .extract_many import extract_each
 from .hash_cache import hash_cache_option
 from .options import (
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Starts the random numbers."
 )
+@division_options
 @force_option
 @dry_run_option
 @hash_cache_option
@@ -185,12 +187,13 @@ def extract(
             preview_extraction,
         )
         from ..lora_ops.run.inputs import paths_of
-        from ..lora_ops.text import plain
-        from ..terminal.as_json import check_json, write_json
+        from ..terminal.as_json import check_json
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_report
 
         placement = parse_placement(device, vram)
+        asked = division(output, force=force)
+        force = may_replace(asked, output, force=force)
         if kind == "control-lora":
             refuse_beside_control(
                 {
@@ -239,6 +242,10 @@ def extract(
         }
         first, *more = tuned
         if more:
+            if asked is not None:
+                raise ArgumentError(
+                    "several tuned checkpoints are not done in parts; give each its own command"
+                )
             with open_source(base) as base_source:
                 extract_each(
                     *(base_source, tuned, output, rule),
@@ -280,10 +287,11 @@ def extract(
                     seed=seed,
                     version=__version__,
                     progress=progress,
+                    division=asked,
                 )
-        if not write_json(report.to_dict(), json_to):
-            show_report(report, verbose=verbose)
-            click.echo(f"wrote {plain(output)}")
+        tell_all(
+            *(report, show_report), asked=asked, output=output, json_to=json_to, verbose=verbose
+        )
 
 
 def _words(listed: str | None) -> list[str] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .division import division, division_options, may_replace, tell_all
 from .options import (
     PATH,
     blocks_option,
@@ -18,7 +19,6 @@ from .options import (
     result_options,
     rounding_options,
     storing_options,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     "[default: paper, or the recipe's]",
 )
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of a shard, as 8GB.  [default: 5GB]")
+@division_options
 @result_options
 def merge(
     what: tuple[str, ...],
@@ -177,6 +178,8 @@ def merge(
         from .merge_options import as_lora, check_used, format_notes, shard_bytes, with_options
         from .merge_request import Asked, Request
 
+        asked_for = division(output, force=force)
+        force = may_replace(asked_for, output, force=force)
         request = Request(lambda path: stack.enter_context(open_source(path)))
         asked = Asked(
             *(str(base or ""), method or "", blocks or "", where, seed),
@@ -221,8 +224,16 @@ def merge(
                     force=force,
                     version=__version__,
                     progress=progress,
+                    division=asked_for,
                 )
-            tell(report, show_report, json_to=json_to, verbose=verbose, output=output)
+            tell_all(
+                report,
+                show_report,
+                asked=asked_for,
+                output=output,
+                json_to=json_to,
+                verbose=verbose,
+            )
             return
         plan = plan_merge_file(
             recipe,
@@ -241,6 +252,18 @@ def merge(
             return
         with progress_bar("merging") as progress:
             report = merge_file(
-                plan, output, force=force, version=__version__, shard_size=size, progress=progress
+                *(plan, output),
+                force=force,
+                version=__version__,
+                shard_size=size,
+                progress=progress,
+                division=asked_for,
             )
-        tell(report, show_merged, json_to=json_to, verbose=verbose, output=output)
+        tell_all(
+            report,
+            show_merged,
+            asked=asked_for,
+            output=output,
+            json_to=json_to,
+            verbose=verbose,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -26,6 +26,11 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 class Reported(Protocol):
     """A result that a command can show as a table and as JSON."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences on what is worth knowing."""
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         ...
@@ -35,6 +40,12 @@ class AskedWrongly(click.ClickException):
     """An error of the request: exit status 2."""
 
     exit_code = 2
+
+
+class Missing(click.ClickException):
+    """Parts that are to be finished are not all there: exit status 3."""
+
+    exit_code = 3
 
 
 def together(*decorators: Decorator) -> Decorator:
@@ -318,7 +329,7 @@ def foretell(plan: Preview, *, json_to: str | None) -> None:
 @contextlib.contextmanager
 def clear_errors() -> Generator[None, None, None]:
     """What lorakit says becomes one line, in the command line's words; a bug stays a traceback."""
-    from ..lora_ops import ArgumentError, LoraOpsError
+    from ..lora_ops import ArgumentError, LoraOpsError, MissingPartsError
     from ..lora_ops.text import plain
     from ..terminal.wording import worded
 
@@ -326,5 +337,7 @@ def clear_errors() -> Generator[None, None, None]:
         yield
     except ArgumentError as error:
         raise AskedWrongly(plain(worded(str(error)))) from error
+    except MissingPartsError as error:
+        raise Missing("\n  ".join([plain(str(error)), *map(plain, error.items)])) from error
     except LoraOpsError as error:
         raise click.ClickException(plain(worded(str(error)))) from error

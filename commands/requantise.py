@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..version import __version__
+from .division import division, division_options, may_replace, tell_all
 from .options import (
     PATH,
     clear_errors,
@@ -18,7 +19,6 @@ from .options import (
     patterns_options,
     result_options,
     rounding_options,
-    tell,
 )
 
 
@@ -41,6 +41,7 @@ from .options import (
 @patterns_options("--keep")
 @rounding_options("")
 @dtype_option("as MODEL stores them; matrices with scales: bf16", "weights that are not written so")
+@division_options
 @result_options
 def requantise(
     model: Path,
@@ -73,6 +74,8 @@ def requantise(
         from ..terminal.edits import show_requantised
         from ..terminal.progress import progress_bar
 
+        asked = division(output, force=force)
+        force = may_replace(asked, output, force=force)
         with open_source(model) as source:
             check_json(json_to, source.paths, output)
             plan = plan_requantise_file(
@@ -89,6 +92,16 @@ def requantise(
                 return
             with progress_bar("writing") as progress:
                 report = requantise_file(
-                    plan, output, force=force, version=__version__, progress=progress
+                    *(plan, output),
+                    force=force,
+                    version=__version__,
+                    progress=progress,
+                    division=asked,
                 )
-        tell(report, show_requantised, json_to=json_to, verbose=verbose, output=output)
+        tell_all(
+            *(report, show_requantised),
+            asked=asked,
+            output=output,
+            json_to=json_to,
+            verbose=verbose,
+        )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LayerShapeError,
         LoraOpsError,
         MismatchError,
+        MissingPartsError,
         NonFiniteError,
         QuantisedError,
         TargetMismatchError,
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from .operations.weights.change import BakedLayer
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
+    from .run.parts import Division
     from .run.workers import Progress
     from .source import DictSource, TensorSource
     from .training import (
@@ -149,6 +151,7 @@ __all__ = [
     "ConvertOptions",
     "Described",
     "DictSource",
+    "Division",
     "EditPlan",
     "EditReport",
     "Element",
@@ -180,6 +183,7 @@ __all__ = [
     "MetadataPlan",
     "MetadataReport",
     "MismatchError",
+    "MissingPartsError",
     "NonFiniteError",
     "Output",
     "Pair",

@@ -12,6 +12,7 @@ LoraOpsError                  carries the target and the path where they are kno
 │   └── WeightShapeError      one name, two shapes
 ├── ArgumentError             a request that cannot be met as asked (also a ValueError)
 ├── WriteError                the output could not be written; nothing was left behind
+├── MissingPartsError         not all parts of some work are there
 └── NonFiniteError            NaN or infinity came in, or would go out
 
 A message states what, where, the values and the way out: lower case, no full stop, names in backticks.
@@ -21,6 +22,7 @@ to call as `describe()` or `convert(lora, to="lora")`. So are notes, reasons of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -90,3 +92,15 @@ class WriteError(LoraOpsError):
 
 class NonFiniteError(LoraOpsError):
     """NaN or infinity came in, or would go out."""
+
+
+class MissingPartsError(LoraOpsError):
+    """Not all parts of some work are there; the command line exits with status 3.
+
+    Attributes:
+        items: Names of what is missing.
+    """
+
+    def __init__(self, message: str, items: Sequence[str], *, path: str | Path) -> None:
+        super().__init__(message, path=path)
+        self.items = tuple(items)

@@ -21,8 +21,8 @@ from .reading.sharded import open_sharded
 from .reading.single import open_file
 from .writing.folder import FolderWriter, beside_weights, check_folder
 from .writing.memory import MemoryFile, Output, writer_of
-from .writing.outputs import check_output
-from .writing.publish import check_name, move_all, write_whole
+from .writing.outputs import check_output, make_folder
+from .writing.publish import check_name, hidden, move_all, unfinished_in, write_whole
 from .writing.reheaded import rewrite
 from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
 from .writing.writer import SafetensorsWriter, Written, save
@@ -55,9 +55,11 @@ __all__ = [
     "dtype_name",
     "false_hash",
     "file_sha256",
+    "hidden",
     "input_sha256",
     "is_folder",
     "is_peft_folder",
+    "make_folder",
     "model_config",
     "modernised",
     "move_all",
@@ -75,6 +77,7 @@ __all__ = [
     "save",
     "shard_paths",
     "stamp",
+    "unfinished_in",
     "write_whole",
     "writer_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -31,7 +32,14 @@ def file_sha256(path: str | Path, stop: Event | None = None) -> str:
     return _sha256(Path(path), 0, stop)
 
 
-def input_sha256(source: FileSource, stop: Event | None = None) -> str:
+def known_sha256(path: Path, stop: Event | None = None) -> str:
+    """The same as `file_sha256`, remembered where the file is large."""
+    return remembered(path, partial(file_sha256, path, stop))
+
+
+def input_sha256(
+    source: FileSource, stop: Event | None = None, known: Mapping[Path, str] | None = None
+) -> str:
     """SHA-256 of an opened file; of a list of hashes and names where it is several files.
 
     Of a file in memory, that of the file it was read from, if it is still that. Those of large files
@@ -40,6 +48,7 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     Args:
         source: The file or files.
         stop: Once it is set, by another thread, the rest is not read and the result is no hash.
+        known: Hashes of files that need not be taken.
 
     Raises:
         ArgumentError: a file is gone, or may not be read.
@@ -47,7 +56,7 @@ def input_sha256(source: FileSource, stop: Event | None = None) -> str:
     """
     if isinstance(source, MemoryFile):
         return source.sha256
-    digests = [remembered(path, partial(file_sha256, path, stop)) for path in source.paths]
+    digests = [(known or {}).get(path) or known_sha256(path, stop) for path in source.paths]
     if len(digests) == 1:
         return digests[0]
     pairs = zip(digests, source.paths, strict=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ArgumentError, LoraOpsError, WriteError
-from ..files import FileSource, is_peft_folder, open_source, read_errors
+from ..errors import ArgumentError, LoraOpsError
+from ..files import FileSource, is_peft_folder, make_folder, open_source, read_errors
 from ..report import Report
 from .peft_folder import WEIGHTS
 from .preview import Preview
@@ -102,17 +102,3 @@ def _edited(file: Path, output: Path, edit: Edit) -> Report | LoraOpsError:
             return edit(source, output)
     except LoraOpsError as error:
         return error
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those around it, where they do not exist.
-
-    Raises:
-        WriteError: The system refuses.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot be made: {error.strerror}; choose another place", path=folder
-        ) from error

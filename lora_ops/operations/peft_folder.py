@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from ..adapters.layers import (
 )
 from ..adapters.metadata import Input
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
-from ..files import Output, check_output, move_all, writer_of
+from ..files import Output, check_output, hidden, move_all, writer_of
 from ..report import Report
 from ..run.job import Outcome
 from ..run.output import Writer
@@ -208,19 +207,18 @@ def new_folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
     Raises:
         WriteError: It cannot be made, or not be renamed.
     """
-    # The name is new, for another process may be at the same output; in a folder that is there, as
-    # it may lead to another disk.
-    name = f".{output.name[:40]}.{secrets.token_hex(4)}.partial"
-    hidden = output / name if output.is_dir() else output.with_name(name)
+    new = hidden(output)
+    if output.is_dir():  # in it, as it may lead to another disk
+        new = output / new.name
     try:
-        hidden.mkdir()
-        yield hidden
+        new.mkdir()
+        yield new
         if not output.is_dir():
-            hidden.rename(output)  # the system refuses if by now a folder with files is there
+            new.rename(output)  # the system refuses if by now a folder with files is there
             return
         # The weights go first, the configuration that describes them last.
-        move_all([hidden / WEIGHTS, hidden / CONFIG], output, replace=force)
+        move_all([new / WEIGHTS, new / CONFIG], output, replace=force)
     except OSError as error:
         raise WriteError(f"cannot be written: {error.strerror}", path=output) from error
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)

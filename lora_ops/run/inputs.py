@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from ..errors import LoraOpsError
 from ..files import FileSource, Stamp, changed, false_hash, input_sha256, stamp
+from ..files.hashes import known_sha256
 from ..source import TensorSource
 from .workers import in_background
 
@@ -63,7 +64,9 @@ def placeholders(sources: Sequence[TensorSource]) -> list[Input]:
 
 @contextlib.contextmanager
 def hashed(
-    sources: Sequence[TensorSource], others: Sequence[TensorSource | None] = ()
+    sources: Sequence[TensorSource],
+    others: Sequence[TensorSource | None] = (),
+    known: Mapping[Path, str] | None = None,
 ) -> Generator[Callable[[], list[Input]], None, None]:
     """Give a function that waits for the hashes of all inputs, which cost the work no time.
 
@@ -74,14 +77,17 @@ def hashed(
     Args:
         sources: What is recorded.
         others: What else is read.
+        known: Hashes of files that need not be taken.
     """
-    with hashed_once(sources, others) as record:
+    with hashed_once(sources, others, known) as record:
         yield lambda: record(sources, others)
 
 
 @contextlib.contextmanager
 def hashed_once(
-    sources: Sequence[TensorSource], others: Sequence[TensorSource | None] = ()
+    sources: Sequence[TensorSource],
+    others: Sequence[TensorSource | None] = (),
+    known: Mapping[Path, str] | None = None,
 ) -> Generator[
     Callable[[Sequence[TensorSource], Sequence[TensorSource | None]], list[Input]], None, None
 ]:
@@ -93,12 +99,13 @@ def hashed_once(
     Args:
         sources: What is recorded; one that is named twice is hashed once.
         others: What else is read.
+        known: Hashes of files that need not be taken.
     """
     stop = Event()
     stamps = _stamps([*sources, *others])
 
     def record(source: TensorSource) -> Input:
-        sha256 = input_sha256(source, stop) if isinstance(source, FileSource) else ""
+        sha256 = input_sha256(source, stop, known) if isinstance(source, FileSource) else ""
         return replace(unhashed(source), sha256=sha256)
 
     def note(source: TensorSource) -> str:
@@ -108,16 +115,16 @@ def hashed_once(
     distinct = list({id(one): one for one in sources}.values())
     result, wait = in_background(lambda: [_attempt(record, one) for one in distinct])
     notes, wait_too = in_background(lambda: [_attempt(note, one) for one in distinct])
-    known: dict[int, tuple[Input | LoraOpsError, str | LoraOpsError]] | None = None
+    taken: dict[int, tuple[Input | LoraOpsError, str | LoraOpsError]] | None = None
 
     def checked(some: Sequence[TensorSource], others: Sequence[TensorSource | None]) -> list[Input]:
-        nonlocal known
-        if known is None:
-            known = dict(zip(map(id, distinct), zip(result(), notes(), strict=True), strict=True))
+        nonlocal taken
+        if taken is None:
+            taken = dict(zip(map(id, distinct), zip(result(), notes(), strict=True), strict=True))
         # What changed may not be readable any more: the change is what to say.
         _check({path: stamps[path] for path in paths_of(*some, *others)})
         found: list[Input] = []
-        for input_, said in (known[id(one)] for one in some):
+        for input_, said in (taken[id(one)] for one in some):
             if isinstance(input_, LoraOpsError):
                 raise input_
             if isinstance(said, LoraOpsError):
@@ -131,6 +138,22 @@ def hashed_once(
         stop.set()
         wait()
         wait_too()
+
+
+@contextlib.contextmanager
+def hashes_of(paths: Sequence[Path]) -> Generator[Callable[[], dict[Path, str]], None, None]:
+    """Give a function that waits for the hashes of some files, taken by a thread of their own.
+
+    Args:
+        paths: The files; what is not done when the `with` statement is left is not done any more.
+    """
+    stop = Event()
+    result, wait = in_background(lambda: {path: known_sha256(path, stop) for path in paths})
+    try:
+        yield result
+    finally:
+        stop.set()
+        wait()
 
 
 def _attempt(take: Callable[[TensorSource], Result], source: TensorSource) -> Result | LoraOpsError:

@@ -24,6 +24,7 @@ class Job(Generic[Item]):
         cost: What it takes, against the others; for weights, how many numbers it has.
         need: Bytes on the device while it is worked on.
         alike: Jobs of which this is equal may be computed in one batch.
+        shape: Of the weight, for people.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Job(Generic[Item]):
     cost: int = 1
     need: int = 1
     alike: Hashable = None
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

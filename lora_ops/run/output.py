@@ -8,16 +8,18 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from ..errors import LoraOpsError
-from ..files import Written
-from ..report import Report
+from ..files import FileSource, SafetensorsWriter, Written
+from ..report import LayerReport, Report, Rounding, Skip, Weighted
 from ..source import TensorSource
 from .inputs import Input, hashed, hashed_once
 from .job import Outcome
+from .packed import Json, by_name, pack, unpack
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -81,6 +83,43 @@ class Sink(ABC, Generic[Value]):
             report: From `report`.
         """
 
+    #: What results and what is said of them may be made of, by name, where they come back from a part.
+    classes: Mapping[str, type[object]] = by_name(LayerReport, Skip, Rounding, Weighted)
+
+    def part(self, path: Path, names: Sequence[str]) -> AbstractContextManager[Writer]:
+        """Return the file of a part of the results.
+
+        Args:
+            path: Where to.
+            names: Of the jobs.
+        """
+        del names
+        return SafetensorsWriter(path, hashed=False)
+
+    def keep(self, outcome: Outcome[Value], writer: Writer) -> Json:
+        """Write a result into the file of its part, and return what else is to be known of it."""
+        tensors: dict[str, Tensor] = {}
+        told = pack((outcome.value, outcome.reports), tensors, outcome.name)
+        for key, tensor in tensors.items():
+            writer.write(key, tensor)
+        return told
+
+    def recall(self, name: str, told: Json, part: FileSource) -> Outcome[Value]:
+        """Return a result again.
+
+        Args:
+            name: Of its job.
+            told: From `keep`.
+            part: The file of its part.
+        """
+        value = unpack(cast("list[Json]", told)[0], part.tensor, self.classes)
+        return Outcome(name, cast("Value | None", value), self.said(told))
+
+    def said(self, told: Json) -> tuple[LayerReport | Skip, ...]:
+        """Return what is to be said of a result, from `keep`."""
+        reports = unpack(cast("list[Json]", told)[1], _no_tensor, self.classes)
+        return cast("tuple[LayerReport | Skip, ...]", reports)
+
     def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
         """Return what is worth a sentence of the inputs, once they are known.
 
@@ -91,13 +130,20 @@ class Sink(ABC, Generic[Value]):
         return ()
 
 
-def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: float) -> Report:
+def write(
+    sink: Sink[Value],
+    outcomes: Iterable[Outcome[Value]],
+    *,
+    started: float,
+    known: Mapping[Path, str] | None = None,
+) -> Report:
     """Write results as they come, and return the report of what was written.
 
     Args:
         sink: The file.
         outcomes: The results, of `stream`.
         started: When the work began, of `time.perf_counter`: reading what it needs counts.
+        known: Hashes of inputs that need not be taken.
 
     Raises:
         MismatchError: There is nothing in the file; none is written.
@@ -105,7 +151,7 @@ def write(sink: Sink[Value], outcomes: Iterable[Outcome[Value]], *, started: flo
         WriteError: The disk is full, or the like; no file is written.
     """
     with (
-        hashed(sink.sources, sink.others) as inputs,
+        hashed(sink.sources, sink.others, known) as inputs,
         sink.writer() as writer,
         _ended(outcomes) as results,
     ):
@@ -175,6 +221,10 @@ def write_each(
             if number not in errors:
                 attempt(number, partial(finish, number))
     return [errors[number] if number in errors else reports[number] for number in range(len(sinks))]
+
+
+def _no_tensor(key: str) -> Tensor:
+    raise KeyError(key)
 
 
 def _take(sink: Sink[Value], writer: Writer, outcome: Outcome[Value]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from ...errors import ArgumentError, WriteError
 from ..base import FileSource, read_errors
 from ..quantised.source import QuantisedSource
 from ..reading.joined import JoinedSource
-from .publish import explained, sync_folder
+from .publish import explained, hidden, sync_folder
 from .shards import INDEX, ShardsWriter
 from .writer import SafetensorsWriter, Written
 
@@ -110,8 +109,7 @@ class FolderWriter:
 
     def __init__(self, output: Path, source: JoinedSource, *, header_room: int) -> None:
         self._output, self._source = output, source
-        token = f"{os.getpid()}.{secrets.token_hex(4)}"
-        self._folder = output.with_name(f".{output.name[:40]}.{token}.partial")
+        self._folder = hidden(output)
         self._open = self._files = contextlib.ExitStack()
         self._paths: list[Path] = []
         self._writers: list[SafetensorsWriter | ShardsWriter] = []

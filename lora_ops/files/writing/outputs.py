@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, WriteError
 from .memory import MemoryFile, Output
 from .publish import check_name
 
@@ -59,3 +59,17 @@ def _check_folder(output: Path) -> None:
         raise ArgumentError(f"the folder `{folder}` does not exist{hint}", path=output)
     if not os.access(folder, os.W_OK):
         raise ArgumentError(f"the folder `{folder}` may not be written to", path=output)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where they do not exist.
+
+    Raises:
+        WriteError: The system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot be made: {error.strerror}; choose another place", path=folder
+        ) from error

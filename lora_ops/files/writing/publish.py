@@ -10,6 +10,7 @@ import secrets
 import stat
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ...errors import ArgumentError, WriteError
@@ -23,6 +24,33 @@ _WAY_OUT = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "create the folder first",
 }
+
+
+# Where unfinished files lie; None: beside their outputs.
+_FOLDER: ContextVar[Path | None] = ContextVar("_FOLDER", default=None)
+
+
+@contextlib.contextmanager
+def unfinished_in(folder: Path) -> Generator[None, None, None]:
+    """Have unfinished files of this thread lie in a folder: what a killed process leaves goes with it.
+
+    Args:
+        folder: On the file system of the outputs.
+    """
+    before = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(before)
+
+
+def hidden(path: Path) -> Path:
+    """A new name for what is to get this one once it is complete.
+
+    It is new even where a killed process of the same number left its own behind.
+    """
+    token = f"{os.getpid()}.{secrets.token_hex(4)}"
+    return (_FOLDER.get() or path.parent) / f".{path.name[:40]}.{token}.partial"
 
 
 class Place:
@@ -55,9 +83,7 @@ class Place:
         Raises:
             OSError: it cannot be made.
         """
-        # The name is new even where a killed process of the same number left its own behind.
-        token = f"{os.getpid()}.{secrets.token_hex(4)}"
-        temporary = self._file.with_name(f".{self._file.name[:40]}.{token}.partial")
+        temporary = hidden(self._file)
         self._temporaries.append(temporary)
         file = io.FileIO(temporary, "x+")
         if self._replace:

@@ -21,7 +21,7 @@ from ...adapters.strengths.ingredient import Ingredient
 from ...linalg import frobenius, inner
 from ...report import LayerReport, Report, Skip
 from ...run.devices import Placement
-from ...run.job import Job, Work
+from ...run.job import Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
@@ -32,6 +32,7 @@ from ..weights.shares import Share
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, survival_notes
 from ..weights.terms import matrix
+from ..weights.written import tensor_jobs
 from .plan import BakePlan, plan_bake
 from .tensor import Baked, bake_tensor
 
@@ -97,17 +98,11 @@ def run_bake(
     """
     placement = Placement(torch.device("cpu"), workers)
     return stream(
-        Work(bake_jobs(plan), partial(_compute, plan)), placement, ahead=3, progress=progress
+        Work(tensor_jobs(plan.tensors), partial(_compute, plan)),
+        placement,
+        ahead=3,
+        progress=progress,
     )
-
-
-def bake_jobs(plan: BakePlan) -> list[Job[str]]:
-    """Return the jobs of a bake: a tensor each, in the checkpoint's order.
-
-    Args:
-        plan: From `plan_bake`.
-    """
-    return [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
 
 
 def _compute(plan: BakePlan, keys: Sequence[str], _: Placement) -> list[Baked]:

@@ -22,23 +22,22 @@ from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import hashed, paths_of
 from ...run.job import Outcome, Work
-from ...run.output import write
-from ...run.stream import stream
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.checkpoint_file import CheckpointFile
 from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
-    CheckpointFile,
     check_place,
     check_shards,
     folder_notes,
     storage_notes,
 )
 from ..weights.storing_plan import Wanted, kept_metadata, model_keys, with_storing
-from ..weights.written import write_tensor
-from .bake import bake_jobs, summarise_bake
+from ..weights.written import tensor_jobs, write_tensor
+from .bake import summarise_bake
 from .plan import BakePlan, plan_bake
 
 
@@ -153,6 +152,7 @@ def bake_file(
     version: str = "",
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> Report:
     """Run a plan into a file, or into shards and their index, and return its report.
 
@@ -165,6 +165,7 @@ def bake_file(
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         progress: Called after each tensor.
+        division: How it is done in parts; None: at once.
 
     Raises:
         ArgumentError: The output exists.
@@ -174,8 +175,8 @@ def bake_file(
     """
     started = time.perf_counter()
     sink = BakedFile(plan, checkpoint, output, shard_size, version, force)
-    results = stream(Work(bake_jobs(plan), sink.compute), place("cpu"), progress=progress)
-    return write(sink, results, started=started)
+    whole = Whole(plan.operation, output, sink, Work(tensor_jobs(plan.tensors), sink.compute))
+    return carry_out(whole, place("cpu"), division, started=started, progress=progress)
 
 
 class BakedFile(CheckpointFile):

@@ -20,16 +20,15 @@ from ...models.control import OWN, SHARED
 from ...report import Report
 from ...run.devices import place
 from ...run.job import Work
-from ...run.output import write
-from ...run.stream import stream
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..bake.bake import bake_jobs
 from ..bake.file import BakedFile, plan_bake_file
 from ..bake.plan import BakePlan
 from ..bake.preview import preview_bake
 from ..preview import Preview
 from ..weights.output import SHARD_SIZE
+from ..weights.written import tensor_jobs
 from .sides import Route, control_sides, encoder_of, view
 
 _SPEC, _TITLE = "modelspec.", "modelspec.title"
@@ -159,6 +158,7 @@ def bake_control_file(
     force: bool = False,
     version: str = "",
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> Report:
     """Run a plan into the file of a full ControlNet, under native names, and return its report.
 
@@ -170,14 +170,15 @@ def bake_control_file(
         force: Whether the output may replace a file.
         version: Of lorakit, for the record.
         progress: Called after each tensor.
+        division: How it is done in parts; None: at once.
 
     Raises:
         LoraOpsError: See `bake_file`.
     """
     started = time.perf_counter()
     sink = _ControlNetFile(plan, base, control, output, version, force)
-    work = Work(bake_jobs(plan), sink.compute)
-    return write(sink, stream(work, place("cpu"), progress=progress), started=started)
+    whole = Whole("bake", output, sink, Work(tensor_jobs(plan.tensors), sink.compute))
+    return carry_out(whole, place("cpu"), division, started=started, progress=progress)
 
 
 class _ControlNetFile(BakedFile):

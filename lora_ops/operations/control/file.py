@@ -19,10 +19,10 @@ from ...files.header import header_room
 from ...linalg.storage import rounded
 from ...models.architectures import UNET
 from ...report import Report
-from ...run.devices import Placement
+from ...run.devices import Placement, place
 from ...run.job import Outcome
-from ...run.output import Writer, write
-from ...run.stream import stream
+from ...run.output import Writer
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
 from ..extract.extracted_file import ExtractedFile
 from .extract import control_work
@@ -44,6 +44,7 @@ def extract_control_file(
     seed: int = 0,
     version: str = "",
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> Report:
     """Run a plan into a file that ComfyUI loads as a ControlNet, and return its report.
 
@@ -58,6 +59,7 @@ def extract_control_file(
         seed: Of the random start.
         version: Of lorakit, for the record.
         progress: Called after each parameter.
+        division: How it is done in parts; None: at once.
 
     Returns:
         The report of what it shares with the UNet; the ControlNet's own parts have no change to miss.
@@ -71,8 +73,10 @@ def extract_control_file(
     """
     started = time.perf_counter()
     sink = ControlFile(planned, base, controlnet, output, force, exact, seed, version)
-    work = control_work(planned, exact=exact, seed=seed)
-    return write(sink, stream(work, placement, progress=progress), started=started)
+    whole = Whole("extract", output, sink, control_work(planned, exact=exact, seed=seed))
+    return carry_out(
+        *(whole, placement or place("cpu"), division), started=started, progress=progress
+    )
 
 
 class ControlFile(ExtractedFile):

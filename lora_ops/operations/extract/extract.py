@@ -100,10 +100,13 @@ def extraction_work(
 def _job(plan: Plan, task: Task) -> Job[Task]:
     both = task.pair
     if not task.has_factors:
-        return Job(both.target, task, math.prod(both.shape), alike=both.target)
+        return Job(
+            both.target, task, math.prod(both.shape), alike=both.target, shape=tuple(both.shape)
+        )
     # Batches are of layers of one shape, kernel included, that have one rule.
     alike = (both.shape, plan.rule_for(both))
-    return Job(both.target, task, math.prod(both.shape), plan.working_set(both), alike)
+    need, shape = plan.working_set(both), tuple(both.shape)
+    return Job(both.target, task, math.prod(both.shape), need, alike, shape)
 
 
 def _compute(

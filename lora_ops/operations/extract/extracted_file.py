@@ -24,6 +24,7 @@ from ...source import TensorSource
 from .extract import summarise
 from .foretold import header_size
 from .plan import Plan
+from .task import MADE
 
 NO_NAME = "no name in this format"
 
@@ -76,6 +77,7 @@ class ExtractedFile(Sink[Layer]):
     """
 
     hash_keys = HASH_KEYS
+    classes = MADE
 
     def __init__(
         self,

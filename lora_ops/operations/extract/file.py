@@ -14,11 +14,10 @@ from ...files import Output, check_output, read_errors
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...report import Report
-from ...run.devices import Placement
+from ...run.devices import Placement, place
 from ...run.inputs import paths_of
 from ...run.job import Outcome, Work
-from ...run.output import write
-from ...run.stream import stream
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..peft_folder import check_folder
@@ -98,6 +97,7 @@ def extract_file(
     seed: int = 0,
     version: str = "",
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> Report:
     """Run a plan into a file, and return its report.
 
@@ -113,6 +113,7 @@ def extract_file(
         seed: Of the random start.
         version: Of lorakit, for the record.
         progress: Called after each parameter.
+        division: How it is done in parts; None: at once.
 
     Raises:
         ArgumentError: The format is not offered for this architecture, or cannot hold full
@@ -124,16 +125,19 @@ def extract_file(
     """
     started = time.perf_counter()
     sink = sink_of(plan, base, tuned, output, format, force, exact, seed, version)
-    plan, progress = with_ranks(
-        plan,
-        overhead=sink.overhead,
-        exact=exact,
-        seed=seed,
-        placement=placement,
-        progress=progress,
+    if division is None or division.computes:
+        plan, progress = with_ranks(
+            plan,
+            overhead=sink.overhead,
+            exact=exact,
+            seed=seed,
+            placement=placement,
+            progress=progress,
+        )
+    whole = Whole("extract", output, sink, work_of(plan, exact=exact, seed=seed))
+    return carry_out(
+        *(whole, placement or place("cpu"), division), started=started, progress=progress
     )
-    work = work_of(plan, exact=exact, seed=seed)
-    return write(sink, stream(work, placement, progress=progress), started=started)
 
 
 def sink_of(

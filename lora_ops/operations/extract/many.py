@@ -13,7 +13,7 @@ from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import PEFT, writable
 from ...adapters.layers import Layer
 from ...errors import ArgumentError, LoraOpsError
-from ...files import FileSource, check_output, open_source
+from ...files import FileSource, check_output, make_folder, open_source
 from ...linalg.ranks.budgets import Budget, parse_rule
 from ...linalg.ranks.rules import RankRule
 from ...report import Report
@@ -24,7 +24,6 @@ from ...run.output import write_each
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..folder import make_folder
 from ..peft_folder import check_folder
 from ..preview import Preview
 from .file import plan_file, sink_of, work_of

@@ -34,6 +34,7 @@ from .extract import Task, extraction_work, summarise
 from .layer import leave_out, replaced
 from .peft_plan import PeftPlan
 from .plan import NO_FACTORS
+from .task import MADE
 
 ROOT = "base_model.model."
 _BIAS, _WEIGHT = ".bias", ".weight"
@@ -79,6 +80,7 @@ class PeftExtraction(Sink[Layer]):
     """
 
     hash_keys = HASH_KEYS
+    classes = MADE
 
     def __init__(
         self,

@@ -5,8 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...adapters.layers import (
+    DoraLayer,
+    FullLayer,
+    LohaLayer,
+    LokrLayer,
+    LoraLayer,
+    ReplacementLayer,
+)
 from ...models.pairing import Pair
+from ...run.output import Sink
+from ...run.packed import by_name
 from .plan import Plan
+
+#: What results of an extraction, and what is said of them, may be made of.
+MADE = {
+    **Sink.classes,
+    **by_name(LoraLayer, DoraLayer, LokrLayer, LohaLayer, FullLayer, ReplacementLayer),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -18,14 +18,14 @@ from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
 from ...run.job import Outcome, Work
-from ...run.output import write
-from ...run.stream import stream
+from ...run.packed import by_name
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
 from ...source import TensorSource
+from ..weights.checkpoint_file import CheckpointFile
 from ..weights.native_file import natively
 from ..weights.output import (
     SHARD_SIZE,
-    CheckpointFile,
     check_place,
     check_shards,
     folder_notes,
@@ -33,11 +33,12 @@ from ..weights.output import (
     is_gguf,
     storage_notes,
 )
-from ..weights.written import write_tensor
-from .merge import MergeOptions, MergeReport, look_over, merge_into, merge_jobs, summarise_merge
+from ..weights.written import tensor_jobs, write_tensor
+from .merge import MergeOptions, MergeReport, look_over, merge_into, summarise_merge
 from .plan import MergePlan, plan_merge
 from .recipes.recipe import Recipe
 from .record import MergeRecord
+from .step import MergedLayer
 from .stored import stored_plan
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def merge_file(
     version: str = "",
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> MergeReport:
     """Run a plan into a file, into shards and their index, or into a folder, and return its report.
 
@@ -123,6 +125,7 @@ def merge_file(
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the base is no index itself.
         progress: Called after each tensor.
+        division: How it is done in parts; None: at once.
 
     Raises:
         ArgumentError: The output exists; or the base is no file.
@@ -131,11 +134,14 @@ def merge_file(
         WriteError: The disk is full, or the like; no file is written.
     """
     started = time.perf_counter()
-    look_over(plan, progress)
+    if division is None or division.computes:
+        look_over(plan, progress)
     sink = MergedFile(plan, output, shard_size, version, force)
-    results = stream(Work(merge_jobs(plan), sink.compute), place("cpu"), progress=progress)
-    report = write(sink, results, started=started)
-    return replace(sink.made, notes=report.notes, seconds=report.seconds, size=report.size)
+    whole = Whole("merge", output, sink, Work(tensor_jobs(plan.tensors), sink.compute))
+    report = carry_out(whole, place("cpu"), division, started=started, progress=progress)
+    if isinstance(report, MergeReport):
+        return report
+    return MergeReport(report.layers, report.skips, report.notes, report.seconds, report.size)
 
 
 class MergedFile(CheckpointFile):
@@ -148,11 +154,9 @@ class MergedFile(CheckpointFile):
         version: Of lorakit, for the record.
         force: Whether the output may replace files.
 
-    Attributes:
-        made: The report, once all is written.
     """
 
-    made: MergeReport
+    classes: ClassVar = {**CheckpointFile.classes, **by_name(MergedLayer)}
 
     def __init__(
         self, plan: MergePlan, output: Path, shard_size: int, version: str, force: bool
@@ -178,8 +182,7 @@ class MergedFile(CheckpointFile):
 
     def report(self) -> MergeReport:
         """The report."""
-        self.made = summarise_merge(self._plan, self.reports)
-        return self.made
+        return summarise_merge(self._plan, self.reports)
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The recipe, with the files' hashes and what the merge did, and what the base says of itself."""

@@ -21,7 +21,7 @@ from ...errors import NonFiniteError
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement, place
-from ...run.job import Job, Outcome, Work
+from ...run.job import Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
@@ -29,7 +29,7 @@ from ..weights.step import Put
 from ..weights.storing import stored_layers, storing_notes
 from ..weights.survival import CHANCE, survival_notes
 from ..weights.tiles import Planned, compute, computed
-from ..weights.written import put_unchanged, written
+from ..weights.written import put_unchanged, tensor_jobs, written
 from .plan import MergePlan, plan_merge, too_deep
 from .recipes.recipe import Recipe
 from .record import MergeRecord
@@ -125,7 +125,7 @@ def run_merge(
     """
     started = time.perf_counter()
     look_over(plan, progress)
-    work = Work(merge_jobs(plan), partial(_compute, plan))
+    work = Work(tensor_jobs(plan.tensors), partial(_compute, plan))
     outcomes = list(stream(work, place("cpu"), ahead=3, progress=progress))
     report = summarise_merge(plan, (one for outcome in outcomes for one in outcome.reports))
     report = replace(report, seconds=time.perf_counter() - started)
@@ -144,11 +144,6 @@ def look_over(plan: MergePlan, progress: Progress | None = None) -> None:
             survey(progress)
         except RecursionError:
             raise too_deep(plan.recipe) from None
-
-
-def merge_jobs(plan: MergePlan) -> list[Job[str]]:
-    """Return the jobs of a merge: a tensor each, in the base's order."""
-    return [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
 
 
 def _compute(plan: MergePlan, keys: Sequence[str], _: Placement) -> list[Outcome[Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,14 @@ from torch import Tensor
 from ...adapters.metadata import Input, Operation, baked_metadata
 from ...report import Report
 from ...run.devices import Placement, place
-from ...run.job import Job, Outcome, Work
-from ...run.output import write
-from ...run.stream import stream
+from ...run.job import Outcome, Work
+from ...run.parts import Division, Whole, carry_out
 from ...run.workers import Progress
-from ..weights.output import SHARD_SIZE, CheckpointFile
+from ..weights.checkpoint_file import CheckpointFile
+from ..weights.output import SHARD_SIZE
 from ..weights.storing import stored_layers
 from ..weights.storing_plan import kept_metadata
-from ..weights.written import write_tensor
+from ..weights.written import tensor_jobs, write_tensor
 from .plan import RequantisePlan
 
 
@@ -31,6 +30,7 @@ def requantise_file(
     version: str = "",
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
+    division: Division | None = None,
 ) -> Report:
     """Run a plan into a file, or into shards and their index, and return its report.
 
@@ -44,6 +44,7 @@ def requantise_file(
         version: Of lorakit, for the record.
         shard_size: Most bytes of data in a shard, where the checkpoint is no index itself.
         progress: Called after each tensor.
+        division: How it is done in parts; None: at once.
 
     Raises:
         ArgumentError: The output exists.
@@ -53,9 +54,8 @@ def requantise_file(
     """
     started = time.perf_counter()
     sink = RequantisedFile(plan, output, shard_size, version, force)
-    jobs = [Job(key, key, math.prod(one.shape)) for key, one in plan.tensors.items()]
-    results = stream(Work(jobs, sink.compute), place("cpu"), progress=progress)
-    return write(sink, results, started=started)
+    whole = Whole("requantise", output, sink, Work(tensor_jobs(plan.tensors), sink.compute))
+    return carry_out(whole, place("cpu"), division, started=started, progress=progress)
 
 
 class RequantisedFile(CheckpointFile):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ...files import FileSource
 from ...report import LayerReport, Skip
-from ...run.job import Outcome
+from ...run.job import Job, Outcome
 from .output import rows_of
 from .step import Put
 from .tiles import Planned, compute
@@ -27,6 +28,15 @@ class Places(Protocol):
     def copy(self, key: str, source: FileSource, own: str) -> None:
         """Fill a place with the bytes of a file's tensor."""
         ...
+
+
+def tensor_jobs(tensors: Mapping[str, Planned]) -> list[Job[str]]:
+    """Return the jobs of a checkpoint that is written: a tensor each, in its order.
+
+    Args:
+        tensors: Of the result, by key.
+    """
+    return [Job(key, key, prod(one.shape), shape=one.shape) for key, one in tensors.items()]
 
 
 def write_tensor(
