@@ -12,14 +12,12 @@ import click
 from .options import (
     PATH,
     Reported,
-    check_picture,
     clear_errors,
     json_option,
-    picture_option,
-    save_picture,
     tell,
     verbose_option,
 )
+from .picture import check_picture, picture_option, save_picture
 
 
 @click.command()

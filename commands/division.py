@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..version import __version__
-from .options import PATH, AskedWrongly, Reported, tell, together
+from .options import PATH, AskedWrongly, tell, together
 
 if TYPE_CHECKING:
-    from ..lora_ops import Division
+    from ..lora_ops import Division, Report
 
 #: Where commands keep what was asked for; `finish` puts its own there.
 ASKED = "lorakit.division"
@@ -115,13 +115,13 @@ def division(output: Path, *, force: bool) -> Division | None:
 
 def may_replace(asked: Division | None, output: Path, *, force: bool) -> bool:
     """Whether the output may replace a file: also where it was about to get its name when its run was killed."""
-    from ..lora_ops.run.parts import is_publishing
+    from ..lora_ops.run.joining import is_publishing
 
     return force or (asked is not None and is_publishing(output))
 
 
 def tell_all(
-    report: Reported,
+    report: Report,
     show: Callable[..., None],
     *,
     asked: Division | None,

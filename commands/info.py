@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, check_picture, clear_errors, json_option, picture_option, save_picture
+from .options import PATH, clear_errors, json_option
+from .picture import check_picture, picture_option, save_picture
 
 if TYPE_CHECKING:
     from ..lora_ops import FileSource

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -15,7 +14,6 @@ from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from ..lora_ops import Placement, Preview
 
@@ -25,11 +23,6 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 class Reported(Protocol):
     """A result that a command can show as a table and as JSON."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Sentences on what is worth knowing."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -63,12 +56,6 @@ json_option = click.option(
     *("--json", "json_to"),
     metavar="FILE|-",
     help="Write the report as JSON, to a .json file beside the table; - is stdout, alone.",
-)
-picture_option = click.option(
-    "--picture",
-    type=PATH,
-    metavar="FILE",
-    help="Draw it too, by block, into a .png file.  [default: no picture]",
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show every layer.")
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
@@ -259,31 +246,6 @@ def parse_placement(device: str, vram: str | None) -> Callable[[], Placement]:
         return find
     found = find()
     return lambda: found
-
-
-def check_picture(path: Path | None, inputs: Iterable[Path]) -> None:
-    """Refuse, before the work, a name under which a picture could not, or must not, be written.
-
-    Raises:
-        ArgumentError: It does not end in `.png`, is one of the inputs, or has no place.
-    """
-    from ..lora_ops.files import check_output
-
-    if path is not None:
-        check_output(path, list(inputs), force=True, suffix=".png")
-
-
-def save_picture(picture: Image, path: Path) -> None:
-    """Write a picture.
-
-    Raises:
-        WriteError: The disk is full, or the like.
-    """
-    from ..lora_ops.files import write_whole
-
-    content = io.BytesIO()
-    picture.save(content, format="png")
-    write_whole(path, content.getvalue(), replace=True)
 
 
 def tell(

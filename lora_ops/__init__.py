@@ -116,7 +116,7 @@ if TYPE_CHECKING:
     from .operations.weights.change import BakedLayer
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
-    from .run.parts import Division
+    from .run.whole import Division
     from .run.workers import Progress
     from .source import DictSource, TensorSource
     from .training import (

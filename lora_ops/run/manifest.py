@@ -95,22 +95,20 @@ def manifests(folder: Path) -> Iterator[Manifest]:
             continue
 
 
-def share(jobs: Sequence[Job[Item]], number: int, count: int) -> list[Job[Item]]:
-    """Return the jobs of one part, which lie beside each other: files are read forward.
+def shares(jobs: Sequence[Job[Item]], count: int) -> list[list[Job[Item]]]:
+    """Sort jobs into parts of about equal cost, which lie beside each other: files are read forward.
 
-    The costs of two parts differ by no more than twice the cost of one job.
+    No part costs more than its share and the cost of one job.
 
     Args:
         jobs: All of them.
-        number: Which part, from 1.
-        count: Of how many.
+        count: How many parts.
     """
     total = max(1, sum(job.cost for job in jobs))
-    found: list[Job[Item]] = []
+    found: list[list[Job[Item]]] = [[] for _ in range(count)]
     before = 0
     for job in jobs:
         middle = 2 * before + job.cost
-        if min(count - 1, middle * count // (2 * total)) == number - 1:
-            found.append(job)
+        found[min(count - 1, middle * count // (2 * total))].append(job)
         before += job.cost
     return found

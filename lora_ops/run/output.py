@@ -153,7 +153,7 @@ def write(
     with (
         hashed(sink.sources, sink.others, known) as inputs,
         sink.writer() as writer,
-        _ended(outcomes) as results,
+        ended(outcomes) as results,
     ):
         for outcome in results:
             _take(sink, writer, outcome)
@@ -183,7 +183,7 @@ def write_each(
     others = [one for sink in sinks for one in sink.others]
     errors: dict[int, LoraOpsError] = {}
     reports: dict[int, Report] = {}
-    with hashed_once(sources, others) as inputs, ExitStack() as stack, _ended(outcomes) as results:
+    with hashed_once(sources, others) as inputs, ExitStack() as stack, ended(outcomes) as results:
         opened = [stack.enter_context(ExitStack()) for _ in sinks]
         writers: dict[int, Writer] = {}
 
@@ -246,7 +246,7 @@ def _finish(
 
 
 @contextmanager
-def _ended(results: Iterable[Result]) -> Generator[Iterable[Result], None, None]:
+def ended(results: Iterable[Result]) -> Generator[Iterable[Result], None, None]:
     """See to it that nobody works on them any more at the end: a job may write into the file."""
     try:
         yield results

@@ -22,7 +22,8 @@ from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import hashed, paths_of
 from ...run.job import Outcome, Work
-from ...run.parts import Division, Whole, carry_out
+from ...run.parts import carry_out
+from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.checkpoint_file import CheckpointFile

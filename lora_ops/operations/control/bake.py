@@ -20,7 +20,8 @@ from ...models.control import OWN, SHARED
 from ...report import Report
 from ...run.devices import place
 from ...run.job import Work
-from ...run.parts import Division, Whole, carry_out
+from ...run.parts import carry_out
+from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.file import BakedFile, plan_bake_file

@@ -22,7 +22,8 @@ from ...report import Report
 from ...run.devices import Placement, place
 from ...run.job import Outcome
 from ...run.output import Writer
-from ...run.parts import Division, Whole, carry_out
+from ...run.parts import carry_out
+from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ..extract.extracted_file import ExtractedFile
 from .extract import control_work

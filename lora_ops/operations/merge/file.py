@@ -19,7 +19,8 @@ from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
 from ...run.job import Outcome, Work
 from ...run.packed import by_name
-from ...run.parts import Division, Whole, carry_out
+from ...run.parts import carry_out
+from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.checkpoint_file import CheckpointFile

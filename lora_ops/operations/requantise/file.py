@@ -12,7 +12,8 @@ from ...adapters.metadata import Input, Operation, baked_metadata
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.job import Outcome, Work
-from ...run.parts import Division, Whole, carry_out
+from ...run.parts import carry_out
+from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ..weights.checkpoint_file import CheckpointFile
 from ..weights.output import SHARD_SIZE

@@ -1,0 +1,119 @@
+"""One part of some work, into its own file.
+
+The file gets its name first, its manifest last, and only a part with a manifest counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..files import file_sha256
+from ..report import LayerReport, Report, Skip, counted
+from .devices import Placement
+from .document import Document
+from .inputs import hashes_of, unchanged
+from .job import Job, Work
+from .manifest import Manifest, manifests, part_name, shares
+from .output import ended
+from .stream import stream
+from .whole import Division, Whole
+from .workers import Progress
+
+Task = TypeVar("Task")
+Value = TypeVar("Value")
+
+
+def one_part(
+    whole: Whole[Task, Value],
+    document: Document,
+    folder: Path,
+    division: Division,
+    placement: Placement,
+    started: float,
+    progress: Progress | None,
+) -> Report:
+    """Make one part, unless it is there already; see `carry_out`."""
+    number, count = division.part or (1, 1)
+    name = part_name(number, count)
+    for there in manifests(folder):
+        is_it = Path(there.file).stem == name and there.plan == document.hash
+        if is_it and there.is_sound(folder, hashed=division.verify):
+            return _of_part(whole, there, folder, started, "was there already")
+    jobs = shares(whole.work.jobs, count)[number - 1]
+    mine = range(number - 1, len(whole.inputs), count)
+    made = make_part(whole, document.hash, folder, (number, count), jobs, placement, progress, mine)
+    return _of_part(whole, made, folder, started, "")
+
+
+def make_part(
+    whole: Whole[Task, Value],
+    plan: str,
+    folder: Path,
+    place: tuple[int, int],
+    jobs: Sequence[Job[Task]],
+    placement: Placement,
+    progress: Progress | None = None,
+    hashed: Sequence[int] = (),
+) -> Manifest:
+    """Do some jobs, into the file of a part.
+
+    Args:
+        whole: All of the work.
+        plan: Hash of its document.
+        folder: Of the parts.
+        place: Which part, from 1, and of how many.
+        jobs: What is to be done.
+        placement: Where to compute.
+        progress: Called after each job.
+        hashed: Numbers of the inputs whose hashes are taken meanwhile.
+
+    Raises:
+        LoraOpsError: See `write`; there is no such part then.
+    """
+    started = time.perf_counter()
+    name = part_name(*place)
+    path, sink = folder / f"{name}.safetensors", whole.sink
+    # What is about to be replaced is no part any more.
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    items = {}
+    with (
+        unchanged(*sink.sources, *sink.others),
+        hashes_of([whole.inputs[n] for n in hashed]) as hashes,
+        sink.part(path, [job.name for job in jobs]) as writer,
+        ended(stream(Work(jobs, whole.work.compute), placement, progress=progress)) as results,
+    ):
+        for outcome in results:
+            items[outcome.name] = sink.keep(outcome, writer)
+        written = writer.finish({"lorakit.plan": plan})
+        taken = hashes()
+    manifest = Manifest(
+        plan=plan,
+        number=place[0],
+        count=place[1],
+        file=path.name,
+        size=written.size,
+        sha256=file_sha256(path),
+        items={job.name: items[job.name] for job in jobs},
+        hashes={str(n): taken[whole.inputs[n]] for n in hashed},
+        seconds=time.perf_counter() - started,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _of_part(
+    whole: Whole[Task, Value], part: Manifest, folder: Path, started: float, told: str
+) -> Report:
+    """What is to be said of one part."""
+    reports = [one for kept in part.items.values() for one in whole.sink.said(kept)]
+    of = f"part {part.number} of {part.count}: {len(part.items)} of {counted(len(whole.work.jobs), 'item')}"
+    return Report(
+        tuple(one for one in reports if isinstance(one, LayerReport)),
+        tuple(one for one in reports if isinstance(one, Skip)),
+        (f"{of} {told}".rstrip(),),
+        seconds=time.perf_counter() - started,
+        size=part.size,
+    )
