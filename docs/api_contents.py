@@ -147,7 +147,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             *("Report", "LayerReport", "Rounding", "Weighted", "EditReport", "BakedLayer", "Skip"),
             *("Progress", "Preview", "PlannedLayer"),
-            *("place", "Placement"),
+            *("place", "Placement", "Division"),
         ),
     ),
     (
@@ -157,7 +157,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             *("LoraOpsError", "FormatError", "UnknownFormatError", "UnsupportedLayerError"),
             *("LayerShapeError", "QuantisedError", "UnsafePickleError", "MismatchError"),
             *("TargetMismatchError", "WeightShapeError", "ArgumentError", "WriteError"),
-            "NonFiniteError",
+            *("NonFiniteError", "MissingPartsError"),
         ),
     ),
 )
@@ -203,6 +203,7 @@ INNER = {
 MADE = {
     *("Adapter", "DictSource", "FullLayer", "LoraLayer", "MemoryFile", "Ingredient", "Term"),
     *("Budget", "Placement", "RankRule", "MergedSource", "RecipeFile"),
+    "Division",
 }
 #: What a name that is no class and no function stands for.
 ALIASES = {

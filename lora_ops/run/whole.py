@@ -28,8 +28,8 @@ class Division:
         part: Only this one, by its number from 1, and of how many; None: all that are missing, then
             the result of all of them.
         finish: Whether nothing is computed: all parts must be there.
-        plan: Nothing is done but to write the plan to this file; `force`: also where there is one.
-        force: See `plan`.
+        plan: A file for the plan, as JSON; nothing else is done then.
+        force: Whether that may replace a file.
         verify: Whether parts that are there are hashed; else they count by size. Where the result is
             made of parts of an earlier run that was stopped, they always are.
     """

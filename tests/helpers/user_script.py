@@ -30,6 +30,7 @@ from lorakit.lora_ops import (
     ConvertOptions,
     Described,
     DictSource,
+    Division,
     EditPlan,
     EditReport,
     Element,
@@ -61,6 +62,7 @@ from lorakit.lora_ops import (
     MetadataPlan,
     MetadataReport,
     MismatchError,
+    MissingPartsError,
     NonFiniteError,
     Output,
     Pair,
@@ -240,6 +242,17 @@ def several(base: FileSource, tuned: FileSource, folder: Path) -> None:
     made: dict[Path, Report | LoraOpsError] = extract_files(base, tuned.paths, folder, 4)
     assert list(found) == list(made) == list(tuned.paths)
     assert not any(isinstance(one, LoraOpsError) for one in made.values())
+
+
+def in_parts(base: FileSource, tuned: FileSource, output: Path, asked: Division) -> tuple[str, ...]:
+    """Make one part of an extraction, and see what is missing of the rest."""
+    plan = plan_file(base, tuned, 4, output=output)
+    extract_file(plan, base, tuned, output, division=asked)
+    try:
+        extract_file(plan, base, tuned, output, division=Division(options={"rank": 4}, finish=True))
+    except MissingPartsError as error:
+        return error.items
+    return ()
 
 
 def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
@@ -464,6 +477,8 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
     with open_source(base_path) as base, open_source(tuned_path) as tuned:
         adapter = extraction(base, tuned, room / "lora.safetensors")
         several(base, tuned, room / "several")
+        half = Division(options={"rank": 4}, part=(1, 2))
+        assert in_parts(base, tuned, room / "parts.safetensors", half)
         with open_source(room / "lora.safetensors") as lora:
             assert sums(adapter).keys() == sums(decode(lora)).keys()
             editing(lora, base, room)
