@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...adapters.formats import PEFT, Written, adapter_config, as_stored, module_keys
 from ...adapters.layers import Layer, LoraLayer, ReplacementLayer
-from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
+from ...adapters.metadata import HASH_KEYS, Input, metadata_room
 from ...adapters.peft.stacked import stacked_factors, wrapped_names
 from ...adapters.some import MadeTensors
 from ...files import writer_of
@@ -28,9 +28,9 @@ from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement
 from ...run.job import Outcome, Work
 from ...run.output import Sink, Writer
-from ...source import TensorSource
 from ..peft_folder import CONFIG, WEIGHTS, new_folder
 from .extract import Task, extraction_work, summarise
+from .extraction import Extraction
 from .layer import leave_out, replaced
 from .peft_plan import PeftPlan
 from .plan import NO_FACTORS
@@ -68,32 +68,15 @@ class PeftExtraction(Sink[Layer]):
     """PEFT's folder of an extraction.
 
     Args:
-        plan: From `plan_peft`.
-        base: The model that was started from.
-        tuned: The model that came of it.
+        extraction: What is written; its plan is from `plan_peft`.
         output: The folder.
-        force: Whether its files may be replaced.
-        exact: How the work was done, for the record.
-        seed: The same.
-        version: Of lorakit, for the record.
     """
 
     hash_keys = HASH_KEYS
 
-    def __init__(
-        self,
-        plan: PeftPlan,
-        base: TensorSource,
-        tuned: TensorSource,
-        output: Path,
-        force: bool,
-        exact: bool,
-        seed: int,
-        version: str,
-    ) -> None:
-        self.sources = (base, tuned)
-        self._plan, self._output, self._force = plan, output, force
-        self._exact, self._seed, self._version = exact, seed, version
+    def __init__(self, extraction: Extraction, plan: PeftPlan, output: Path) -> None:
+        self.extraction, self.sources = extraction, extraction.sources
+        self._plan, self._output, self._force = plan, output, extraction.force
         self._reports: list[LayerReport | Skip] = []
         self._modules: dict[str, Written] = {}
         self._parameters: dict[str, Written] = {}
@@ -138,7 +121,7 @@ class PeftExtraction(Sink[Layer]):
             (f"{ROOT}{name}{'_' * 40}", "BF16", (10**6,) * 3) for name in names for _ in range(2)
         ]
         told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
-        return header_room(rows, spare=told)
+        return header_room(rows, spare=told + self.extraction.room)
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; of an expert's none, as they come with its stack."""
@@ -242,21 +225,7 @@ class PeftExtraction(Sink[Layer]):
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record of the extraction."""
-        base, tuned = inputs
-        return extraction_metadata(
-            report,
-            title=self._output.name,
-            rule=str(self._plan.rule),
-            exact=self._exact,
-            seed=self._seed,
-            dtype=self._plan.dtype,
-            format=PEFT,
-            architecture=self._plan.pairing.architecture,
-            base=base,
-            tuned=tuned,
-            tuned_metadata=self.sources[1].metadata,
-            version=self._version,
-        )
+        return self.extraction.metadata(inputs, report, PEFT)
 
     def _config(self) -> str:
         plan = self._plan
