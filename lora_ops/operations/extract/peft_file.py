@@ -175,7 +175,6 @@ class PeftExtraction(Sink[Layer]):
                     stacked_factors,
                     {number: (one.up, one.down) for number, one in layers.items()},
                     self._counts[stack],
-                    in_first=self._plan.model.in_first,
                 )
                 module = ROOT + self._plan.own(name)
                 yield module + PEFT.down, lambda factors=factors: factors()[0]
