@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import MismatchError
+from ..errors import ArgumentError, MismatchError
 from ..source import TensorSource
 from .architectures.encoders import TE
 from .architectures.language import stored_turned
@@ -77,6 +77,24 @@ def modules_of(source: TensorSource, config: Mapping[str, Any]) -> Modules:
         bool(stacks),
         names.has_renamed or experts.has_joined,
     )
+
+
+def check_axes(modules: Modules, config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model with stacks of experts of which it is not known how they lie.
+
+    Args:
+        modules: Its parameters.
+        config: Its `config.json`.
+        name: What messages call it.
+
+    Raises:
+        ArgumentError: It has such stacks.
+    """
+    if modules.has_experts and not modules.is_renamed and "model_type" not in config:
+        raise ArgumentError(
+            f"{name} has stacks of experts, and no `config.json` that tells the model: which of their "
+            "axes is the input is not known; give the folder of the model"
+        )
 
 
 def expert_of(target: str) -> tuple[str, int] | None:

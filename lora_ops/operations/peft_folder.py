@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -34,12 +35,17 @@ from ..adapters.layers import (
     VeraLayer,
 )
 from ..adapters.metadata import Input
+from ..adapters.peft.config import ROOT, configs_of
+from ..adapters.peft.parameters import is_parameter, parameter_of
+from ..adapters.some import MadeTensors
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
 from ..files import Output, check_output, move_all, writer_of
+from ..models.modules import expert_of
 from ..report import Report
 from ..run.job import Outcome
 from ..run.output import Writer
 from ..source import TensorSource
+from .expert_stacks import ExpertStacks
 from .output import AdapterFile, Describe, Draft, Notes
 
 # The names that PEFT gives and asks for.
@@ -121,10 +127,21 @@ def keeps_alpha(
 
 
 def sink_of(draft: Draft, describe: Describe, notes: Notes) -> AdapterFile:
-    """Return what an edited adapter is written as: a file, or a folder where the output is one."""
+    """Return what an edited adapter is written as: a file, or a folder where the output is one.
+
+    Raises:
+        ArgumentError: It is a file, and has no place for stacks of experts.
+    """
     output = draft.output
     if isinstance(output, Path) and is_for_folder(output, draft.format):
         return PeftFolder(draft, describe, notes)
+    expert = next((target for target in draft.keys if expert_of(target)), None)
+    if draft.format == PEFT.name and expert is not None:
+        raise ArgumentError(
+            f"`{expert}` is an expert of a stack, whose factors PEFT reads from a folder alone; give the name of a "
+            "folder",
+            target=expert,
+        )
     return AdapterFile(draft, describe, notes)
 
 
@@ -138,6 +155,13 @@ class PeftFolder(AdapterFile):
     def __init__(self, draft: Draft, describe: Describe, notes: Notes) -> None:
         super().__init__(draft, describe, notes)
         self._told: dict[str, Written] = {}
+        configs = [configs_of(one.metadata).get("", {}) for one in draft.sources]
+        self._parameters = {
+            target
+            for target in draft.keys
+            if any(is_parameter(one, target.removeprefix(ROOT)) for one in configs)
+        }
+        self._experts = ExpertStacks(draft.keys)
         self._has_up_bias = False
 
     @contextmanager
@@ -148,7 +172,16 @@ class PeftFolder(AdapterFile):
             with writer_of(made / WEIGHTS, header_room=draft.room, replace=draft.force) as writer:
                 yield writer
             originals = [source.metadata for source in draft.sources]
-            text = adapter_config(self._told, originals, lora_bias=self._has_up_bias)
+            told = {name: one for name, one in self._told.items() if name not in self._parameters}
+            alone = {
+                parameter_of(name): self._told[name] for name in self._told.keys() - told.keys()
+            }
+            text = adapter_config(
+                told,
+                originals,
+                lora_bias=self._has_up_bias,
+                parameters=alone | self._experts.written(),
+            )
             (made / CONFIG).write_text(text, "utf-8")
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
@@ -156,10 +189,19 @@ class PeftFolder(AdapterFile):
         target, layer = outcome.name, outcome.value
         if layer is not None:
             self._has_up_bias |= _is_up_bias(self.draft.keys[target])
-        if layer is not None and not layer.is_full:
+        if layer is None or layer.is_full:
+            return super().tensors(outcome)
+        is_expert = self._experts.takes(target, layer)
+        if not is_expert:
             self._told[target] = _told(target, layer)
-            outcome = replace(outcome, value=_without_alpha(layer))
-        return super().tensors(outcome)
+        tensors = super().tensors(replace(outcome, value=_without_alpha(layer)))
+        return {} if is_expert else tensors
+
+    def rest(self) -> Mapping[str, Tensor]:
+        """The stacks of experts, and what belongs to no layer."""
+        extras = super().rest()
+        made = {key: partial(extras.__getitem__, key) for key in extras}
+        return MadeTensors({**dict(self._experts.factors(str)), **made})
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> Mapping[str, str]:
         """The record of the operation, without what the configuration says."""

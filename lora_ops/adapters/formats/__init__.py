@@ -17,6 +17,7 @@ from ..naming.table import (
     format_named,
     writable,
 )
+from ..peft.apart import experts_apart
 from ..peft.config import (
     PEFT_CONFIG,
     PEFT_METADATA,
@@ -83,6 +84,7 @@ __all__ = [
     "detect",
     "encode_full",
     "encode_layer",
+    "experts_apart",
     "flat_name",
     "foreign_method",
     "format_named",

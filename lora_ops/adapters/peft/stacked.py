@@ -36,6 +36,23 @@ def stacked_factors(
     return downs.flatten(0, 1), ups.flatten(1)
 
 
+def one_of(stack: Tensor, role: str, number: int, experts: int) -> Tensor:
+    """Return one expert's part of a factor of `stacked_factors`.
+
+    Args:
+        stack: `lora_A` or `lora_B`.
+        role: Which: down, or up.
+        number: Of the expert.
+        experts: How many there are.
+
+    Returns:
+        down (rank, in), or up (out, rank).
+    """
+    if role == "down":
+        return stack.unflatten(0, (experts, -1))[number].contiguous()
+    return stack.unflatten(1, (-1, experts))[:, :, number].contiguous()
+
+
 def wrapped_names(stacks: Sequence[str]) -> dict[str, str]:
     """Return what stands before `.lora_A.weight` for each of the stacks of one module.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ from torch import Tensor
 from ...adapters.formats import PEFT, Written, adapter_config, as_stored, module_keys
 from ...adapters.layers import Layer, LoraLayer, ReplacementLayer
 from ...adapters.metadata import HASH_KEYS, Input, metadata_room
-from ...adapters.peft.stacked import stacked_factors, wrapped_names
 from ...adapters.some import MadeTensors
 from ...files import writer_of
 from ...files.header import header_room
@@ -23,11 +21,12 @@ from ...linalg.storage import rounded
 from ...models.architectures import Parameter
 from ...models.architectures.modules import BESIDE_EXPERTS, PEFT_TIES, WORDS
 from ...models.differences import are_floats, read_parameter
-from ...models.modules import expert_of, stack_order
+from ...models.modules import expert_of
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement
 from ...run.job import Outcome, Work
 from ...run.output import Sink, Writer
+from ..expert_stacks import ExpertStacks
 from ..peft_folder import CONFIG, WEIGHTS, new_folder
 from .extract import Task, extraction_work, summarise
 from .extraction import Extraction
@@ -84,12 +83,7 @@ class PeftExtraction(Sink[Layer]):
         self._keys: set[str] = set()
         self._has_biases = False
         self._adapted = {both.target for both in plan.pairing.candidates}
-        self._experts: dict[str, dict[int, LoraLayer]] = defaultdict(dict)
-        self._counts = Counter(
-            expert[0]
-            for one in plan.model.parameters.values()
-            if (expert := expert_of(one.target)) is not None
-        )
+        self._experts = ExpertStacks(one.target for one in plan.model.parameters.values())
 
     @contextmanager
     def writer(self) -> Generator[Writer, None, None]:
@@ -133,10 +127,7 @@ class PeftExtraction(Sink[Layer]):
             return {key: layer.set_weight}
         if not isinstance(layer, LoraLayer):
             return {}
-        expert = expert_of(outcome.name)
-        if expert is not None:
-            stack, number = expert
-            self._experts[stack][number] = layer
+        if self._experts.takes(outcome.name, layer):
             return {}
         if self._plan.model.has_experts and own.rpartition(".")[2] in BESIDE_EXPERTS:
             self._parameters[own + _WEIGHT] = Written("LORA", layer.rank)
@@ -147,7 +138,7 @@ class PeftExtraction(Sink[Layer]):
 
     def rest(self) -> Mapping[str, Tensor]:
         """The stacks of experts, and what only the tuned model has; made when it is asked for."""
-        made = dict(self._stacks())
+        made = dict(self._experts.factors(lambda name: ROOT + self._plan.own(name)))
         for one in self._plan.added:
             made[self._whole_key(self._plan.own(one.target))] = partial(self._read, one)
         words = self._words()
@@ -160,25 +151,9 @@ class PeftExtraction(Sink[Layer]):
                 one, key = known.get(self._plan.model.root + module + end), ROOT + module + end
                 if one is not None and key not in {*self._keys, *made}:
                     made[key] = partial(self._read, one)
+        for stack, told in self._experts.written().items():
+            self._parameters[self._plan.own(stack)] = told
         return MadeTensors(made)
-
-    def _stacks(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        by_module: dict[str, list[str]] = defaultdict(list)
-        for stack in sorted(self._experts, key=stack_order):
-            by_module[stack.rpartition(".")[0]].append(stack)
-        for stacks in by_module.values():
-            for stack, name in wrapped_names(stacks).items():
-                layers = self._experts[stack]
-                rank = max(one.rank for one in layers.values())
-                self._parameters[self._plan.own(stack)] = Written("LORA", rank)
-                factors = partial(
-                    stacked_factors,
-                    {number: (one.up, one.down) for number, one in layers.items()},
-                    self._counts[stack],
-                )
-                module = ROOT + self._plan.own(name)
-                yield module + PEFT.down, lambda factors=factors: factors()[0]
-                yield module + PEFT.up, lambda factors=factors: factors()[1]
 
     def _read(self, one: Parameter) -> Tensor:
         """A parameter of the tuned model, as it is written."""

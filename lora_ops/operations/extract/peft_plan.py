@@ -14,7 +14,7 @@ from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Parameter
 from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
-from ...models.modules import Modules, aligned, modules_of
+from ...models.modules import Modules, aligned, check_axes, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
 from .kinds.table import LORA
@@ -109,11 +109,7 @@ def plan_peft(
     """
     told = [model_config(one.name) if isinstance(one, FileSource) else {} for one in (base, tuned)]
     ours, theirs = (modules_of(*one) for one in zip((base, tuned), told, strict=True))
-    if theirs.has_experts and not theirs.is_renamed and "model_type" not in told[1]:
-        raise ArgumentError(
-            f"{tuned.name} has stacks of experts, and no `config.json` that tells the model: which of their "
-            "axes is the input is not known; give the folder of the model"
-        )
+    check_axes(theirs, told[1], tuned.name)
     old, new = aligned(ours, theirs), dict(theirs.parameters)
     added, dropped = _heads(new, old, theirs.root), _heads(old, new, theirs.root)
     if embeddings == "whole":
