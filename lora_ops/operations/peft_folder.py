@@ -20,6 +20,7 @@ from ..adapters.formats import (
     Written,
     adapter_config,
     commonest,
+    experts_apart,
     modules,
 )
 from ..adapters.layers import (
@@ -40,7 +41,6 @@ from ..adapters.peft.parameters import is_parameter, parameter_of
 from ..adapters.some import MadeTensors
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
 from ..files import Output, check_output, move_all, writer_of
-from ..models.modules import expert_of
 from ..report import Report
 from ..run.job import Outcome
 from ..run.output import Writer
@@ -91,7 +91,25 @@ def check_written(
     if is_for_folder(output, commonest(modules(like.keys()))) and isinstance(output, Path):
         check_folder(output, inputs, force=force)
     else:
+        check_no_experts(like)
         check_output(output, inputs, force=force)
+
+
+def check_no_experts(adapter: TensorSource) -> None:
+    """Refuse an adapter whose layers no file holds.
+
+    Args:
+        adapter: What the file is to be made of.
+
+    Raises:
+        ArgumentError: It has stacks of experts.
+    """
+    if experts_apart(adapter) is not adapter:
+        raise ArgumentError(
+            "holds factors of stacks of experts, which PEFT reads from its folder alone; give the name of a folder "
+            "as output, in format `peft`",
+            path=adapter.name,
+        )
 
 
 def check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -127,21 +145,10 @@ def keeps_alpha(
 
 
 def sink_of(draft: Draft, describe: Describe, notes: Notes) -> AdapterFile:
-    """Return what an edited adapter is written as: a file, or a folder where the output is one.
-
-    Raises:
-        ArgumentError: It is a file, and has no place for stacks of experts.
-    """
+    """Return what an edited adapter is written as: a file, or a folder where the output is one."""
     output = draft.output
     if isinstance(output, Path) and is_for_folder(output, draft.format):
         return PeftFolder(draft, describe, notes)
-    expert = next((target for target in draft.keys if expert_of(target)), None)
-    if draft.format == PEFT.name and expert is not None:
-        raise ArgumentError(
-            f"`{expert}` is an expert of a stack, whose factors PEFT reads from a folder alone; give the name of a "
-            "folder",
-            target=expert,
-        )
     return AdapterFile(draft, describe, notes)
 
 

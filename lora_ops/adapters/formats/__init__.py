@@ -17,7 +17,7 @@ from ..naming.table import (
     format_named,
     writable,
 )
-from ..peft.apart import experts_apart
+from ..peft.apart import apart_or_whole, experts_apart
 from ..peft.config import (
     PEFT_CONFIG,
     PEFT_METADATA,
@@ -74,6 +74,7 @@ __all__ = [
     "Told",
     "Written",
     "adapter_config",
+    "apart_or_whole",
     "as_stored",
     "bias_of",
     "commonest",

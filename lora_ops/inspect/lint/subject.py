@@ -14,9 +14,9 @@ from ...adapters.formats import (
     KINDS,
     ModelNames,
     Module,
+    apart_or_whole,
     component,
     configured,
-    experts_apart,
     inner_size,
     kind_of,
     model_names,
@@ -167,7 +167,7 @@ def subject(
     Raises:
         UnknownFormatError: It is no adapter file.
     """
-    original, source = source, _apart(source)
+    original, source = source, apart_or_whole(source)
     keys = source.keys()
     format = detect_format(keys, source.name, control=True)
     grouped = modules(keys)
@@ -205,14 +205,6 @@ def subject(
         *(source, original, format, possible, doubt, names, tuple(parts), grouped.extras),
         spelling,
     )
-
-
-def _apart(source: TensorSource) -> TensorSource:
-    """The file with its experts apart, where that can be done."""
-    try:
-        return experts_apart(source)
-    except LoraOpsError:  # another check reports it
-        return source
 
 
 def _built(

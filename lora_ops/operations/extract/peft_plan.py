@@ -17,6 +17,7 @@ from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
 from ...models.modules import Modules, aligned, check_axes, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
+from ..expert_stacks import check_budget
 from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
 
@@ -130,11 +131,8 @@ def plan_peft(
             "use format `comfy`, or leave them out"
         )
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
-    if isinstance(plan.rule, Budget) and plan.rule.kind == "size" and theirs.has_experts:
-        raise ArgumentError(
-            f"`{plan.rule}`: PEFT stores the experts of a stack with one rank for all, so what they take is not "
-            "what their ranks say; give mean= or total_error="
-        )
+    if theirs.has_experts:
+        check_budget(plan.rule)
     if plan.form is not LORA or plan.auto_full:
         what = "whole layers" if plan.form is LORA else f"a {plan.form.title}"
         raise ArgumentError(
