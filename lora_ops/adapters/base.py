@@ -15,6 +15,7 @@ from .adapter import Adapter
 from .checkpoint import check_checkpoint
 from .edited import described
 from .layers import DoraLayer, Layer, ReshapedLayer, fits, unpadded
+from .matching.own_names import with_own_names
 from .matching.seats import Seat, bias_seat, found_seats, seats
 from .model import names_for
 
@@ -83,7 +84,7 @@ def base_weights(
     """
     check_checkpoint(checkpoint)
     known = parameters(checkpoint)
-    targets = {one.target: one for one in known.values()}
+    targets = with_own_names(layers, checkpoint, {one.target: one for one in known.values()})
     names = names_for(adapter, architecture or detect(known), list(targets))
     found = seats(layers, targets, lambda: names)
     needed = [module for module, layer in layers.items() if layer.needs_base]

@@ -13,6 +13,7 @@ from ..adapters.formats import (
     MAGNITUDES,
     Module,
     Modules,
+    apart_or_whole,
     commonest,
     component,
     foreign_method,
@@ -126,7 +127,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
     grouped = modules(keys)
     other, method = recognise(grouped), foreign_method(grouped)
     adapter = grouped.is_adapter and (other is None or grouped.is_control)
-    found = grouped.modules if adapter else {}
+    apart = apart_or_whole(source) if adapter else source
+    found = modules(apart.keys()).modules if adapter else {}
     named = {} if adapter or other or method else own_parameters(source)
     embeddings = _embeddings(source, grouped)
     possible: tuple[str, ...] = ()
@@ -134,10 +136,10 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         (one.name for one in named.values()), source.metadata.get("general.architecture")
     )
     if adapter:
-        recognition = recognised_file(source, found)
+        recognition = recognised_file(apart, found)
         architecture = recognition.certain
         possible = recognition.titles if architecture is None else ()
-        kind = _adapter_kind(source, found) + (f" with {method[0]}" if method else "")
+        kind = _adapter_kind(apart, found) + (f" with {method[0]}" if method else "")
         kind = other.title if other else kind  # a Control-LoRA's, of which the pairs are a part
         began = special(source.metadata)
         kind += f" ({began})" if began else ""
@@ -148,14 +150,14 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         architecture = detect_architecture(named)
         kind = _model_kind(named, architecture)
     parts = dict.fromkeys(keys, "unet" if grouped.is_control else "other")
-    for name, module in found.items():
+    for name, module in grouped.modules.items() if adapter else ():
         parts.update(dict.fromkeys(module.keys.values(), component(name)))
     if named and kind != "unknown":
         parts = {one.key: one.component for one in named.values()}
     alike = Counter((parts.get(key, ""), source.element(key), source.shape(key)) for key in keys)
     scaled = _scaled(source, named.values())
     matrices = [key for key in keys if len(source.shape(key)) >= 2] if scaled else []
-    lora = {name: one for name, one in found.items() if _is_lora(source, one)}
+    lora = {name: one for name, one in found.items() if _is_lora(apart, one)}
     scales = _scales(source, lora)
     return Info(
         name=source.name,
@@ -167,8 +169,8 @@ def describe(source: TensorSource, spelling: str | None = None) -> Info:
         encoder=encoder,
         naming=naming_of(named) if named and "unet" in parts.values() else None,
         components=_components(alike),
-        targets=_sorted(_target(source, one) for one in found.values()),
-        ranks=_sorted(inner_size(source, one) for one in lora.values()),
+        targets=_sorted(_target(apart, one) for one in found.values()),
+        ranks=_sorted(inner_size(apart, one) for one in lora.values()),
         alphas={}  # in a Control-LoRA there are none
         if grouped.is_control
         else _sorted(_alpha(source, one, scales[name]) for name, one in lora.items()),

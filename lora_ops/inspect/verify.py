@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.checkpoint import check_checkpoint
-from ..adapters.formats import BIAS, Module, decode, read_kind, saved_parameters
+from ..adapters.formats import Module, decode, read_kind, saved_parameters
 from ..adapters.layers import Convention, Layer, LoraLayer, fits
+from ..adapters.matching.own_names import own_names
 from ..adapters.matching.seats import Seat, bias_seat, check_apart, seats
 from ..adapters.metadata.provenance import originals
 from ..adapters.model import names_for
@@ -24,8 +25,9 @@ from ..linalg import frobenius, residual_
 from ..linalg.noise import Reading, rounding_profile
 from ..linalg.ranks.rules import RankRule
 from ..linalg.ranks.standing import standing
-from ..models.architectures import parameters
+from ..models.architectures import Parameter, parameters
 from ..models.differences import Sides, change_norm, measured
+from ..models.modules import aligned
 from ..models.pairing import Pair, is_candidate, nearest, pair
 from ..operations.control.bake import as_pair, is_control_lora
 from ..operations.extract.layer import NO_FACTORS, UNCHANGED
@@ -69,7 +71,7 @@ def verify(
 
     Returns:
         A report, with the estimated error against the true change too where a side is stored in 8 bits or
-        fewer. Its layers are those of the adapter, and the biases that PEFT trained beside
+        fewer. Its layers are those of the adapter, and what PEFT saved whole beside
         them; changed weights that it does not hold are skips, with the size of what is lost.
 
     Raises:
@@ -104,11 +106,12 @@ def _measured(
     vae = ("vae",) if any(key.startswith("vae.") for key in lora.keys()) else ()  # noqa: SIM118
     for source in (base, tuned):
         check_checkpoint(source)
-    pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True)
-    pairs = (*pairing.candidates, *pairing.rest)
     adapter = decode(lora)
-    targets = {one.target: one for one in parameters(tuned).values()}
-    held = _with_biases(adapter, lora)
+    named = _named(adapter, base, tuned)
+    pairing = pair(base, tuned, usual=("unet", "te", *vae), allow_partial=True, named=named)
+    pairs = (*pairing.candidates, *pairing.rest)
+    targets = {one.target: one for one in named(tuned).values()}
+    held = _with_saved(adapter, lora)
     outline = decode(HeaderOnlySource(lora))
     places = seats(
         held.layers,
@@ -125,7 +128,7 @@ def _measured(
         if bias is not None:
             of_bias.setdefault(bias.parameter.target, []).append((module, bias))
     for name, old, new in pairing.reshaped:
-        if name.removesuffix(".weight") in members:
+        if any(one in adapter.layers for one, _ in members.get(name.removesuffix(".weight"), ())):
             raise WeightShapeError(
                 f"`{name}` is {old} in {base.name} and {new} in {tuned.name}: its layer has no "
                 "true change to compare with; give the pair that the LoRA was made from",
@@ -148,12 +151,25 @@ def _measured(
     return Report(tuple(layers), tuple(skips), pairing.absent)
 
 
-def _with_biases(adapter: Adapter, lora: TensorSource) -> Adapter:
-    """The adapter with the biases that PEFT trained beside its layers, which replace the model's."""
+def _named(
+    adapter: Adapter, base: TensorSource, tuned: TensorSource
+) -> Callable[[TensorSource], Mapping[str, Parameter]]:
+    """The names by which the checkpoints are paired: those of the loaded model, where the adapter has these."""
+    known = [one.target for one in parameters(tuned).values()]
+    theirs = own_names(adapter.layers, tuned, known)
+    ours = theirs and own_names(adapter.layers, base, ())
+    if theirs is None or ours is None:
+        return parameters
+    named = {id(base): aligned(ours, theirs), id(tuned): theirs.parameters}
+    return lambda source: named[id(source)]
+
+
+def _with_saved(adapter: Adapter, lora: TensorSource) -> Adapter:
+    """The adapter with the parameters that PEFT saved whole beside its layers, which replace the model's."""
     saved = {
         name: module
         for name, module in saved_parameters(adapter.extras).items()
-        if name.endswith(BIAS) and name not in adapter.layers
+        if name not in adapter.layers
     }
 
     layers = _WithSaved(adapter.layers, lora, saved)

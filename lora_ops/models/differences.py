@@ -102,6 +102,7 @@ def _joined(source: TensorSource, parameter: Parameter) -> Tensor:
     parts: list[Tensor] = []
     for piece in parameter.pieces:
         part = read_parameter(source, piece.parameter)
+        part = part.mT if piece.turned else part
         parts.append(torch.cat(part.chunk(2)[::-1]) if piece.swapped else part)
     dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1:  # eight bits are not promoted; float32 holds all that are narrower

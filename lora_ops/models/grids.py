@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..linalg.rounding import Grid
 from ..source import TensorSource
-from .architectures import Parameter
+from .architectures import Parameter, Piece
 
 
 def parameter_grid(source: TensorSource, parameter: Parameter) -> Grid:
@@ -42,12 +43,22 @@ def _placed(told: Callable[[str, Tensor, int], Tensor], parameter: Parameter) ->
     return turned
 
 
+def _lying(piece: Piece) -> Parameter:
+    """Where a piece lies; one that is turned, by the rows of its matrix in a stack of them."""
+    one = piece.parameter
+    if not piece.turned or one.rows is None:
+        return one
+    width, height = one.shape[-2:]
+    rows = (one.rows[0] * width, one.rows[1] * width)
+    return replace(one, shape=(height, width), rows=rows, transposed=True)
+
+
 def _joined(told: Callable[[str, Tensor, int], Tensor], parameter: Parameter) -> Grid:
     """The grid of a parameter that another program has in pieces."""
     runs: list[tuple[range, Grid, int]] = []  # which places have whose grid, from which place on
     end = 0
     for piece in parameter.pieces:
-        grid, shape = _placed(told, piece.parameter), piece.parameter.shape
+        grid, shape = _placed(told, _lying(piece)), piece.parameter.shape
         count = math.prod(shape)
         half = -(-shape[0] // 2) * math.prod(shape[1:]) if piece.swapped else 0
         for first, last in ((half, count), (0, half)):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import MismatchError
+from ..errors import ArgumentError, MismatchError
 from ..source import TensorSource
 from .architectures.encoders import TE
 from .architectures.language import stored_turned
@@ -32,14 +32,12 @@ class Modules:
         root: What stands before the model's own names.
         has_experts: Whether it has stacks of experts.
         is_renamed: Whether names are not those of the files.
-        in_first: Whether its stacks are (experts, in, out).
     """
 
     parameters: Mapping[str, Parameter]
     root: str
     has_experts: bool = False
     is_renamed: bool = False
-    in_first: bool = False
 
 
 def modules_of(source: TensorSource, config: Mapping[str, Any]) -> Modules:
@@ -65,7 +63,7 @@ def modules_of(source: TensorSource, config: Mapping[str, Any]) -> Modules:
     names = _Names(config)
     turned = stored_turned(shapes)
     found: dict[str, Parameter] = {}
-    experts = _Gathered(root)
+    experts = _Gathered(root, config.get("model_type") in IN_FIRST)
     for key, name in own.items():
         shape = shapes[name]
         if not experts.takes(name, key, shape, is_foreign="auto_map" in config):
@@ -78,8 +76,25 @@ def modules_of(source: TensorSource, config: Mapping[str, Any]) -> Modules:
         root,
         bool(stacks),
         names.has_renamed or experts.has_joined,
-        config.get("model_type") in IN_FIRST,
     )
+
+
+def check_axes(modules: Modules, config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model with stacks of experts of which it is not known how they lie.
+
+    Args:
+        modules: Its parameters.
+        config: Its `config.json`.
+        name: What messages call it.
+
+    Raises:
+        ArgumentError: It has such stacks.
+    """
+    if modules.has_experts and not modules.is_renamed and "model_type" not in config:
+        raise ArgumentError(
+            f"{name} has stacks of experts, and no `config.json` that tells the model: which of their "
+            "axes is the input is not known; give the folder of the model"
+        )
 
 
 def expert_of(target: str) -> tuple[str, int] | None:
@@ -129,11 +144,13 @@ class _Gathered:
 
     Attributes:
         root: What stands before the model's own names.
+        in_first: Whether stacks are (experts, in, out).
         single: Of weights that stand alone: key and shape by part, by expert, by stack.
         stacks: Key and shape of stacks that a file has whole.
     """
 
     root: str
+    in_first: bool = False
     single: dict[str, dict[int, dict[str, tuple[str, tuple[int, ...]]]]] = field(
         default_factory=dict[str, dict[int, dict[str, tuple[str, tuple[int, ...]]]]]
     )
@@ -171,7 +188,9 @@ class _Gathered:
             for number in range(shape[0]):
                 name = f"{self.root}{stack}.{number}{_WEIGHT}"
                 inner = Parameter(name, key, (1, *shape[1:]), rows=(number, number + 1))
-                yield name, Parameter(name, key, shape[1:], pieces=(Piece(inner, (0, 1)),))
+                own = shape[:0:-1] if self.in_first else shape[1:]
+                piece = Piece(inner, (0, own[0]), turned=self.in_first)
+                yield name, Parameter(name, key, own, pieces=(piece,))
         for stack, experts in self.single.items():
             wanted = self.wanted[stack].parts
             for number in range(len(experts)):

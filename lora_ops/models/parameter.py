@@ -36,11 +36,18 @@ class Piece:
         parameter: By the file's own name, as it lies there.
         rows: Half-open range of the model's rows that it is.
         swapped: Whether it has the halves of these rows in the other order.
+        turned: Whether it lies (in, out), where the model's rows are outputs.
     """
 
     parameter: Parameter
     rows: tuple[int, int]
     swapped: bool = False
+    turned: bool = False
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the file has these rows as others: an expert's weight as one row of a stack."""
+        return self.turned or self.parameter.shape[0] != self.rows[1] - self.rows[0]
 
 
 @dataclass(frozen=True, slots=True)

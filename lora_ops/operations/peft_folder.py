@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,7 @@ from ..adapters.formats import (
     Written,
     adapter_config,
     commonest,
+    experts_apart,
     modules,
 )
 from ..adapters.layers import (
@@ -33,12 +35,16 @@ from ..adapters.layers import (
     VeraLayer,
 )
 from ..adapters.metadata import Input
+from ..adapters.peft.config import ROOT, configs_of
+from ..adapters.peft.parameters import is_parameter, parameter_of
+from ..adapters.some import MadeTensors
 from ..errors import ArgumentError, UnsupportedLayerError, WriteError
 from ..files import Output, check_output, hidden, move_all, writer_of
 from ..report import Report
 from ..run.job import Outcome
 from ..run.output import Writer
 from ..source import TensorSource
+from .expert_stacks import ExpertStacks
 from .output import AdapterFile, Describe, Draft, Notes
 
 # The names that PEFT gives and asks for.
@@ -84,7 +90,25 @@ def check_written(
     if is_for_folder(output, commonest(modules(like.keys()))) and isinstance(output, Path):
         check_folder(output, inputs, force=force)
     else:
+        check_no_experts(like)
         check_output(output, inputs, force=force)
+
+
+def check_no_experts(adapter: TensorSource) -> None:
+    """Refuse an adapter whose layers no file holds.
+
+    Args:
+        adapter: What the file is to be made of.
+
+    Raises:
+        ArgumentError: It has stacks of experts.
+    """
+    if experts_apart(adapter) is not adapter:
+        raise ArgumentError(
+            "holds factors of stacks of experts, which PEFT reads from its folder alone; give the name of a folder "
+            "as output, in format `peft`",
+            path=adapter.name,
+        )
 
 
 def check_folder(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -137,6 +161,13 @@ class PeftFolder(AdapterFile):
     def __init__(self, draft: Draft, describe: Describe, notes: Notes) -> None:
         super().__init__(draft, describe, notes)
         self._told: dict[str, Written] = {}
+        configs = [configs_of(one.metadata).get("", {}) for one in draft.sources]
+        self._parameters = {
+            target
+            for target in draft.keys
+            if any(is_parameter(one, target.removeprefix(ROOT)) for one in configs)
+        }
+        self._experts = ExpertStacks(draft.keys)
         self._has_up_bias = False
 
     @contextmanager
@@ -147,7 +178,16 @@ class PeftFolder(AdapterFile):
             with writer_of(made / WEIGHTS, header_room=draft.room, replace=draft.force) as writer:
                 yield writer
             originals = [source.metadata for source in draft.sources]
-            text = adapter_config(self._told, originals, lora_bias=self._has_up_bias)
+            told = {name: one for name, one in self._told.items() if name not in self._parameters}
+            alone = {
+                parameter_of(name): self._told[name] for name in self._told.keys() - told.keys()
+            }
+            text = adapter_config(
+                told,
+                originals,
+                lora_bias=self._has_up_bias,
+                parameters=alone | self._experts.written(),
+            )
             (made / CONFIG).write_text(text, "utf-8")
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
@@ -155,10 +195,19 @@ class PeftFolder(AdapterFile):
         target, layer = outcome.name, outcome.value
         if layer is not None:
             self._has_up_bias |= _is_up_bias(self.draft.keys[target])
-        if layer is not None and not layer.is_full:
+        if layer is None or layer.is_full:
+            return super().tensors(outcome)
+        is_expert = self._experts.takes(target, layer)
+        if not is_expert:
             self._told[target] = _told(target, layer)
-            outcome = replace(outcome, value=_without_alpha(layer))
-        return super().tensors(outcome)
+        tensors = super().tensors(replace(outcome, value=_without_alpha(layer)))
+        return {} if is_expert else tensors
+
+    def rest(self) -> Mapping[str, Tensor]:
+        """The stacks of experts, and what belongs to no layer."""
+        extras = super().rest()
+        made = {key: partial(extras.__getitem__, key) for key in extras}
+        return MadeTensors({**dict(self._experts.factors(str)), **made})
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> Mapping[str, str]:
         """The record of the operation, without what the configuration says."""

@@ -9,7 +9,7 @@ from extractions import alone, many
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.lora_ops import ArgumentError, Report
+from lorakit.lora_ops import ArgumentError, Report, open_source
 
 
 def language_model(seed: int) -> dict[str, Tensor]:
@@ -52,3 +52,29 @@ def test_folders_of_peft_are_those_of_single_extractions(tmp_path, rule, embeddi
             assert 30_000 < report.size <= 40_000
     with pytest.raises(ArgumentError, match="exists already"):
         many(tmp_path / "base.safetensors", tuned, tmp_path / "all", rule, **options)
+
+
+def test_the_record_of_a_folder_says_what_that_of_a_file_says(tmp_path):
+    base = language_model(0)
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(trained(base), tmp_path / "tuned.safetensors")
+    told: dict[str, dict[str, str]] = {}
+    for format, name in (("peft", "made"), ("comfy", "made.safetensors")):
+        alone(
+            *(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / name),
+            "mean=4",
+            format=format,
+            relative=True,
+            norm="frobenius",
+        )
+        with open_source(tmp_path / name) as made:
+            told[format] = dict(made.metadata)
+    of_folder, of_file = told["peft"], told["comfy"]
+    assert of_folder["lorakit.relative_to"] == "base.safetensors"
+    assert of_folder["lorakit.norm"] == "frobenius"
+    assert of_file.keys() - of_folder.keys() == set()
+    # PEFT's names of modules are others, and what is kept whole is more.
+    apart = {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
+    apart |= {f"lorakit.{one}" for one in ("error", "layers", "left_out", "components")}
+    for key in of_file.keys() - apart:
+        assert of_folder[key] == of_file[key], key

@@ -17,6 +17,7 @@ from ..naming.table import (
     format_named,
     writable,
 )
+from ..peft.apart import apart_or_whole, experts_apart
 from ..peft.config import (
     PEFT_CONFIG,
     PEFT_METADATA,
@@ -73,6 +74,7 @@ __all__ = [
     "Told",
     "Written",
     "adapter_config",
+    "apart_or_whole",
     "as_stored",
     "bias_of",
     "commonest",
@@ -83,6 +85,7 @@ __all__ = [
     "detect",
     "encode_full",
     "encode_layer",
+    "experts_apart",
     "flat_name",
     "foreign_method",
     "format_named",

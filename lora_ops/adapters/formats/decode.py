@@ -17,6 +17,7 @@ from ..naming.names import resolve
 from ..naming.suffixes import BIAS, Module, Modules, adapter_names, modules
 from ..naming.table import CONTROL, FORMATS, format_named
 from ..outline import HeaderOnlySource
+from ..peft.apart import experts_apart
 from ..peft.config import Configured, configs_of, configured
 from .headers import Told, told
 from .kinds import read_alpha, read_configured
@@ -61,6 +62,7 @@ def decode(
         UnknownFormatError: It is no adapter file.
         UnsupportedLayerError: A layer is of a method that is not read.
     """
+    source = experts_apart(source)
     grouped = modules(source.keys())
     format = _detected(grouped, source.name, control=control)
     targets_of = resolve(grouped.modules, targets)

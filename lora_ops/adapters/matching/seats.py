@@ -50,6 +50,11 @@ class Seat:
         )
 
     @property
+    def is_flat(self) -> bool:
+        """Whether the file has its rows as others, so that factors do not multiply to them."""
+        return self.piece is not None and self.piece.is_flat
+
+    @property
     def is_all(self) -> bool:
         """Whether the module is the parameter as it stands."""
         return self.rows is None and not self.swapped
@@ -70,8 +75,9 @@ class Seat:
             return result
         result = result[slice(*self.piece.rows)]
         result = torch.cat(result.chunk(2)[::-1]) if self.piece.swapped else result
-        high = self.piece.parameter.shape[0]  # a table whose numbers the model has in a row
-        return result if len(result) == high else result.reshape(high, -1)
+        result = result.mT if self.piece.turned else result
+        # A table whose numbers the model has in a row, or an expert's weight, which is one of its stack.
+        return result.reshape(self.piece.parameter.shape[0], -1) if self.is_flat else result
 
     @property
     def pieces(self) -> tuple[Seat, ...]:

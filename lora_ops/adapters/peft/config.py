@@ -18,6 +18,7 @@ from typing import Any, cast
 from ...errors import FormatError, UnsupportedLayerError
 from ...source import TensorSource
 from ..layers import Initial
+from .parameters import is_lora, is_parameter, parameter_of
 from .patterns import matches
 
 PEFT_METADATA = "lora_adapter_metadata"
@@ -45,7 +46,6 @@ _OTHERS = {
     "arrow_config": "Arrow: it mixes adapters anew for each token",
     "use_qalora": "QA-LoRA: its inputs are averaged in groups",
     "layer_replication": "the model's layers are repeated before it is applied",
-    "target_parameters": "it changes parameters that are no module's weight",
 }
 _MERGED = (
     "with PEFT, give `save_pretrained` the initial adapter as "
@@ -123,7 +123,7 @@ def configured(source: TensorSource, modules: Iterable[str]) -> dict[str, Config
 
 def initialised(config: Mapping[str, Any]) -> Initial | None:
     """Return the initialisation whose factors PEFT takes out of the weight at loading, if any."""
-    name = config.get("init_lora_weights") if _is_lora(config) else None
+    name = config.get("init_lora_weights") if is_lora(config) else None
     if name == "pissa":
         return "pissa"
     return "olora" if isinstance(name, str) and name.lower() == "olora" else None
@@ -134,7 +134,7 @@ def refusal(config: Mapping[str, Any]) -> str:
     method = config.get("peft_type", "LORA")
     if method not in _METHODS:
         return f"its configuration has `peft_type` {method}, which is not read; {_ANYWHERE}"
-    if not _is_lora(config):
+    if not is_lora(config):
         return ""
     name = str(config.get("init_lora_weights", True))
     if name.lower() not in _HARMLESS and initialised(config) is None:
@@ -150,10 +150,10 @@ def refusal(config: Mapping[str, Any]) -> str:
 def special(metadata: Mapping[str, str]) -> str:
     """Name the method of a file that only looks like a LoRA; empty for a plain LoRA."""
     for config in configs_of(metadata).values():
-        initial = config.get("init_lora_weights") if _is_lora(config) else None
+        initial = config.get("init_lora_weights") if is_lora(config) else None
         if isinstance(initial, str) and initial.lower() not in _PLAIN_STARTS:
             return _TITLES.get(initial.lower(), initial)
-        for field in _OTHERS if _is_lora(config) else ():
+        for field in _OTHERS if is_lora(config) else ():
             if config.get(field):
                 return _OTHERS[field].partition(":")[0] if ":" in _OTHERS[field] else field
     return ""
@@ -162,15 +162,11 @@ def special(metadata: Mapping[str, str]) -> str:
 def configuration_notes(metadata: Mapping[str, str]) -> Iterator[str]:
     """Yield notes on what PEFT does with a file because of its configuration."""
     for config in configs_of(metadata).values():
-        if _is_lora(config) and config.get("init_lora_weights") == "lora_ga":
+        if is_lora(config) and config.get("init_lora_weights") == "lora_ga":
             yield (
                 "trained with LoRA-GA, on a weight less factors that are in no file: as PEFT does at "
                 "loading, its change is added to the weight that is given"
             )
-
-
-def _is_lora(config: Mapping[str, Any]) -> bool:
-    return config.get("peft_type", "LORA") == "LORA"
 
 
 def _found(
@@ -221,6 +217,7 @@ def located(module: str, components: Collection[str]) -> tuple[str, str]:
 
 
 def _scale(config: Config, name: str) -> float:
+    name = parameter_of(name) if is_parameter(config, name) else name
     # The field is `lora_alpha` for LoRA, and `alpha` for LoHa and LoKr.
     alpha_field = "lora_alpha" if "lora_alpha" in config else "alpha"
     if config.get("peft_type") == "ADALORA":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...adapters.formats import configuration_notes, configured, special
+from ...adapters.formats import configuration_notes, configured, experts_apart, special
 from ...errors import LoraOpsError
 from ...files import DATA_HASH as HASH
 from ...files import FileSource, false_hash, recorded_hash
@@ -43,7 +43,7 @@ def check_metadata(file: Subject) -> Iterator[Finding]:
 def _configuration(file: Subject) -> Iterator[Finding]:
     """What PEFT's configuration makes of the layers, besides their scales."""
     try:
-        told = configured(file.source, [part.name for part in file.parts])
+        told = configured(experts_apart(file.source), [part.name for part in file.parts])
     except LoraOpsError as error:
         yield finding("configuration", str(error).removeprefix(f"{file.source.name}: "))
         return
@@ -62,7 +62,7 @@ def _configuration(file: Subject) -> Iterator[Finding]:
 
 def check_hash(file: Subject) -> Iterator[Finding]:
     """Yield where the hash is not that of the data; reads all of the file."""
-    source = file.source
+    source = file.original
     false = false_hash(source) if isinstance(source, FileSource) else None
     if false is not None:
         told, true = false

@@ -14,6 +14,7 @@ from ...adapters.formats import (
     KINDS,
     ModelNames,
     Module,
+    apart_or_whole,
     component,
     configured,
     inner_size,
@@ -88,7 +89,8 @@ class Subject:
     """A file, and what its header says.
 
     Attributes:
-        source: Its tensors.
+        source: Its tensors; of stacks of experts, those of each expert.
+        original: The file as it was given.
         format: kohya, comfy, peft or diffusers: that of most modules; or control-lora.
         possible: Architectures whose names it has, the likeliest first.
         doubt: Titles of the possible models, where it is in doubt which it is for.
@@ -99,6 +101,7 @@ class Subject:
     """
 
     source: TensorSource
+    original: TensorSource
     format: str
     possible: tuple[Architecture, ...]
     doubt: tuple[str, ...]
@@ -164,6 +167,7 @@ def subject(
     Raises:
         UnknownFormatError: It is no adapter file.
     """
+    original, source = source, apart_or_whole(source)
     keys = source.keys()
     format = detect_format(keys, source.name, control=True)
     grouped = modules(keys)
@@ -197,7 +201,10 @@ def subject(
                 else (),
             )
         )
-    return Subject(source, format, possible, doubt, names, tuple(parts), grouped.extras, spelling)
+    return Subject(
+        *(source, original, format, possible, doubt, names, tuple(parts), grouped.extras),
+        spelling,
+    )
 
 
 def _built(

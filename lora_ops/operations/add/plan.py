@@ -31,7 +31,7 @@ from ...source import TensorSource
 from ..edit import EditPlan, Foreseen, planned_work
 from ..methods import Value, check_adding
 from ..output import Draft
-from ..peft_folder import check_folder, check_written, is_for_folder, keeps_alpha
+from ..peft_folder import check_folder, check_no_experts, check_written, is_for_folder, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..reasons import RANK_ZERO, STRENGTH_ZERO
 from .add import AHEAD, add_notes, add_work, method_notes
@@ -98,6 +98,8 @@ def plan_add_files(
     elif format is None:
         check_written(output, paths_of(*sources, reference), sources[0], force=force)
     else:
+        for source in sources:
+            check_no_experts(source)
         check_output(output, paths_of(*sources, reference), force=force)
     chosen = None if rule is None else parse_rank(rule)
     given = options.get("options") or {}

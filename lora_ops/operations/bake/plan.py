@@ -18,11 +18,13 @@ from ...adapters.formats import (
     configuration_notes,
     decode,
     detect,
+    experts_apart,
     modules,
     saved_parameters,
     settings_of,
 )
 from ...adapters.layers import Convention
+from ...adapters.matching.own_names import with_own_names
 from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
@@ -189,7 +191,7 @@ def _notes(ingredients: Sequence[Ingredient]) -> Iterator[str]:
             yield f"{name} is given {count} times: its strengths add up"
         for note in configuration_notes(sources[name].metadata):
             yield f"{name}: {note}"
-        extras = modules(sources[name].keys()).extras
+        extras = modules(experts_apart(sources[name]).keys()).extras
         saved = {key for one in saved_parameters(extras).values() for key in one.keys.values()}
         extras = [key for key in extras if key not in saved]
         if extras:
@@ -228,12 +230,14 @@ def adapter_shares(
     allow_partial: bool,
 ) -> Iterator[Share]:
     """The layers of an adapter, checked, each where it lies."""
-    source = ingredient.source
+    source = experts_apart(ingredient.source)
     grouped = _grouped(source)
     saved = saved_parameters(grouped.extras)
     names = list(dict.fromkeys([*grouped.modules, *saved]))
     strengths = ingredient.strengths(names)
-    targets = {parameter.target: parameter for parameter in known.values()}
+    targets = with_own_names(
+        names, checkpoint, {parameter.target: parameter for parameter in known.values()}
+    )
     seat_of = found_seats(
         names,
         targets,

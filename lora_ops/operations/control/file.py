@@ -26,6 +26,7 @@ from ...run.parts import carry_out
 from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ..extract.extracted_file import ExtractedFile
+from ..extract.extraction import Extraction
 from .extract import control_work
 from .plan import ControlPlan, own_note
 
@@ -73,7 +74,10 @@ def extract_control_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
-    sink = ControlFile(planned, base, controlnet, output, force, exact, seed, version)
+    extraction = Extraction(
+        planned.plan, base, controlnet, output, "comfy", force, exact, seed, version
+    )
+    sink = ControlFile(planned, extraction)
     whole = Whole("extract", output, sink, control_work(planned, exact=exact, seed=seed))
     return carry_out(
         *(whole, placement or place("cpu"), division), started=started, progress=progress
@@ -85,29 +89,11 @@ class ControlFile(ExtractedFile):
 
     Args:
         planned: From `plan_control_file`.
-        base: The checkpoint with the UNet.
-        controlnet: The ControlNet.
-        output: Where to.
-        force: Whether the output may replace a file.
-        exact: How the work was done, for the record.
-        seed: The same.
-        version: Of lorakit, for the record.
+        extraction: What is written, with the plan of its matrices.
     """
 
-    def __init__(
-        self,
-        planned: ControlPlan,
-        base: FileSource,
-        controlnet: FileSource,
-        output: Output,
-        force: bool,
-        exact: bool,
-        seed: int,
-        version: str,
-    ) -> None:
-        super().__init__(
-            planned.plan, base, controlnet, output, "comfy", force, exact, seed, version
-        )
+    def __init__(self, planned: ControlPlan, extraction: Extraction) -> None:
+        super().__init__(extraction)
         self._planned, self._scheme, self._namer = planned, CONTROL, native_name
         self._factored = 0
 

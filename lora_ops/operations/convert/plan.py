@@ -29,7 +29,7 @@ from ...run.job import Outcome, Work
 from ...source import TensorSource
 from ..edit import EditPlan, Foreseen, planned_work
 from ..output import Draft
-from ..peft_folder import check_folder, is_for_folder, keeps_alpha
+from ..peft_folder import check_folder, check_no_experts, is_for_folder, keeps_alpha
 from .convert import check_control, check_request, join_rule, names_in
 from .foresee import foresee_lowering, foresee_renaming
 from .layer import Converting, convert_work, with_left_out
@@ -96,6 +96,7 @@ def plan_convert_file(
     if is_for_folder(output, format) and isinstance(output, Path):
         check_folder(output, read, force=force)
     else:
+        check_no_experts(source)
         check_output(output, read, force=force)
     adapter = decode(source, control=True)
     check_control(adapter, format, to)

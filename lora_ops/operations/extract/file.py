@@ -24,6 +24,7 @@ from ...source import TensorSource
 from ..peft_folder import check_folder
 from .extract import extraction_work
 from .extracted_file import ExtractedFile, naming
+from .extraction import Extraction
 from .peft_file import PeftExtraction, peft_work
 from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
@@ -125,7 +126,7 @@ def extract_file(
         WriteError: The disk is full, or the like.
     """
     started = time.perf_counter()
-    sink = sink_of(plan, base, tuned, output, format, force, exact, seed, version)
+    sink = sink_of(Extraction(plan, base, tuned, output, format, force, exact, seed, version))
     if division is None or division.computes:
         plan, progress = with_ranks(
             plan,
@@ -141,21 +142,12 @@ def extract_file(
     )
 
 
-def sink_of(
-    plan: Plan,
-    base: TensorSource,
-    tuned: TensorSource,
-    output: Output,
-    format: str,
-    force: bool,
-    exact: bool,
-    seed: int,
-    version: str,
-) -> ExtractedFile | PeftExtraction:
-    """Return what a plan is run into: a file, or PEFT's folder; see `extract_file`."""
+def sink_of(extraction: Extraction) -> ExtractedFile | PeftExtraction:
+    """Return what an extraction is run into: a file, or PEFT's folder."""
+    plan, output = extraction.plan, extraction.output
     if isinstance(plan, PeftPlan) and isinstance(output, Path):
-        return PeftExtraction(plan, base, tuned, output, force, exact, seed, version)
-    return ExtractedFile(plan, base, tuned, output, format, force, exact, seed, version)
+        return PeftExtraction(extraction, plan, output)
+    return ExtractedFile(extraction)
 
 
 def work_of(plan: Plan, *, exact: bool, seed: int) -> Work[Task, Outcome[Layer]]:

@@ -26,6 +26,7 @@ from ...run.workers import Progress
 from ...source import TensorSource
 from ..peft_folder import check_folder
 from ..preview import Preview
+from .extraction import Extraction
 from .file import plan_file, sink_of, work_of
 from .foretold import preview_extraction
 from .peft_plan import Embeddings
@@ -95,7 +96,9 @@ def extract_files(
             make_folder(folder)
         plans, held = shared([one.plan for one in ready.values()])
         sinks = [
-            sink_of(plan, base, one.source, one.output, format, force, exact, seed, version)
+            sink_of(
+                Extraction(plan, base, one.source, one.output, format, force, exact, seed, version)
+            )
             for one, plan in zip(ready.values(), plans, strict=True)
         ]
         settled, progress = with_ranks_each(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from ...adapters.formats import PEFT, Written, adapter_config, as_stored, module_keys
 from ...adapters.layers import Layer, LoraLayer, ReplacementLayer
-from ...adapters.metadata import HASH_KEYS, Input, extraction_metadata, metadata_room
-from ...adapters.peft.stacked import stacked_factors, wrapped_names
+from ...adapters.metadata import HASH_KEYS, Input, metadata_room
 from ...adapters.some import MadeTensors
 from ...files import writer_of
 from ...files.header import header_room
@@ -23,14 +21,15 @@ from ...linalg.storage import rounded
 from ...models.architectures import Parameter
 from ...models.architectures.modules import BESIDE_EXPERTS, PEFT_TIES, WORDS
 from ...models.differences import are_floats, read_parameter
-from ...models.modules import expert_of, stack_order
+from ...models.modules import expert_of
 from ...report import LayerReport, Report, Skip, counted
 from ...run.devices import Placement
 from ...run.job import Outcome, Work
 from ...run.output import Sink, Writer
-from ...source import TensorSource
+from ..expert_stacks import ExpertStacks
 from ..peft_folder import CONFIG, WEIGHTS, new_folder
 from .extract import Task, extraction_work, summarise
+from .extraction import Extraction
 from .layer import leave_out, replaced
 from .peft_plan import PeftPlan
 from .plan import NO_FACTORS
@@ -69,33 +68,16 @@ class PeftExtraction(Sink[Layer]):
     """PEFT's folder of an extraction.
 
     Args:
-        plan: From `plan_peft`.
-        base: The model that was started from.
-        tuned: The model that came of it.
+        extraction: What is written; its plan is from `plan_peft`.
         output: The folder.
-        force: Whether its files may be replaced.
-        exact: How the work was done, for the record.
-        seed: The same.
-        version: Of lorakit, for the record.
     """
 
     hash_keys = HASH_KEYS
     classes = MADE
 
-    def __init__(
-        self,
-        plan: PeftPlan,
-        base: TensorSource,
-        tuned: TensorSource,
-        output: Path,
-        force: bool,
-        exact: bool,
-        seed: int,
-        version: str,
-    ) -> None:
-        self.sources = (base, tuned)
-        self._plan, self._output, self._force = plan, output, force
-        self._exact, self._seed, self._version = exact, seed, version
+    def __init__(self, extraction: Extraction, plan: PeftPlan, output: Path) -> None:
+        self.extraction, self.sources = extraction, extraction.sources
+        self._plan, self._output, self._force = plan, output, extraction.force
         self._reports: list[LayerReport | Skip] = []
         self._modules: dict[str, Written] = {}
         self._parameters: dict[str, Written] = {}
@@ -103,12 +85,7 @@ class PeftExtraction(Sink[Layer]):
         self._keys: set[str] = set()
         self._has_biases = False
         self._adapted = {both.target for both in plan.pairing.candidates}
-        self._experts: dict[str, dict[int, LoraLayer]] = defaultdict(dict)
-        self._counts = Counter(
-            expert[0]
-            for one in plan.model.parameters.values()
-            if (expert := expert_of(one.target)) is not None
-        )
+        self._experts = ExpertStacks(one.target for one in plan.model.parameters.values())
 
     @contextmanager
     def writer(self) -> Generator[Writer, None, None]:
@@ -140,7 +117,7 @@ class PeftExtraction(Sink[Layer]):
             (f"{ROOT}{name}{'_' * 40}", "BF16", (10**6,) * 3) for name in names for _ in range(2)
         ]
         told = metadata_room(len(pairs), longest, plan.sides.tuned.metadata)
-        return header_room(rows, spare=told)
+        return header_room(rows, spare=told + self.extraction.room)
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; of an expert's none, as they come with its stack."""
@@ -152,10 +129,7 @@ class PeftExtraction(Sink[Layer]):
             return {key: layer.set_weight}
         if not isinstance(layer, LoraLayer):
             return {}
-        expert = expert_of(outcome.name)
-        if expert is not None:
-            stack, number = expert
-            self._experts[stack][number] = layer
+        if self._experts.takes(outcome.name, layer):
             return {}
         if self._plan.model.has_experts and own.rpartition(".")[2] in BESIDE_EXPERTS:
             self._parameters[own + _WEIGHT] = Written("LORA", layer.rank)
@@ -166,7 +140,7 @@ class PeftExtraction(Sink[Layer]):
 
     def rest(self) -> Mapping[str, Tensor]:
         """The stacks of experts, and what only the tuned model has; made when it is asked for."""
-        made = dict(self._stacks())
+        made = dict(self._experts.factors(lambda name: ROOT + self._plan.own(name)))
         for one in self._plan.added:
             made[self._whole_key(self._plan.own(one.target))] = partial(self._read, one)
         words = self._words()
@@ -179,26 +153,9 @@ class PeftExtraction(Sink[Layer]):
                 one, key = known.get(self._plan.model.root + module + end), ROOT + module + end
                 if one is not None and key not in {*self._keys, *made}:
                     made[key] = partial(self._read, one)
+        for stack, told in self._experts.written().items():
+            self._parameters[self._plan.own(stack)] = told
         return MadeTensors(made)
-
-    def _stacks(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        by_module: dict[str, list[str]] = defaultdict(list)
-        for stack in sorted(self._experts, key=stack_order):
-            by_module[stack.rpartition(".")[0]].append(stack)
-        for stacks in by_module.values():
-            for stack, name in wrapped_names(stacks).items():
-                layers = self._experts[stack]
-                rank = max(one.rank for one in layers.values())
-                self._parameters[self._plan.own(stack)] = Written("LORA", rank)
-                factors = partial(
-                    stacked_factors,
-                    {number: (one.up, one.down) for number, one in layers.items()},
-                    self._counts[stack],
-                    in_first=self._plan.model.in_first,
-                )
-                module = ROOT + self._plan.own(name)
-                yield module + PEFT.down, lambda factors=factors: factors()[0]
-                yield module + PEFT.up, lambda factors=factors: factors()[1]
 
     def _read(self, one: Parameter) -> Tensor:
         """A parameter of the tuned model, as it is written."""
@@ -244,21 +201,7 @@ class PeftExtraction(Sink[Layer]):
 
     def metadata(self, inputs: Sequence[Input], report: Report) -> dict[str, str]:
         """The record of the extraction."""
-        base, tuned = inputs
-        return extraction_metadata(
-            report,
-            title=self._output.name,
-            rule=str(self._plan.rule),
-            exact=self._exact,
-            seed=self._seed,
-            dtype=self._plan.dtype,
-            format=PEFT,
-            architecture=self._plan.pairing.architecture,
-            base=base,
-            tuned=tuned,
-            tuned_metadata=self.sources[1].metadata,
-            version=self._version,
-        )
+        return self.extraction.metadata(inputs, report, PEFT)
 
     def _config(self) -> str:
         plan = self._plan

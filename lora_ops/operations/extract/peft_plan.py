@@ -14,9 +14,10 @@ from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Parameter
 from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
-from ...models.modules import Modules, aligned, modules_of
+from ...models.modules import Modules, aligned, check_axes, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
+from ..expert_stacks import check_budget
 from .kinds.table import LORA
 from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
 
@@ -109,11 +110,7 @@ def plan_peft(
     """
     told = [model_config(one.name) if isinstance(one, FileSource) else {} for one in (base, tuned)]
     ours, theirs = (modules_of(*one) for one in zip((base, tuned), told, strict=True))
-    if theirs.has_experts and not theirs.is_renamed and "model_type" not in told[1]:
-        raise ArgumentError(
-            f"{tuned.name} has stacks of experts, and no `config.json` that tells the model: which of their "
-            "axes is the input is not known; give the folder of the model"
-        )
+    check_axes(theirs, told[1], tuned.name)
     old, new = aligned(ours, theirs), dict(theirs.parameters)
     added, dropped = _heads(new, old, theirs.root), _heads(old, new, theirs.root)
     if embeddings == "whole":
@@ -134,11 +131,8 @@ def plan_peft(
             "use format `comfy`, or leave them out"
         )
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
-    if isinstance(plan.rule, Budget) and plan.rule.kind == "size" and theirs.has_experts:
-        raise ArgumentError(
-            f"`{plan.rule}`: PEFT stores the experts of a stack with one rank for all, so what they take is not "
-            "what their ranks say; give mean= or total_error="
-        )
+    if theirs.has_experts:
+        check_budget(plan.rule)
     if plan.form is not LORA or plan.auto_full:
         what = "whole layers" if plan.form is LORA else f"a {plan.form.title}"
         raise ArgumentError(

@@ -11,6 +11,7 @@ from functools import partial
 
 from ...adapters.checkpoint import check_checkpoint
 from ...adapters.formats import model_names
+from ...adapters.matching.own_names import with_own_names
 from ...adapters.matching.seats import seats
 from ...errors import NonFiniteError, TargetMismatchError
 from ...linalg import NORMS, check_norm, inverse_norm
@@ -69,7 +70,7 @@ def importance_work(
     check_norm(norm)
     check_checkpoint(checkpoint)
     named = parameters(checkpoint)
-    known = {one.target: one for one in named.values()}
+    known = with_own_names(modules, checkpoint, {one.target: one for one in named.values()})
     found = seats(modules, known, lambda: model_names(detect(named), list(known)))
     lost = [module for module in modules if module not in found]
     if lost:

@@ -14,7 +14,7 @@ from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
 from ...adapters.changes import as_changes
 from ...adapters.edited import EditReport, check_not_empty
-from ...adapters.formats import decode, format_named
+from ...adapters.formats import decode, experts_apart, format_named
 from ...adapters.layers import (
     Convention,
     FullLayer,
@@ -35,6 +35,7 @@ from ...run.inputs import paths_of
 from ...run.job import Outcome, Work
 from ...source import TensorSource
 from ..edit import EditPlan, Foreseen
+from ..expert_stacks import check_budget
 from ..output import draft_of
 from ..peft_folder import check_written, keeps_alpha
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
@@ -100,6 +101,8 @@ def plan_resize_file(
     check_written(output, paths_of(source, relative_to, base, record), source, force=force)
     chosen = parse_rule(rule)
     norm = compared_by(options.get("norm"), chosen, is_relative=relative_to is not None)
+    if experts_apart(source) is not source:
+        check_budget(chosen)
     adapter = decode(source, control=True)
     if base is not None:
         layers = decode(HeaderOnlySource(source, reads_alpha=False), control=True).layers

@@ -32,6 +32,7 @@ def as_stored(weight: Tensor, parameter: Parameter, piece: Piece | None = None) 
     if piece is not None:
         weight = weight[slice(*piece.rows)]
         weight = torch.cat(weight.chunk(2)[::-1]) if piece.swapped else weight
+        weight = weight.mT if piece.turned else weight
         weight = weight.reshape(piece.parameter.shape)
     return matrix(weight).mT if parameter.transposed else matrix(weight)
 
@@ -94,7 +95,9 @@ class Change:
 
     def report(self, change: Rows, measured: Measured) -> BakedLayer | Skip:
         """See `Step`."""
-        one, kind = self.parameter, parameter_kind(self.parameter)
+        seat = self.shares[0].seat
+        one = seat.parameter if seat is not None and seat.is_flat else self.parameter
+        kind = parameter_kind(one)
         if measured.norm == 0:
             return Skip(one.target, one.component, kind, NO_CHANGE, 0.0)
         return BakedLayer(

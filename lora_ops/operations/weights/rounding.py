@@ -76,7 +76,9 @@ class ByChance:
             return None
         key = random_key(seed, whole.name, _USE)
         parameter = whole if piece is None else piece.parameter
-        is_straight = not parameter.transposed and (piece is None or not piece.swapped)
+        is_straight = not parameter.transposed and (
+            piece is None or not (piece.swapped or piece.turned)
+        )
         width = 1
         for length in whole.shape[1:]:
             width *= length

@@ -260,7 +260,7 @@ class Delta:
         for share, seat in ((one, one.seat) for one in shares if one.seat is not None):
             layer = share.read()
             rank += layer.rank
-            if isinstance(layer, LoraLayer) and dtype == torch.float32:
+            if isinstance(layer, LoraLayer) and dtype == torch.float32 and not seat.is_flat:
                 up, down = layer.factors(share.strength)
                 ups.append(seat.spread(up))
                 downs.append(down)
