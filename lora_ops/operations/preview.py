@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.edited import kind_of
 from ..adapters.formats import component
 from ..adapters.layers import Layer
+from ..elements import element_in, element_of
 from ..report import Skip
+
+if TYPE_CHECKING:
+    import torch
 
 # Roles whose dtype is nobody's choice.
 _KEPT = ("alpha", "dora_scale", "magnitude", "on_input", "reshape_weight")
@@ -110,8 +112,8 @@ def stored_size(layer: Layer, dtype: torch.dtype | None = None) -> int:
     """
     size = 0
     for role, tensor in layer.tensors().items():
-        wide = tensor.dtype if dtype is None or role in _KEPT else dtype
-        size += tensor.numel() * wide.itemsize
+        wide = element_in(tensor) if dtype is None or role in _KEPT else element_of(dtype)
+        size += tensor.numel() * wide.bits // 8
     return size
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
 
+from ...elements import loadable_by_all
 from ...errors import UnsupportedLayerError
-from ...linalg.storage import loadable, rounded
+from ...linalg.storage import rounded
 from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
 
 
@@ -78,7 +78,7 @@ def stacked(
         NonFiniteError: A number is beyond the range of the dtype.
     """
     layers = [block.layer for block in blocks]
-    known = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    known = dtype or loadable_by_all(layer.element for layer in layers).dtype
     whole = [layer for layer in layers if isinstance(layer, FullLayer)]
     if len(whole) == len(blocks):
         total = torch.zeros((rows, *whole[0].shape[1:]), dtype=known, device=whole[0].diff.device)

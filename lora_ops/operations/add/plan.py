@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -20,10 +20,10 @@ from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
 from ...adapters.strengths.rules import parse_rules
+from ...elements import element_of, loadable_by_all
 from ...errors import ArgumentError
 from ...files import Output, check_output
 from ...linalg.ranks.rules import RankRule, parse_rank
-from ...linalg.storage import loadable
 from ...models.architectures import architecture_named, parameters
 from ...report import Report, Skip
 from ...run.inputs import paths_of
@@ -248,11 +248,11 @@ def _size(
     layers: Sequence[Layer], shape: Sequence[int], rank: int, dtype: torch.dtype | None
 ) -> int:
     """Bytes of a weight of the sum, at most."""
-    wide = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    wide = element_of(dtype) if dtype else loadable_by_all(layer.element for layer in layers)
     if all(isinstance(innermost(layer), FullLayer) for layer in layers):
-        return math.prod(shape) * wide.itemsize
+        return math.prod(shape) * wide.bits // 8
     around = [one for one in map(_larger_weight, layers) if one]
-    factors = rank * (shape[0] + math.prod(shape[1:])) * wide.itemsize + 4 + max(around, default=0)
+    factors = rank * (shape[0] + math.prod(shape[1:])) * wide.bits // 8 + 4 + max(around, default=0)
     return max(factors, stored_size(layers[0], dtype)) if len(layers) == 1 else factors
 
 

@@ -27,6 +27,7 @@ from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
+from ...elements import element_of
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
@@ -145,12 +146,13 @@ def plan_bake(
         change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
-    dtypes = {key: checkpoint.result_dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
+    elements = {key: checkpoint.result_element(key) for key in checkpoint.keys()}  # noqa: SIM118
     if dtype is not None:
-        dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
+        asked = element_of(dtype)
+        elements |= {key: asked for key in belongs if elements[key].is_floating_point}
     tensors: dict[str, Planned] = {}
     chance = seed_of(rounding, seed)
-    for key, of in dtypes.items():
+    for key, of in elements.items():
         steps = changes.get(key, ())
         tensors[key] = Planned(key, checkpoint, key, of, steps, chance if steps else None)
     return BakePlan(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...adapters.formats import component
-from ...files import dtype_name
 from ...files.header import header_room
 from ...linalg.storage import spelled
 from ...models.architectures import detect, parameters
@@ -88,7 +87,7 @@ def _size(plan: BakePlan, output: Path) -> int:
     """Bytes of all files of the result, at most."""
     written = list(rows_of(plan.tensors.values()))
     data = data_size(written)
-    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
+    rows = [(key, one.name, shape) for key, one, shape in written]
     told = sum(
         2 * (len(key.encode()) + len(text.encode())) + 16
         for source in (plan.checkpoint, *(one.source for one in plan.ingredients))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...adapters.checkpoint import check_checkpoint
+from ...elements import element_of
 from ...errors import ArgumentError
 from ...files import FileSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
@@ -108,10 +109,11 @@ def plan_requantise_file(
         check_place(output, checkpoint, inputs, force=force)
     wanted = Wanted(to, tuple(whole), tuple(quantise), seed_of(rounding, seed))
     belongs = model_keys(checkpoint)
+    asked = element_of(dtype) if dtype else None
     tensors: dict[str, Planned] = {}
     for key in checkpoint.keys():  # noqa: SIM118
-        found = checkpoint.result_dtype(key)
-        found = dtype if dtype and found.is_floating_point and key in belongs else found
+        found = checkpoint.result_element(key)
+        found = asked if asked and found.is_floating_point and key in belongs else found
         tensors[key] = Planned(key, checkpoint, key, found, seed=wanted.seed)
     gguf = None
     if is_gguf:

@@ -24,10 +24,10 @@ from ...adapters.formats import format_named
 from ...adapters.layers import BasedDoraLayer, Convention, Layer, LoraLayer, MadeLayer, innermost
 from ...adapters.model import recognised
 from ...adapters.outline import outline
+from ...elements import element_of, loadable
 from ...linalg import spectrum
 from ...linalg.ranks.budgets import Budget, LayerSpectrum, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import loadable
 from ...report import Report, counted
 from ...run.devices import Placement, place
 from ...run.job import Outcome, Work
@@ -212,11 +212,12 @@ def rank_size(layer: Layer, dtype: torch.dtype | None) -> int:
     """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
     numbers = layer.shape[0] + math.prod(layer.shape[1:])
     if dtype is not None:
-        return numbers * dtype.itemsize
+        return numbers * element_of(dtype).bits // 8
     plain = innermost(layer)
+    anew = numbers * loadable(layer.element).bits // 8
     if isinstance(plain, MadeLayer):
-        return numbers * loadable(layer.dtype).itemsize
+        return anew
     # A core is never kept: it is multiplied out.
     kept = [plain.up, plain.down] if isinstance(plain, LoraLayer) else plain.tensors().values()
     stored = sum(one.nbytes for one in kept)
-    return max(numbers * loadable(layer.dtype).itemsize, stored // layer.rank)
+    return max(anew, stored // layer.rank)
