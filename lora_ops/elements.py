@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
     import torch
@@ -84,9 +84,18 @@ _BY_TITLE = {one.title: one for one in ELEMENTS.values()}
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
+#: What says how numbers are to be stored: a dtype of torch, or an element, for which torch need not be there.
+Dtype: TypeAlias = "torch.dtype | Element"
+
+
 def spelled(dtype: torch.dtype) -> str:
     """The name without its module: float16."""
     return str(dtype).removeprefix("torch.")
+
+
+def element_named(name: str) -> Element:
+    """What users give this name: one of `DTYPES`."""
+    return element_titled(DTYPES[name])
 
 
 def loadable(element: Element) -> Element:
@@ -107,8 +116,15 @@ def element_titled(title: str) -> Element:
     return _BY_TITLE[title]
 
 
-def element_of(dtype: torch.dtype) -> Element:
+def asked(dtype: Dtype | None) -> Element | None:
+    """What numbers are to be stored as; None where nothing is asked for."""
+    return None if dtype is None else element_of(dtype)
+
+
+def element_of(dtype: Dtype) -> Element:
     """What the numbers of a dtype are; of one that no safetensors file can hold, under torch's name."""
+    if isinstance(dtype, Element):
+        return dtype
     title = spelled(dtype)
     return _BY_TITLE.get(title) or Element(
         str(dtype), title, 8 * dtype.itemsize, dtype.is_floating_point, dtype.is_complex
@@ -156,9 +172,9 @@ class Shaped:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def to(self, element: Element | torch.dtype) -> Shaped:
+    def to(self, dtype: Dtype) -> Shaped:
         """The same of other numbers."""
-        return Shaped(self.shape, element if isinstance(element, Element) else element_of(element))
+        return Shaped(self.shape, element_of(dtype))
 
     def reshape(self, *shape: Any) -> Shaped:
         """The same numbers in another shape: sizes, or one sequence of them."""
@@ -175,8 +191,14 @@ class Shaped:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def contiguous(self) -> Shaped:
+        """Itself."""
+        return self
+
     def __getitem__(self, at: Any) -> Any:
-        return self.of_torch()[at]
+        if not isinstance(at, slice):
+            return self.of_torch()[at]
+        return Shaped((len(range(*at.indices(len(self)))), *self.shape[1:]), self.element)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python looks for, such as ways to copy

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapters.edited import kind_of
 from ..adapters.formats import component
 from ..adapters.layers import Layer
-from ..elements import element_in, element_of
+from ..elements import Element, element_in
 from ..report import Skip
-
-if TYPE_CHECKING:
-    import torch
 
 # Roles whose dtype is nobody's choice.
 _KEPT = ("alpha", "dora_scale", "magnitude", "on_input", "reshape_weight")
@@ -103,16 +100,16 @@ def planned_skip(target: str, layer: Layer, reason: str) -> Skip:
     return Skip(target, component(target), kind_of(target, layer), reason, 0.0)
 
 
-def stored_size(layer: Layer, dtype: torch.dtype | None = None) -> int:
+def stored_size(layer: Layer, element: Element | None = None) -> int:
     """Bytes of a layer in a file, its alpha included; it needs no data.
 
     Args:
         layer: Which.
-        dtype: Of its numbers; None: as they are.
+        element: What its numbers are to be; None: as they are.
     """
     size = 0
     for role, tensor in layer.tensors().items():
-        wide = element_in(tensor) if dtype is None or role in _KEPT else element_of(dtype)
+        wide = element_in(tensor) if element is None or role in _KEPT else element
         size += tensor.numel() * wide.bits // 8
     return size
 

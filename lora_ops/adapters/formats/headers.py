@@ -9,7 +9,7 @@ from ...errors import LoraOpsError
 from ...source import TensorSource
 from ..layers import Layer
 from ..naming.suffixes import Module
-from ..outline import HeaderOnlySource
+from ..outline import HeaderOnlySource, outline
 from .kinds import read_kind
 
 # Kinds that store a parameter whole: also norms and tables, which are in no list of modules.
@@ -44,4 +44,5 @@ def told_of(layers: Mapping[str, Layer]) -> dict[str, Told]:
     """Return what `told` does for layers that are in memory, or read when asked for."""
     if isinstance(layers, Headed):
         return {target: layers.told(target) for target in layers}
-    return {target: (layer.has_factors, layer.shape) for target, layer in layers.items()}
+    known = outline(layers).items()
+    return {target: (layer.has_factors, layer.shape) for target, layer in known}

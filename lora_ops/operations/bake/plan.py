@@ -27,7 +27,7 @@ from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
-from ...elements import element_of
+from ...elements import Dtype, Element, asked
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
@@ -49,7 +49,7 @@ class BakePlan:
         checkpoint: What is changed.
         ingredients: What it is changed by.
         sign: 1 to bake, -1 to unbake; the shares' strengths have it already.
-        dtype: What was asked for; None: each tensor as it is stored.
+        element: What numbers were asked for; None: each tensor as it is stored.
         changes: By key of the checkpoint, the changes of the parameters that lie there.
         tensors: What becomes of each tensor, by key, in the checkpoint's order.
         lost: Layers without a parameter in the checkpoint, where that was allowed.
@@ -64,7 +64,7 @@ class BakePlan:
     checkpoint: TensorSource
     ingredients: tuple[Ingredient, ...]
     sign: int
-    dtype: torch.dtype | None
+    element: Element | None
     changes: Mapping[str, tuple[Change, ...]]
     tensors: Mapping[str, Planned]
     lost: tuple[Share, ...]
@@ -74,6 +74,11 @@ class BakePlan:
     wanted: Wanted = field(default_factory=Wanted)
     gguf: GgufPlan | None = None
     outside: tuple[Share, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that was asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -90,7 +95,7 @@ def plan_bake(
     checkpoint: TensorSource,
     ingredients: Sequence[Ingredient],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
     dora: Convention = "paper",
@@ -121,8 +126,11 @@ def plan_bake(
         FormatError: A parameter that is to change is not stored as floating point numbers, or with
             scales.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    element = asked(dtype)
+    if element is not None and not element.is_floating_point:
+        raise ArgumentError(
+            f"torch.{element.title} holds no weights; choose a floating point dtype"
+        )
     check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
     known = parameters(checkpoint)
     found: dict[Parameter, list[Share]] = {}
@@ -147,9 +155,8 @@ def plan_bake(
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
     elements = {key: checkpoint.result_element(key) for key in checkpoint.keys()}  # noqa: SIM118
-    if dtype is not None:
-        asked = element_of(dtype)
-        elements |= {key: asked for key in belongs if elements[key].is_floating_point}
+    if element is not None:
+        elements |= {key: element for key in belongs if elements[key].is_floating_point}
     tensors: dict[str, Planned] = {}
     chance = seed_of(rounding, seed)
     for key, of in elements.items():
@@ -159,7 +166,7 @@ def plan_bake(
         checkpoint=checkpoint,
         ingredients=tuple(ingredients),
         sign=sign,
-        dtype=dtype,
+        element=element,
         changes=changes,
         tensors=tensors,
         lost=tuple(lost),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ...adapters.formats import component
 from ...files.header import header_room
-from ...linalg.storage import spelled
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import Skip
@@ -32,9 +31,9 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         output: Where to.
     """
     checkpoint = plan.checkpoint
-    dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
+    dtype = "as stored" if plan.element is None else plan.element.title
     to = plan.wanted.to
-    how = f"{dtype}, {to}" if to and plan.dtype is not None else to or dtype
+    how = f"{dtype}, {to}" if to and plan.element is not None else to or dtype
     copied = sum(is_copied(one) for one in plan.tensors.values())
     changed = sum(bool(one.steps) for one in plan.tensors.values())
     model = detect(parameters(checkpoint))

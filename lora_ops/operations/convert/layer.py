@@ -21,6 +21,7 @@ from ...adapters.layers import (
 )
 from ...adapters.repacking.assemble import assembled, blocks_of
 from ...adapters.repacking.plan import RenamedLayer
+from ...elements import Element
 from ...errors import ArgumentError, UnsupportedLayerError
 from ...linalg import factored_svd, thinned
 from ...linalg.ranks.rules import RankRule
@@ -40,7 +41,7 @@ class Converting:
         format: The format of the result.
         names: Names of the model that the adapter is for.
         rule: How many directions a joined layer gets; None: all, exactly.
-        dtype: Of the factors; None: each layer's own.
+        element: What the numbers of the factors are to be; None: each layer's own.
         measures: Whether to read, and measure, also layers whose numbers are only moved.
         configured: Whether scales are in a configuration beside the file, as the file has no place.
     """
@@ -48,9 +49,14 @@ class Converting:
     format: Format
     names: ModelNames
     rule: RankRule | None = None
-    dtype: torch.dtype | None = None
+    element: Element | None = None
     measures: bool = False
     configured: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that is asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
 
 def convert_work(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
-from ...elements import DTYPES, ELEMENTS, Element, element_of, element_titled
+from ...elements import ELEMENTS, Element, element_named, element_of
 from ...errors import ArgumentError, MismatchError
 from ...models.architectures import Parameter
 from ...report import counted
@@ -254,7 +254,7 @@ def _same_place(one: Parameter, other: Parameter) -> bool:
 
 def asked_elements(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, Element]:
     """What is asked for, by key; what belongs to no model stays as it is stored."""
-    asked = {part: element_titled(DTYPES[name]) for part, name in recipe.output.dtype.items()}
+    asked = {part: element_named(name) for part, name in recipe.output.dtype.items()}
     found: dict[str, Element] = {}
     for parameter in parameters.values():
         element = asked.get(parameter.component, asked.get("all"))
