@@ -11,9 +11,7 @@ from ..version import __version__
 from .options import foretell, tell
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..lora_ops import FileSource, Placement
+    from ..lora_ops import Element, FileSource, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def extract_control(
     output: Path,
     rule: str | None,
     *,
-    dtype: torch.dtype | None,
+    dtype: Element | None,
     include: Sequence[str],
     exclude: Sequence[str],
     exact: bool,
@@ -117,7 +115,7 @@ def bake_control(
     base: FileSource,
     control: FileSource,
     output: Path,
-    dtype: torch.dtype | None,
+    dtype: Element | None,
     ending: Ending,
 ) -> None:
     """Write the ControlNet of a Control-LoRA.

@@ -16,9 +16,8 @@ from ..lora_ops import (
     plan_file,
     plan_merge,
 )
-from ..lora_ops.elements import DTYPES, spelled
+from ..lora_ops.elements import element_named, loadable
 from ..lora_ops.files import check_output
-from ..lora_ops.linalg.storage import dtype_named
 from ..lora_ops.operations.merge.components import COMPONENTS
 from ..lora_ops.operations.merge.recipes.checks import FORMATS, check
 from ..lora_ops.operations.weights.output import SHARD_SIZE, is_index
@@ -168,7 +167,7 @@ def as_lora(
     plan = plan_merge(recipe.with_output(dtype="fp32"), request.sources, **options)
     asked = replace(plan.recipe.output, dtype=recipe.output.dtype)
     merged = MergedSource(plan, replace(plan.recipe, output=asked))
-    stored = plan.base.dtype(next(key for key, one in plan.tensors.items() if len(one.shape) > 1))
+    stored = plan.base.element(next(key for key, one in plan.tensors.items() if len(one.shape) > 1))
     name = recipe.output.dtype.get("all")
     found = plan_file(
         plan.base,
@@ -177,7 +176,7 @@ def as_lora(
         output=output,
         force=force,
         full_differences=full_differences,
-        dtype=dtype_named(name) if name else stored if spelled(stored) in DTYPES.values() else None,
+        dtype=element_named(name) if name else stored if stored == loadable(stored) else None,
     )
     check_output(output, paths_of(*request.sources.values()), force=force)
     return found, plan.base, merged

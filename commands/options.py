@@ -13,9 +13,8 @@ import click
 from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
-    import torch
 
-    from ..lora_ops import Placement, Preview
+    from ..lora_ops import Element, Placement, Preview
 
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -223,11 +222,11 @@ def dtype_option(default: str, what: str = "factors") -> Decorator:
     )
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """The dtype that the option names."""
-    from ..lora_ops.linalg.storage import dtype_named
+def parse_dtype(name: str | None) -> Element | None:
+    """What the option names."""
+    from ..lora_ops.elements import element_named
 
-    return dtype_named(name) if name else None
+    return element_named(name) if name else None
 
 
 def parse_placement(device: str, vram: str | None) -> Callable[[], Placement]:

@@ -1,14 +1,18 @@
-"""What the numbers of a tensor are stored as, known from headers: torch need not be there.
+"""What the numbers of a tensor are stored as, and tensors of which no more is known: torch need not be there.
 
 Names and widths: the `Dtype` enumeration of the safetensors format.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 # Names for people; others have torch's.
 _STORAGES = {
@@ -43,6 +47,13 @@ class Element(NamedTuple):
         """What people call numbers that are stored as they are: `bf16`, `fp8 e5m2`, `int64`."""
         return _STORAGES.get(self.title, self.title)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype in torch, which is imported for this; bytes where torch has none."""
+        import torch
+
+        return getattr(torch, self.title, torch.uint8)
+
 
 _FLOATS = (
     Element("F64", "float64", 64, True),
@@ -73,9 +84,18 @@ _BY_TITLE = {one.title: one for one in ELEMENTS.values()}
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
+#: What says how numbers are to be stored: a dtype of torch, or an element, for which torch need not be there.
+Dtype: TypeAlias = "torch.dtype | Element"
+
+
 def spelled(dtype: torch.dtype) -> str:
     """The name without its module: float16."""
     return str(dtype).removeprefix("torch.")
+
+
+def element_named(name: str) -> Element:
+    """What users give this name: one of `DTYPES`."""
+    return element_titled(DTYPES[name])
 
 
 def loadable(element: Element) -> Element:
@@ -85,9 +105,137 @@ def loadable(element: Element) -> Element:
     return element if element.title in DTYPES.values() else ELEMENTS["F16"]
 
 
-def element_of(dtype: torch.dtype) -> Element:
+def loadable_by_all(elements: Iterable[Element]) -> Element:
+    """The narrowest that every loader reads and that holds numbers of all of these."""
+    found = {loadable(one) for one in elements}
+    return found.pop() if len(found) == 1 else ELEMENTS["F32"]
+
+
+def element_titled(title: str) -> Element:
+    """What the numbers of a dtype are that has this name in torch."""
+    return _BY_TITLE[title]
+
+
+def asked(dtype: Dtype | None) -> Element | None:
+    """What numbers are to be stored as; None where nothing is asked for."""
+    return None if dtype is None else element_of(dtype)
+
+
+def element_of(dtype: Dtype) -> Element:
     """What the numbers of a dtype are; of one that no safetensors file can hold, under torch's name."""
+    if isinstance(dtype, Element):
+        return dtype
     title = spelled(dtype)
     return _BY_TITLE.get(title) or Element(
         str(dtype), title, 8 * dtype.itemsize, dtype.is_floating_point, dtype.is_complex
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shaped:
+    """A tensor without its data, as a header tells of it.
+
+    It says what plans ask. Whatever else is asked of it, or done with it, is done with a tensor of torch
+    that has no data either, for which torch is imported.
+
+    Attributes:
+        shape: Of the tensor.
+        element: What its numbers are.
+    """
+
+    shape: tuple[int, ...]
+    element: Element
+
+    is_meta: ClassVar[bool] = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of its numbers."""
+        return self.element.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return self.numel() * self.element.bits // 8
+
+    @property
+    def mT(self) -> Shaped:  # noqa: N802  as PyTorch calls it
+        """The last two axes the other way round."""
+        return Shaped((*self.shape[:-2], *self.shape[:-3:-1]), self.element)
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def to(self, dtype: Dtype) -> Shaped:
+        """The same of other numbers."""
+        return Shaped(self.shape, element_of(dtype))
+
+    def reshape(self, *shape: Any) -> Shaped:
+        """The same numbers in another shape: sizes, or one sequence of them."""
+        sizes = shape if shape and isinstance(shape[0], int) else tuple(*shape)
+        open_size = self.numel() // max(1, abs(math.prod(sizes)))
+        return Shaped(tuple(open_size if one == -1 else one for one in sizes), self.element)
+
+    def of_torch(self) -> Tensor:
+        """The same as torch has it."""
+        import torch
+
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def contiguous(self) -> Shaped:
+        """Itself."""
+        return self
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, slice):
+            return self.of_torch()[at]
+        return Shaped((len(range(*at.indices(len(self)))), *self.shape[1:]), self.element)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python looks for, such as ways to copy
+            raise AttributeError(name)
+        return getattr(self.of_torch(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Do with tensors of torch what torch is to do with such ones."""
+        return function(
+            *map(_of_torch, args), **{k: _of_torch(v) for k, v in (kwargs or {}).items()}
+        )
+
+
+def _of_torch(value: Any) -> Any:
+    """An argument, or a list of them, as torch has it."""
+    if isinstance(value, (list, tuple)):
+        return [_of_torch(one) for one in cast("list[Any]", value)]
+    return value.of_torch() if isinstance(value, Shaped) else value
+
+
+def shaped(shape: Sequence[int], element: Element) -> Tensor:
+    """A tensor of which only this is known, for what asks for no more; see `Shaped`."""
+    return cast("Tensor", Shaped(tuple(shape), element))
+
+
+def as_element(tensor: Tensor, element: Element) -> Tensor:
+    """A tensor in another dtype, whether it has data or not."""
+    return tensor.to(cast("Any", element if isinstance(tensor, Shaped) else element.dtype))
+
+
+def element_in(tensor: Tensor) -> Element:
+    """What the numbers of a tensor are, whether it has data or not."""
+    return tensor.element if isinstance(tensor, Shaped) else element_of(tensor.dtype)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..elements import ELEMENTS, Element, shaped
 from ..errors import ArgumentError, UnsupportedLayerError
 from ..linalg import frobenius
 from ..report import counted
@@ -85,7 +86,7 @@ class _Plan:
     kind: str
     shape: tuple[int, ...]
     rank: int
-    dtype: torch.dtype
+    element: Element
     is_dense: bool
     is_kron: bool = False
     is_large: bool = False
@@ -142,9 +143,9 @@ def _unmade(layer: Layer, plan: _Plan) -> Layer:
     if plan.is_kron:
         return unpadded(layer)
     if plan.is_dense:
-        return FullLayer(torch.empty(plan.shape, device="meta"))
+        return FullLayer(shaped(plan.shape, ELEMENTS["F32"]))
     out, into = _sides(plan.shape)
-    up, down = (torch.empty(size, device="meta") for size in ((out, plan.rank), (plan.rank, into)))
+    up, down = (shaped(size, ELEMENTS["F32"]) for size in ((out, plan.rank), (plan.rank, into)))
     return low_rank(up, down, plan.shape)
 
 
@@ -155,12 +156,12 @@ def _plan(target: str, layer: Layer, base: BaseWeights | None) -> _Plan:
     product = unpadded(layer).kronecker()
     kron = product is not None and product.is_small
     rank, dense = unpadded(layer).inner_rank, large and not kron
-    return _Plan(layer.title, shape, rank, layer.dtype, dense, kron, large, size)
+    return _Plan(layer.title, shape, rank, layer.element, dense, kron, large, size)
 
 
 def _made(plan: _Plan, make: Callable[[], Layer]) -> MadeLayer:
-    kind, shape, rank, dtype = plan.kind, plan.shape, plan.rank, plan.dtype
-    return MadeLayer(kind, shape, rank, dtype, plan.is_dense, make, plan.is_kron)
+    kind, shape, rank, element = plan.kind, plan.shape, plan.rank, plan.element
+    return MadeLayer(kind, shape, rank, element, plan.is_dense, make, plan.is_kron)
 
 
 def _with_weight(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from ..elements import Element
+from ..elements import Element, shaped
 from ..source import TensorSource
 from .adapter import Adapter
 from .layers import Layer
+
+if TYPE_CHECKING:
+    import torch
 
 _ALPHA = ".alpha"
 # Endings of tensors with one or a few numbers that say what a layer is: they are read.
@@ -75,46 +76,10 @@ class HeaderOnlySource(TensorSource):
 
     def tensor(self, key: str) -> Tensor:
         """A tensor without data; one whose numbers say what a layer is, is read."""
-        if key.endswith(_TOLD) or (key.endswith(_ALPHA) and self._reads_alpha):
+        if key.endswith(_TOLD):
             return self._source.tensor(key)
-        if key.endswith(_ALPHA):
-            return torch.ones(self.shape(key), dtype=self.dtype(key))
-        return torch.empty(self.shape(key), dtype=self.dtype(key), device="meta")
+        return shaped(self.shape(key), self.element(key))
 
-
-@dataclass(frozen=True, slots=True)
-class Shaped:
-    """As much of a tensor as layers ask for when they are made, without torch.
-
-    Attributes:
-        shape: Of the tensor.
-    """
-
-    shape: tuple[int, ...]
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def mT(self) -> Shaped:  # noqa: N802  as PyTorch calls it
-        """The last two axes the other way round."""
-        return Shaped((*self.shape[:-2], *self.shape[:-3:-1]))
-
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-class ShapesSource(HeaderOnlySource):
-    """The same where layers are made only to see whether they can be, and of what shape and rank they are."""
-
-    def tensor(self, key: str) -> Tensor:
-        """The shape of a tensor; one whose numbers say what a layer is, is read."""
-        if key.endswith((*_TOLD, _ALPHA)):
-            return super().tensor(key)
-        return cast("Tensor", Shaped(self.shape(key)))
+    def number(self, key: str) -> float:
+        """A number that says what a layer is."""
+        return self._source.number(key) if self._reads_alpha or not key.endswith(_ALPHA) else 1.0

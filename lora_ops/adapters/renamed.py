@@ -8,6 +8,7 @@ from functools import reduce
 
 import torch
 
+from ..elements import element_of
 from .adapter import Adapter
 from .formats import Format, ModelNames
 from .layers import FullLayer, Layer, LoraLayer, MadeLayer, low_rank
@@ -58,10 +59,10 @@ def _piece(adapter: Adapter, piece: RenamedLayer, names: ModelNames) -> Layer:
     whole = assembled(blocks_of(replace(adapter, layers=exact), piece, names), piece)
     if not made or not isinstance(whole, LoraLayer | FullLayer):
         return whole
-    dtype = reduce(torch.promote_types, (one.dtype for one in layers.values()))
+    element = element_of(reduce(torch.promote_types, (one.dtype for one in layers.values())))
     dense = whole.is_full
     rank = max(one.rank for one in layers.values()) if dense else whole.rank
-    return MadeLayer(made[0].title, whole.shape, rank, dtype, dense, lambda: whole)
+    return MadeLayer(made[0].title, whole.shape, rank, element, dense, lambda: whole)
 
 
 def _exact(layers: Mapping[str, Layer]) -> dict[str, Layer]:

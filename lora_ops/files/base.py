@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from ..elements import Element
 from ..errors import ArgumentError, FormatError
 from ..source import TensorSource
 from .dtypes import memory_of
@@ -74,10 +73,6 @@ class FileSource(TensorSource):
     def parts(self) -> list[list[str]]:
         """All tensor names, file by file."""
         return [list(self.keys())]
-
-    def result_element(self, key: str) -> Element:
-        """What the numbers are of what is made of a tensor where nothing is asked for."""
-        return self.element(key)
 
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a safetensors file names it: `BF16`, `F8_E4M3`, `F4`."""

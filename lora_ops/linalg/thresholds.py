@@ -22,12 +22,12 @@ class RankSearch:
     """The search for some ranks in each of T tensors.
 
     Attributes:
-        ranks: (T, K) int64 on the CPU, 1 for the largest magnitude, at most the number of elements.
+        ranks: (T, K) int64 on the CPU, or lists of as many numbers: 1 for the largest magnitude, at most the number of elements.
         bins: (T, K) the upper halves in which they lie, once those are counted.
         found: (T, K) float32 magnitudes of those ranks, once the lower halves are counted too.
     """
 
-    ranks: Tensor
+    ranks: Tensor | Sequence[Sequence[int]]
     bins: Tensor | None = None
     found: Tensor | None = None
 
@@ -51,10 +51,10 @@ class RankSearch:
         """The search after a pass, of which all counts are added up."""
         if self.bins is None:
             # (T, bins) against (T, K): the same counts for each rank.
-            found = [_place(total, ranks) for ranks in self.ranks.unbind(1)]
+            found = [_place(total, ranks) for ranks in torch.as_tensor(self.ranks).unbind(1)]
             bins, ranks = (torch.stack(one, 1) for one in zip(*found, strict=True))
             return replace(self, bins=bins, ranks=ranks)
-        lower, _ = _place(total, self.ranks)
+        lower, _ = _place(total, torch.as_tensor(self.ranks))
         patterns = (self.bins << 16) | lower
         return replace(self, found=patterns.to(torch.int32).view(torch.float32))
 

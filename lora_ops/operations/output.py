@@ -77,7 +77,7 @@ class Draft:
         """Bytes of an extra, in the first source that has it."""
         held = (source for source in self.sources if key in source.keys())  # noqa: SIM118
         source = next(held)
-        return math.prod(source.shape(key)) * source.dtype(key).itemsize
+        return math.prod(source.shape(key)) * source.element(key).bits // 8
 
 
 def _likely(keys: Mapping[str, str], held: Collection[str]) -> list[str]:

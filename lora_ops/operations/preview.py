@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ..adapters.edited import kind_of
 from ..adapters.formats import component
 from ..adapters.layers import Layer
+from ..elements import Element, element_in
 from ..report import Skip
 
 # Roles whose dtype is nobody's choice.
@@ -101,17 +100,17 @@ def planned_skip(target: str, layer: Layer, reason: str) -> Skip:
     return Skip(target, component(target), kind_of(target, layer), reason, 0.0)
 
 
-def stored_size(layer: Layer, dtype: torch.dtype | None = None) -> int:
+def stored_size(layer: Layer, element: Element | None = None) -> int:
     """Bytes of a layer in a file, its alpha included; it needs no data.
 
     Args:
         layer: Which.
-        dtype: Of its numbers; None: as they are.
+        element: What its numbers are to be; None: as they are.
     """
     size = 0
     for role, tensor in layer.tensors().items():
-        wide = tensor.dtype if dtype is None or role in _KEPT else dtype
-        size += tensor.numel() * wide.itemsize
+        wide = element_in(tensor) if element is None or role in _KEPT else element
+        size += tensor.numel() * wide.bits // 8
     return size
 
 

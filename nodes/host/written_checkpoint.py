@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...lora_ops import Placement, Report, place, plan_requantise_file
 from ...lora_ops.adapters.metadata import Input, Operation, baked_metadata
+from ...lora_ops.elements import Element, element_of
 from ...lora_ops.files.quantised.scheme import Scheme
 from ...lora_ops.files.quantised.source import decoded
 from ...lora_ops.files.quantised.storages import SCHEMES
@@ -87,15 +88,15 @@ def _as_held(
     found: dict[str, Planned] = {}
     whole: list[str] = []
     for key, entry in source.entries.items():
-        own = source.result_dtype(key)
+        own = source.result_element(key)
         storing = None
         scheme = ways.get(entry.scaled)
         if entry.scaled and scheme and key in known and scheme.fits(entry.shape):
-            storing, own = InScheme(known[key], scheme), scheme.dtype
+            storing, own = InScheme(known[key], scheme), scheme.element
         elif entry.scaled:
             whole.append(key)
         if dtype is not None and storing is None and _is_plain(source, key, own):
-            own = dtype
+            own = element_of(dtype)
         found[key] = Planned(key, source, key, own, storing=storing)
     kept = (
         f"{counted(len(whole), 'weight')} under patches written as bf16, the first `{whole[0]}`"
@@ -105,11 +106,11 @@ def _as_held(
     return found, (kept,) if kept else ()
 
 
-def _is_plain(source: LoadedCheckpoint, key: str, dtype: torch.dtype) -> bool:
+def _is_plain(source: LoadedCheckpoint, key: str, element: Element) -> bool:
     """Whether a tensor is floating point numbers of their own: no codes, and no scales of any."""
     layer = key.rpartition(".")[0]
     has_scales = f"{layer}.comfy_quant" in source.entries and not key.endswith(".bias")
-    return dtype.is_floating_point and source.shape(key) != (0,) and not has_scales
+    return element.is_floating_point and source.shape(key) != (0,) and not has_scales
 
 
 class SavedFile(CheckpointFile):

@@ -9,7 +9,7 @@ from ...errors import LoraOpsError
 from ...source import TensorSource
 from ..layers import Layer
 from ..naming.suffixes import Module
-from ..outline import ShapesSource
+from ..outline import HeaderOnlySource, outline
 from .kinds import read_kind
 
 # Kinds that store a parameter whole: also norms and tables, which are in no list of modules.
@@ -34,7 +34,7 @@ def told(source: TensorSource, name: str, module: Module) -> Told:
         up, down = (source.shape(keys[role]) for role in ("up", "down"))
         return True, (up[0], *down[1:]) if min(len(up), len(down)) > 1 else None
     try:
-        layer = read_kind(ShapesSource(source), name, Module(module.kind, keys))
+        layer = read_kind(HeaderOnlySource(source), name, Module(module.kind, keys))
     except LoraOpsError:
         return module.kind not in _WHOLE, None
     return module.kind not in _WHOLE, layer.shape
@@ -44,4 +44,5 @@ def told_of(layers: Mapping[str, Layer]) -> dict[str, Told]:
     """Return what `told` does for layers that are in memory, or read when asked for."""
     if isinstance(layers, Headed):
         return {target: layers.told(target) for target in layers}
-    return {target: (layer.has_factors, layer.shape) for target, layer in layers.items()}
+    known = outline(layers).items()
+    return {target: (layer.has_factors, layer.shape) for target, layer in known}

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import OwnChange
 from .layer import Layer, by_role, multiplied
@@ -68,9 +69,9 @@ class AdaLoraLayer(OwnChange):
         return self.told
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the factors as stored."""
-        return self.right.dtype
+    def element(self) -> Element:
+        """What the numbers of the factors are, as stored."""
+        return element_in(self.right)
 
     def tensors(self) -> dict[str, Tensor]:
         """The three tensors by role."""

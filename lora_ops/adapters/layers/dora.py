@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...elements import Element
 from ...errors import LayerShapeError, WeightShapeError
 from .families import ChangeOfBase
 from .layer import Convention, Layer, check_fits
@@ -75,9 +76,9 @@ class DoraLayer(ChangeOfBase):
         return self.inner.scale
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the inner layer."""
-        return self.inner.dtype
+    def element(self) -> Element:
+        """What the numbers of the inner layer are."""
+        return self.inner.element
 
     def in_dtype(self, target: str, dtype: torch.dtype) -> Layer:
         """Return the magnitudes over the inner layer in another dtype.

@@ -17,6 +17,9 @@ from ...errors import NonFiniteError, UnsupportedLayerError
 from ...linalg import Kron, KronSvd
 from .layer import Convention, Layer, check_fits
 
+# The largest number of float32.
+_MOST = 2.0**128 - 2.0**104
+
 
 class OwnChange(Layer, Protocol):
     """The family whose change is there without the weight, and proportional to the strength."""
@@ -132,7 +135,7 @@ class Scaled(Layer):
         if strength == 1 or rank is None:
             return self
         result = (rank if self.alpha is None else self.alpha) * strength
-        if abs(result) > torch.finfo(torch.float32).max:
+        if abs(result) > _MOST:
             raise NonFiniteError(
                 f"layer `{target}`: an alpha of {result:.3g} does not fit float32, in which files "
                 "hold it; give a smaller strength",

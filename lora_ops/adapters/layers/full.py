@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from .families import OwnChange
 from .layer import Layer, multiplied
 from .matrix import beside_identity
@@ -46,9 +47,9 @@ class FullLayer(OwnChange):
         return 1.0
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the stored difference."""
-        return self.diff.dtype
+    def element(self) -> Element:
+        """What the numbers of the difference are, as stored."""
+        return element_in(self.diff)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import ChangeOfBase, Scaled
 from .layer import Convention, by_role, check_fits
@@ -83,9 +84,9 @@ class GloraLayer(Scaled, ChangeOfBase):
         return min(self.factor_rank * (1 + taps), self.shape[0], self.shape[1] * taps)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the factors as stored."""
-        return self.b2.dtype
+    def element(self) -> Element:
+        """What the numbers of the factors are, as stored."""
+        return element_in(self.b2)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them; alpha as a float32 scalar."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError, UnsupportedLayerError
 from .families import ChangeOfBase
 from .layer import Convention, Layer, by_role, check_fits, multiplied
@@ -68,9 +69,9 @@ class Ia3Layer(ChangeOfBase):
         return self.weight.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the gains as stored."""
-        return self.weight.dtype
+    def element(self) -> Element:
+        """What the numbers of the gains are, as stored."""
+        return element_in(self.weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them."""
@@ -163,9 +164,9 @@ class PeftIa3Layer(ChangeOfBase):
         return self.gains.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the gains as stored."""
-        return self.gains.dtype
+    def element(self) -> Element:
+        """What the numbers of the gains are, as stored."""
+        return element_in(self.gains)
 
     @property
     def bias(self) -> BiasGainsLayer | None:
@@ -225,9 +226,9 @@ class BiasGainsLayer(ChangeOfBase):
         return 1
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the gains as stored."""
-        return self.gains.dtype
+    def element(self) -> Element:
+        """What the numbers of the gains are, as stored."""
+        return element_in(self.gains)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensor by its role, as a file holds it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import ChangeOfBase
 from .layer import Convention, by_role, check_fits
@@ -68,9 +69,9 @@ class InputButterflyLayer(ChangeOfBase):
         return self.inputs
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the blocks as stored."""
-        return self.stages.dtype
+    def element(self) -> Element:
+        """What the numbers of the blocks are, as stored."""
+        return element_in(self.stages)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them."""

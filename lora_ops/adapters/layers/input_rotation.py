@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError, UnsupportedLayerError
 from .families import ChangeOfBase
 from .layer import Convention, by_role, check_fits
@@ -64,9 +65,9 @@ class InputRotationLayer(ChangeOfBase):
         return len(self.numbers) * self.size
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the numbers as stored."""
-        return self.numbers.dtype
+    def element(self) -> Element:
+        """What its numbers are, as stored."""
+        return element_in(self.numbers)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them."""

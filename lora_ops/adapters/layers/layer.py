@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element, Shaped, as_element, element_in, loadable, shaped
 from ...errors import UnsupportedLayerError, WeightShapeError
-from ...linalg.storage import loadable, rounded
+from ...linalg.storage import rounded
 
 if TYPE_CHECKING:
     from .families import KroneckerProduct
@@ -71,9 +72,14 @@ class Layer(Protocol):
         ...
 
     @property
+    def element(self) -> Element:
+        """What its numbers are, as stored: known without torch."""
+        ...
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of its numbers as stored."""
-        ...
+        return self.element.dtype
 
     @property
     def needs_base(self) -> bool:
@@ -232,7 +238,7 @@ class Layer(Protocol):
 
 
 def multiplied(
-    target: str, tensor: Tensor, strength: float, dtype: torch.dtype | None = None
+    target: str, tensor: Tensor, strength: float, element: Element | None = None
 ) -> Tensor:
     """Return numbers times a strength, rounded.
 
@@ -240,12 +246,15 @@ def multiplied(
         target: The layer's name, for messages.
         tensor: The numbers.
         strength: The factor.
-        dtype: Of the result; None: theirs, or the nearest that loaders read.
+        element: Of the result; None: theirs, or the nearest that loaders read.
 
     Raises:
         NonFiniteError: One is then out of its range.
     """
-    return rounded(tensor.double() * strength, dtype or loadable(tensor.dtype), target)
+    element = element or loadable(element_in(tensor))
+    if isinstance(tensor, Shaped):
+        return as_element(tensor, element)
+    return rounded(tensor.double() * strength, element.dtype, target)
 
 
 def fits(shape: Sequence[int], weight: Sequence[int]) -> bool:
@@ -280,7 +289,10 @@ def by_role(alpha: float | None = None, **tensors: Tensor | None) -> dict[str, T
     """Return those tensors that there are, and alpha as a float32 scalar."""
     roles = {role: tensor for role, tensor in tensors.items() if tensor is not None}
     if alpha is not None:
-        roles["alpha"] = torch.tensor(alpha, dtype=torch.float32)
+        is_outline = any(isinstance(one, Shaped) for one in roles.values())
+        roles["alpha"] = (
+            shaped((), ELEMENTS["F32"]) if is_outline else torch.tensor(alpha, dtype=torch.float32)
+        )
     return roles
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import OwnChange, Scaled
 from .layer import by_role
@@ -72,9 +73,9 @@ class LohaLayer(Scaled, OwnChange):
         return min(self._columns, self.shape[0], math.prod(self.shape[1:]))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the factors as stored."""
-        return self.w1_b.dtype
+    def element(self) -> Element:
+        """What the numbers of the factors are, as stored."""
+        return element_in(self.w1_b)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them; alpha as a float32 scalar."""

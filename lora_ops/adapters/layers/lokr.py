@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from ...linalg import Kron, KronSvd, kron_svd, thinned
 from .families import KroneckerProduct, OwnChange, Scaled
@@ -80,10 +81,10 @@ class LokrLayer(Scaled, OwnChange, KroneckerProduct):
         return min(self._columns, self.shape[0], math.prod(self.shape[1:]))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the larger matrix as stored."""
+    def element(self) -> Element:
+        """What the numbers of the larger matrix are, as stored."""
         known = (self.w2, self.w2_b, self.w1, self.w1_b)
-        return next(one.dtype for one in known if one is not None)
+        return next(element_in(one) for one in known if one is not None)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them; alpha as a float32 scalar."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...elements import Element, as_element, element_in, loadable
 from ...errors import LayerShapeError
 from ...linalg import distance, inner
-from ...linalg.storage import loadable
 from .families import OwnChange, Scaled
 from .layer import Layer, by_role, multiplied
 
@@ -73,9 +73,9 @@ class LoraLayer(Scaled, OwnChange):
         return self.down.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the factors as stored."""
-        return self.down.dtype
+    def element(self) -> Element:
+        """What the numbers of the factors are, as stored."""
+        return element_in(self.down)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,11 +126,11 @@ class LoraLayer(Scaled, OwnChange):
         """
         if has_alpha:
             return Scaled.times(self, target, strength, has_alpha=True)
-        factor, dtype = self.scale * strength, loadable(self.dtype)
+        factor, element = self.scale * strength, loadable(self.element)
         if factor == 1:
             return replace(self, alpha=None)
-        up = multiplied(target, self.up, factor, dtype)
-        return replace(self, up=up, down=self.down.to(dtype), alpha=None)
+        up = multiplied(target, self.up, factor, element)
+        return replace(self, up=up, down=as_element(self.down, element), alpha=None)
 
     def with_rows(self, take: Callable[[Tensor], Tensor]) -> Layer:
         """Return the layer with other rows of up."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import Element
 from .families import KroneckerProduct, OwnChange
 from .layer import Layer
 
@@ -20,7 +21,7 @@ class MadeLayer(OwnChange):
         kind: What people call the layer that it is made of.
         size: Shape of the weight, (out, in, *kernel).
         directions: The rank that this layer says it has.
-        stored: The dtype of its numbers.
+        stored: What its numbers are.
         is_dense: Whether factors of the change would take more room than the change itself.
         make: Makes the change anew, in float32: a full difference where it is dense, the LoKr that it
             is where that is `is_kron`, else a LoRA.
@@ -30,7 +31,7 @@ class MadeLayer(OwnChange):
     kind: str
     size: tuple[int, ...]
     directions: int
-    stored: torch.dtype
+    stored: Element
     is_dense: bool
     make: Callable[[], Layer]
     is_kron: bool = False
@@ -56,8 +57,8 @@ class MadeLayer(OwnChange):
         return 1.0
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the layer that the change is made of."""
+    def element(self) -> Element:
+        """What the numbers are of the layer that the change is made of."""
         return self.stored
 
     def kronecker(self) -> KroneckerProduct | None:

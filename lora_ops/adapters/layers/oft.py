@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import ChangeOfBase
 from .layer import Convention, by_role, check_fits
@@ -41,9 +42,9 @@ class Rotation(ChangeOfBase):
         return self.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the blocks as stored."""
-        return self.blocks.dtype
+    def element(self) -> Element:
+        """What the numbers of the blocks are, as stored."""
+        return element_in(self.blocks)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by role, as a file holds them; alpha as a float32 scalar."""

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ...elements import Element
 from ...errors import LayerShapeError
 from .families import ChangeOfBase
 from .layer import Convention, check_fits
@@ -67,9 +68,9 @@ class PissaLayer(ChangeOfBase):
         return self.inner.scale
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the trained factors."""
-        return self.inner.dtype
+    def element(self) -> Element:
+        """What the numbers of the trained factors are."""
+        return self.inner.element
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained factors by role, as a file holds them."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import WeightShapeError
 from .families import ChangeOfBase
 from .layer import Convention, by_role, check_fits
@@ -47,9 +48,9 @@ class ReplacementLayer(ChangeOfBase):
         return min(self.shape[0], math.prod(self.shape[1:]))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the new weight as stored."""
-        return self.set_weight.dtype
+    def element(self) -> Element:
+        """What the numbers of the new weight are, as stored."""
+        return element_in(self.set_weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """The one tensor, by its role."""
@@ -102,9 +103,9 @@ class NewRowsLayer(ChangeOfBase):
         return min(len(self.rows), math.prod(self.rows.shape[1:]))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the rows as stored."""
-        return self.rows.dtype
+    def element(self) -> Element:
+        """What the numbers of the rows are, as stored."""
+        return element_in(self.rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """The one tensor, by its role."""

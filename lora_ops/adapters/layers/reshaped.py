@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...elements import Element
 from ...errors import LayerShapeError, WeightShapeError
 from .layer import Convention, Layer, fits
 
@@ -58,9 +59,9 @@ class ReshapedLayer(Layer):
         return self.inner.scale
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the inner layer."""
-        return self.inner.dtype
+    def element(self) -> Element:
+        """What the numbers of the inner layer are."""
+        return self.inner.element
 
     @property
     def needs_base(self) -> bool:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...errors import LayerShapeError
 from .families import ChangeOfBase
 from .layer import Convention, Layer, by_role, check_fits, multiplied
@@ -63,9 +64,9 @@ class VeraLayer(ChangeOfBase):
         return self.inner_gains.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the vectors as stored."""
-        return self.out_gains.dtype
+    def element(self) -> Element:
+        """What the numbers of the vectors are, as stored."""
+        return element_in(self.out_gains)
 
     def tensors(self) -> dict[str, Tensor]:
         """The vectors by role; the matrices belong to no single layer."""

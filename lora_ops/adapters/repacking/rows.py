@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...elements import Element, Shaped, element_of, loadable_by_all, shaped
 from ...errors import UnsupportedLayerError
-from ...linalg.storage import loadable, rounded
+from ...linalg.storage import rounded
 from ..layers import DoraLayer, FullLayer, Layer, LoraLayer
 
 
@@ -78,13 +79,14 @@ def stacked(
         NonFiniteError: A number is beyond the range of the dtype.
     """
     layers = [block.layer for block in blocks]
-    known = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    known = element_of(dtype) if dtype else loadable_by_all(layer.element for layer in layers)
     whole = [layer for layer in layers if isinstance(layer, FullLayer)]
     if len(whole) == len(blocks):
-        total = torch.zeros((rows, *whole[0].shape[1:]), dtype=known, device=whole[0].diff.device)
-        for block, layer in zip(blocks, whole, strict=True):
-            total[block.start : block.stop] = rounded(layer.diff, known, target)
-        return FullLayer(total)
+        parts = [
+            (slice(block.start, block.stop), layer.diff, 1.0)
+            for block, layer in zip(blocks, whole, strict=True)
+        ]
+        return FullLayer(_filled((rows, *whole[0].shape[1:]), parts, known, target))
     doras = [layer for layer in layers if isinstance(layer, DoraLayer) and layer.axis == 0]
     if len(doras) == len(blocks) and blocks[-1].stop == rows == sum(one.shape[0] for one in doras):
         inner = [replace(b, layer=one.inner) for b, one in zip(blocks, doras, strict=True)]
@@ -97,18 +99,31 @@ def stacked(
     downs, places = _distinct([layer.down for layer in thin])
     ranks = [len(down) for down in downs]
     scale = max((layer.scale for layer in thin), key=abs) or 1.0
-    size = (rows, sum(ranks), *thin[0].up.shape[2:])
-    up = torch.zeros(size, dtype=known, device=thin[0].up.device)
-    for block, layer, place in zip(blocks, thin, places, strict=True):
-        columns = slice(sum(ranks[:place]), sum(ranks[: place + 1]))
-        gain = layer.scale / scale
-        exact = layer.up if gain == 1 else layer.up.double() * gain
-        up[block.start : block.stop, columns] = rounded(exact, known, target)
+    columns = [slice(sum(ranks[:n]), sum(ranks[: n + 1])) for n in range(len(ranks))]
+    ups = [
+        ((slice(block.start, block.stop), columns[place]), layer.up, layer.scale / scale)
+        for block, layer, place in zip(blocks, thin, places, strict=True)
+    ]
+    parts = [(place, down, 1.0) for place, down in zip(columns, downs, strict=True)]
     return LoraLayer(
-        up=up,
-        down=torch.cat([rounded(down, known, target) for down in downs]),
+        up=_filled((rows, sum(ranks), *thin[0].up.shape[2:]), ups, known, target),
+        down=_filled((sum(ranks), *downs[0].shape[1:]), parts, known, target),
         alpha=scale * sum(ranks) if any(layer.alpha is not None for layer in thin) else None,
     )
+
+
+def _filled(
+    size: Sequence[int], parts: Sequence[tuple[Any, Tensor, float]], element: Element, target: str
+) -> Tensor:
+    """Zeros with tensors in their places, each times a factor; without data where these have none."""
+    tensors = [one for _, one, _ in parts]
+    if all(isinstance(one, Shaped) for one in tensors):
+        return shaped(size, element)
+    result = torch.zeros(size, dtype=element.dtype, device=tensors[0].device)
+    for place, one, factor in parts:
+        exact = one if factor == 1 else one.double() * factor
+        result[place] = rounded(exact, element.dtype, target)
+    return result
 
 
 def _rearranged(layer: Layer, take: Callable[[Tensor], Tensor], target: str) -> Layer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...elements import Element, element_titled
 from .comfy import ENDING
 from .encoding import Encoder
 from .weight import QuantisedWeight
@@ -35,9 +36,14 @@ class Scheme:
     packed: int = 1
 
     @property
+    def element(self) -> Element:
+        """What the codes are."""
+        return element_titled(self.title)
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of the codes."""
-        return getattr(torch, self.title)
+        """The same as torch has it."""
+        return self.element.dtype
 
     @property
     def by_chance(self) -> bool:

@@ -80,6 +80,10 @@ class GgufFile(FileSource):
         """What the numbers of one tensor are; the bytes of blocks."""
         return ELEMENTS.get(self._entries[key].type.name, ELEMENTS["U8"])
 
+    def result_element(self, key: str) -> Element:
+        """The same: what is made of a tensor is stored as it is."""
+        return self.element(key)
+
     def storage(self, key: str) -> str:
         """What people call its type."""
         own = self._entries[key].type.name

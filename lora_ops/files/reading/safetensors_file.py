@@ -71,6 +71,10 @@ class SafetensorsFile(FileSource):
         """What the numbers of one tensor are, as the header names it."""
         return ELEMENTS[self._entries[key].dtype]
 
+    def result_element(self, key: str) -> Element:
+        """The same: what is made of a tensor is stored as it is."""
+        return self.element(key)
+
     def stored_size(self, key: str) -> int:
         """Bytes of its data."""
         return self._entries[key].size

@@ -27,7 +27,7 @@ from ...adapters.formats import (
 from ...adapters.formats import detect as detect_format
 from ...adapters.layers import Layer, innermost
 from ...adapters.model import recognised_file
-from ...adapters.outline import ShapesSource
+from ...adapters.outline import HeaderOnlySource
 from ...errors import LayerShapeError, LoraOpsError
 from ...models.architectures import ARCHITECTURES, TE, Architecture, ModelRows
 from ...source import TensorSource
@@ -171,7 +171,7 @@ def subject(
     keys = source.keys()
     format = detect_format(keys, source.name, control=True)
     grouped = modules(keys)
-    outline = ShapesSource(source)
+    outline = HeaderOnlySource(source)
     built = {name: _built(outline, name, one) for name, one in grouped.modules.items()}
     found = recognised_file(source, grouped.modules)
     possible = found.possible

@@ -25,6 +25,7 @@ from ...adapters.formats import format_named
 from ...adapters.layers import Layer
 from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Group, Term
+from ...elements import asked
 from ...errors import ArgumentError
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.architectures import Architecture
@@ -93,7 +94,7 @@ def add(
     told = check_adding(
         method, len(terms) - len(kept), parameters or {}, recompresses=chosen is not None
     )
-    adding = Adding(chosen, method, told, dtype, scheme.keeps_alpha, kept)
+    adding = Adding(chosen, method, told, asked(dtype), scheme.keeps_alpha, kept)
     match = match_adapters(terms, scheme.name, reference, architecture)
     work = add_work(match, adding)
     results = stream(work, place(device), ahead=AHEAD, progress=progress)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
+from ...elements import loadable_by_all
 from ...linalg import factored_svd, gram_matrix, inner, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
@@ -139,7 +139,7 @@ class Combination:
     @property
     def dtype(self) -> torch.dtype:
         """A dtype that loaders read, and that holds the numbers of all layers."""
-        return reduce(torch.promote_types, (loadable(layer.dtype) for layer in self.layers))
+        return loadable_by_all(layer.element for layer in self.layers).dtype
 
     def product(self, stack: Stack) -> Factors:
         """The whole combination as one pair of factors, float32, from those of its layers."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...adapters.edited import ZERO, edited, finite, skipped
 from ...adapters.layers import Layer, ReshapedLayer, innermost, rewrapped
 from ...adapters.matching.group import Group, Term, common_shape
+from ...elements import Element
 from ...linalg.ranks.rules import RankRule
 from ...run.devices import Placement
 from ...run.job import Outcome
@@ -37,7 +38,7 @@ class Adding:
         rule: How many directions a layer of the sum gets; None: all, exactly.
         method: A name in `METHODS` or `FACTORED`.
         parameters: The method's own parameters.
-        dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
+        element: What the numbers of the factors are to be; None: one that holds the numbers of all of a layer's inputs.
         has_alpha: Whether the result's format has a place for alpha.
         kept: Places of terms that a method which makes factors does not see: they are added as they are.
     """
@@ -45,7 +46,7 @@ class Adding:
     rule: RankRule | None = None
     method: str = "sum"
     parameters: Mapping[str, Value] = field(default_factory=dict[str, Value])
-    dtype: torch.dtype | None = None
+    element: Element | None = None
     has_alpha: bool = True
     kept: frozenset[int] = frozenset()
 
@@ -61,6 +62,11 @@ class Adding:
     def is_of_last(self) -> bool:
         """Whether it gives a part of the last input."""
         return self.method in METHODS and METHODS[self.method].of_last
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that is asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
-
-import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
@@ -20,10 +18,10 @@ from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
 from ...adapters.strengths.rules import parse_rules
+from ...elements import Dtype, Element, asked, loadable_by_all
 from ...errors import ArgumentError
 from ...files import Output, check_output
 from ...linalg.ranks.rules import RankRule, parse_rank
-from ...linalg.storage import loadable
 from ...models.architectures import architecture_named, parameters
 from ...report import Report, Skip
 from ...run.inputs import paths_of
@@ -62,7 +60,7 @@ class AddOptions(TypedDict, total=False):
     where: Sequence[str]
     method: str
     options: Mapping[str, float | str | bool | tuple[float, ...]] | None
-    dtype: torch.dtype | None
+    dtype: Dtype | None
     format: str | None
     architecture: str | None
     reference: TensorSource | None
@@ -117,7 +115,7 @@ def plan_add_files(
     model = None if architecture is None else architecture_named(architecture)
     match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
-    adding = Adding(chosen, method, told, options.get("dtype"), has_alpha, kept)
+    adding = Adding(chosen, method, told, asked(options.get("dtype")), has_alpha, kept)
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras = extras_of(match.terms, taken)
     settings = {"method": method} | {name: _spelled(value) for name, value in told.items()}
@@ -227,7 +225,7 @@ def foresee_add(match: Match, adding: Adding) -> Foreseen:
             continue
         done = f"sum of {len(live)}" if len(live) > 1 else "carried"
         planned.append(planned_layer(group.target, max(live, key=_axes), done, rank))
-        size += _size(live, shape, rank, adding.dtype)
+        size += _size(live, shape, rank, adding.element)
     return Foreseen(planned, size, skips, notes)
 
 
@@ -246,16 +244,14 @@ def _most(layers: Sequence[Layer], shape: Sequence[int], rule: RankRule | None) 
     return own.first_guess(full) if own.kind == "rank" else min(full, own.most or full)
 
 
-def _size(
-    layers: Sequence[Layer], shape: Sequence[int], rank: int, dtype: torch.dtype | None
-) -> int:
+def _size(layers: Sequence[Layer], shape: Sequence[int], rank: int, element: Element | None) -> int:
     """Bytes of a weight of the sum, at most."""
-    wide = dtype or reduce(torch.promote_types, (loadable(layer.dtype) for layer in layers))
+    wide = element or loadable_by_all(layer.element for layer in layers)
     if all(isinstance(innermost(layer), FullLayer) for layer in layers):
-        return math.prod(shape) * wide.itemsize
+        return math.prod(shape) * wide.bits // 8
     around = [one for one in map(_larger_weight, layers) if one]
-    factors = rank * (shape[0] + math.prod(shape[1:])) * wide.itemsize + 4 + max(around, default=0)
-    return max(factors, stored_size(layers[0], dtype)) if len(layers) == 1 else factors
+    factors = rank * (shape[0] + math.prod(shape[1:])) * wide.bits // 8 + 4 + max(around, default=0)
+    return max(factors, stored_size(layers[0], element)) if len(layers) == 1 else factors
 
 
 def _larger_weight(layer: Layer) -> int:

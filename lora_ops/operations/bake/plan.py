@@ -29,6 +29,7 @@ from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
+from ...elements import Dtype, Element, asked
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
@@ -50,7 +51,7 @@ class BakePlan:
         checkpoint: What is changed.
         ingredients: What it is changed by.
         sign: 1 to bake, -1 to unbake; the shares' strengths have it already.
-        dtype: What was asked for; None: each tensor as it is stored.
+        element: What numbers were asked for; None: each tensor as it is stored.
         changes: By key of the checkpoint, the changes of the parameters that lie there.
         tensors: What becomes of each tensor, by key, in the checkpoint's order.
         lost: Layers without a parameter in the checkpoint, where that was allowed.
@@ -65,7 +66,7 @@ class BakePlan:
     checkpoint: TensorSource
     ingredients: tuple[Ingredient, ...]
     sign: int
-    dtype: torch.dtype | None
+    element: Element | None
     changes: Mapping[str, tuple[Change, ...]]
     tensors: Mapping[str, Planned]
     lost: tuple[Share, ...]
@@ -75,6 +76,11 @@ class BakePlan:
     wanted: Wanted = field(default_factory=Wanted)
     gguf: GgufPlan | None = None
     outside: tuple[Share, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that was asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -91,7 +97,7 @@ def plan_bake(
     checkpoint: TensorSource,
     ingredients: Sequence[Ingredient],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
     allow_partial: bool = False,
     sign: int = 1,
     dora: Convention = "paper",
@@ -122,8 +128,11 @@ def plan_bake(
         FormatError: A parameter that is to change is not stored as floating point numbers, or with
             scales.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    element = asked(dtype)
+    if element is not None and not element.is_floating_point:
+        raise ArgumentError(
+            f"torch.{element.title} holds no weights; choose a floating point dtype"
+        )
     check_checkpoint(checkpoint, "give the checkpoint first, or use `add()` to join adapters")
     known = parameters(checkpoint)
     found: dict[Parameter, list[Share]] = {}
@@ -147,19 +156,19 @@ def plan_bake(
         change = Change(parameter, tuple(shares), dora)
         changes[parameter.key] = (*changes.get(parameter.key, ()), change)
     belongs = {key for one in known.values() if one.component != "other" for key in one.keys}
-    dtypes = {key: checkpoint.result_dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
-    if dtype is not None:
-        dtypes |= {key: dtype for key in belongs if dtypes[key].is_floating_point}
+    elements = {key: checkpoint.result_element(key) for key in checkpoint.keys()}  # noqa: SIM118
+    if element is not None:
+        elements |= {key: element for key in belongs if elements[key].is_floating_point}
     tensors: dict[str, Planned] = {}
     chance = seed_of(rounding, seed)
-    for key, of in dtypes.items():
+    for key, of in elements.items():
         steps = changes.get(key, ())
         tensors[key] = Planned(key, checkpoint, key, of, steps, chance if steps else None)
     return BakePlan(
         checkpoint=checkpoint,
         ingredients=tuple(ingredients),
         sign=sign,
-        dtype=dtype,
+        element=element,
         changes=changes,
         tensors=tensors,
         lost=tuple(lost),

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...adapters.formats import component
-from ...files import dtype_name
 from ...files.header import header_room
-from ...linalg.storage import spelled
 from ...models.architectures import detect, parameters
 from ...models.pairing import parameter_kind
 from ...report import Skip
@@ -33,9 +31,9 @@ def preview_bake(plan: BakePlan, output: Path) -> Preview:
         output: Where to.
     """
     checkpoint = plan.checkpoint
-    dtype = "as stored" if plan.dtype is None else spelled(plan.dtype)
+    dtype = "as stored" if plan.element is None else plan.element.title
     to = plan.wanted.to
-    how = f"{dtype}, {to}" if to and plan.dtype is not None else to or dtype
+    how = f"{dtype}, {to}" if to and plan.element is not None else to or dtype
     copied = sum(is_copied(one) for one in plan.tensors.values())
     changed = sum(bool(one.steps) for one in plan.tensors.values())
     model = detect(parameters(checkpoint))
@@ -88,7 +86,7 @@ def _size(plan: BakePlan, output: Path) -> int:
     """Bytes of all files of the result, at most."""
     written = list(rows_of(plan.tensors.values()))
     data = data_size(written)
-    rows = [(key, dtype_name(dtype), shape) for key, dtype, shape in written]
+    rows = [(key, one.name, shape) for key, one, shape in written]
     told = sum(
         2 * (len(key.encode()) + len(text.encode())) + 16
         for source in (plan.checkpoint, *(one.source for one in plan.ingredients))

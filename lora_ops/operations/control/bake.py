@@ -8,11 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ...adapters.formats import BIAS, CONTROL_MARK, modules
 from ...adapters.metadata import Input
 from ...adapters.strengths.ingredient import Ingredient
+from ...elements import Dtype
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...files import FileSource, check_output
 from ...models.architectures import UNET
@@ -97,7 +96,7 @@ def plan_control_bake_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
 
@@ -130,11 +129,11 @@ def plan_control_bake_file(
     if output is not None and _TITLE in told:
         told[_TITLE] = output.stem
     begun.metadata = {key: text.replace(_OF_LORA, _OF_NET) for key, text in told.items()}
-    dtypes = Counter(base.result_dtype(one.key) for one in encoder.values())
+    elements = Counter(base.result_element(one.key) for one in encoder.values())
     return plan_bake_file(
         begun,
         [Ingredient(as_lora(control))],
-        dtype=dtype or dtypes.most_common(1)[0][0],
+        dtype=dtype or elements.most_common(1)[0][0],
     )
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
-
 from ...adapters.formats import CONTROL
+from ...elements import Dtype
 from ...files import FileSource, Output
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.pairing import Pair
@@ -35,7 +34,7 @@ class ControlOptions(TypedDict, total=False):
         exclude: Shell patterns; matrices that fit one do not: the UNet's own are then used.
     """
 
-    dtype: torch.dtype | None
+    dtype: Dtype | None
     include: Sequence[str]
     exclude: Sequence[str]
 
@@ -59,7 +58,7 @@ class ControlPlan:
         """Bytes of all that is not in factors, as written."""
         shapes = [both.shape for both in self.whole]
         shapes += [source.shape(key) for source, key in self.own.values()]
-        return sum(map(math.prod, shapes)) * self.plan.dtype.itemsize
+        return sum(map(math.prod, shapes)) * self.plan.element.bits // 8
 
 
 def plan_control_file(

@@ -27,6 +27,7 @@ from ...adapters.layers import Convention
 from ...adapters.model import names_for
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...adapters.some import without
+from ...elements import asked
 from ...errors import ArgumentError
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule, parse_rank
@@ -98,7 +99,7 @@ def convert(
             architecture=architecture,
             reference=reference,
             base=base,
-            dtype=dtype,
+            element=asked(dtype),
             dora=dora,
             exact=exact,
             allow_partial=allow_partial,
@@ -111,7 +112,7 @@ def convert(
         names = names_in(adapter, scheme, architecture, reference)
         left = unplaced(adapter, scheme, names) if allow_partial else []
         kept = without(adapter, left)
-        converting = Converting(scheme, names, join_rule(rule), dtype, measures=bool(left))
+        converting = Converting(scheme, names, join_rule(rule), asked(dtype), measures=bool(left))
         pieces = planned(kept, scheme, names)
         work = with_left_out(convert_work(kept, pieces, converting), adapter, left)
         results = stream(work, where, progress=progress)

@@ -11,10 +11,9 @@ from ...adapters.layers import Layer
 from ...adapters.outline import outline, outlined
 from ...adapters.repacking.assemble import assembled, blocks_of
 from ...adapters.repacking.plan import RenamedLayer
-from ...files import dtype_name
+from ...elements import element_in
 from ...files.header import header_room
 from ...report import Skip
-from ...run.devices import place
 from ..edit import Foreseen
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..resize.plan import foresee_resize
@@ -52,7 +51,7 @@ def foresee_renaming(
     size, rows = 0, list[Row]()
     for piece in pieces:
         layer = assembled(blocks_of(known, piece, converting.names), piece)
-        layer = written_as(layer, piece, whole, place("cpu"))
+        layer = written_as(layer, piece, whole)
         rank = layer.rank
         if piece.is_joined and converting.rule is not None:
             own = converting.rule.for_kernel(layer.shape[2:])
@@ -82,7 +81,7 @@ def foresee_lowering(lowering: Lowering, *, overhead: int) -> Foreseen:
 def _rows(layer: Layer, piece: RenamedLayer) -> list[Row]:
     """What a layer has in the header beyond what a LoRA has, which the draft counts for each."""
     named = ((role, tensor) for role, tensor in layer.tensors().items() if role not in _ROLES)
-    return [(piece.keys[role], dtype_name(one.dtype), tuple(one.shape)) for role, one in named]
+    return [(piece.keys[role], element_in(one).name, tuple(one.shape)) for role, one in named]
 
 
 def _skips(adapter: Adapter, left: Sequence[str]) -> list[Skip]:

@@ -21,11 +21,12 @@ from ...adapters.layers import (
 )
 from ...adapters.repacking.assemble import assembled, blocks_of
 from ...adapters.repacking.plan import RenamedLayer
+from ...elements import Element
 from ...errors import ArgumentError, UnsupportedLayerError
 from ...linalg import factored_svd, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.storage import loadable, rounded
-from ...run.devices import Placement, upload
+from ...run.devices import Placement, place, upload
 from ...run.job import Job, Outcome, Work
 
 NO_PLACE = "no place in the format"
@@ -40,7 +41,7 @@ class Converting:
         format: The format of the result.
         names: Names of the model that the adapter is for.
         rule: How many directions a joined layer gets; None: all, exactly.
-        dtype: Of the factors; None: each layer's own.
+        element: What the numbers of the factors are to be; None: each layer's own.
         measures: Whether to read, and measure, also layers whose numbers are only moved.
         configured: Whether scales are in a configuration beside the file, as the file has no place.
     """
@@ -48,9 +49,14 @@ class Converting:
     format: Format
     names: ModelNames
     rule: RankRule | None = None
-    dtype: torch.dtype | None = None
+    element: Element | None = None
     measures: bool = False
     configured: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that is asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
 
 def convert_work(
@@ -137,15 +143,17 @@ def _converted(
 
 
 def written_as(
-    layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement
+    layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement | None = None
 ) -> Layer:
-    """The layer as the format holds it, in the dtype that is asked for."""
+    """The layer as the format holds it, in the dtype that is asked for; None: nowhere is one decomposed."""
     formed = _formed(layer, piece, converting, where)
     dtype = converting.dtype
     return formed if dtype is None else formed.in_dtype(piece.module, dtype)
 
 
-def _formed(layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement) -> Layer:
+def _formed(
+    layer: Layer, piece: RenamedLayer, converting: Converting, where: Placement | None
+) -> Layer:
     """The layer as the format holds it."""
     format, target = converting.format, piece.module
     if layer.is_peft_only:
@@ -155,7 +163,7 @@ def _formed(layer: Layer, piece: RenamedLayer, converting: Converting, where: Pl
     if isinstance(layer, ReshapedLayer):
         return layer
     if isinstance(layer, LoraLayer) and piece.is_joined and converting.rule is not None:
-        layer = _lowered(layer, converting.rule, target, where)
+        layer = _lowered(layer, converting.rule, target, where or place("cpu"))
     if format.needs_alpha:
         layer = layer.with_alpha()
     return layer.times(target, 1.0, has_alpha=format.keeps_alpha or converting.configured)

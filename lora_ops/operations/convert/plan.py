@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
-
 from ...adapters.adapter import Adapter
 from ...adapters.edited import all_keys
 from ...adapters.formats import PEFT, VERA_SHARED, decode, format_named
@@ -18,6 +16,7 @@ from ...adapters.metadata import Input, Operation, Result, Source, edited_metada
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...adapters.some import tensors_without, without
+from ...elements import Dtype, asked
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
@@ -63,7 +62,7 @@ class ConvertOptions(TypedDict, total=False):
     reference: TensorSource | None
     base: TensorSource | None
     rule: str | int | RankRule | Budget | None
-    dtype: torch.dtype | None
+    dtype: Dtype | None
     dora: Convention
     exact: bool
     allow_partial: bool
@@ -165,7 +164,7 @@ def _renaming(adapter: Adapter, output: Output, format: str, options: ConvertOpt
         scheme,
         names,
         join_rule(options.get("rule")),
-        options.get("dtype"),
+        asked(options.get("dtype")),
         measures=bool(left),
         configured=is_for_folder(output, format) and keeps_alpha(output, scheme, adapter.keys),
     )
@@ -210,7 +209,7 @@ def _lowering(
         reference=targets,
         base=base,
         name=source.name,
-        dtype=options.get("dtype"),
+        element=asked(options.get("dtype")),
         dora=options.get("dora", "paper"),
         exact=options.get("exact", False),
         allow_partial=options.get("allow_partial", False),

@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
 from ...adapters.changes import as_changes
@@ -18,6 +16,7 @@ from ...adapters.model import names_for
 from ...adapters.renamed import renamed
 from ...adapters.repacking.plan import RenamedLayer, convert_notes, planned, unplaced
 from ...adapters.some import without
+from ...elements import Element
 from ...linalg.ranks.budgets import Budget, parse_rule
 from ...linalg.ranks.rules import RankRule
 from ...models.architectures import Architecture, detect, parameters
@@ -85,7 +84,7 @@ def plan_to_lora(
     reference: Collection[str] = (),
     base: TensorSource | None = None,
     name: str = "the adapter",
-    dtype: torch.dtype | None = None,
+    element: Element | None = None,
     dora: Convention = "paper",
     exact: bool = False,
     allow_partial: bool = False,
@@ -102,7 +101,7 @@ def plan_to_lora(
         reference: Canonical targets of a checkpoint, which give a kohya name its dots back.
         base: The checkpoint that it was trained on, for kinds that are made from the weight.
         name: What messages call the adapter.
-        dtype: Of the factors; None: each layer's own.
+        element: What the numbers of the factors are to be; None: each layer's own.
         dora: How to read kinds on which programs differ; see docs/kinds.md.
         exact: See `Resizing`.
         allow_partial: Leave out full differences that the format has no place for.
@@ -128,7 +127,7 @@ def plan_to_lora(
         changes = renamed(changes, pieces, names, scheme)
     resizing = Resizing(
         chosen or _ALL,
-        dtype=dtype,
+        element=element,
         has_alpha=scheme.keeps_alpha or configured,
         needs_alpha=scheme.needs_alpha,
         exact=exact,

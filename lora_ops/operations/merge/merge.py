@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...adapters.layers import Convention
 from ...adapters.strengths.blocks import locate
+from ...elements import Element
 from ...errors import NonFiniteError
 from ...models.pairing import parameter_kind
 from ...report import LayerReport, Report, Skip, counted
@@ -299,7 +300,15 @@ class MergedSource(TensorSource):
 
     def dtype(self, key: str) -> torch.dtype:
         """Dtype that one tensor is rounded to."""
-        return self.plan.tensors[key].dtype
+        return self.element(key).dtype
+
+    def element(self, key: str) -> Element:
+        """What its numbers are."""
+        return self.plan.tensors[key].element
+
+    def result_element(self, key: str) -> Element:
+        """The same."""
+        return self.element(key)
 
     def tensor(self, key: str) -> Tensor:
         """Compute one tensor."""

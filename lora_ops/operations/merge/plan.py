@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
+from ...elements import ELEMENTS, Element, element_named, element_of
 from ...errors import ArgumentError, MismatchError
-from ...linalg.storage import dtype_named
 from ...models.architectures import Parameter
 from ...report import counted
 from ...run.workers import Progress
@@ -179,20 +179,19 @@ def _planned(
             f"{sum(map(len, only_others.values()))} only in others, the first `{first}`"
         )
     dropped = tuple(one.key for name, one in base.parameters.items() if name.startswith(EMA))
-    dtypes = asked_dtypes(recipe, base.parameters)
+    asked = asked_elements(recipe, base.parameters)
     tensors: dict[str, Planned] = {}
     seed = (recipe.steps[-1].seed or 0) if recipe.output.rounding == "stochastic" else None
     for key in base.source.keys():  # noqa: SIM118
         if key in dropped:
             continue
-        stored = base.source.dtype(key)
-        dtype = stored
-        if stored.is_floating_point:
-            dtype = dtypes.get(key, base.source.result_dtype(key))
+        element = base.source.element(key)
+        if element.is_floating_point:
+            element = asked.get(key, base.source.result_element(key))
         at = taken.get(key)
         source, own = (base.source, key) if at is None else (at.source, at.parameter.key)
         found = tuple(steps.get(key, ()))
-        tensors[key] = Planned(key, source, own, dtype, found, seed if found else None)
+        tensors[key] = Planned(key, source, own, element, found, seed if found else None)
     notes = [*_notes(resolver, only_base, only_others, dropped)]
     notes += _repaired(tensors)
     notes += _flags(recipe, tensors, sources)
@@ -253,14 +252,14 @@ def _same_place(one: Parameter, other: Parameter) -> bool:
     return whole and one.transposed == other.transposed and one.shape == other.shape
 
 
-def asked_dtypes(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, torch.dtype]:
+def asked_elements(recipe: Recipe, parameters: Mapping[str, Parameter]) -> dict[str, Element]:
     """What is asked for, by key; what belongs to no model stays as it is stored."""
-    asked = {part: dtype_named(name) for part, name in recipe.output.dtype.items()}
-    found: dict[str, torch.dtype] = {}
+    asked = {part: element_named(name) for part, name in recipe.output.dtype.items()}
+    found: dict[str, Element] = {}
     for parameter in parameters.values():
-        dtype = asked.get(parameter.component, asked.get("all"))
-        if dtype is not None and parameter.component != "other":
-            found |= dict.fromkeys(parameter.keys, dtype)
+        element = asked.get(parameter.component, asked.get("all"))
+        if element is not None and parameter.component != "other":
+            found |= dict.fromkeys(parameter.keys, element)
     return found
 
 
@@ -296,7 +295,7 @@ def _repaired(tensors: dict[str, Planned]) -> Iterator[str]:
         right = torch.arange(stored.numel()).reshape(stored.shape)
         if not torch.equal(stored.to(torch.int64), right) or stored.is_floating_point():
             dtype = torch.int64 if stored.is_floating_point() else stored.dtype
-            tensors[key] = Planned(key, DictSource({key: right.to(dtype)}), key, dtype)
+            tensors[key] = Planned(key, DictSource({key: right.to(dtype)}), key, element_of(dtype))
             yield f"`{key}` did not count from 0 in whole numbers, and was repaired"
 
 
@@ -308,7 +307,7 @@ def _flags(
         had = flag in tensors
         if recipe.output.keep == "on" and not had:
             empty = DictSource({flag: torch.empty(0)})
-            tensors[flag] = Planned(flag, empty, flag, torch.float32)
+            tensors[flag] = Planned(flag, empty, flag, ELEMENTS["F32"])
         elif recipe.output.keep == "off" and had:
             del tensors[flag]
         elif recipe.output.keep == "auto":

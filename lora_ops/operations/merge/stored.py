@@ -10,7 +10,7 @@ from ...models.architectures import parameters
 from ..weights.gguf_plan import with_gguf, writes_gguf
 from ..weights.rounding import seed_of
 from ..weights.storing_plan import Wanted, with_storing
-from .plan import MergePlan, asked_dtypes
+from .plan import MergePlan, asked_elements
 
 
 def stored_plan(plan: MergePlan, output: Path | None = None) -> MergePlan:
@@ -26,7 +26,7 @@ def stored_plan(plan: MergePlan, output: Path | None = None) -> MergePlan:
     asked = plan.recipe.output
     by_chance = seed_of(asked.rounding, 0)  # of which seed, the steps say
     wanted = Wanted(asked.to, asked.whole, asked.quantise, by_chance)
-    numbers = asked_dtypes(plan.recipe, parameters(plan.base))
+    numbers = asked_elements(plan.recipe, parameters(plan.base))
     if writes_gguf(output, wanted.to, plan.base):
         return _in_gguf(plan, wanted, numbers)
     tensors, notes = with_storing(plan.tensors, plan.base, wanted, numbers)

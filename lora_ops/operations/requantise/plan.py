@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ...adapters.checkpoint import check_checkpoint
+from ...elements import Dtype, asked
 from ...errors import ArgumentError
 from ...files import FileSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
@@ -65,7 +64,7 @@ def plan_requantise_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
     whole: Sequence[str] = (),
     quantise: Sequence[str] = (),
     rounding: str = "nearest",
@@ -96,8 +95,11 @@ def plan_requantise_file(
         QuantisedError: The checkpoint's numbers are stored in a way that is not read; or the package
             that GGUF needs is not installed.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"{dtype} holds no weights; choose a floating point dtype")
+    element = asked(dtype)
+    if element is not None and not element.is_floating_point:
+        raise ArgumentError(
+            f"torch.{element.title} holds no weights; choose a floating point dtype"
+        )
     if not to:  # which would mean as it is stored, and do nothing
         raise ArgumentError(f"the storage `{plain(to)}` is {either([*SCHEMES, *GGUF_TYPES])}")
     check_checkpoint(checkpoint)
@@ -110,8 +112,8 @@ def plan_requantise_file(
     belongs = model_keys(checkpoint)
     tensors: dict[str, Planned] = {}
     for key in checkpoint.keys():  # noqa: SIM118
-        found = checkpoint.result_dtype(key)
-        found = dtype if dtype and found.is_floating_point and key in belongs else found
+        found = checkpoint.result_element(key)
+        found = element if element and found.is_floating_point and key in belongs else found
         tensors[key] = Planned(key, checkpoint, key, found, seed=wanted.seed)
     gguf = None
     if is_gguf:

@@ -20,6 +20,7 @@ from ...adapters.layers import (
     rewrapped,
     stored_alpha,
 )
+from ...elements import Element
 from ...errors import ArgumentError
 from ...linalg import FactoredSvd, frobenius
 from ...linalg.moments import Moment, weighted_factors, weighted_product
@@ -43,7 +44,7 @@ class Resizing:
         alpha: The number to store, with the factors made up for it; None: the new rank where one is
             lowered, and none where the layer had none. Of LoRA layers: a LoHa or LoKr that stays one
             keeps its own.
-        dtype: Of the factors; None: each layer's own; where a rank is lowered, one that every loader
+        element: What the numbers of the factors are to be; None: each layer's own; where a rank is lowered, one that every loader
             reads.
         weights: What the singular values of a layer are multiplied by before a budget compares
             them, by target; 1 where it is not named.
@@ -60,7 +61,7 @@ class Resizing:
 
     rule: RankRule | Budget
     alpha: float | None = None
-    dtype: torch.dtype | None = None
+    element: Element | None = None
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     overhead: int = 0
     has_alpha: bool = True
@@ -75,6 +76,11 @@ class Resizing:
             raise ArgumentError(
                 "files named as PEFT and diffusers name them have no place for an alpha; leave it out"
             )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that is asked for, as torch has it."""
+        return self.element.dtype if self.element else None
 
 
 def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[Layer]:

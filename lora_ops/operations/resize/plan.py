@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
-
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
 from ...adapters.changes import as_changes
@@ -25,6 +23,7 @@ from ...adapters.layers import (
 )
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource, outline
+from ...elements import Dtype, asked
 from ...files import FileSource, Output
 from ...linalg.ranks.budgets import Budget, parse_rule, spend
 from ...linalg.ranks.comparing import compared_by
@@ -67,7 +66,7 @@ class ResizeOptions(TypedDict, total=False):
     """
 
     alpha: float | None
-    dtype: torch.dtype | None
+    dtype: Dtype | None
     relative_to: TensorSource | None
     norm: str | None
     base: TensorSource | None
@@ -115,7 +114,7 @@ def plan_resize_file(
     resizing = Resizing(
         chosen,
         options.get("alpha"),
-        options.get("dtype"),
+        asked(options.get("dtype")),
         overhead=draft.overhead,
         has_alpha=keeps_alpha(output, format_named(adapter.format), adapter.keys),
         exact=options.get("exact", False),
@@ -191,7 +190,7 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
     size, has_factors = 0, False
     for target, layer in outline(adapter.layers).items():
         if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
-            size += stored_size(layer, resizing.dtype)
+            size += stored_size(layer, resizing.element)
             planned.append(planned_layer(target, layer, "kept"))
             continue
         check_own(target, layer)
@@ -204,8 +203,8 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
         if not is_kept and not isinstance(innermost(layer), LoraLayer):
             done = "made LoRA"
         planned.append(planned_layer(target, layer, done, rank))
-        factors = rank * rank_size(layer, resizing.dtype) + FIXED
-        whole = stored_size(layer, resizing.dtype) if is_kept or rank >= layer.rank else 0
+        factors = rank * rank_size(layer, resizing.element) + FIXED
+        whole = stored_size(layer, resizing.element) if is_kept or rank >= layer.rank else 0
         size += max(factors + _around(layer), whole)
     if isinstance(resizing.rule, Budget) and not has_factors:
         spend(resizing.rule, [])  # which says that there is nothing to spend it on

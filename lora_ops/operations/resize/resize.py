@@ -24,10 +24,10 @@ from ...adapters.formats import format_named
 from ...adapters.layers import BasedDoraLayer, Convention, Layer, LoraLayer, MadeLayer, innermost
 from ...adapters.model import recognised
 from ...adapters.outline import outline
+from ...elements import Element, asked, loadable
 from ...linalg import spectrum
 from ...linalg.ranks.budgets import Budget, LayerSpectrum, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
-from ...linalg.storage import loadable
 from ...report import Report, counted
 from ...run.devices import Placement, place
 from ...run.job import Outcome, Work
@@ -93,7 +93,7 @@ def resize(
     resizing = Resizing(
         chosen,
         alpha,
-        dtype,
+        asked(dtype),
         weights or {},
         has_alpha=format_named(adapter.format).keeps_alpha,
         exact=exact,
@@ -200,7 +200,7 @@ def _measured(resizing: Resizing, known: PreparedLayer) -> tuple[str, LayerSpect
     magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
     found = LayerSpectrum(
         s=spectrum(known.matrix).cpu() if isinstance(known, Dense) else known.s,
-        cost=rank_size(known.layer, resizing.dtype),
+        cost=rank_size(known.layer, resizing.element),
         fixed=FIXED + magnitudes,
         weight=resizing.weights.get(known.target, 1.0),
         kernel=known.layer.shape[2:],
@@ -208,15 +208,16 @@ def _measured(resizing: Resizing, known: PreparedLayer) -> tuple[str, LayerSpect
     return known.target, found
 
 
-def rank_size(layer: Layer, dtype: torch.dtype | None) -> int:
+def rank_size(layer: Layer, element: Element | None) -> int:
     """Bytes of one rank of a layer, whether it is kept as it is or made anew."""
     numbers = layer.shape[0] + math.prod(layer.shape[1:])
-    if dtype is not None:
-        return numbers * dtype.itemsize
+    if element is not None:
+        return numbers * element.bits // 8
     plain = innermost(layer)
+    anew = numbers * loadable(layer.element).bits // 8
     if isinstance(plain, MadeLayer):
-        return numbers * loadable(layer.dtype).itemsize
+        return anew
     # A core is never kept: it is multiplied out.
     kept = [plain.up, plain.down] if isinstance(plain, LoraLayer) else plain.tensors().values()
     stored = sum(one.nbytes for one in kept)
-    return max(numbers * loadable(layer.dtype).itemsize, stored // layer.rank)
+    return max(anew, stored // layer.rank)

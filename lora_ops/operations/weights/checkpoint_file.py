@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...files import FileSource, SafetensorsWriter, beside_weights, dtype_name
+from ...files import FileSource, SafetensorsWriter, beside_weights
 from ...files.header import header_room
 from ...files.writing.pieces import aligned
 from ...report import LayerReport, Rounding, Skip, Weighted
@@ -74,9 +74,7 @@ class CheckpointFile(Sink[Tensor]):
             return self._layout.size(longest)
         rows = list(rows_of(self._tensors))
         data = data_size(rows)
-        header = header_room(
-            [(key, dtype_name(dtype), shape) for key, dtype, shape in rows], longest
-        )
+        header = header_room([(key, one.name, shape) for key, one, shape in rows], longest)
         room = 8 + aligned(header)
         if is_folder(self._checkpoint):
             folder = Path(self._checkpoint.name)
@@ -111,9 +109,9 @@ class CheckpointFile(Sink[Tensor]):
     def part(self, path: Path, names: Sequence[str]) -> PlacedWriter:
         """The file of some tensors, with a place for each."""
         rows = list(rows_of(self._by_key[name] for name in names))
-        room = header_room([(key, dtype_name(dtype), shape) for key, dtype, shape in rows])
+        room = header_room([(key, one.name, shape) for key, one, shape in rows])
         self.file = SafetensorsWriter(path, header_room=room, hashed=False)
-        self.file.lay_out(rows)
+        self.file.lay_out([(key, one.dtype, shape) for key, one, shape in rows])
         return self.file
 
     def recall(self, name: str, told: Json, part: FileSource) -> Outcome[Tensor]:

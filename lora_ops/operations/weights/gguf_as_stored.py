@@ -12,7 +12,7 @@ from ...files.writing.gguf_writer import GgufLayout, GgufTensor
 from ...models.architectures import UNET, parameters
 from ...report import counted
 from ...source import TensorSource
-from .gguf_file_plan import GgufPlan, carried, plain_types, type_dtypes, types_note
+from .gguf_file_plan import PLAIN_TYPES, TYPE_ELEMENTS, GgufPlan, carried, types_note
 from .storing import InScheme
 from .storing_plan import Wanted, check_quantise, fits, nearest_notes, pattern_notes
 from .tiles import Planned
@@ -52,27 +52,27 @@ def as_stored(
     for key in (key for key in file.keys() if key in tensors):  # noqa: SIM118
         one, type, shape = tensors[key], file.type(key).name, file.logical_shape(key)
         name = known[key].name.removeprefix(UNET) if key in known else ""
-        if stays := type not in type_dtypes() and fits(name, wanted.whole):
+        if stays := type not in TYPE_ELEMENTS and fits(name, wanted.whole):
             whole.append(name)
         is_number = stays or key in numbers
         if not is_number and not one.steps and one.source is checkpoint and key in decoded:
-            found[key] = Planned(key, file, key, file.dtype(key))
+            found[key] = Planned(key, file, key, file.element(key))
         elif file.heads(key):
             raise ArgumentError(
                 f"`{key}` lies in the file with its rows turned, and cannot be changed there; write a "
                 "safetensors file"
             )
-        elif type in type_dtypes() or is_number:
-            if one.dtype != file.dtype(key):
-                type = plain_types().get(one.dtype, type)
-            found[key] = replace(one, dtype=type_dtypes()[type])
+        elif type in TYPE_ELEMENTS or is_number:
+            if one.element != file.element(key):
+                type = PLAIN_TYPES.get(one.element, type)
+            found[key] = replace(one, element=TYPE_ELEMENTS[type])
         else:
             if type not in ENCODED:
                 replaced.setdefault(type, []).append(key)
                 type = "Q8_0" if ENCODED["Q8_0"].fits(shape) else "BF16"
             storing = InScheme(known[key], ENCODED[type]) if type in ENCODED else None
-            dtype = storing.dtype if storing else type_dtypes()[type]
-            found[key] = replace(one, dtype=dtype, storing=storing)
+            element = storing.element if storing else TYPE_ELEMENTS[type]
+            found[key] = replace(one, element=element, storing=storing)
             new += [(type, storing.by_chance)] if storing else []
         name, stored = file.stored(key)
         layout[key] = GgufTensor(name, type, shape, None if stored == shape else stored)

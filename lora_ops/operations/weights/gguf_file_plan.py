@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
-import torch
-
-from ...files import GgufFile, QuantisedSource, dtype_name
+from ...elements import ELEMENTS, Element
+from ...files import GgufFile, QuantisedSource
 from ...files.reading.gguf_file import SHAPE
 from ...files.writing.gguf_writer import GgufLayout, GgufTensor
 from ...report import Skip
@@ -24,28 +22,15 @@ NOT_HELD = (LEFT_OUT, EMPTY, NO_TYPE)
 _FALSE = (SHAPE, "general.alignment", "lorakit.", "split.")
 
 
-@cache
-def plain_types() -> Mapping[torch.dtype, str]:
-    """Ggml's type of the numbers of a dtype, where they are not written in blocks."""
-    return {
-        torch.float32: "F32",
-        torch.float64: "F32",  # ComfyUI's loader has no wider ones
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.float8_e4m3fn: "BF16",
-        torch.float8_e5m2: "BF16",
-        torch.int8: "I8",
-        torch.int16: "I16",
-        torch.int32: "I32",
-        torch.int64: "I64",
-    }
-
-
-@cache
-def type_dtypes() -> Mapping[str, torch.dtype]:
-    """The dtype of a type's numbers, of those that are not in blocks."""
-    own = {name: dtype for dtype, name in plain_types().items() if dtype_name(dtype) == name}
-    return {"F64": torch.float64, **own}
+# Numbers that are written as others: ComfyUI's loader has no wider ones, and ggml none of float8.
+_OTHERS = {"F64": "F32", "F8_E4M3": "BF16", "F8_E5M2": "BF16"}
+_SAME = ("F32", "F16", "BF16", "I8", "I16", "I32", "I64")
+#: Ggml's type of numbers where they are not written in blocks.
+PLAIN_TYPES: Mapping[Element, str] = {
+    ELEMENTS[name]: type for name, type in ({one: one for one in _SAME} | _OTHERS).items()
+}
+#: What the numbers of a type are, of those that are not in blocks.
+TYPE_ELEMENTS: Mapping[str, Element] = {name: ELEMENTS[name] for name in ("F64", *_SAME)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,8 +7,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-import torch
-
+from ...elements import Element
 from ...errors import ArgumentError
 from ...files.quantised.encoding_gguf import (
     FILE_TYPES,
@@ -31,11 +30,11 @@ from .gguf_file_plan import (
     EMPTY,
     LEFT_OUT,
     NO_TYPE,
+    PLAIN_TYPES,
+    TYPE_ELEMENTS,
     GgufPlan,
     carried,
     gguf_file,
-    plain_types,
-    type_dtypes,
     types_note,
 )
 from .native_file import foreign
@@ -121,13 +120,13 @@ def with_gguf(
     found: dict[str, Planned] = {}
     for key, planned in tensors.items():
         one, name = inside.get(key, (None, ""))
-        if one is None or not prod(one.shape) or planned.dtype not in plain_types():
+        if one is None or not prod(one.shape) or planned.element not in PLAIN_TYPES:
             continue
-        lies = layout[key] = _tensor(one, name, planned.dtype, model, wanted)
+        lies = layout[key] = _tensor(one, name, planned.element, model, wanted)
         is_blocks = to in GGUF_SCHEMES and lies.type == to.upper()
         storing = InScheme(one, GGUF_SCHEMES[to]) if is_blocks else None
-        dtype = storing.dtype if storing else type_dtypes()[lies.type]
-        found[key] = replace(planned, dtype=dtype, storing=storing)
+        element = storing.element if storing else TYPE_ELEMENTS[lies.type]
+        found[key] = replace(planned, element=element, storing=storing)
     entries, told = _entries(checkpoint, model, to)
     skips = tuple(
         Skip(one.target, one.component, parameter_kind(one), _reason(one), 0.0)
@@ -169,12 +168,12 @@ def _own_parameters(
 
 
 def _tensor(
-    one: Parameter, name: str, dtype: torch.dtype, model: Architecture | None, wanted: Wanted
+    one: Parameter, name: str, element: Element, model: Architecture | None, wanted: Wanted
 ) -> GgufTensor:
-    """How a parameter lies in the file, where it is of this dtype unless it is written as is wanted."""
+    """How a parameter lies in the file, where its numbers are these unless it is written as is wanted."""
     shape, to = one.shape or (1,), wanted.to
-    if not dtype.is_floating_point:
-        return GgufTensor(name, plain_types()[dtype], shape)
+    if not element.is_floating_point:
+        return GgufTensor(name, PLAIN_TYPES[element], shape)
     if is_float32(name, shape):
         return GgufTensor(name, "F32", shape)
     if to in GGUF_NUMBERS:
@@ -186,7 +185,7 @@ def _tensor(
         family = GGUF_NAMES.get(model.name) if model else None
         if family in WITH_KERNELS and not prod(shape) % ROW:
             return GgufTensor(name, to.upper(), shape, (prod(shape) // ROW, ROW))
-    return GgufTensor(name, plain_types()[dtype], shape)
+    return GgufTensor(name, PLAIN_TYPES[element], shape)
 
 
 def _entries(

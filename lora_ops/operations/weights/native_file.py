@@ -6,17 +6,21 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...files import FileSource
 from ...files.reading.routed import RoutedSource
 from ...models.architectures import UNET, Parameter, parameters
 from ...models.differences import read_parameter
 from ...models.grids import parameter_grid, parameter_reach
-from ...source import storage_name
 from .gguf_file_plan import gguf_file
+
+if TYPE_CHECKING:
+    import torch
 
 _PREFIX = "model."
 # The published files of Flux and its kin call the weight of these norms a scale, and older programs no other.
@@ -53,13 +57,21 @@ class NativeFile(RoutedSource):
         """Shape that the model has it in."""
         return self._own[key].shape if key in self._own else super().shape(key)
 
+    def element(self, key: str) -> Element:
+        """What the numbers of its pieces are, or what holds those of all."""
+        return _wide(self.original.element(one) for one in self._keys(key))
+
     def dtype(self, key: str) -> torch.dtype:
-        """Dtype of its pieces, or one that holds those of all."""
-        return _wide(self.original.dtype(one) for one in self._keys(key))
+        """The same as torch has it."""
+        return self.element(key).dtype
+
+    def result_element(self, key: str) -> Element:
+        """What those are of what is made of it."""
+        return _wide(self.original.result_element(one) for one in self._keys(key))
 
     def result_dtype(self, key: str) -> torch.dtype:
-        """The same of what is made of it."""
-        return _wide(self.original.result_dtype(one) for one in self._keys(key))
+        """The same as torch has it."""
+        return self.result_element(key).dtype
 
     def dtype_name(self, key: str) -> str:
         """Dtype of one tensor as a header names it."""
@@ -68,13 +80,13 @@ class NativeFile(RoutedSource):
     def storage(self, key: str) -> str:
         """What the first piece is stored as, where that is no dtype."""
         found, first = super().storage(key), self.route(key)[1]
-        is_plain = found == storage_name(self.original.dtype(first))
-        return storage_name(self.dtype(key)) if is_plain else found
+        is_plain = found == self.original.element(first).storage
+        return self.element(key).storage if is_plain else found
 
     def stored_size(self, key: str) -> int:
         """Bytes of all pieces."""
         if key in self._own and self._own[key].rows is not None:
-            return torch.Size(self.shape(key)).numel() * self.dtype(key).itemsize
+            return prod(self.shape(key)) * self.element(key).bits // 8
         return sum(self.original.stored_size(one) for one in self._keys(key))
 
     def grid(self, key: str, values: Tensor, start: int = 0) -> Tensor:
@@ -130,12 +142,12 @@ def _published(one: Parameter) -> str:
     return _SCALES.sub(r"\1.scale", name) if len(one.shape) == 1 else name
 
 
-def _wide(dtypes: Iterator[torch.dtype]) -> torch.dtype:
+def _wide(elements: Iterator[Element]) -> Element:
     """One of several, as `read_parameter` joins what is stored in them."""
-    found = set(dtypes)
+    found = set(elements)
     if len(found) == 1:
         return found.pop()
-    return torch.float64 if torch.float64 in found else torch.float32
+    return ELEMENTS["F64"] if ELEMENTS["F64"] in found else ELEMENTS["F32"]
 
 
 def foreign(known: Mapping[str, Parameter]) -> list[Parameter]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
+from ...elements import Element
 from ...errors import ArgumentError
 from ...files import (
     INDEX,
@@ -22,15 +21,13 @@ from ...files import (
     beside_weights,
     check_folder,
     check_output,
-    dtype_name,
     partition,
     shard_paths,
 )
 from ...files.header import header_room
 from ...files.writing.gguf_writer import GgufLayout, GgufWriter
-from ...linalg.storage import spelled
 from ...report import counted
-from ...source import TensorSource, storage_name
+from ...source import TensorSource
 from .storing import Row
 from .tiles import Planned
 
@@ -127,7 +124,7 @@ def folder_notes(checkpoint: TensorSource) -> Iterator[str]:
 
 def stored_as(planned: Planned) -> str:
     """What people call the way in which a tensor is written."""
-    return planned.storing.storage if planned.storing else spelled(planned.dtype)
+    return planned.storing.storage if planned.storing else planned.element.title
 
 
 def is_copied(planned: Planned) -> bool:
@@ -146,34 +143,34 @@ def storage_notes(checkpoint: TensorSource, tensors: Mapping[str, Planned]) -> I
         tensors: Of the result.
     """
     original = checkpoint.original if isinstance(checkpoint, QuantisedSource) else None
-    found: Counter[tuple[str, torch.dtype]] = Counter()
+    found: Counter[tuple[str, Element]] = Counter()
     for key in checkpoint.keys():  # noqa: SIM118
         stored, one = checkpoint.storage(key), tensors.get(key)
-        is_plain = stored == storage_name(checkpoint.dtype(key))
+        is_plain = stored == checkpoint.element(key).storage
         if one is None or one.source is original:  # what is copied as it is stored
             continue
         if one.storing is None and not is_plain:
-            found[stored, one.dtype] += 1
-    for (stored, dtype), count in found.items():
-        yield f"{counted(count, 'weight')} stored as {stored} written as {storage_name(dtype)}"
+            found[stored, one.element] += 1
+    for (stored, element), count in found.items():
+        yield f"{counted(count, 'weight')} stored as {stored} written as {element.storage}"
 
 
 def rows_of(tensors: Iterable[Planned]) -> Iterator[Row]:
-    """Key, dtype and shape of everything that is written.
+    """Key, numbers and shape of everything that is written.
 
     Args:
         tensors: Of the result, in its order.
     """
     for one in tensors:
         if one.storing is None:
-            yield one.key, one.dtype, one.shape
+            yield one.key, one.element, one.shape
         else:
             yield from one.storing.rows()
 
 
 def data_size(rows: Iterable[Row]) -> int:
     """Bytes of the data of what is written, without headers."""
-    return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in rows)
+    return sum(math.prod(shape) * one.bits // 8 for _, one, shape in rows)
 
 
 def writer_for(
@@ -199,9 +196,9 @@ def writer_for(
     """
     rows = list(rows_of(tensors))
     if layout is not None:
-        dtypes = {key: dtype_name(dtype) for key, dtype, _ in rows}
+        dtypes = {key: one.name for key, one, _ in rows}
         return GgufWriter(output, layout, dtypes, metadata, replace=replace)
-    entries = [(key, dtype_name(dtype), shape) for key, dtype, shape in rows]
+    entries = [(key, one.name, shape) for key, one, shape in rows]
     room = header_room(entries, metadata)
     if isinstance(checkpoint, JoinedSource) and is_folder(checkpoint):
         writer = FolderWriter(output, checkpoint, header_room=room)
@@ -210,7 +207,7 @@ def writer_for(
         writer = ShardsWriter(output, shards, header_room=room, hashed=False, replace=replace)
     else:
         writer = SafetensorsWriter(output, header_room=room, hashed=False, replace=replace)
-    writer.lay_out(rows)
+    writer.lay_out([(key, one.dtype, shape) for key, one, shape in rows])
     return writer
 
 

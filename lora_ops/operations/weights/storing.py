@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
+from ...elements import Element, element_in
 from ...files import FileSource, QuantisedSource
 from ...files.quantised.encoding import Encoder
 from ...files.quantised.reencoding import ROLES, encoder_like, parts_like
@@ -28,8 +28,8 @@ class StoredLayer(LayerReport):
     """A weight written with scales: `norm` is its own, `residual` that of what storing it changed."""
 
 
-#: Key, dtype and shape of a tensor that is written.
-Row: TypeAlias = "tuple[str, torch.dtype, tuple[int, ...]]"
+#: Key, numbers and shape of a tensor that is written.
+Row: TypeAlias = tuple[str, Element, tuple[int, ...]]
 #: Where the bytes of a tensor lie that is only copied, and its key there; or the tensor.
 Place: TypeAlias = tuple[FileSource, str] | Tensor
 
@@ -51,8 +51,8 @@ class Storing(ABC):
 
     @property
     @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Of the codes."""
+    def element(self) -> Element:
+        """What the codes are."""
 
     @property
     def by_chance(self) -> bool:
@@ -66,7 +66,7 @@ class Storing(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Key, dtype and shape of everything that is written, the codes first."""
+        """Key, numbers and shape of everything that is written, the codes first."""
 
     @abstractmethod
     def encoder(self) -> Encoder:
@@ -117,15 +117,15 @@ class InScheme(Storing):
         return self.scheme.storage
 
     @property
-    def dtype(self) -> torch.dtype:
+    def element(self) -> Element:
         """See `Storing`."""
-        return self.scheme.dtype
+        return self.scheme.element
 
     def rows(self) -> Iterator[Row]:
         """See `Storing`."""
-        yield self.parameter.key, self.dtype, self.scheme.codes(self.parameter.shape)
+        yield self.parameter.key, self.element, self.scheme.codes(self.parameter.shape)
         for key, part in self.beside(self.encoder()):
-            yield key, part.dtype, tuple(part.shape)
+            yield key, element_in(part), tuple(part.shape)
 
     def encoder(self) -> Encoder:
         """See `Storing`."""
@@ -148,11 +148,11 @@ class InScheme(Storing):
         found: dict[str, Place] = {
             key: part for key, part in self.beside(encoder) if key not in keys
         }
-        for key, dtype, shape in self.rows():
+        for key, element, shape in self.rows():
             if not alike or key in found:
                 continue
             here = keys[key]
-            alike = (file.dtype(here), prod(file.shape(here))) == (dtype, prod(shape))
+            alike = (file.element(here), prod(file.shape(here))) == (element, prod(shape))
             found[key] = file, here
         return found if alike else None
 
@@ -175,9 +175,9 @@ class AsStored(Storing):
         return self.weight.storage
 
     @property
-    def dtype(self) -> torch.dtype:
+    def element(self) -> Element:
         """See `Storing`."""
-        return self.file.dtype(self.weight.parts["codes"])
+        return self.file.element(self.weight.parts["codes"])
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class AsStored(Storing):
     def rows(self) -> Iterator[Row]:
         """See `Storing`."""
         for key in self.keys:
-            yield key, self.file.dtype(key), self.file.shape(key)
+            yield key, self.file.element(key), self.file.shape(key)
 
     def encoder(self) -> Encoder:
         """See `Storing`.
@@ -226,7 +226,10 @@ class AsStored(Storing):
             return None
         for role, key in mine.parts.items():
             here, file = one.parts[role], source.original
-            if (file.dtype(here), file.shape(here)) != (self.file.dtype(key), self.file.shape(key)):
+            if (file.element(here), file.shape(here)) != (
+                self.file.element(key),
+                self.file.shape(key),
+            ):
                 return None
             found[key] = file, here
         return found

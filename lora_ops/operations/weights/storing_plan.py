@@ -96,7 +96,9 @@ def with_storing(
     elif not wanted.to:
         notes += pattern_notes("stays whole", wanted.whole, ())
     found = {
-        key: replace(one, dtype=storing[key].dtype, storing=storing[key]) if key in storing else one
+        key: replace(one, element=storing[key].element, storing=storing[key])
+        if key in storing
+        else one
         for key, one in tensors.items()
     }
     marked = _marked(storing, wanted.to)
@@ -162,14 +164,14 @@ def _loose(tensors: Mapping[str, Planned], checkpoint: TensorSource) -> dict[str
         return {}
     file = checkpoint.original
     same = {k for k, one in tensors.items() if one.is_copy and one.source is checkpoint}
-    return {k: Planned(k, file, k, file.dtype(k)) for k in checkpoint.loose(kept, same)}
+    return {k: Planned(k, file, k, file.element(k)) for k in checkpoint.loose(kept, same)}
 
 
 def _marked(storing: Mapping[str, Storing], to: str) -> dict[str, Planned]:
     """Tensors that say that there are weights which are stored as was asked for."""
     keys = [key for key, one in storing.items() if isinstance(one, InScheme)]
     marks = MemoryFile("markers", SCHEMES[to].markers(keys) if keys else {})
-    return {k: Planned(k, marks, k, marks.dtype(k)) for k in marks.keys()}  # noqa: SIM118
+    return {k: Planned(k, marks, k, marks.element(k)) for k in marks.keys()}  # noqa: SIM118
 
 
 def model_keys(checkpoint: TensorSource) -> set[str]:

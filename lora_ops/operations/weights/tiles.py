@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...elements import ELEMENTS, Element
 from ...errors import NonFiniteError
 from ...files.quantised.encoding import Encoder
 from ...linalg.storage import spelled
@@ -33,17 +34,17 @@ class Planned:
         key: Its key.
         source: The checkpoint that it begins as.
         own: Its key there.
-        dtype: It is written in.
+        element: What its numbers are written as.
         steps: What is added to the parameters in it.
         seed: By which these, or all of what is stored without any, are rounded by chance; None: to the
             nearest.
-        storing: How it is written with scales, of which `dtype` is the codes'; None: as numbers.
+        storing: How it is written with scales, of which `element` is the codes'; None: as numbers.
     """
 
     key: str
     source: TensorSource
     own: str
-    dtype: torch.dtype
+    element: Element
     steps: Sequence[Step] = ()
     seed: int | None = None
     storing: Storing | None = None
@@ -54,9 +55,14 @@ class Planned:
         return self.source.shape(self.own)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what is written, as torch has it."""
+        return self.element.dtype
+
+    @property
     def is_copy(self) -> bool:
         """Whether every byte stays."""
-        is_number = self.storing is None and self.dtype == self.source.dtype(self.own)
+        is_number = self.storing is None and self.element == self.source.element(self.own)
         return is_number and not self.steps
 
 
@@ -98,7 +104,7 @@ def _encoder(planned: Planned) -> Encoder | None:
 
     if not encoder.looks:
         return encoder
-    numbers = replace(planned, dtype=torch.float32, seed=None, storing=None)
+    numbers = replace(planned, element=ELEMENTS["F32"], seed=None, storing=None)
     with SCRATCH.frame():
         for number, tiles in _parts(numbers, look, None):
             changed = _Changed(tiles, planned.steps[number])

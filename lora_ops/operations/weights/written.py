@@ -113,7 +113,7 @@ class _Memory:
 
     def __init__(self, planned: Planned) -> None:
         self.tensors = {
-            key: torch.empty(shape, dtype=dtype) for key, dtype, shape in rows_of([planned])
+            key: torch.empty(shape, dtype=one.dtype) for key, one, shape in rows_of([planned])
         }
 
     def write_at(self, key: str, start: int, piece: Tensor) -> None:

@@ -43,7 +43,7 @@ class SceWork(Work):
         """The work before its first pass."""
         everything = task.number("density") >= 1 or task.size == 0
         least = 0.0 if everything else None
-        return SceWork(task, RankSearch(torch.ones(1, 1, dtype=torch.int64)), least)
+        return SceWork(task, RankSearch([[1]]), least)
 
     @property
     def passes(self) -> int:
@@ -74,7 +74,7 @@ class SceWork(Work):
             rank = int(varied * self.task.number("density"))
             if rank == 0:
                 return replace(self, least=math.inf)
-            search = RankSearch(torch.tensor([[rank]])).settle(total[:, :-1])
+            search = RankSearch([[rank]]).settle(total[:, :-1])
         else:
             search = self.search.settle(total)
         least = None if search.found is None else float(search.found)
@@ -134,7 +134,7 @@ class FusionWork(Work):
         """The work before its first pass."""
         last = max(0, task.size - 1)
         places = [task.size - int(quarter * last / 4) for quarter in (1, 2, 3)]
-        return FusionWork(task, RankSearch(torch.tensor([places])))
+        return FusionWork(task, RankSearch([places]))
 
     @property
     def passes(self) -> int:

@@ -55,7 +55,7 @@ class SparseWork(Work):
         return SparseWork(
             task,
             elected,
-            search=RankSearch(torch.tensor(ranks)) if ranks else None,
+            search=RankSearch(ranks) if ranks else None,
             bounds=((0, math.inf),) * task.count,
             measured=_rescale(task) != "l1",
             factors=tuple(_factor(task, density) for density in task.numbers("density")),
