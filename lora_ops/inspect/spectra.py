@@ -15,8 +15,8 @@ from ..adapters.edited import check_not_empty, finite
 from ..adapters.layers import Layer, Scaled, innermost
 from ..adapters.outline import outline
 from ..adapters.some import without
-from ..linalg import frobenius, spectrum
-from ..operations.resize.decomposed import Dense, PreparedLayer, Whole, decomposed_work
+from ..linalg import frobenius
+from ..operations.resize.decomposed import PreparedLayer, decomposed_work, singular_values
 from ..run.devices import Placement
 from ..run.job import Job, Work
 from ..run.stream import stream
@@ -103,7 +103,7 @@ def spectra_work(adapter: Adapter) -> Work[str, Spectrum]:
     check_not_empty(adapter)
     layers = outline(adapter.layers)
     bound = [target for target, layer in layers.items() if layer.needs_base]
-    work = decomposed_work(without(adapter, bound), _spectrum)
+    work = decomposed_work(without(adapter, bound), _spectra)
     jobs = [Job(target, target, alike=("from the base", target)) for target in bound]
     compute = partial(_compute, adapter.layers, frozenset(bound), work.compute)
     return Work([*jobs, *work.jobs], compute)
@@ -124,12 +124,16 @@ def _compute(
     ]
 
 
-def _spectrum(known: PreparedLayer) -> Spectrum:
+def _spectra(batch: Sequence[PreparedLayer]) -> list[Spectrum]:
+    values = singular_values(batch)
+    return [_spectrum(known, values.get(known.target)) for known in batch]
+
+
+def _spectrum(known: PreparedLayer, s: Tensor | None) -> Spectrum:
     target, layer = known.target, known.layer
-    if isinstance(known, Whole):
+    if s is None:
         square = finite(frobenius(layer.delta().flatten().unsqueeze(0)).square(), target, layer)
         return Spectrum(target, layer.title, 0, square, _nothing())
-    s = spectrum(known.matrix).cpu() if isinstance(known, Dense) else known.s
     return Spectrum(target, layer.title, _rank(layer), math.fsum(s.square().tolist()), s)
 
 

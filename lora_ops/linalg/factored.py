@@ -52,8 +52,8 @@ class FactoredSvd:
         down = (self.right[..., :rank, :] * _inverse(root).unsqueeze(-1)).to(self.down) @ self.down
         return up, down
 
-    def missed(self, up: Tensor, down: Tensor, square: Tensor) -> float:
-        """Frobenius norm of the difference between this product and another, `up @ down`.
+    def missed(self, up: Tensor, down: Tensor, square: Tensor) -> Tensor:
+        """Frobenius norm of the difference between this product and another, `up @ down`; float64.
 
         Args:
             up: (out, q), float32.
@@ -61,7 +61,7 @@ class FactoredSvd:
             square: The squared norm of this product, float64.
         """
         up, down = up.to(self.up.device), down.to(self.up.device)
-        return float(distance(self.up, self.down, up, down, square=square))
+        return distance(self.up, self.down, up, down, square=square)
 
 
 def factored_svd(
@@ -176,13 +176,17 @@ def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """R with R R.mT = matrix, positive semidefinite, and its (pseudo-)inverse."""
     lower, info = torch.linalg.cholesky_ex(matrix)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     if not bool(info.any()):
-        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        return lower, torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+        return lower, inverse
     # Columns depend on each other. Rounding leaves small values, which multiply small ones.
     values, vectors = torch.linalg.eigh(matrix)
     root = values.clamp(min=0).sqrt()
-    return vectors * root.unsqueeze(-2), _inverse(root).unsqueeze(-1) * vectors.mT
+    other, back = vectors * root.unsqueeze(-2), _inverse(root).unsqueeze(-1) * vectors.mT
+    # Of those alone whose columns do, so that none depends on the others of its batch.
+    failed = (info != 0)[..., None, None]
+    return torch.where(failed, other, lower), torch.where(failed, back, inverse)
 
 
 def _inverse(values: Tensor) -> Tensor:

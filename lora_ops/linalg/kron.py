@@ -119,11 +119,11 @@ class KronSvd:
         down = self.first[1][i, :, None] * (self.second[1][j, None, :] * sign[:, None, None])
         return up.flatten(0, 1).float(), down.flatten(1).float()
 
-    def missed(self, up: Tensor, down: Tensor, square: Tensor) -> float:
-        """Frobenius norm of the matrix less `up @ down`; see `FactoredSvd.missed`."""
+    def missed(self, up: Tensor, down: Tensor, square: Tensor) -> Tensor:
+        """Frobenius norm of the matrix less `up @ down`, on the CPU; see `FactoredSvd.missed`."""
         both = self.matrix.inner_product(up.cpu().double(), down.cpu().double())
         other = inner(up, down, up, down).cpu()
-        return float((square.cpu() - 2 * both + other).clamp(min=0).sqrt())
+        return (square.cpu() - 2 * both + other).clamp(min=0).sqrt()
 
 
 def kron_svd(

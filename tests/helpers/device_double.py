@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +62,7 @@ class OnDevice(Tensor):
 
     def __init__(self, held: Tensor, double: Double) -> None:
         self.held, self.owner = held, double
+        double.allocated(self)
 
     @classmethod
     def __torch_dispatch__(
@@ -99,11 +102,30 @@ class Double:
         counts: `upload`, `download` (copies), `wait` (the CPU waits), `eigen` (eigenproblems and SVDs, of
             a stack as many as it has, for a GPU solves them one after the other).
         operations: How often each operation was called there.
+        peak: The most bytes that its tensors took at one time, from whatever threads.
     """
 
     counts: Counter[str] = field(default_factory=Counter[str])
     operations: Counter[str] = field(default_factory=Counter[str])
+    peak: int = 0
     _uploads: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
+    _alive: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def allocated(self, tensor: OnDevice) -> None:
+        """Count the memory of a tensor until none that lies in it is there any more."""
+        storage = tensor.held.untyped_storage()
+        block = (storage.data_ptr(), storage.nbytes())
+        with self._lock:
+            self._alive[block] += 1
+            self.peak = max(self.peak, sum(size for _, size in self._alive))
+        weakref.finalize(tensor, self._freed, block)
+
+    def _freed(self, block: tuple[int, int]) -> None:
+        with self._lock:
+            self._alive[block] -= 1
+            if not self._alive[block]:
+                del self._alive[block]
 
     def wait(self, reason: str) -> None:
         """Count that the CPU waits; all uploads have then arrived.

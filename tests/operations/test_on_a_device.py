@@ -183,6 +183,24 @@ def test_add(method: str, rank: str | None) -> None:
     check_on_device(lambda _: add_work(match, Adding(rule, method)))
 
 
+@pytest.mark.parametrize(
+    ("method", "rank", "waits"),
+    [("sum", None, 2), ("average", None, 3), ("sum", "2", 5), ("slerp", "energy=0.8", 6)],
+)
+def test_a_sum_waits_a_few_times_a_layer(method: str, rank: str | None, waits: int) -> None:
+    """For inner products, once in each precision, for singular values, the factors, and what they miss."""
+    one, other = (
+        adapter([Part("linear", seed=seed + i, module=f"lin.{i}") for i in range(4)])
+        for seed in (0, 50)
+    )
+    match = match_adapters([Term(one, {}, "a"), Term(other, {}, "b")], "kohya")
+    where = DoublePlacement(DEVICE, 1, 1 << 30)
+    adding = Adding(None if rank is None else parse_rank(rank), method)
+    assert len(list(stream(add_work(match, adding), where))) == 4
+    assert where.double.counts["wait"] <= 4 * waits
+    assert where.double.counts["eigen"] == (0 if rank is None else 4)
+
+
 @pytest.mark.parametrize("kept", [(), (1,)])
 @pytest.mark.parametrize(
     ("method", "scope"), [*((name, None) for name in FACTORED), ("ties", "element")]

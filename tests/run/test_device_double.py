@@ -26,6 +26,19 @@ def test_it_computes_what_the_cpu_computes(double: Double) -> None:
     assert double.counts == {"upload": 2, "download": 1, "wait": 1}
 
 
+def test_memory_is_counted_once_and_as_long_as_something_lies_in_it(double: Double) -> None:
+    with double.mode():
+        there = torch.zeros(100, device=DEVICE)
+        view = there.view(10, 10)[3:].mT
+        assert double.peak == 400
+        del there
+        more = view + 1
+        assert double.peak == 400 + 280
+        del view
+        torch.cat([more, more])
+        assert double.peak == 280 + 560
+
+
 def test_views_write_into_what_they_are_views_of(double: Double) -> None:
     with double.mode():
         whole = torch.zeros(4, 4, device=DEVICE)

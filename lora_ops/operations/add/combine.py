@@ -15,7 +15,7 @@ from ...linalg import factored_svd, gram_matrix, inner, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
-from ...run.devices import Placement, upload
+from ...run.devices import Placement, download, upload
 from ..methods.factored.frame import Frame, framed
 from .apart import Apart, apart, is_bulky
 
@@ -158,11 +158,10 @@ class Combination:
             return float(products.sum().clamp(min=0).sqrt())
         stack = stack.exact()
         columns = stack.columns(self.coefficients)
-        square = columns @ (stack.left * stack.right).cpu() @ columns
-        both = (
-            columns @ (gram_matrix(stack.up.mT, up.mT) * gram_matrix(stack.down, down)).sum(1).cpu()
-        )
-        other = inner(up, down, up, down).cpu()
+        crossed = (gram_matrix(stack.up.mT, up.mT) * gram_matrix(stack.down, down)).sum(1)
+        found = (stack.left * stack.right, crossed, inner(up, down, up, down))
+        own, crossed, other = download(found)  # at once: a device is waited for at each copy
+        square, both = columns @ own @ columns, columns @ crossed
         return float((square - 2 * both + other).clamp(min=0).sqrt())
 
 
@@ -186,9 +185,9 @@ def side_by_side(
         return None
     if isinstance(stack, Apart):
         return None
-    up, down = stack.up.cpu(), stack.down.cpu()
-    if _plain(sum_.layers) is None or up.dtype != (dtype or sum_.dtype):
+    if _plain(sum_.layers) is None or stack.up.dtype != (dtype or sum_.dtype):
         return None
+    up, down = download([stack.up, stack.down])
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * gains[0] if has_alpha else None)
 
 
@@ -212,12 +211,14 @@ def concatenated(
         return None
     if isinstance(stack, Apart):
         return None
-    known = [_up(*pair) for pair in zip(sum_.layers, _ups(stack), strict=True)]
+    own, down = download([stack.up, stack.down])
+    stacked_ups = own.split(stack.sizes, dim=1)
+    known = [_up(*pair) for pair in zip(sum_.layers, stacked_ups, strict=True)]
     gains = [c * gain for c, (_, gain) in zip(sum_.coefficients, known, strict=True)]
     scale = max(map(abs, gains)) if has_alpha else 1.0
     ups = [up.float() * (gain / scale) for (up, _), gain in zip(known, gains, strict=True)]
     up = rounded(torch.cat(ups, dim=1), dtype or sum_.dtype, sum_.target)
-    down = rounded(stack.down, dtype or sum_.dtype, sum_.target)
+    down = rounded(down, dtype or sum_.dtype, sum_.target)
     return low_rank(up, down, sum_.shape, alpha=sum_.rank * scale if has_alpha else None)
 
 
@@ -248,14 +249,15 @@ def recompressed(
         (near,) = truncated(whole, total, own, exact=rule is None)
         return written(sum_, near.factors(), dtype, has_alpha=has_alpha)
     svd = factored_svd(*thinned(*sum_.product(stack)))
-    rank: int | None = len(svd.s)
+    s = svd.s.cpu()
+    rank: int | None = len(s)
     if rule is not None:
         own = rule.for_kernel(sum_.shape[2:])
         if own.leaves_out:
             return None
-        rank = own.choose(svd.s, float(svd.s.square().sum()), len(svd.s))
+        rank = own.choose(s, float(s.square().sum()), len(s))
     # Directions at rounding level are zero in `s`: no rank is spent on them.
-    held = max(1, min(rank or 1, int((svd.s > 0).sum())))
+    held = max(1, min(rank or 1, int((s > 0).sum())))
     return written(sum_, svd.factors(held), dtype, has_alpha=has_alpha)
 
 
@@ -270,7 +272,11 @@ def written(
         dtype: Of the factors; None: one that holds the numbers of all layers.
         has_alpha: Whether the file has a place for alpha.
     """
-    up, down = (rounded(factor, dtype or sum_.dtype, sum_.target) for factor in factors)
+    dtype = dtype or sum_.dtype
+    stored = download([factor.to(dtype) for factor in factors])
+    up, down = (
+        rounded(one, dtype, sum_.target, exact) for one, exact in zip(stored, factors, strict=True)
+    )
     return low_rank(up, down, sum_.shape, alpha=float(len(down)) if has_alpha else None)
 
 
@@ -295,10 +301,6 @@ def _up(layer: Layer, stacked: Tensor) -> tuple[Tensor, float]:
     1. Other kinds have only the one of the stack.
     """
     return (layer.up.flatten(1), layer.scale) if isinstance(layer, LoraLayer) else (stacked, 1.0)
-
-
-def _ups(stack: Stack) -> Sequence[Tensor]:
-    return stack.up.cpu().split(stack.sizes, dim=1)
 
 
 def _has_space(sum_: Combination) -> bool:

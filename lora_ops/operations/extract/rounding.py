@@ -20,7 +20,7 @@ def rounding_of_reading(reading: Reading, layer: LoraLayer) -> Rounding:
     if reading.best is not None:
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
         apart = reading.best.missed(up, down, reading.best.s.square().sum())
-        missed = reading.missed_by(apart)
+        missed = reading.missed_by(float(apart))
     return Rounding(reading.floor, reading.noise, reading.above, reading.change, missed)
 
 

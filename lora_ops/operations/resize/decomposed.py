@@ -1,8 +1,9 @@
-"""The layers of an adapter with their decompositions, side by side: batches on a GPU."""
+"""The layers of an adapter with their decompositions, batch by batch."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from ...adapters.edited import described, finite
 from ...adapters.layers import KroneckerProduct, Layer, MadeLayer, innermost
 from ...adapters.outline import outline
 from ...errors import UnsupportedLayerError
-from ...linalg import FactoredSvd, KronSvd, factored_svd, frobenius, thinned
+from ...linalg import FactoredSvd, KronSvd, factored_svd, frobenius, spectrum, thinned
 from ...run.devices import Placement, upload
 from ...run.job import Job, Work
 
@@ -74,36 +75,55 @@ PreparedLayer: TypeAlias = Decomposed | Dense | Whole
 
 
 def decomposed_work(
-    adapter: Adapter, function: Callable[[PreparedLayer], Result]
+    adapter: Adapter, function: Callable[[Sequence[PreparedLayer]], Sequence[Result]]
 ) -> Work[str, Result]:
-    """Return the jobs of a function of each layer with its decomposition, and how they are done.
+    """Return the jobs of a function of layers with their decompositions, and how they are done.
 
     Layers of one form are alike: stacked, they are decomposed together.
 
     Args:
         adapter: Read layer by layer.
-        function: Given a layer with its decomposition. It can be pickled.
+        function: Given the layers of a batch; returns a result for each. It can be pickled.
 
     Raises, when it is done:
         UnsupportedLayerError: A layer is made from the base weight.
         NonFiniteError: NaN or infinity in a factor.
     """
-    jobs = [_job(target, _form(layer)) for target, layer in outline(adapter.layers).items()]
+    jobs = [_job(target, layer) for target, layer in outline(adapter.layers).items()]
     return Work(jobs, partial(_compute, adapter.layers, function))
 
 
-def _job(target: str, form: tuple[tuple[int, ...], ...]) -> Job[str]:
+def _job(target: str, layer: Layer) -> Job[str]:
     """With its bytes on the device: the factors in float32 and float64, and the new ones."""
-    return Job(target, target, need=32 * sum(map(math.prod, form)) or 1, alike=form)
+    form = _form(layer)
+    need = 32 * sum(map(math.prod, form)) or 1
+    # What is not stacked is read alone; what is comes back in one copy, which has one dtype.
+    return Job(target, target, need=need, alike=(form, layer.dtype) if form else target)
 
 
 def _compute(
     layers: Mapping[str, Layer],
-    function: Callable[[PreparedLayer], Result],
+    function: Callable[[Sequence[PreparedLayer]], Sequence[Result]],
     targets: Sequence[str],
     placement: Placement,
-) -> list[Result]:
-    return [function(known) for known in _decompose(layers, targets, placement)]
+) -> Sequence[Result]:
+    known = {one.target: one for one in _decompose(layers, targets, placement)}
+    return function([known[target] for target in targets])
+
+
+def singular_values(batch: Sequence[PreparedLayer]) -> dict[str, Tensor]:
+    """Return all singular values of those that are not whole, by target: float64, on the CPU."""
+    known = {one.target: one.s for one in batch if isinstance(one, Decomposed)}
+    dense = [one for one in batch if isinstance(one, Dense)]
+    if dense:
+        found = spectrum(stacked([one.matrix for one in dense])).cpu()
+        known |= {one.target: s for one, s in zip(dense, found, strict=True)}
+    return known
+
+
+def stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """The matrices as a stack; of one no copy is made."""
+    return matrices[0].unsqueeze(0) if len(matrices) == 1 else torch.stack(list(matrices))
 
 
 def _form(layer: Layer) -> tuple[tuple[int, ...], ...]:
@@ -130,9 +150,8 @@ def all_directions(layer: Layer) -> int:
 def _decompose(
     layers: Mapping[str, Layer], targets: Sequence[str], placement: Placement
 ) -> Iterator[PreparedLayer]:
-    thin: dict[str, Layer] = {}
-    ups: list[Tensor] = []
-    downs: list[Tensor] = []
+    # A header does not tell the rank of what is joined: those that are alike may have several.
+    thin: defaultdict[object, list[tuple[str, Layer, Tensor, Tensor]]] = defaultdict(list)
     for target in targets:
         layer = layers[target]
         if innermost(layer).is_full and not layer.needs_base:
@@ -152,21 +171,14 @@ def _decompose(
             continue
         up, down = layer.factors()
         finite(up.norm() * down.norm(), target, layer)
-        thin[target] = layer
-        ups.append(upload(up, placement))
-        downs.append(upload(down, placement))
-    if not thin:
-        return
-    # A header does not tell the rank of what is joined: then those that are alike may not be.
-    if len({up.shape + down.shape for up, down in zip(ups, downs, strict=True)}) > 1:
-        for (target, layer), up, down in zip(thin.items(), ups, downs, strict=True):
-            svd = factored_svd(*thinned(up[None], down[None]))[0]
-            yield Decomposed(target, layer, svd, svd.s.cpu())
-        return
-    stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
-    values = stack.s.cpu()
-    for index, (target, layer) in enumerate(thin.items()):
-        yield Decomposed(target, layer, stack[index], values[index])
+        both = (upload(up, placement), upload(down, placement))
+        thin[up.shape, down.shape].append((target, layer, *both))
+    for found in thin.values():
+        named, layers_, ups, downs = zip(*found, strict=True)
+        stack = factored_svd(*thinned(torch.stack(ups), torch.stack(downs)))
+        values = stack.s.cpu()
+        for index, (target, layer) in enumerate(zip(named, layers_, strict=True)):
+            yield Decomposed(target, layer, stack[index], values[index])
 
 
 def _kron(plain: Layer) -> KroneckerProduct | None:

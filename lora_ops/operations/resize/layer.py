@@ -1,9 +1,10 @@
-"""One layer at another rank: cut from its factors, or from its change where that is multiplied out."""
+"""Layers at other ranks: cut from their factors, or from their change where that is multiplied out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,16 +23,16 @@ from ...adapters.layers import (
 )
 from ...elements import Element
 from ...errors import ArgumentError
-from ...linalg import FactoredSvd, frobenius
-from ...linalg.moments import Moment, weighted_factors, weighted_product
+from ...linalg import frobenius
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
-from ...report import Skip, Weighted
+from ...report import Skip
+from ...run.devices import download
 from ...run.job import Outcome
 from ..reasons import RANK_ZERO
-from .decomposed import Decomposed, Dense, Whole
+from .decomposed import Decomposed, Dense, Whole, stacked
 from .recorded import Recorded
 
 
@@ -83,28 +84,47 @@ class Resizing:
         return self.element.dtype if self.element else None
 
 
-def resized(known: Decomposed, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
-    """Return one layer at its rank; `rank` is a budget's, None where the rule is to choose."""
-    target, layer, s = known.target, known.layer, known.s
-    total = s.square().sum()
-    norm = finite(total.sqrt(), target, layer)
-    if norm == 0:
-        return skipped(target, layer, ZERO, norm)
-    if rank is None and isinstance(resizing.rule, RankRule):
-        rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), s, float(total))
-    if not rank:
-        return skipped(target, layer, RANK_ZERO, norm)
-    plain = innermost(layer)
-    has_core = isinstance(plain, LoraLayer) and not plain.is_pair
-    if rank >= layer.rank and not has_core and not isinstance(plain, MadeLayer):
-        result = rewrapped(_kept(target, plain, resizing), layer)
-        residual = 0.0 if has_numbers_of(result, layer) else _missed(known, result, total)
-    else:
-        # Directions at rounding level are zero in `s`: no rank is spent on them.
-        held = min(rank, int((s > 0).sum()))
-        result = _written(target, layer, known.svd.factors(held), resizing)
-        residual = _missed(known, result, total)
-    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
+def resized(
+    batch: Sequence[Decomposed], resizing: Resizing, ranks: Mapping[str, int]
+) -> list[Outcome[Layer]]:
+    """Return layers at their ranks; `ranks` are a budget's, empty where the rule is to choose."""
+    norms: dict[str, float] = {}
+    outcomes: dict[str, Outcome[Layer]] = {}
+    results: dict[str, Layer] = {}
+    missed: dict[str, Tensor] = {}
+    lowered: list[Decomposed] = []
+    factors: list[tuple[Tensor, Tensor]] = []
+    for known in batch:
+        target, layer, s = known.target, known.layer, known.s
+        total = s.square().sum()
+        norm = norms[target] = finite(total.sqrt(), target, layer)
+        rank = ranks.get(target)
+        if norm and rank is None and isinstance(resizing.rule, RankRule):
+            rank = _chosen(resizing.rule.for_kernel(layer.shape[2:]), s, float(total))
+        if not norm or not rank:
+            outcomes[target] = skipped(target, layer, RANK_ZERO if norm else ZERO, norm)
+        elif rank >= layer.rank and can_stay(layer):
+            result = results[target] = rewrapped(kept(target, innermost(layer), resizing), layer)
+            if not has_numbers_of(result, layer):
+                missed[target] = _missed(known, innermost(result), total)
+        else:
+            # Directions at rounding level are zero in `s`: no rank is spent on them.
+            factors.append(known.svd.factors(min(rank, int((s > 0).sum()))))
+            lowered.append(known)
+    for known, (result, there) in zip(lowered, written(lowered, factors, resizing), strict=True):
+        results[known.target] = result
+        missed[known.target] = _missed(known, there, known.s.square().sum())
+    residuals = _numbers(missed)
+    for known in batch:
+        if (result := results.get(known.target)) is not None:
+            outcomes[known.target] = edited(
+                *(known.target, result),
+                norm=norms[known.target],
+                residual=residuals.get(known.target, 0.0),
+                was=(known.layer.rank,),
+                made_of=(known.layer,),
+            )
+    return [outcomes[known.target] for known in batch]
 
 
 def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
@@ -113,62 +133,44 @@ def _chosen(rule: RankRule, s: Tensor, total: float) -> int | None:
     return rule.choose(s, total, len(s))
 
 
-def cut(known: Dense, resizing: Resizing, rank: int | None) -> Outcome[Layer]:
-    """Return one layer that is multiplied out at its rank, chosen as for `resized`."""
-    target, layer = known.target, known.layer
-    norm = finite(known.total.sqrt(), target, layer)
-    if norm == 0:
-        return skipped(target, layer, ZERO, norm)
-    rule = RankRule("rank", rank or 0)
-    if rank is None and isinstance(resizing.rule, RankRule):
-        rule = resizing.rule.for_kernel(layer.shape[2:])
-    if rule.leaves_out:
-        return skipped(target, layer, RANK_ZERO, norm)
-    exact = resizing.exact or rank is not None  # a budget's bound leaves no room
-    (svd,) = truncated(known.matrix[None], known.total[None], rule, exact=exact)
-    result = _written(target, layer, svd.factors(), resizing)
-    up, down = (factor.to(known.matrix.device) for factor in result.factors())
-    residual = float(frobenius(torch.addmm(known.matrix, up, down, alpha=-1)))
-    return edited(target, result, norm=norm, residual=residual, was=(layer.rank,), made_of=(layer,))
-
-
-def weighed(known: Decomposed | Dense, resizing: Resizing, moment: Moment) -> Outcome[Layer]:
-    """Return one layer at the rank of a rule whose output is closest to its own.
-
-    Args:
-        known: With its change.
-        resizing: With a rule that chooses by one layer.
-        moment: Of the inputs that were recorded.
-    """
-    target, layer = known.target, known.layer
-    svd = None if isinstance(known, Dense) else known.svd
-    delta = layer.delta().flatten(1) if isinstance(known, Decomposed) else known.matrix
-    norm = finite(frobenius(delta), target, layer)
-    rule = resizing.rule
-    if norm == 0:
-        return skipped(target, layer, ZERO, norm)
-    if not isinstance(rule, RankRule) or rule.for_kernel(layer.shape[2:]).leaves_out:
-        return skipped(target, layer, RANK_ZERO, norm)
-    rule = rule.for_kernel(layer.shape[2:])
-    if isinstance(svd, FactoredSvd):
-        factors = weighted_product(svd.up, svd.down, moment, rule)
-    else:
-        factors = weighted_factors(delta, moment, rule, exact=resizing.exact)
-    plain = innermost(layer)
-    has_core = isinstance(plain, LoraLayer) and not plain.is_pair
-    if factors[0].shape[1] >= layer.rank and not has_core and not isinstance(plain, MadeLayer):
-        result = rewrapped(_kept(target, plain, resizing), layer)
-    else:
-        result = _written(target, layer, factors, resizing)
-    left = delta - result.delta().flatten(1).to(delta)
-    return edited(
-        *(target, result),
-        norm=norm,
-        residual=float(frobenius(left)),
-        was=(layer.rank,),
-        made_of=(layer,),
-        weighted=Weighted(moment.norm(delta), moment.norm(left)),
-    )
+def cut(
+    batch: Sequence[Dense], resizing: Resizing, ranks: Mapping[str, int]
+) -> list[Outcome[Layer]]:
+    """Return layers that are multiplied out at their ranks, chosen as for `resized`."""
+    norms = _numbers({known.target: known.total.sqrt() for known in batch})
+    outcomes: dict[str, Outcome[Layer]] = {}
+    alike: defaultdict[RankRule, list[Dense]] = defaultdict(list)
+    for known in batch:
+        target, layer = known.target, known.layer
+        norm, rank = finite(norms[target], target, layer), ranks.get(target)
+        rule = RankRule("rank", rank or 0)
+        if rank is None and isinstance(resizing.rule, RankRule):
+            rule = resizing.rule.for_kernel(layer.shape[2:])
+        if norm and not rule.leaves_out:
+            alike[rule].append(known)
+        else:
+            outcomes[target] = skipped(target, layer, RANK_ZERO if norm else ZERO, norm)
+    for rule, group in alike.items():
+        stack = stacked([known.matrix for known in group])
+        totals = torch.stack([known.total for known in group])
+        exact = resizing.exact or bool(ranks)  # a budget's bound leaves no room
+        svds = truncated(stack, totals, rule, exact=exact)
+        made = list(written(group, [svd.factors() for svd in svds], resizing))
+        residuals = _numbers(
+            {
+                known.target: frobenius(torch.addmm(known.matrix, *there.factors(), alpha=-1))
+                for known, (_, there) in zip(group, made, strict=True)
+            }
+        )
+        for known, (result, _) in zip(group, made, strict=True):
+            outcomes[known.target] = edited(
+                *(known.target, result),
+                norm=norms[known.target],
+                residual=residuals[known.target],
+                was=(known.layer.rank,),
+                made_of=(known.layer,),
+            )
+    return [outcomes[known.target] for known in batch]
 
 
 def remeasured(found: Outcome[Layer], layer: Layer) -> Outcome[Layer]:
@@ -196,22 +198,49 @@ def remeasured(found: Outcome[Layer], layer: Layer) -> Outcome[Layer]:
     )
 
 
-def _written(
-    target: str, layer: Layer, factors: tuple[Tensor, Tensor], resizing: Resizing
-) -> Layer:
-    """A LoRA with these factors in place of a layer, with the alpha that is wanted."""
-    rank = factors[0].shape[1]
-    has_one = stored_alpha(layer) is not None or isinstance(innermost(layer), MadeLayer)
-    alpha = resizing.alpha
-    if alpha is None and (has_one or resizing.needs_alpha) and resizing.has_alpha:
-        alpha = float(rank)
-    gain = 1.0 if alpha is None else math.sqrt(rank / alpha)
-    dtype = resizing.dtype or loadable(layer.dtype)
-    up, down = (rounded(factor * gain, dtype, target) for factor in factors)
-    return rewrapped(low_rank(up, down, layer.shape, alpha), layer)
+def can_stay(layer: Layer) -> bool:
+    """Whether it has factors that a file can hold: a core is multiplied out, and what is made is written."""
+    plain = innermost(layer)
+    has_core = isinstance(plain, LoraLayer) and not plain.is_pair
+    return not has_core and not isinstance(plain, MadeLayer)
 
 
-def _kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
+def written(
+    batch: Sequence[Decomposed | Dense],
+    factors: Sequence[tuple[Tensor, Tensor]],
+    resizing: Resizing,
+) -> Iterator[tuple[Layer, LoraLayer]]:
+    """LoRA with these factors in place of layers, with the alpha that is wanted.
+
+    Yields:
+        Each layer, on the CPU; and its LoRA where the factors are.
+    """
+    exact: list[Tensor] = []
+    there: list[LoraLayer] = []
+    for known, pair in zip(batch, factors, strict=True):
+        layer, rank = known.layer, pair[0].shape[1]
+        has_one = stored_alpha(layer) is not None or isinstance(innermost(layer), MadeLayer)
+        alpha = resizing.alpha
+        if alpha is None and (has_one or resizing.needs_alpha) and resizing.has_alpha:
+            alpha = float(rank)
+        gain = 1.0 if alpha is None else math.sqrt(rank / alpha)
+        dtype = resizing.dtype or loadable(layer.dtype)
+        wanted = [factor * gain for factor in pair]
+        exact += wanted
+        up, down = (factor.to(dtype).contiguous() for factor in wanted)
+        there.append(low_rank(up, down, layer.shape, alpha))
+    if not there:
+        return
+    here = download([factor for one in there for factor in (one.up, one.down)])
+    for index, (known, one) in enumerate(zip(batch, there, strict=True)):
+        up, down = (
+            rounded(here[at], one.up.dtype, known.target, exact[at])
+            for at in (2 * index, 2 * index + 1)
+        )
+        yield rewrapped(replace(one, up=up, down=down), known.layer), one
+
+
+def kept(target: str, layer: Layer, resizing: Resizing) -> Layer:
     """The layer itself, unless another alpha or dtype is asked for."""
     if not isinstance(layer, LoraLayer):
         return in_dtype(target, layer, resizing.dtype)
@@ -242,12 +271,19 @@ def in_dtype(target: str, layer: Layer, dtype: torch.dtype | None) -> Layer:
     return layer.in_dtype(target, dtype)
 
 
-def _missed(known: Decomposed, result: Layer, total: Tensor) -> float:
-    """Frobenius norm of the change less what is written."""
-    before, after = innermost(known.layer), innermost(result)
+def _missed(known: Decomposed, after: Layer, total: Tensor) -> Tensor:
+    """Frobenius norm of the change less what is written, wherever it was computed."""
+    before = innermost(known.layer)
     if before.kronecker() is not None and after.kronecker() is not None:
-        return before.missed(after)
+        return torch.tensor(before.missed(after), dtype=torch.float64)
     return known.svd.missed(*after.factors(), total)
+
+
+def _numbers(found: Mapping[str, Tensor]) -> dict[str, float]:
+    """Single numbers by target: a device is waited for once."""
+    if not found:
+        return {}
+    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
 
 
 def whole(known: Whole, resizing: Resizing) -> Outcome[Layer]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
@@ -25,7 +26,6 @@ from ...adapters.layers import BasedDoraLayer, Convention, Layer, LoraLayer, Mad
 from ...adapters.model import recognised
 from ...adapters.outline import outline
 from ...elements import Element, asked, loadable
-from ...linalg import spectrum
 from ...linalg.ranks.budgets import Budget, LayerSpectrum, parse_rule, spend
 from ...linalg.ranks.rules import RankRule
 from ...report import Report, counted
@@ -35,9 +35,10 @@ from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..reasons import RANK_ZERO, mean_notes, unrecorded
-from .decomposed import Dense, PreparedLayer, Whole, decomposed_work
-from .layer import Resizing, cut, remeasured, resized, weighed, whole
+from .decomposed import Decomposed, Dense, PreparedLayer, Whole, decomposed_work, singular_values
+from .layer import Resizing, cut, remeasured, resized, whole
 from .recorded import recorded
+from .weighed import weighed
 
 # What a layer takes in a file beside its factors and its name: alpha.
 FIXED = 4
@@ -138,16 +139,30 @@ def run_resize(
     yield from stream(resize_work(adapter, resizing, where), where, progress=progress)
 
 
-def _resized(resizing: Resizing, ranks: Mapping[str, int], known: PreparedLayer) -> Outcome[Layer]:
-    if isinstance(known, Whole):
-        return whole(known, resizing)
-    moment = None if resizing.recorded is None else resizing.recorded.moment(known.target)
-    if moment is not None:
-        return weighed(known, resizing, moment)
-    if isinstance(known, Dense):
-        return cut(known, resizing, ranks.get(known.target))
-    found = resized(known, resizing, ranks.get(known.target))
-    return remeasured(found, known.layer)
+def _resized(
+    resizing: Resizing, ranks: Mapping[str, int], batch: Sequence[PreparedLayer]
+) -> list[Outcome[Layer]]:
+    """A device is waited for at each answer that it gives, so that they are asked for all layers at once."""
+    made: list[Outcome[Layer]] = []
+    thin: list[Decomposed] = []
+    dense: list[Dense] = []
+    for known in batch:
+        moment = None
+        if resizing.recorded is not None:
+            moment = resizing.recorded.moment(known.target)
+        if isinstance(known, Whole):
+            made.append(whole(known, resizing))
+        elif moment is not None:
+            made.append(weighed(known, resizing, moment))
+        elif isinstance(known, Dense):
+            dense.append(known)
+        else:
+            thin.append(known)
+    made += cut(dense, resizing, ranks)
+    for known, found in zip(thin, resized(thin, resizing, ranks), strict=True):
+        made.append(remeasured(found, known.layer))
+    outcomes = {one.name: one for one in made}
+    return [outcomes[known.target] for known in batch]
 
 
 def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
@@ -190,16 +205,25 @@ def _spent(adapter: Adapter, resizing: Resizing, placement: Placement) -> dict[s
     return dict(zip(spectra, ranks, strict=True))
 
 
-def _measured(resizing: Resizing, known: PreparedLayer) -> tuple[str, LayerSpectrum | int]:
+def _measured(
+    resizing: Resizing, batch: Sequence[PreparedLayer]
+) -> list[tuple[str, LayerSpectrum | int]]:
+    values = singular_values(batch)
+    return [_counted(resizing, known, values.get(known.target)) for known in batch]
+
+
+def _counted(
+    resizing: Resizing, known: PreparedLayer, s: Tensor | None
+) -> tuple[str, LayerSpectrum | int]:
     """What a budget has to know of a layer: its spectrum; of one without, its bytes."""
-    if isinstance(known, Whole):
+    if s is None:
         return known.target, sum(
             numbers.numel() * (resizing.dtype or numbers.dtype).itemsize
             for numbers in known.layer.tensors().values()
         )
     magnitudes = isinstance(known.layer, BasedDoraLayer) and known.layer.magnitude.nbytes
     found = LayerSpectrum(
-        s=spectrum(known.matrix).cpu() if isinstance(known, Dense) else known.s,
+        s=s,
         cost=rank_size(known.layer, resizing.element),
         fixed=FIXED + magnitudes,
         weight=resizing.weights.get(known.target, 1.0),
