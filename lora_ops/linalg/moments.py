@@ -225,33 +225,38 @@ class Gathered:
         return {**found, "count": torch.tensor(self.count)}
 
 
-def size_of(width: int, full: int, directions: int) -> int:
-    """Bytes that `Gathered` takes, without the random directions that all of one width share."""
-    if width <= full:
-        return 4 * width**2
-    return 4 * width * (1 + min(2 * directions, width))
+def size_of(widths: Sequence[int], full: int, directions: int) -> int:
+    """Bytes that recording inputs of these widths takes; see `Gathered`."""
+    wide_ones = [width for width in widths if width > full]
+    kept = {width: min(2 * directions, width) for width in wide_ones}
+    whole = sum(width**2 for width in widths if width <= full)
+    # Random directions are shared by all of one width.
+    return 4 * (
+        whole
+        + sum(width * (1 + kept[width]) for width in wide_ones)
+        + sum(width * many for width, many in kept.items())
+    )
 
 
-def fitting(widths: Sequence[int], memory: int, directions: int) -> tuple[int, int]:
-    """Return `full` and `directions` with which inputs of these widths take no more than a memory.
+def fitting(widths: Sequence[int], memory: int, full: int, directions: int) -> tuple[int, int]:
+    """Return `full` and `directions`, or less, with which inputs of these widths take no more than a memory.
 
     Directions are kept before whole matrices, and whole matrices of narrow inputs before those of wide ones.
 
     Args:
         widths: Of each layer's input.
         memory: Bytes.
+        full: The widest of which the whole matrix may be kept.
         directions: The most.
 
     Raises:
         ArgumentError: The diagonals alone take more.
     """
-    known = sorted(set(widths))
+    narrower = sorted({width for width in widths if width < full}, reverse=True)
     while True:
-        shared = 8 * sum(width * directions for width in known)
-        for full in (*reversed(known), 0):
-            drawn = shared if full < known[-1] else 0
-            if drawn + sum(size_of(one, full, directions) for one in widths) <= memory:
-                return full, directions
+        for most in (full, *narrower, 0):
+            if size_of(widths, most, directions) <= memory:
+                return most, directions
         if not directions:
             raise ArgumentError(
                 f"memory={memory} is too small: the diagonals of {len(widths)} layers alone take "

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ArgumentError, MismatchError
 from ..files import save
-from ..linalg.moments import Gathered, fitting
+from ..linalg.moments import Gathered, fitting, size_of
 from ..models.parameters import parameters
 from ..source import DictSource
 from .adapted import is_supported
@@ -28,12 +28,19 @@ _BLOCK = 2**22
 
 
 class Recorder:
-    """Gathers the second moments of the input of each linear and convolution layer; `record` makes it."""
+    """Gathers the second moments of the input of each linear and convolution layer; `record` makes it.
+
+    Attributes:
+        full: Up to which width of an input the whole matrix is kept.
+        directions: What is kept of wider ones, beside the diagonal.
+    """
 
     def __init__(self, module: nn.Module, prefix: str, full: int, directions: int) -> None:
-        self._full, self._directions = full, directions
+        self.full, self.directions = full, directions
         self._gathered: dict[str, Gathered] = {}
-        self._targets = _targets(module, prefix, list(_layers(module)))
+        layers = _layers(module)
+        self._targets = _targets(module, prefix, list(layers))
+        self._widths = [_width(layer) for layer in layers.values()]
         self._lock = threading.Lock()  # copies of a model on several devices run side by side
         self._handles: list[RemovableHandle] = []
 
@@ -54,6 +61,11 @@ class Recorder:
             for name, one in self._gathered.items()
             for target in self._targets[name]
         }
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes where it is gathered, once all layers were given something."""
+        return size_of(self._widths, self.full, self.directions)
 
     @property
     def silent(self) -> list[str]:
@@ -129,8 +141,8 @@ class Recorder:
             "lorakit.activations": "second moments of the layers' inputs",
             "lorakit.layers": str(len(self._gathered)),
             "lorakit.rows": str(max(one.count for one in self._gathered.values())),
-            "lorakit.full": str(self._full),
-            "lorakit.directions": str(self._directions),
+            "lorakit.full": str(self.full),
+            "lorakit.directions": str(self.directions),
         }
         save(path, self.tensors(), told, replace=replace)
 
@@ -154,7 +166,7 @@ class Recorder:
             for rows in _rows(layer, input.detach()):
                 known = self._gathered.get(name)
                 if known is None:
-                    known = Gathered(rows.shape[1], self._full, self._directions, rows.device)
+                    known = Gathered(rows.shape[1], self.full, self.directions, rows.device)
                     self._gathered[name] = known
                 known.add(rows)
 
@@ -180,8 +192,8 @@ def record(
         full: Up to which width of an input the whole matrix is kept, 4 * width^2 bytes each.
         directions: Of wider ones, so many directions and the exact diagonal: 4 * (2 * directions + 1) * width
             bytes each. 0 keeps the diagonal alone.
-        memory: Bytes that all of it may take, if that is bounded: then `full` is the width up to which whole
-            matrices fit, and directions are halved until those of all layers fit.
+        memory: Bytes that all of it may take, if that is bounded: `full` is lowered to the width up to which
+            whole matrices fit, and directions are halved until those of all layers fit.
 
     Returns:
         What gathers; `save` writes it.
@@ -194,7 +206,7 @@ def record(
         raise ArgumentError(f"full={full}, directions={directions}: give numbers from 0")
     if memory is not None:
         widths = [_width(layer) for layer in _layers(module).values()]
-        full, directions = fitting(widths, memory, directions)
+        full, directions = fitting(widths, memory, full, directions)
     recorder = Recorder(module, prefix, full, directions)
     recorder.start(module)
     return recorder
