@@ -15,11 +15,14 @@ from .extract.extract_and_save import ExtractAndSave
 from .extract.extract_control import ExtractControlLora
 from .extract.extract_from_files import ExtractFromFiles
 from .extract.extract_lora import ExtractLora
+from .extract.record_activations import RecordActivations
+from .extract.save_activations import SaveActivations
 from .files.load_lora import LoadLora
 from .files.lora_loader import LoraLoader
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .files.save_model import SaveModel
+from .host import host
 from .host.api import ComfyExtension, io
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
@@ -61,6 +64,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     BlockSweep,
     SaveModel,
     ExtractControlLora,
+    RecordActivations,
+    SaveActivations,
 )
 
 
@@ -69,4 +74,5 @@ class LorakitExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes."""
+        host.name_activations()
         return list(NODES)

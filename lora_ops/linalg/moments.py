@@ -9,12 +9,15 @@ arXiv:2507.07580; SVD-LLM, arXiv:2403.07378, and EoRA, arXiv:2410.21271, invert 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..text import human_size
 from .factored import factored_svd, thinned
 from .orthonormal import wide
 from .ranks.budgets import Budget
@@ -166,59 +169,130 @@ def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 class Gathered:
     """The Gram matrix of rows that come one block after another, or a sketch of it where it is too wide.
 
-    A sketch is by Frequent Directions (Liberty, 2013; Ghashami et al., 2016): rows B of which B^T B is never
-    more than the Gram matrix, and less by no more than what its trailing directions hold; beside it the exact
-    diagonal.
+    A sketch is Nystrom's: of the Gram matrix its product with twice as many random directions is summed, which is
+    two thin products a block, and in the end the best rows B of which B^T B is no more than it (Tropp et al.,
+    2017, arXiv:1706.05736, algorithm 3); beside it the exact diagonal.
 
     Args:
         width: Length of a row.
-        full: Up to which width the whole matrix is kept, 4 * width^2 bytes.
-        directions: Rows of a sketch, 4 * directions * width bytes, twice that while rows come; 0 keeps the diagonal
-            alone.
-        device: Where.
+        full: Up to which width the whole matrix is kept.
+        directions: Rows of a sketch; 0 keeps the diagonal alone.
+        device: Where; it moves to where rows come from.
     """
 
     def __init__(self, width: int, full: int, directions: int, device: torch.device) -> None:
         self.count = 0
-        self._directions = min(directions, width)
+        self._directions = 0 if width <= full else min(directions, width)
+        kept = min(2 * self._directions, width)
         self._gram = torch.zeros(width, width, device=device) if width <= full else None
-        self._diagonal = torch.zeros(width, device=device)
-        self._sketch = torch.zeros(0, width, device=device)
+        self._diagonal = torch.zeros(0 if width <= full else width, device=device)
+        self._image = torch.zeros(width, kept, device=device)
+        self._random = _random(width, kept, device)
+
+    @property
+    def form(self) -> str:
+        """What a file has of it: gram, sketch or diagonal."""
+        return "gram" if self._gram is not None else "sketch" if self._directions else "diagonal"
+
+    def move(self, device: torch.device) -> None:
+        """Have it on another device."""
+        if device != self._image.device:
+            self._gram = None if self._gram is None else self._gram.to(device)
+            self._diagonal, self._image = self._diagonal.to(device), self._image.to(device)
+            width, kept = self._image.shape
+            self._random = _random(width, kept, device)
 
     def add(self, rows: Tensor) -> None:
         """Take rows in, (n, width), of any float dtype."""
-        rows = rows.to(self._diagonal)
+        self.move(rows.device)
+        rows = rows.float()
         self.count += len(rows)
         if self._gram is not None:
             self._gram.addmm_(rows.mT, rows)
             return
         self._diagonal += rows.square().sum(0)
         if self._directions:
-            # Twice as many rows as are kept: what a row costs is least then.
-            while len(rows):
-                room = 2 * self._directions - len(self._sketch)
-                self._sketch = torch.cat([self._sketch, rows[:room]])
-                rows = rows[room:]
-                if len(self._sketch) == 2 * self._directions:
-                    self._sketch = _shrunk(self._sketch, self._directions)
+            self._image.addmm_(rows.mT, rows @ self._random)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it, on the CPU, by form; see `moment_of`."""
-        found = {"gram": self._gram}
-        if self._gram is None:
-            found = {"diagonal": self._diagonal}
-            if self._directions:
-                found["sketch"] = _shrunk(self._sketch, self._directions)
-        told = {name: one.cpu().clone() for name, one in found.items() if one is not None}
-        return {**told, "count": torch.tensor(self.count)}
+        if self._gram is not None:
+            found = {"gram": self._gram.cpu().clone()}
+        else:
+            found = {"diagonal": self._diagonal.cpu().clone()}
+        if self._directions:
+            found["sketch"] = _sketch(self._image, self._random, self._directions)
+        return {**found, "count": torch.tensor(self.count)}
 
 
-def _shrunk(rows: Tensor, keep: int) -> Tensor:
-    """As many rows, of which the squares are those of the leading directions less that of the next."""
-    tall = wide(rows)
-    squares, vectors = torch.linalg.eigh(tall @ tall.mT)
-    squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
-    floor = squares[keep] if keep < len(squares) else squares.new_zeros(())
-    squares = squares[:keep]
-    share = torch.where(squares > floor, (1 - floor / squares).clamp(min=0).sqrt(), 0.0)
-    return (share[:, None] * (vectors[:, :keep].mT @ tall)).to(rows)
+def size_of(widths: Sequence[int], full: int, directions: int) -> int:
+    """Bytes that recording inputs of these widths takes; see `Gathered`."""
+    wide_ones = [width for width in widths if width > full]
+    kept = {width: min(2 * directions, width) for width in wide_ones}
+    whole = sum(width**2 for width in widths if width <= full)
+    # Random directions are shared by all of one width.
+    return 4 * (
+        whole
+        + sum(width * (1 + kept[width]) for width in wide_ones)
+        + sum(width * many for width, many in kept.items())
+    )
+
+
+def fitting(widths: Sequence[int], memory: int, full: int, directions: int) -> tuple[int, int]:
+    """Return `full` and `directions`, or less, with which inputs of these widths take no more than a memory.
+
+    Directions are kept before whole matrices, and whole matrices of narrow inputs before those of wide ones.
+
+    Args:
+        widths: Of each layer's input.
+        memory: Bytes.
+        full: The widest of which the whole matrix may be kept.
+        directions: The most.
+
+    Raises:
+        ArgumentError: The diagonals alone take more.
+    """
+    narrower = sorted({width for width in widths if width < full}, reverse=True)
+    while True:
+        for most in (full, *narrower, 0):
+            if size_of(widths, most, directions) <= memory:
+                return most, directions
+        if not directions:
+            raise ArgumentError(
+                f"memory={memory} is too small: the diagonals of {len(widths)} layers alone take "
+                f"{human_size(4 * sum(widths))}; give more"
+            )
+        directions //= 2
+
+
+# Random directions by width, number and device: layers of one width share them while any of them is recorded.
+_drawn: WeakValueDictionary[tuple[int, int, torch.device], Tensor] = WeakValueDictionary()
+
+
+def _random(width: int, many: int, device: torch.device) -> Tensor:
+    known = _drawn.get((width, many, device))
+    if known is None:
+        generator = torch.Generator().manual_seed(width)
+        known = torch.linalg.qr(torch.randn(width, many, generator=generator))[0].to(device)
+        _drawn[width, many, device] = known
+    return known
+
+
+def _sketch(image: Tensor, random: Tensor, keep: int) -> Tensor:
+    """Rows B (keep, in), float32 on the CPU, with B^T B at most G, of which `image` is G @ `random`."""
+    y, omega = image.cpu().double(), random.cpu().double()
+    shift = 10 * torch.finfo(torch.float32).eps * float(torch.linalg.vector_norm(y))
+    if not shift:
+        return torch.zeros(keep, len(image))
+    # G is shifted by more than what the sums rounded, so that there is a root; and shifted back.
+    while True:
+        shifted = y + shift * omega
+        core = omega.mT @ shifted
+        root, failed = torch.linalg.cholesky_ex((core + core.mT) / 2)
+        if not failed:
+            break
+        shift *= 10
+    half = torch.linalg.solve_triangular(root.mT, shifted, upper=True, left=False)
+    left, values, _ = torch.linalg.svd(half, full_matrices=False)
+    squares = (values.square() - shift).clamp(min=0)[:keep]
+    return (squares.sqrt() * left[:, :keep]).mT.float().contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..form.activations import NONE, activations_fingerprint, activations_input
 from ..form.schema import (
     base_inputs,
     dtype_input,
@@ -43,15 +44,18 @@ class ResizeFile(io.ComfyNode):
                 prefix_input(_PREFIX),
                 dtype_input(),
                 *base_inputs(),
+                activations_input(),
             ],
             outputs=[path_output(), report_output()],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None, **rest: object) -> str | float:
+    def fingerprint_inputs(
+        cls, lora_name: str | None, activations: str | None = NONE, **rest: object
+    ) -> tuple[str, ...]:
         """A value that changes with the file, so that the host runs the node again."""
         del rest
-        return host.fingerprint(lora_name, host.LORAS)
+        return host.fingerprint(lora_name, host.LORAS), activations_fingerprint(activations)
 
     @classmethod
     @explained
@@ -64,6 +68,7 @@ class ResizeFile(io.ComfyNode):
         dtype: str | None = None,
         base: Any = None,
         relative_to: Any = None,
+        activations: str = NONE,
     ) -> io.NodeOutput:
         """Resize it and write the file.
 
@@ -75,5 +80,5 @@ class ResizeFile(io.ComfyNode):
 
         path = host.output_path(prefix, _PREFIX)
         with open_source(host.file_path(lora_name, host.LORAS)) as source:
-            report = resized(source, path, rank, rule, dtype, base, relative_to)
+            report = resized(source, path, rank, rule, dtype, base, relative_to, activations)
         return reported(edit_text(path.name, report), str(path))

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..form.activations import (
+    NONE,
+    activations_fingerprint,
+    activations_input,
+    opened_activations,
+)
 from ..form.schema import (
     base_inputs,
     dtype_input,
@@ -47,9 +53,16 @@ class ResizeLora(io.ComfyNode):
                 *rank_inputs(default=32, budgets=True),
                 dtype_input(),
                 *base_inputs(),
+                activations_input(),
             ],
             outputs=[lora_output("The LoRA at its new ranks."), report_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, activations: str | None = NONE, **rest: object) -> str:
+        """A value that changes with the file, so that the host runs the node again."""
+        del rest
+        return activations_fingerprint(activations)
 
     @classmethod
     @explained
@@ -61,6 +74,7 @@ class ResizeLora(io.ComfyNode):
         dtype: str | None = None,
         base: Any = None,
         relative_to: Any = None,
+        activations: str = NONE,
     ) -> io.NodeOutput:
         """Resize it.
 
@@ -73,7 +87,7 @@ class ResizeLora(io.ComfyNode):
             return nothing_in_it()
         source = as_file(lora)
         made = MemoryFile(source.name)
-        report = resized(source, made, rank, rule, dtype, base, relative_to)
+        report = resized(source, made, rank, rule, dtype, base, relative_to, activations)
         return reported(edit_text(source.name, report), from_file(made))
 
 
@@ -85,6 +99,7 @@ def resized(
     dtype: str | None,
     base: Any = None,
     relative_to: Any = None,
+    activations: str = NONE,
 ) -> Report:
     """Resize a file as the two inputs for ranks say, with progress and Cancel.
 
@@ -95,14 +110,16 @@ def resized(
     from ...version import __version__
     from ..host.model_source import ModelSource
 
-    return resize_file(
-        source,
-        output,
-        rule_of(rank, rule) or rank,
-        dtype=dtype_of(dtype),
-        base=None if base is None else ModelSource("the base model", base),
-        relative_to=None if relative_to is None else ModelSource("`relative_to`", relative_to),
-        placement=host.placement(),
-        version=__version__,
-        progress=host.progress(),
-    )
+    with opened_activations(activations) as recorded:
+        return resize_file(
+            source,
+            output,
+            rule_of(rank, rule) or rank,
+            dtype=dtype_of(dtype),
+            base=None if base is None else ModelSource("the base model", base),
+            relative_to=None if relative_to is None else ModelSource("`relative_to`", relative_to),
+            activations=recorded,
+            placement=host.placement(),
+            version=__version__,
+            progress=host.progress(),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..form.activations import NONE, activations_fingerprint
 from ..form.schema import path_output, prefix_input, report_output, reported, schema
 from ..form.texts import headed
 from ..form.wording import explained
@@ -30,6 +31,12 @@ class ExtractAndSave(io.ComfyNode):
             inputs=[*ExtractLora.define_schema().inputs, prefix_input(DEFAULT_PREFIX)],
             outputs=[path_output(), report_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, activations: str | None = NONE, **rest: object) -> str:
+        """A value that changes with the file, so that the host runs the node again."""
+        del rest
+        return activations_fingerprint(activations)
 
     @classmethod
     @explained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..form.activations import NONE, activations_fingerprint, activations_input
 from ..form.schema import file_input, lora_output, report_output, reported, schema
 from ..form.wording import explained
 from ..host import host
@@ -35,17 +36,23 @@ class ExtractFromFiles(io.ComfyNode):
                 *extraction_inputs(files=True),
                 partial_input(),
                 *kind_inputs(),
+                activations_input(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
 
     @classmethod
     def fingerprint_inputs(
-        cls, tuned_name: str | None, base_name: str | None, **rest: object
+        cls,
+        tuned_name: str | None,
+        base_name: str | None,
+        activations: str | None = NONE,
+        **rest: object,
     ) -> tuple[str | float, ...]:
         """A value that changes with the files, so that the host runs the node again."""
         del rest
-        return tuple(host.fingerprint(name, *FOLDERS) for name in (tuned_name, base_name))
+        files = (host.fingerprint(name, *FOLDERS) for name in (tuned_name, base_name))
+        return *files, activations_fingerprint(activations)
 
     @classmethod
     @explained
@@ -62,6 +69,7 @@ class ExtractFromFiles(io.ComfyNode):
         format: str = "comfy",
         kind: str = "lora",
         factor: int = -1,
+        activations: str = NONE,
     ) -> io.NodeOutput:
         """Extract it.
 
@@ -88,5 +96,6 @@ class ExtractFromFiles(io.ComfyNode):
                 format=format,
                 kind=kind,
                 factor=factor,
+                activations=activations,
             )
         return reported(report, lora)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..form.activations import NONE, activations_fingerprint, activations_input
 from ..form.schema import lora_output, report_output, reported, rule_of, schema
 from ..form.wording import explained
 from ..host import host
@@ -46,9 +47,16 @@ class ExtractLora(io.ComfyNode):
                 ),
                 partial_input(),
                 *kind_inputs(),
+                activations_input(),
             ],
             outputs=[lora_output("The extracted LoRA."), report_output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, activations: str | None = NONE, **rest: object) -> str:
+        """A value that changes with the file, so that the host runs the node again."""
+        del rest
+        return activations_fingerprint(activations)
 
     @classmethod
     @explained
@@ -67,6 +75,7 @@ class ExtractLora(io.ComfyNode):
         base_clip: Any = None,
         kind: str = "lora",
         factor: int = -1,
+        activations: str = NONE,
     ) -> io.NodeOutput:
         """Extract it.
 
@@ -95,6 +104,7 @@ class ExtractLora(io.ComfyNode):
             format=format,
             kind=kind,
             factor=factor,
+            activations=activations,
         )
         return reported(report, lora)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..form.activations import NONE, opened_activations
 from ..form.schema import dtype_of, rank_inputs, rule_of
 from ..form.texts import WARNS, edit_text, headed
 from ..host import host
@@ -118,6 +119,7 @@ def extracted(
     format: str,
     kind: str,
     factor: int,
+    activations: str = NONE,
     beside: str = "",
 ) -> tuple[str, LoraModel]:
     """Extract, with progress and Cancel; return the report and the adapter.
@@ -135,6 +137,7 @@ def extracted(
         format: comfy or kohya.
         kind: The form of the change.
         factor: Of a LoKr; of no meaning for others.
+        activations: File of what goes into the layers, or none.
         beside: What else the models do that no weight of them shows, for the report.
 
     Raises:
@@ -144,34 +147,36 @@ def extracted(
     from ...version import __version__
 
     made = MemoryFile(title)
-    plan = plan_file(
-        base,
-        tuned,
-        rule_of(rank, rule),
-        format=format,
-        dtype=dtype_of(dtype),
-        full_differences=full_differences,
-        allow_partial=allow_partial,
-        kind=kind,
-        factor=factor if kind == "lokr" else -1,
-        convention="comfy",  # where it will be read
-    )
-    try:
-        report = extract_file(
-            plan,
+    with opened_activations(activations) as recorded:
+        plan = plan_file(
             base,
             tuned,
-            made,
+            rule_of(rank, rule),
             format=format,
-            exact=exact,
-            placement=host.placement(),
-            version=__version__,
-            progress=host.progress(),
+            dtype=dtype_of(dtype),
+            full_differences=full_differences,
+            allow_partial=allow_partial,
+            kind=kind,
+            factor=factor if kind == "lokr" else -1,
+            convention="comfy",  # where it will be read
+            activations=recorded,
         )
-    except MismatchError as error:
-        if not beside:
-            raise
-        raise MismatchError(f"{error}; {beside}", target=error.target) from error
+        try:
+            report = extract_file(
+                plan,
+                base,
+                tuned,
+                made,
+                format=format,
+                exact=exact,
+                placement=host.placement(),
+                version=__version__,
+                progress=host.progress(),
+            )
+        except MismatchError as error:
+            if not beside:
+                raise
+            raise MismatchError(f"{error}; {beside}", target=error.target) from error
     headline, *lines = edit_text(made.name, report).splitlines()
     told = [f"{WARNS}{beside}"] if beside else []
     return headed(headline, *told, *lines), from_file(made)

@@ -14,7 +14,14 @@ CATEGORY = "model/lorakit"
 GROUPS = {
     "loaders": ("LoadLora", "LoraLoader", "ApplyLora", "StackToLora", "LoraToStack"),
     "edit": ("AddLoras", "ScaleLora", "ResizeLora", "ResizeFile", "ConvertLora", "EditMetadata"),
-    "extract": ("ExtractLora", "ExtractLoraFromFiles", "ExtractAndSave", "ExtractControlLora"),
+    "extract": (
+        "ExtractLora",
+        "ExtractLoraFromFiles",
+        "ExtractAndSave",
+        "ExtractControlLora",
+        "RecordActivations",
+        "SaveActivations",
+    ),
     "blocks": ("BlockWeights", "BlockSweep"),
     "merging": (
         "MergeCheckpoints",

@@ -195,6 +195,10 @@ def edit_text(name: str, report: Report) -> str:
     rounding, error = report.rounding, report.estimated_error
     if rounding is not None and error is not None:
         lines.append(estimate_text(rounding, error))
+    if report.weighted_error is not None:
+        lines.append(
+            f"of the layers' output, by the activations: relative error {human_error(report.weighted_error)}"
+        )
     for (reason, kind), (count, share) in report.reasons().items():
         if reason != UNCHANGED:
             mark = "" if reason in (STRENGTH_ZERO, BELOW) else WARNS

@@ -30,8 +30,16 @@ if TYPE_CHECKING:
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 CONTROLNETS = "controlnet"
+ACTIVATIONS = "activations"  # a kind that the host does not know: see `name_activations`
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
+
+
+def name_activations() -> None:
+    """Tell the host of files of activations: in models/activations, and where nodes write them."""
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(ACTIVATIONS, str(Path(root) / ACTIVATIONS))
+    folder_paths.folder_names_and_paths[ACTIVATIONS][1].add(SAFETENSORS)
 
 
 def file_names(*folders: str) -> list[str]:
@@ -155,6 +163,13 @@ def placement() -> Placement:
     comfy.model_management.free_memory(_ROOM, device)
     free = comfy.model_management.get_free_memory(device)
     return place(str(device), memory=max(int(0.7 * free), 1))
+
+
+def make_room(size: int, model: ModelPatcher) -> None:
+    """Have that many bytes free where a model computes, if that is a GPU which the host fills ahead."""
+    device = model.load_device
+    if device.type != "cpu" and not getattr(model, "is_dynamic", bool)():
+        comfy.model_management.free_memory(size, device)
 
 
 def convert_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

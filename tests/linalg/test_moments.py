@@ -108,7 +108,7 @@ def test_a_rule_chooses_by_the_weighted_change():
 
 
 def test_a_sketch_is_within_its_bound_and_never_more():
-    """Frequent Directions: 0 <= X^T X - B^T B <= |X|^2 / keep, for any X."""
+    """Nystrom's, whatever the blocks: 0 <= X^T X - B^T B, and here far less than |X|^2 / keep."""
     x = inputs(500, 60, seed=5)
     gathered = Gathered(60, 0, 10, torch.device("cpu"))
     for block in x.float().split(37):

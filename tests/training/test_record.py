@@ -10,6 +10,9 @@ from torch import nn
 
 from lorakit.lora_ops import ArgumentError, MismatchError, inject, open_source, record
 
+#: What a model without a prefix is taken for.
+ROOT = "diffusion_model."
+
 
 class Model(nn.Module):
     """Layers in a row, and one that nothing goes into."""
@@ -147,3 +150,79 @@ def test_what_cannot_be_recorded_is_refused(tmp_path):
     with pytest.raises(MismatchError, match="nothing was recorded"):
         record(nn.Linear(3, 3)).save(tmp_path / "none.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_bounds_what_all_layers_take():
+    """Whole matrices as far as they fit, of narrow layers first; directions of all before any of these."""
+    widths, directions = (8, 64, 64, 600), 4
+
+    def taken(memory):
+        model = nn.ModuleList(nn.Linear(width, 2) for width in widths)
+        with record(model, directions=directions, memory=memory) as found:
+            for layer, width in zip(model, widths, strict=True):
+                layer(torch.randn(900, width))
+        held = {
+            id(one): one.nbytes
+            for gathered in found._gathered.values()
+            for one in vars(gathered).values()
+            if isinstance(one, torch.Tensor)
+        }
+        return list(found.forms.values()), sum(held.values()), found.tensors()
+
+    for memory, forms in {
+        4 * sum(widths): ["diagonal"] * 4,
+        70_000: ["gram", "sketch", "sketch", "sketch"],
+        80_000: ["gram", "gram", "gram", "sketch"],
+        2_000_000: ["gram"] * 4,
+    }.items():
+        found, size, _ = taken(memory)
+        assert found == forms, memory
+        assert size <= memory
+    assert len(next(one for key, one in taken(30_000)[2].items() if "3.sketch" in key)) < directions
+    with pytest.raises(ArgumentError, match="the diagonals of 4 layers alone take"):
+        taken(4 * sum(widths) - 1)
+
+
+def test_a_copy_is_watched_for_as_long_as_it_is_asked():
+    """As the same model on another device is; nothing stays on it, also where the pass fails."""
+    model, other = (Model(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 2)) for _ in range(2))
+    recorder = record(model)
+    recorder.stop()
+    model(torch.randn(3, 6))
+    assert recorder.counts == {}
+    x = torch.randn(4, 6)
+    with recorder.watching(other):
+        other(x)
+    with pytest.raises(RuntimeError), recorder.watching(other):
+        other(torch.randn(4, 9))
+    other(x)
+    assert not any(one._forward_pre_hooks for one in other.modules())
+    assert set(recorder.counts) == set(recorder.forms) == {f"{ROOT}layers.{at}" for at in (0, 2)}
+    assert recorder.silent == [f"{ROOT}unused"]
+    recorder.move("cpu")
+    assert torch.allclose(recorder.tensors()[f"{ROOT}layers.2.gram"], _gram(other.layers[:2](x)))
+
+
+def test_a_linear_layer_of_another_program_is_one():
+    """ComfyUI's layers of quantised weights are no `nn.Linear`."""
+
+    class Own(nn.Module):
+        in_features, out_features = 6, 5
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, input):
+            return input @ self.weight.mT
+
+    x = torch.randn(7, 6)
+    model = nn.Sequential(Own(), nn.LayerNorm(5))
+    with record(model) as found:
+        model(x)
+    assert list(found.counts) == [f"{ROOT}0"]
+    assert torch.allclose(found.tensors()[f"{ROOT}0.gram"], _gram(x), rtol=1e-5)
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    return (rows.detach().double().mT @ rows.detach().double()).float()
