@@ -40,6 +40,7 @@ class Adding:
         dtype: Dtype of the factors; None: one that holds the numbers of all of a layer's inputs.
         has_alpha: Whether the result's format has a place for alpha.
         kept: Places of terms that a method which makes factors does not see: they are added as they are.
+        based: Whether layers may be what others made of the base weight.
     """
 
     rule: RankRule | None = None
@@ -48,6 +49,7 @@ class Adding:
     dtype: torch.dtype | None = None
     has_alpha: bool = True
     kept: frozenset[int] = frozenset()
+    based: bool = False
 
     def makes(self, shape: Sequence[int]) -> bool:
         """Whether the method makes something else of a weight than a combination of the changes.
