@@ -92,7 +92,7 @@ def add(
         ArgumentError: The method is unknown, or a layer has no name in the format.
         MismatchError: The inputs are for different models, or nothing is left.
         UnsupportedLayerError: A layer is made from the base weight, which is not given.
-        LoraOpsError: The base is not theirs; see `base_weights`.
+        LoraOpsError: The base is not the checkpoint that they are for.
         NonFiniteError: NaN or infinity in, or out of the range of the dtype.
     """
     scheme = format_named(format or terms[0].adapter.format)

@@ -135,7 +135,9 @@ def plan_add_files(
     settings |= {"keep_whole": ", ".join(whole)} if whole else {}
     settings |= {} if base is None else {"base": Path(base.name).name, "dora": dora}
     return EditPlan(
-        Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference, base], force),
+        Draft(
+            output, scheme.name, sources, match.keys, extras, match.model, [reference, base], force
+        ),
         partial(planned_work, add_work(match, adding)),
         partial(_describe, ingredients, method, settings),
         partial(foresee_add, match, adding),
