@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 from lora_optimizer import merging
-from test_add_peers import INTO, NAME, SEED, factors, wholes
+from test_add_peers import INTO, NAME, SEED, factors, ours, same, wholes
 from test_add_peers import our_masks as our_masks
-from test_add_peers import ours, same
 
 from lorakit.lora_ops import Adapter, LoraLayer, Term, add
 
