@@ -13,7 +13,9 @@ from ..version import __version__
 from .options import (
     PATH,
     RULES_HELP,
+    base_option,
     clear_errors,
+    dora_option,
     dtype_option,
     foretell,
     output_option,
@@ -26,7 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lora_ops import AddOptions
+    from ..lora_ops import AddOptions, Convention
 
 
 @click.command()
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     metavar="CHECKPOINT",
     help="The model they are for: gives names with underscores their dots back.  [default: none]",
 )
+@base_option
+@dora_option
 @dtype_option("the widest of the inputs")
 @placement_options
 @result_options
@@ -91,6 +95,8 @@ def add(
     format_: str | None,
     architecture: str | None,
     reference: Path | None,
+    base: Path | None,
+    dora: Convention,
     dtype: str | None,
     device: str,
     vram: str | None,
@@ -102,12 +108,14 @@ def add(
     """Write the sum of LORAS, each times its strength S.
 
     A strength may have block weights behind it. The sum is exact, unless a rank is asked for: then
-    each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. A sum in PEFT's format becomes a
-    folder of PEFT where the output is no .safetensors. `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
+    each layer is the best approximation of the sum. Ranks, alphas, dtypes, formats and layers may differ. With --base, what DoRA, OFT and the
+    like make of its weights, at their strengths, is added. A sum in PEFT's format becomes a folder of PEFT where the output is no .safetensors.
+    `a.safetensors:0.7 b.safetensors:-0.3:OUTALL`
     """
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import ArgumentError, Ingredient, open_source, plan_add_files
         from ..lora_ops.operations.edit import run_edit
+        from ..lora_ops.run.inputs import paths_of
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_sum
         from ..terminal.progress import progress_bar
@@ -121,9 +129,11 @@ def add(
             )
         terms = [parse_term(text) for text in loras]
         opened = [stack.enter_context(open_source(term.path)) for term in terms]
-        model = stack.enter_context(open_source(reference)) if reference is not None else None
-        read = [*opened, *([model] if model else [])]
-        check_json(json_to, [path for source in read for path in source.paths], output)
+        model, weights = (
+            stack.enter_context(open_source(path)) if path is not None else None
+            for path in (reference, base)
+        )
+        check_json(json_to, paths_of(*opened, model, weights), output)
         ingredients = [
             Ingredient(source, term.strength, term.blocks)
             for source, term in zip(opened, terms, strict=True)
@@ -136,6 +146,8 @@ def add(
             "format": format_,
             "architecture": architecture,
             "reference": model,
+            "base": weights,
+            "dora": dora,
             "force": force,
             "keep_whole": kept_places(keep_whole, [term.path for term in terms]),
         }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
+from .bake_method import Storing, bake_by_method
 from .control import Ending, bake_control, refuse_beside_control
 from .division import division, division_options, may_replace, tell_all
 from .options import (
@@ -58,12 +59,28 @@ _arguments = together(
 
 @click.command()
 @_arguments
+@click.option(
+    *("-m", "--method"),
+    metavar="NAME[,PARAMETER=VALUE]",
+    help="How several LORAS go together, on the elements of each weight, where all of the result has room: "
+    "ties,density=0.2, magnitude, dare, dare_ties, della, breadcrumbs, sce and others of docs/merging.md; --seed is "
+    "of their masks, too. What a LoRA can hold is a method of add.  [default: sum]",
+)
+@click.option(
+    "--keep-whole",
+    "keep_whole",
+    metavar="LORA",
+    multiple=True,
+    help="One of LORAS that a method on elements does not see, and that is added to its result as it is. May be "
+    "repeated; none for no such.  [default: LCM, Lightning, DMD, Turbo and Hyper LoRAs, by name and metadata]",
+)
 def bake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS in it, each times its strength S.
 
     Sums are taken in float32 and rounded once; all other tensors are kept byte for byte. Weights that
     CHECKPOINT stores with scales are stored so again, where that can be written; another number
-    format is for all. The report says how much of each change survived the rounding.
+    format is for all. The report says how much of each change survived the rounding. Kinds may be mixed, in any order:
+    what DoRA, OFT and the like change is made from the weights of CHECKPOINT.
 
     Of a Control-LoRA alone the result is its ControlNet, whole, under native names.
     """
@@ -106,9 +123,12 @@ def _bake(
     verbose: bool,
     json_to: str | None,
     allow_other: bool = False,
+    method: str | None = None,
+    keep_whole: tuple[str, ...] = (),
 ) -> None:
     with clear_errors(), contextlib.ExitStack() as stack:
         from ..lora_ops import (
+            ArgumentError,
             Ingredient,
             bake_file,
             is_control_lora,
@@ -119,7 +139,7 @@ def _bake(
         from ..terminal.as_json import check_json
         from ..terminal.edits import show_baked
         from ..terminal.progress import progress_bar
-        from .terms import parse_term
+        from .terms import kept_places, parse_term
 
         asked = division(output, force=force)
         force = may_replace(asked, output, force=force)
@@ -140,18 +160,33 @@ def _bake(
                     "--rounding": rounding is not None,
                     "--seed": seed is not None,
                     "--allow-partial": allow_partial,
+                    "--method": method is not None,
+                    "--keep-whole": bool(keep_whole),
                 }
             )
             ending = Ending(force, dry_run, verbose, json_to)
             bake_control(model, opened[0], output, parse_dtype(dtype), ending)
             return
         check_json(json_to, [path for source in (model, *opened) for path in source.paths], output)
+        ingredients = [
+            Ingredient(source, term.strength, term.blocks, where)
+            for source, term in zip(opened, terms, strict=True)
+        ]
+        places = kept_places(keep_whole, [term.path for term in terms])
+        if method not in (None, "sum"):
+            bake_by_method(
+                *(model, ingredients, output, method, places, seed),
+                Storing(dtype, to, whole, quantise, rounding),
+                Ending(force, dry_run, verbose, json_to),
+                allow_partial=allow_partial,
+                dora=dora,
+            )
+            return
+        if places:
+            raise ArgumentError("a sum keeps every LoRA whole: leave out --keep-whole")
         plan = plan_bake_file(
             model,
-            [
-                Ingredient(source, term.strength, term.blocks, where)
-                for source, term in zip(opened, terms, strict=True)
-            ],
+            ingredients,
             output=output,
             force=force,
             dtype=parse_dtype(dtype),

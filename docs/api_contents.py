@@ -98,6 +98,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
                 "Recipe",
                 "RecipeFile",
                 "parse_line",
+                "recipe_of_loras",
                 "read_recipe",
             ),
             *("parse_document", "as_toml", "open_recipe", "Ancestor", "find_files", "Found"),

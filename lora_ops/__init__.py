@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .operations.extract.peft_plan import Embeddings
     from .operations.extract.plan import Plan, PlanOptions, plan_extraction
     from .operations.merge.file import merge_file, plan_merge_file
+    from .operations.merge.loras import recipe_of_loras
     from .operations.merge.merge import MergedSource, MergeOptions, MergeReport, merge
     from .operations.merge.plan import MergePlan, plan_merge
     from .operations.merge.preview import preview_merge
@@ -284,6 +285,7 @@ __all__ = [
     "read_metadata",
     "read_recipe",
     "read_sidecar",
+    "recipe_of_loras",
     "record",
     "requantise_file",
     "resize",

@@ -79,6 +79,35 @@ def as_changes(
     return replace(adapter, layers=changes, keys={**adapter.keys, **keys})
 
 
+def changes_at(
+    adapter: Adapter,
+    layers: Mapping[str, Layer],
+    base: BaseWeights,
+    strengths: Mapping[str, float],
+    convention: Convention = "paper",
+) -> Adapter:
+    """Return the adapter with what layers make of the weight in place of those that need one, made when read.
+
+    The change is that at the layer's strength, over that strength: times it, it is what `bake` adds, also of
+    kinds that are not proportional to it. All else stays what it is.
+
+    Args:
+        adapter: Of any kinds.
+        layers: Its layers; their data is not looked at.
+        base: The weights they are made from.
+        strengths: By layer; one that is not named, or 0, counts as 1.
+        convention: How to read kinds on which programs differ; see docs/kinds.md.
+    """
+    plans = {
+        target: replace(_plan(target, layer, base), strength=strengths.get(target, 1.0) or 1.0)
+        for target, layer in layers.items()
+        if layer.needs_base
+    }
+    keys = {target: _lora_keys(adapter, target, plan.shape) for target, plan in plans.items()}
+    changes = _Changes(adapter.layers, plans, base, convention)
+    return replace(adapter, layers=changes, keys={**adapter.keys, **keys})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
     """What is known of a layer that is to be made."""
@@ -91,6 +120,7 @@ class _Plan:
     is_kron: bool = False
     is_large: bool = False
     reshape_weight: Tensor | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +229,8 @@ def _change(
     if weight is None:
         change = layer.delta()
     else:  # in float64: a small change is the difference of two large weights
-        change = layer.change(weight, 1.0, torch.float64, convention).float()
+        change = layer.change(weight, plan.strength, torch.float64, convention)
+        change = change.div_(plan.strength).float()
     finite(frobenius(change.reshape(1, -1)), target, layer)
     return FullLayer(change.reshape(plan.shape))
 

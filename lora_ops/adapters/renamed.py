@@ -1,4 +1,4 @@
-"""Changes of `as_changes` under the names of another format: moved, cut or joined, exactly."""
+"""Layers, and changes that are made of them, under the names of another format: moved, cut or joined, exactly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .repacking.plan import RenamedLayer
 def renamed(
     adapter: Adapter, pieces: Sequence[RenamedLayer], names: ModelNames, format: Format
 ) -> Adapter:
-    """Return an adapter of `as_changes` as another format has it, its layers made when read.
+    """Return an adapter as another format has it, its layers made when read.
 
     Args:
-        adapter: From `as_changes`.
+        adapter: Its layers may be made when they are read, too: see `as_changes`.
         pieces: From `planned`, of this adapter.
         names: Of the model.
         format: The format of the result.

@@ -31,3 +31,17 @@ def unrecorded(layers: Sequence[LayerReport]) -> Iterator[str]:
     plain = sum(one.weighted is None for one in layers)
     if plain:
         yield f"{counted(plain, 'layer')} without a record of activations: cut by the weights alone"
+
+
+def of_one_weight(targets: Sequence[str]) -> Iterator[str]:
+    """Where several layers change one weight, and one of them is made from it.
+
+    Args:
+        targets: Of those weights.
+    """
+    if targets:
+        yield (
+            f"{counted(len(targets), 'weight')}, the first `{targets[0]}`, of several layers: each is "
+            "made from the weight of the checkpoint, and their changes are added; ComfyUI applies "
+            "one after another"
+        )

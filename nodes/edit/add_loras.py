@@ -19,7 +19,7 @@ from ..form.schema import (
     rule_of,
     schema,
 )
-from ..form.several import ingredients_of, nothing_in_it, several_inputs
+from ..form.several import ingredients_of, kept_of, nothing_in_it, several_inputs
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
@@ -107,6 +107,20 @@ class AddLoras(io.ComfyNode):
                     tooltip="A model that the LoRAs are for, where their names alone leave that in doubt: "
                     "it gives names with underscores their dots back.",
                 ),
+                io.Model.Input(
+                    "base",
+                    optional=True,
+                    tooltip="The model that the LoRAs were trained on, for kinds that are made from its weights: "
+                    "what DoRA, OFT and the like make of them, each at its strength, is added.",
+                ),
+                io.String.Input(
+                    "keep_whole",
+                    default="",
+                    optional=True,
+                    placeholder="lora1, or none",
+                    tooltip="Sockets, separated by commas, whose LoRAs a method from ties on does not see: they are added to "
+                    "its result as they are. Empty: LCM, Lightning, DMD, Turbo and Hyper LoRAs, known by name; none: no LoRA.",
+                ),
             ],
             outputs=[lora_output("The sum."), report_output()],
         )
@@ -123,6 +137,8 @@ class AddLoras(io.ComfyNode):
         format: str = AS_FIRST,
         dtype: str | None = None,
         reference: Any = None,
+        base: Any = None,
+        keep_whole: str = "",
     ) -> io.NodeOutput:
         """Add them.
 
@@ -145,9 +161,11 @@ class AddLoras(io.ComfyNode):
             rule_of(rank, rule),
             method=method["method"],
             options={name: value for name, value in method.items() if name != "method"},
+            keep_whole=kept_of(loras, keep_whole),
             format=None if format == AS_FIRST else format,
             dtype=dtype_of(dtype),
             reference=None if reference is None else ModelSource("the reference", reference),
+            base=None if base is None else ModelSource("the base model", base),
             placement=host.placement(),
             version=__version__,
             progress=host.progress(),

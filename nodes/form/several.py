@@ -67,6 +67,36 @@ def ingredients_of(
     return [Ingredient(as_file(lora), factors[at]) for at, lora in sorted(held.items()) if lora]
 
 
+def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list[int] | None:
+    """Return the places, among what `ingredients_of` returns, of LoRAs that are named by their sockets.
+
+    Args:
+        loras: All sockets.
+        text: Names of sockets, or their numbers, with commas between; `none`; empty for no answer.
+
+    Raises:
+        ArgumentError: Nothing is connected to such a socket.
+    """
+    from ...lora_ops import ArgumentError
+
+    numbers = (int(name.removeprefix(_SOCKET)) for name, lora in loras.items() if lora)
+    names = [f"{_SOCKET}{at}" for at in sorted(numbers)]
+    if not text.strip():
+        return None
+    if text.strip() == "none":
+        return []
+    places: list[int] = []
+    for part in text.split(","):
+        word = part.strip()
+        name = word if word.startswith(_SOCKET) else f"{_SOCKET}{word}"
+        if name not in names:
+            raise ArgumentError(
+                f"`keep_whole` {word}: no LoRA is connected there; write {', '.join(names)}, or none"
+            )
+        places.append(names.index(name))
+    return places
+
+
 def parse_strengths(
     text: str, count: int, word: str = "strength", of: str = "LoRAs", default: float = 1.0
 ) -> list[float]:

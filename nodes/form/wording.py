@@ -78,6 +78,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             r"Resize LoRA with `rank` \1 or `rule` \2",
         ),
         (r"`rule=(\d+)`", "rank", r"`rank` \1", r"Resize LoRA with `rank` \1"),
+        (
+            r"give a sum its checkpoint \(`base=`\)",
+            "loras base",
+            "connect its checkpoint to `base`",
+            "give its checkpoint to Add LoRAs",
+        ),
         (r"as `base=`", "base", "as `base`", "to Convert LoRA as its `base`"),
         (
             r"as `reference=`, or its name as `architecture=`",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +68,12 @@ class MadeLayer(OwnChange):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the change by role."""
         return self.make().tensors()
+
+    def times(self, target: str, strength: float, *, has_alpha: bool) -> Layer:
+        """Return the change times a strength, made as this is."""
+        if strength == 1:
+            return self
+        return replace(self, make=lambda: self.make().times(target, strength, has_alpha=True))
 
     def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the change, of `shape`."""

@@ -12,7 +12,7 @@ from ..formats import Format, ModelNames, format_named, format_of, model_names, 
 from ..layers import Layer
 from ..model import names_of_any
 from ..outline import outline, outlined
-from ..repacking.assemble import RepackedLayers
+from ..renamed import renamed
 from ..repacking.plan import planned
 from .group import Group, Term, common_models, group_by_weight
 
@@ -121,12 +121,7 @@ def _renamed(term: Term, scheme: Format, names: ModelNames) -> Term:
         else:
             folded |= own
     source = replace(term.adapter, layers=_Strengthened(term.adapter.layers, folded))
-    adapter = replace(
-        term.adapter,
-        layers=RepackedLayers(source, pieces, names),
-        format=scheme.name,
-        keys={piece.module: piece.keys for piece in pieces.values()},
-    )
+    adapter = renamed(source, list(pieces.values()), names, scheme)
     return replace(term, adapter=adapter, strengths=strengths)
 
 

@@ -61,8 +61,9 @@ class Term:
         if layer.needs_base:
             raise UnsupportedLayerError(
                 f"layer `{target}` of {self.name} {described(layer)}: what it changes depends on "
-                "the base weight, so it cannot be added or compared; make it a plain LoRA first "
-                '(`convert(lora, to="lora", base=checkpoint)`), or bake it into its checkpoint',
+                "the base weight, so it cannot be added or compared; give a sum its checkpoint (`base=`), "
+                'make it a plain LoRA first (`convert(lora, to="lora", base=checkpoint)`), or bake it '
+                "into its checkpoint",
                 target=target,
             )
         return layer

@@ -22,7 +22,7 @@ from ...adapters.edited import (
     converted,
 )
 from ...adapters.formats import format_named
-from ...adapters.layers import Layer
+from ...adapters.layers import Convention, Layer
 from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Group, Term
 from ...elements import asked
@@ -34,8 +34,10 @@ from ...run.devices import Placement, place
 from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
+from ...source import TensorSource
 from ..methods import check_adding
-from .apart import is_bulky
+from .apart import is_bulky, is_made
+from .based import base_notes, check_factors, targets_of, with_base
 from .kept import kept_notes, kept_whole
 from .layer import Adding, added
 
@@ -60,6 +62,8 @@ def add(
     architecture: Architecture | None = None,
     reference: Sequence[str] = (),
     keep_whole: Sequence[int] | None = None,
+    base: TensorSource | None = None,
+    dora: Convention = "paper",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Adapter, Report]:
@@ -79,13 +83,17 @@ def add(
         reference: Canonical targets of a checkpoint, to find dotted names by.
         keep_whole: Places of terms that a method which makes factors does not see, and to whose result they
             are added; None: LoRAs that by their name or metadata distil a model into few steps.
+        base: The checkpoint that they were trained on, for kinds that are made from the weight: what they
+            make of it at their strengths is added. Names are found in it where there is no reference.
+        dora: How to read such kinds where programs differ; see docs/kinds.md.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Called after each layer.
 
     Raises:
         ArgumentError: The method is unknown, or a layer has no name in the format.
         MismatchError: The inputs are for different models, or nothing is left.
-        UnsupportedLayerError: A layer is made from the base weight.
+        UnsupportedLayerError: A layer is made from the base weight, which is not given.
+        LoraOpsError: The base is not the checkpoint that they are for.
         NonFiniteError: NaN or infinity in, or out of the range of the dtype.
     """
     scheme = format_named(format or terms[0].adapter.format)
@@ -94,12 +102,15 @@ def add(
     told = check_adding(
         method, len(terms) - len(kept), parameters or {}, recompresses=chosen is not None
     )
-    adding = Adding(chosen, method, told, asked(dtype), scheme.keeps_alpha, kept)
+    adding = Adding(chosen, method, told, asked(dtype), scheme.keeps_alpha, kept, base is not None)
+    terms = [with_base(term, base, dora, architecture) for term in terms]
+    reference = reference or targets_of(base)
     match = match_adapters(terms, scheme.name, reference, architecture)
     work = add_work(match, adding)
     results = stream(work, place(device), ahead=AHEAD, progress=progress)
     adapter, report = collect(match.terms[0].adapter, results, format=scheme.name, keys=match.keys)
     notes = (*method_notes(adding, report), *kept_notes(terms, method, kept), *add_notes(match))
+    notes += tuple(base_notes(match, report)) if adding.based else ()
     return adapter, replace(report, notes=(*notes, *converted(report)))
 
 
@@ -116,8 +127,10 @@ def add_work(match: Match, adding: Adding) -> Work[Group, Outcome[Layer]]:
     """
     for term in match.terms:
         check_not_empty(term.adapter, term.name)
+    if adding.based:
+        check_factors(match.outline(), adding)
     if adding.rule is None:
-        _check_room(match.outline())
+        _check_room(match.outline(), reads_all=adding.based)
     jobs = [Job(group.target, group, alike=group.target) for group in match.groups]
     return Work(jobs, partial(_compute, match.terms, adding))
 
@@ -165,7 +178,7 @@ def method_notes(adding: Adding, report: Report) -> Iterator[str]:
     )
 
 
-def _check_room(match: Match) -> None:
+def _check_room(match: Match, *, reads_all: bool) -> None:
     """Refuse exact sums that would be larger than the weights, before any work, from headers alone.
 
     Raises:
@@ -174,21 +187,21 @@ def _check_room(match: Match) -> None:
     found: dict[str, Layer] = {}
     for group in match.groups:
         live = [one for one in group.members if match.terms[one[0]].strength(one[1]) != 0]
-        for index, target in live if len(live) > 1 else ():
+        for index, target in live:
             term = match.terms[index]
             roles = term.adapter.keys.get(target)
-            if roles is None or roles.keys() & _LOKR:
+            if roles is None or roles.keys() & _LOKR or reads_all:
                 layer = term.layer(target)
-                if is_bulky(layer):
+                if is_made(layer) or (is_bulky(layer) and len(live) > 1):
                     found[group.target] = layer
     sides = [(layer.shape[0], math.prod(layer.shape[1:])) for layer in found.values()]
     size = sum(min(pair) * sum(pair) * 2 for pair in sides)
     if size <= _ROOM:
         return
-    target = next(iter(found))
+    target, layer = next(iter(found.items()))
     raise ArgumentError(
         f"the exact sum of {counted(len(found), 'weight')} has no form smaller than the weight itself: "
-        f"the first, `{target}`, is a LoKr of {sides[0][0]} x {sides[0][1]} in one input; as LoRA of "
+        f"the first, `{target}`, is a {layer.title} of {sides[0][0]} x {sides[0][1]} in one input; as LoRA of "
         f"all directions they would take {size / 1e9:.3g} GB in 16 bits; say how many directions to "
         "keep, such as `rule=64` (`rule=65536` keeps all), or bake the inputs into their checkpoint",
         target=target,

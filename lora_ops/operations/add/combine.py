@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...adapters.layers import FullLayer, Layer, LoraLayer, low_rank
 from ...elements import loadable_by_all
-from ...linalg import factored_svd, gram_matrix, inner, thinned
+from ...linalg import factored_svd, frobenius, gram_matrix, inner, thinned
 from ...linalg.ranks.rules import RankRule
 from ...linalg.ranks.truncation import truncated
 from ...linalg.storage import loadable, rounded
@@ -97,7 +97,7 @@ def stacked(layers: Sequence[Layer], placement: Placement | None = None) -> Stac
         placement: Where to compute; None: where they are.
     """
     if any(map(is_bulky, layers)):
-        return apart(layers)
+        return apart(layers, placement)
     plain = _plain(layers)
     if plain is None:
         factors = [layer.factors() for layer in layers]
@@ -244,8 +244,9 @@ def recompressed(
         own = (rule or _ALL).for_kernel(sum_.shape[2:])
         if own.leaves_out:
             return None
-        total = stack.square(sum_.coefficients)[None]
         whole = stack.sum(sum_.coefficients)
+        dense = isinstance(whole, Tensor)
+        total = frobenius(whole).square() if dense else stack.square(sum_.coefficients)[None]
         (near,) = truncated(whole, total, own, exact=rule is None)
         return written(sum_, near.factors(), dtype, has_alpha=has_alpha)
     svd = factored_svd(*thinned(*sum_.product(stack)))

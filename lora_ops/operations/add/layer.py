@@ -41,6 +41,7 @@ class Adding:
         element: What the numbers of the factors are to be; None: one that holds the numbers of all of a layer's inputs.
         has_alpha: Whether the result's format has a place for alpha.
         kept: Places of terms that a method which makes factors does not see: they are added as they are.
+        based: Whether layers may be what others made of the base weight.
     """
 
     rule: RankRule | None = None
@@ -49,6 +50,7 @@ class Adding:
     element: Element | None = None
     has_alpha: bool = True
     kept: frozenset[int] = frozenset()
+    based: bool = False
 
     def makes(self, shape: Sequence[int]) -> bool:
         """Whether the method makes something else of a weight than a combination of the changes.

@@ -19,6 +19,7 @@ from ...run.devices import Placement, download
 from ..methods.elements.work import Task, Value
 from ..methods.factored.table import FACTORED
 from ..methods.kinds import Element
+from .apart import Apart
 from .combine import Combination, Stack, recompressed, stacked, written
 
 # Elements of the tiles that a method on elements is at work on, of all inputs together.
@@ -69,7 +70,9 @@ def merged(
         UnsupportedLayerError: An input has no factors smaller than the weight.
     """
     stack = sum_.stack
-    if not isinstance(stack, Stack):
+    how = FACTORED[method].element
+    on_elements = how is not None and (parameters["scope"] == "element" or len(sum_.shape) < 2)
+    if not (on_elements or isinstance(stack, Stack)):
         raise UnsupportedLayerError(
             f"layer `{sum_.target}` is a LoKr of which factors would be larger than the weight: method "
             f'`{method}` needs factors; make it a LoRA of a rank first: `convert(lora, to="lora", rank=64)`',
@@ -80,10 +83,9 @@ def merged(
     seen = _without(sum_, kept, where)
     task = _task(seen, parameters)
     wide = dtype or sum_.dtype
-    how = FACTORED[method].element
     whole = all(isinstance(innermost(layer), FullLayer) for layer in sum_.layers)
-    if how is not None and (parameters["scope"] == "element" or len(sum_.shape) < 2):
-        result = _on_elements(_factors_of(seen), task, how)
+    if how is not None and on_elements:
+        result = _on_elements(seen.stack, task, how)
         for layer_, factor in zip(whole_ones, factors, strict=True):
             up, down = (one.to(result) for one in layer_.factors())
             result.addmm_(up, down, alpha=factor)
@@ -135,7 +137,7 @@ def _task(sum_: Combination, parameters: Mapping[str, Value]) -> Task:
     return Task(shape, weights, parameters, sum_.target, int(float(str(seed))))
 
 
-def _on_elements(stack: Stack, task: Task, how: Element) -> Tensor:
+def _on_elements(stack: Stack | Apart, task: Task, how: Element) -> Tensor:
     """The method on the weight's own elements: (out, in * kernel), float32; tile by tile but for the result."""
     rows = max(1, _TILE // max(1, task.count * task.shape[1]))
     parts = [slice(at, min(at + rows, task.rows)) for at in range(0, task.rows, rows)]
@@ -160,7 +162,7 @@ def _fitted(
 
 
 def _measured(
-    sum_: Combination, stack: Stack, layer: Layer | None, norm: float, result: Tensor
+    sum_: Combination, stack: Stack | Apart, layer: Layer | None, norm: float, result: Tensor
 ) -> Merged:
     """What was made, with its error against a matrix, which is overwritten."""
     if layer is None:
@@ -169,11 +171,15 @@ def _measured(
     return Merged(layer, norm, float(residual_(result, up, down)), _cosine(sum_, stack, layer))
 
 
-def _cosine(sum_: Combination, stack: Stack, layer: Layer | None) -> float:
+def _cosine(sum_: Combination, stack: Stack | Apart, layer: Layer | None) -> float:
     """The cosine of a layer with the plain sum; 0 where one of them is nothing."""
     if layer is None:
         return 0.0
-    up, down = (factor.to(stack.up.device) for factor in layer.factors())
-    both = float(inner(*sum_.product(stack), up, down))
+    up, down = layer.factors()
+    if isinstance(stack, Apart):
+        both = stack.inner(sum_.coefficients, layer)
+    else:
+        up, down = up.to(stack.up.device), down.to(stack.up.device)
+        both = float(inner(*sum_.product(stack), up, down))
     norms = float(stack.square(sum_.coefficients).sqrt() * inner(up, down, up, down).cpu().sqrt())
     return both / norms if norms > 0 else 0.0

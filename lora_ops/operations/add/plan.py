@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
 from ...adapters.formats import decode, format_named
-from ...adapters.layers import FullLayer, Layer, innermost
+from ...adapters.layers import Convention, FullLayer, Layer, MadeLayer, innermost
 from ...adapters.matching.align import Match, match_adapters
 from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
@@ -22,7 +22,7 @@ from ...elements import Dtype, Element, asked, loadable_by_all
 from ...errors import ArgumentError
 from ...files import Output, check_output
 from ...linalg.ranks.rules import RankRule, parse_rank
-from ...models.architectures import architecture_named, parameters
+from ...models.architectures import architecture_named
 from ...report import Report, Skip
 from ...run.inputs import paths_of
 from ...source import TensorSource
@@ -33,6 +33,8 @@ from ..peft_folder import check_folder, check_no_experts, check_written, is_for_
 from ..preview import PlannedLayer, planned_layer, planned_skip, stored_size
 from ..reasons import RANK_ZERO, STRENGTH_ZERO
 from .add import AHEAD, add_notes, add_work, method_notes
+from .apart import is_made
+from .based import base_notes, targets_of, with_base
 from .extras import Extras, extras_of
 from .kept import kept_notes, kept_whole
 from .layer import NOT_IN_LAST, Adding
@@ -55,6 +57,10 @@ class AddOptions(TypedDict, total=False):
         force: Whether the output may replace a file.
         keep_whole: Places of ingredients that a method which makes factors does not see, and to whose result
             they are added; None: those that by their name or metadata distil a model into few steps.
+        base: The checkpoint that they were trained on, for kinds that are made from the weight: what they
+            make of it at their strengths is added.
+        dora: How to read such kinds where programs differ: paper, which is the default, or comfy; see
+            docs/kinds.md.
     """
 
     where: Sequence[str]
@@ -66,6 +72,8 @@ class AddOptions(TypedDict, total=False):
     reference: TensorSource | None
     force: bool
     keep_whole: Sequence[int] | None
+    base: TensorSource | None
+    dora: Convention
 
 
 def plan_add_files(
@@ -89,16 +97,18 @@ def plan_add_files(
     if not ingredients:
         raise ArgumentError("there is nothing to add; give one adapter or more")
     sources = [one.source for one in ingredients]
-    format, reference = options.get("format"), options.get("reference")
+    format, base = options.get("format"), options.get("base")
+    reference, dora = options.get("reference"), options.get("dora", "paper")
+    read = paths_of(*sources, reference, base)
     force, method = options.get("force", False), options.get("method", "sum")
     if is_for_folder(output, format) and isinstance(output, Path):
-        check_folder(output, paths_of(*sources, reference), force=force)
+        check_folder(output, read, force=force)
     elif format is None:
-        check_written(output, paths_of(*sources, reference), sources[0], force=force)
+        check_written(output, read, sources[0], force=force)
     else:
         for source in sources:
             check_no_experts(source)
-        check_output(output, paths_of(*sources, reference), force=force)
+        check_output(output, read, force=force)
     chosen = None if rule is None else parse_rank(rule)
     given = options.get("options") or {}
     adapters = [decode(source) for source in sources]
@@ -110,20 +120,26 @@ def plan_add_files(
     kept = kept_whole(terms, method, options.get("keep_whole"))
     told = check_adding(method, len(terms) - len(kept), given, recompresses=chosen is not None)
     scheme = format_named(format or terms[0].adapter.format)
-    known = [one.target for one in parameters(reference).values()] if reference else []
+    known = targets_of(reference or base)
     architecture = options.get("architecture")
     model = None if architecture is None else architecture_named(architecture)
+    terms = [with_base(term, base, dora, model) for term in terms]
     match = match_adapters(terms, scheme.name, known, model)
     has_alpha = keeps_alpha(output, scheme, match.keys)
-    adding = Adding(chosen, method, told, asked(options.get("dtype")), has_alpha, kept)
+    adding = Adding(
+        chosen, method, told, asked(options.get("dtype")), has_alpha, kept, base is not None
+    )
     taken = {key for roles in match.keys.values() for key in roles.values()}
     extras = extras_of(match.terms, taken)
     settings = {"method": method} | {name: _spelled(value) for name, value in told.items()}
     settings |= {} if chosen is None else {"rank": str(chosen)}
-    names = [Path(terms[at].name).stem for at in sorted(kept)]
-    settings |= {"keep_whole": ", ".join(names)} if names else {}
+    whole = [Path(terms[at].name).stem for at in sorted(kept)]
+    settings |= {"keep_whole": ", ".join(whole)} if whole else {}
+    settings |= {} if base is None else {"base": Path(base.name).name, "dora": dora}
     return EditPlan(
-        Draft(output, scheme.name, sources, match.keys, extras, match.model, [reference], force),
+        Draft(
+            output, scheme.name, sources, match.keys, extras, match.model, [reference, base], force
+        ),
         partial(planned_work, add_work(match, adding)),
         partial(_describe, ingredients, method, settings),
         partial(foresee_add, match, adding),
@@ -183,6 +199,7 @@ def _notes(extras: Extras, match: Match, adding: Adding, report: Report) -> Iter
     yield from kept_notes(match.terms, adding.method, adding.kept)
     yield from extras.notes()
     yield from add_notes(match)
+    yield from base_notes(match, report) if adding.based else ()
     yield from converted(report)
 
 
@@ -194,7 +211,7 @@ def foresee_add(match: Match, adding: Adding) -> Foreseen:
         adding: What is to be done.
 
     Raises:
-        UnsupportedLayerError: A layer is made from the base weight.
+        UnsupportedLayerError: A layer is made from the base weight, which is not given.
         WeightShapeError: Two inputs change weights of different shapes under one name.
     """
     notes = tuple(add_notes(match))
@@ -235,7 +252,8 @@ def _axes(layer: Layer) -> int:
 
 def _most(layers: Sequence[Layer], shape: Sequence[int], rule: RankRule | None) -> int:
     """The largest rank that a weight of the sum can get."""
-    full = min(sum(layer.rank for layer in layers), _full(shape))
+    ranks = [_full(shape) if is_made(layer) else layer.rank for layer in layers]
+    full = min(sum(ranks), _full(shape))
     if rule is None or all(isinstance(innermost(layer), FullLayer) for layer in layers):
         return full
     own = rule.for_kernel(tuple(shape[2:]))
@@ -251,7 +269,9 @@ def _size(layers: Sequence[Layer], shape: Sequence[int], rank: int, element: Ele
         return math.prod(shape) * wide.bits // 8
     around = [one for one in map(_larger_weight, layers) if one]
     factors = rank * (shape[0] + math.prod(shape[1:])) * wide.bits // 8 + 4 + max(around, default=0)
-    return max(factors, stored_size(layers[0], element)) if len(layers) == 1 else factors
+    if len(layers) > 1 or isinstance(innermost(layers[0]), MadeLayer):
+        return factors
+    return max(factors, stored_size(layers[0], element))
 
 
 def _larger_weight(layer: Layer) -> int:

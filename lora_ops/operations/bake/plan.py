@@ -35,6 +35,7 @@ from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
 from ...report import counted
 from ...source import TensorSource
+from ..reasons import of_one_weight
 from ..weights.change import Change
 from ..weights.gguf_file_plan import GgufPlan
 from ..weights.rounding import seed_of
@@ -217,12 +218,7 @@ def _side_by_side(changes: Mapping[str, Sequence[Change]]) -> Iterator[str]:
             for one, other in combinations(change.shares, 2)
         )
     ]
-    if shared:
-        yield (
-            f"{counted(len(shared), 'weight')}, the first `{shared[0]}`, of several layers: each is "
-            "made from the weight of the checkpoint, and their changes are added; ComfyUI applies "
-            "one after another"
-        )
+    yield from of_one_weight(shared)
 
 
 def _overlap(one: Share, other: Share) -> bool:
