@@ -1,6 +1,6 @@
-"""Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
+"""Everything that is asked of ComfyUI; `computed.py` and `scheduled.py` have what is handed to it.
 
-No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
+No file of this pack but these and `model_files` imports `comfy` or `folder_paths`.
 """
 
 from __future__ import annotations
@@ -181,6 +181,12 @@ def patches(tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[
     """
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     return comfy.lora.load_lora(whole, places, log_missing=False)
+
+
+def reshapes(patch: Any) -> bool:
+    """Whether one of the host's patches gives its weight another shape."""
+    shape = getattr(patch, "calculate_shape", None)
+    return shape is not None and shape("") is not None
 
 
 def swap_halves(change: Tensor) -> Tensor:
