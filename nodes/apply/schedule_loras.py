@@ -32,7 +32,13 @@ class ScheduleLoras(io.ComfyNode):
             description="LoRAs on a model with a strength for each moment of sampling, or by K-LoRA's rule one "
             "of two, chosen per layer and step. For the diffusion model alone; nothing is loaded again.",
             search_aliases=[
-                *("schedule lora", "lora schedule", "lora keyframes", "lora curve", "timestep lora"),
+                *(
+                    "schedule lora",
+                    "lora schedule",
+                    "lora keyframes",
+                    "lora curve",
+                    "timestep lora",
+                ),
                 *("start step", "stop step", "loractl", "k-lora", "klora", "hook lora"),
             ],
             inputs=[
@@ -97,7 +103,9 @@ class ScheduleLoras(io.ComfyNode):
         held = connected(loras)
         lines = curves.rstrip().splitlines()
         if len(lines) > (count := max(held, default=-1) + 1):
-            raise ArgumentError(f"{len(lines)} curves for {count} LoRAs: give a line each, in order")
+            raise ArgumentError(
+                f"{len(lines)} curves for {count} LoRAs: give a line each, in order"
+            )
         rows = [
             (lora, parse_curve(lines[at] if at < len(lines) else "")) for at, lora in held.items()
         ]

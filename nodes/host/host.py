@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 CONTROLNETS = "controlnet"
+# Under this a model knows that LoRAs act on it for a part of the steps.
+SCHEDULE = "schedule"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
 
@@ -262,7 +264,7 @@ def prediction(patcher: ModelPatcher) -> str:
 
 def injections(patcher: ModelPatcher) -> list[str]:
     """What acts on a model's layers as they run, by the host's names for it."""
-    return list(patcher.injections)
+    return [*patcher.injections, *dict.fromkeys(notes(patcher, SCHEDULE))]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from .host import quantisation
+from .host import SCHEDULE, noted, quantisation
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
     from ..apply.patch_places import Place
 
-_KEY = "lorakit_schedule"
+_KEY, _TITLE = "lorakit_schedule", "Schedule LoRAs"
 # Halvings of a progress that is looked for: finer than any two steps.
 _HALVINGS = 30
+# A level that is the rounding of float32 above that of a point has reached the point.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +64,8 @@ def scheduled(patcher: ModelPatcher, changes: Sequence[Timed], *, by_steps: bool
     schedule = _Schedule(changes, by_steps)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _KEY, schedule.run)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, schedule.sample)
+    noted(clone, SCHEDULE, [_TITLE])
     return clone
-
-
-def is_scheduled(patcher: ModelPatcher) -> bool:
-    """Whether such changes are on a MODEL."""
-    return bool(patcher.get_wrappers(WrappersMP.APPLY_MODEL, _KEY))
 
 
 def why_constant(patcher: ModelPatcher, key: str) -> str:
@@ -166,7 +164,8 @@ class _Added:
     def __call__(self, weight: Tensor) -> Tensor:
         """The changed weight: another tensor, for the host may use its own again."""
         records = [
-            (strength, self._on(patch, weight.device), *rest) for strength, patch, *rest in self._due
+            (strength, self._on(patch, weight.device), *rest)
+            for strength, patch, *rest in self._due
         ]
         return comfy.lora.calculate_weight(
             records, weight.clone(), self._key, intermediate_dtype=weight.dtype
@@ -205,8 +204,8 @@ def noise_gone(sigma: float, sigma_at: Callable[[float], Any]) -> float:
         sigma: The level.
         sigma_at: The level at a progress: falling.
     """
-    low, high = 0.0, 1.0
+    low, high, reached = 0.0, 1.0, sigma * (1 - _ROUNDING)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(sigma_at(middle)) > sigma else (low, middle)
-    return high if high < 1 else 1.0
+        low, high = (middle, high) if float(sigma_at(middle)) > reached else (low, middle)
+    return high
