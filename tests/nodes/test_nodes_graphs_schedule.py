@@ -279,3 +279,9 @@ def test_cancel_in_the_middle_leaves_nothing(server):
     cancelled(server, number)
     after = Scheduled(server)
     assert torch.equal(after.whole(after.checkpoint()), before)
+
+
+def test_a_model_that_is_saved_says_what_is_not_in_it(server):
+    graph = Scheduled(server)
+    told = graph.text(graph.add("LorakitSaveModel", model=graph.model(), prefix="checkpoints/kept"))
+    assert "! `Schedule LoRAs` acts as the model's layers run and is in no weight: left out" in told
