@@ -13,7 +13,6 @@ import click
 from .hash_cache import hash_cache_option
 
 if TYPE_CHECKING:
-
     from ..lora_ops import Element, Placement, Preview
 
 PATH = click.Path(path_type=Path)

@@ -20,6 +20,8 @@ from lorakit.examples.digits.sample import load_model, sample_digits, starting_n
 from lorakit.lora_ops import (
     Adapter,
     Recipe,
+    Term,
+    add,
     extract,
     find_files,
     merge_file,
@@ -65,6 +67,11 @@ def cards() -> Iterator[tuple[str, Image.Image]]:
             "apply_two_added_loras", "Two LoRAs as one",
             {"before": start, "the sum, applied": both},
         )  # fmt: skip
+        added = {
+            name: with_lora(start, add([Term(one), Term(two)], method=name)[0])
+            for name in ("sum", "np", "ties")
+        }
+        yield _card("compare_add_methods", "Three ways to add, side by side", added)
         yield _card(
             "extract_from_two_checkpoints", "A LoRA from two checkpoints",
             {"base": start, "tuned": neon, "base + LoRA": first},

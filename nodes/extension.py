@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .apply.apply_lora import ApplyLora
+from .apply.schedule_loras import ScheduleLoras
 from .edit.add_loras import AddLoras
 from .edit.bake_lora import BakeLora
 from .edit.block_sweep import BlockSweep
@@ -66,6 +67,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ExtractControlLora,
     RecordActivations,
     SaveActivations,
+    ScheduleLoras,
 )
 
 

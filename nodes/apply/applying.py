@@ -47,11 +47,40 @@ def apply(
         MismatchError: Nothing of the adapter fits the models.
         LoraOpsError: A rule that fits nothing.
     """
-    lora = lora if isinstance(lora, LoraModel) else LoraModel(lora)
-    file = as_file(LoraModel(host.convert_lora(lora), lora.name, lora.metadata))
+    file = host_file(lora)
     unet = host.shapes(model) if model is not None else {}
     encoders = host.shapes(clip.patcher) if clip is not None else {}
-    models = Models(
+    models = models_of(model, clip, unet, encoders)
+    matched = match(file, models, blocks, where)
+    check_any(file, matched)
+    if model is not None:
+        model = host.patched(model, matched.groups(unet.keys(), strengths[0]), file.metadata)
+    if clip is not None:
+        clip = host.patched(clip, matched.groups(encoders.keys(), strengths[1]), file.metadata)
+    return model, clip, applied_lines(file.name, matched, encoders, strengths)
+
+
+def host_file(lora: Mapping[str, Tensor]) -> MemoryFile:
+    """What a socket holds as an opened file, as the host reads its names."""
+    lora = lora if isinstance(lora, LoraModel) else LoraModel(lora)
+    return as_file(LoraModel(host.convert_lora(lora), lora.name, lora.metadata))
+
+
+def models_of(
+    model: Any,
+    clip: Any,
+    unet: Mapping[str, tuple[int, ...]],
+    encoders: Mapping[str, tuple[int, ...]],
+) -> Models:
+    """What adapters are to be matched to.
+
+    Args:
+        model: The diffusion model, or None.
+        clip: The text encoders, or None.
+        unet: Shapes of the diffusion model's weights.
+        encoders: Those of the text encoders.
+    """
+    return Models(
         host.key_map(model, clip),
         {**unet, **encoders},
         encoders.keys(),
@@ -60,13 +89,6 @@ def apply(
         host.swap_halves,
         model is not None,
     )
-    matched = match(file, models, blocks, where)
-    _check_any(file, matched)
-    if model is not None:
-        model = host.patched(model, matched.groups(unet.keys(), strengths[0]), lora.metadata)
-    if clip is not None:
-        clip = host.patched(clip, matched.groups(encoders.keys(), strengths[1]), lora.metadata)
-    return model, clip, applied_lines(lora.name, matched, encoders, strengths)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +154,12 @@ def apply_rows(model: Any, clip: Any, rows: Sequence[Row]) -> Applied:
     return made
 
 
-def _check_any(file: MemoryFile, matched: Matched) -> None:
+def check_any(file: MemoryFile, matched: Matched) -> None:
+    """Refuse an adapter of which nothing fits.
+
+    Raises:
+        MismatchError: That is so; says why.
+    """
     from ...lora_ops import MismatchError, describe
     from ...lora_ops.report import counted
 

@@ -12,7 +12,9 @@ from ..host.api import io, ui
 CATEGORY = "model/lorakit"
 # Where each node is found below that, in the words of the host's own folders where it has one.
 GROUPS = {
-    "loaders": ("LoadLora", "LoraLoader", "ApplyLora", "StackToLora", "LoraToStack"),
+    "loaders": (
+        *("LoadLora", "LoraLoader", "ApplyLora", "ScheduleLoras", "StackToLora", "LoraToStack"),
+    ),
     "edit": ("AddLoras", "ScaleLora", "ResizeLora", "ResizeFile", "ConvertLora", "EditMetadata"),
     "extract": (
         "ExtractLora",

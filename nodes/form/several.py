@@ -28,17 +28,7 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
         more: What else the tooltip says of them.
     """
     return [
-        io.Autogrow.Input(
-            "loras",
-            template=io.Autogrow.TemplatePrefix(
-                # Optional, so that a graph runs on where a node before it is bypassed or muted.
-                lora_input(tooltip="One of the LoRAs.", optional=True),
-                prefix=_SOCKET,
-                min=least,
-                max=MOST,
-            ),
-            tooltip="The LoRAs; a new socket appears for the next.",
-        ),
+        lora_sockets(least),
         io.String.Input(
             "strengths",
             default="",
@@ -48,6 +38,37 @@ def several_inputs(least: int, example: str, more: str = "") -> list[io.Input]:
             f"given. A socket that nothing is connected to keeps its place.{more}",
         ),
     ]
+
+
+def lora_sockets(
+    least: int, most: int = MOST, tooltip: str = "The LoRAs; a new socket appears for the next."
+) -> io.Input:
+    """Sockets for LoRAs.
+
+    Args:
+        least: How many there are at first.
+        most: How many there may be.
+        tooltip: What they are.
+    """
+    return io.Autogrow.Input(
+        "loras",
+        template=io.Autogrow.TemplatePrefix(
+            # Optional, so that a graph runs on where a node before it is bypassed or muted.
+            lora_input(tooltip="One of the LoRAs.", optional=True),
+            prefix=_SOCKET,
+            min=least,
+            max=most,
+        ),
+        tooltip=tooltip,
+    )
+
+
+def connected(loras: Mapping[str, Mapping[str, Tensor] | None]) -> dict[int, Mapping[str, Tensor]]:
+    """The LoRAs that are connected, empty ones too, by the number of their socket, from 0."""
+    held = {
+        int(name.removeprefix(_SOCKET)): lora for name, lora in loras.items() if lora is not None
+    }
+    return dict(sorted(held.items()))
 
 
 def ingredients_of(
@@ -60,11 +81,9 @@ def ingredients_of(
     """
     from ...lora_ops import Ingredient
 
-    held = {
-        int(name.removeprefix(_SOCKET)): lora for name, lora in loras.items() if lora is not None
-    }
+    held = connected(loras)
     factors = parse_strengths(strengths, max(held, default=-1) + 1)
-    return [Ingredient(as_file(lora), factors[at]) for at, lora in sorted(held.items()) if lora]
+    return [Ingredient(as_file(lora), factors[at]) for at, lora in held.items() if lora]
 
 
 def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list[int] | None:

@@ -54,9 +54,9 @@ def info_text(info: Info, *more: str) -> str:
 
 
 def applied_lines(
-    name: str, matched: Matched, encoders: Iterable[str], strengths: tuple[float, float]
+    name: str, matched: Matched, encoders: Iterable[str], strengths: tuple[float | str, float]
 ) -> list[str]:
-    """How many layers of an adapter were applied, to what, and which were not, and why."""
+    """How many layers of an adapter were applied, to what, how strongly, and which were not, and why."""
     from ...lora_ops.report import counted
     from ...lora_ops.text import plain
 
@@ -65,7 +65,7 @@ def applied_lines(
     total = len(layers | set(matched.missing) | set(matched.replaced))
     counts = Counter(key_of(place) in held for place in matched.patches)
     parts = [
-        f"{counted(counts[of_clip], 'weight')} of {what} at {strength:g}"
+        f"{counted(counts[of_clip], 'weight')} of {what} at {_number(strength)}"
         for of_clip, what, strength in (
             (False, "the model", strengths[0]),
             (True, "CLIP", strengths[1]),
@@ -90,6 +90,10 @@ def applied_lines(
         found = {matched.names[place]: strength for place, (_, strength) in matched.patches.items()}
         lines.append(f"strengths by block: {_by_strength(found)}")
     return lines
+
+
+def _number(strength: float | str) -> str:
+    return strength if isinstance(strength, str) else f"{strength:g}"
 
 
 def all_applied_text(applied: Sequence[tuple[str, Sequence[str]]], more: Sequence[str] = ()) -> str:

@@ -1,6 +1,6 @@
-"""Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
+"""Everything that is asked of ComfyUI; `computed.py` and `scheduled.py` have what is handed to it.
 
-No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
+No file of this pack but these and `model_files` imports `comfy` or `folder_paths`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 CONTROLNETS = "controlnet"
 ACTIVATIONS = "activations"  # a kind that the host does not know: see `name_activations`
+# Under this a model knows that LoRAs act on it for a part of the steps.
+SCHEDULE = "schedule"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
 
@@ -198,6 +200,12 @@ def patches(tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[
     return comfy.lora.load_lora(whole, places, log_missing=False)
 
 
+def reshapes(patch: Any) -> bool:
+    """Whether one of the host's patches gives its weight another shape."""
+    shape = getattr(patch, "calculate_shape", None)
+    return shape is not None and shape("") is not None
+
+
 def swap_halves(change: Tensor) -> Tensor:
     """A change of a scale and a shift for a weight that holds the shift first."""
     return comfy.utils.swap_scale_shift(change)
@@ -271,7 +279,7 @@ def prediction(patcher: ModelPatcher) -> str:
 
 def injections(patcher: ModelPatcher) -> list[str]:
     """What acts on a model's layers as they run, by the host's names for it."""
-    return list(patcher.injections)
+    return [*patcher.injections, *dict.fromkeys(notes(patcher, SCHEDULE))]
 
 
 @torch.no_grad()

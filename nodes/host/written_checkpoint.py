@@ -20,12 +20,9 @@ from ...lora_ops.files.quantised.scheme import Scheme
 from ...lora_ops.files.quantised.source import decoded
 from ...lora_ops.files.quantised.storages import SCHEMES
 from ...lora_ops.models.architectures import parameters
+from ...lora_ops.operations.weights.checkpoint_file import CheckpointFile
 from ...lora_ops.operations.weights.gguf_file_plan import GgufPlan
-from ...lora_ops.operations.weights.output import (
-    SHARD_SIZE,
-    CheckpointFile,
-    check_place,
-)
+from ...lora_ops.operations.weights.output import SHARD_SIZE, check_place
 from ...lora_ops.operations.weights.storing import InScheme, stored_layers
 from ...lora_ops.operations.weights.tiles import Planned
 from ...lora_ops.operations.weights.written import write_tensor
