@@ -49,6 +49,8 @@ def finish(
         document = read_document(path)
     command, parameters = _asked(context, document)
     parameters |= {"output": output, "force": force, "verbose": verbose, "json_to": json_to}
+    if "device" in parameters:  # nothing is computed; what was used need not be here
+        parameters["device"] = "cpu"
     asked = click.Context(command, parent=context.parent, info_name=command.name)
     asked.params = parameters
     asked.meta[ASKED] = {"finish": True, "verify": verify}

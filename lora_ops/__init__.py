@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FormatError,
         LayerShapeError,
         LoraOpsError,
+        LostWorkerError,
         MismatchError,
         MissingPartsError,
         NonFiniteError,
@@ -117,6 +118,9 @@ if TYPE_CHECKING:
     from .operations.weights.change import BakedLayer
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
+    from .run.engine import Engine
+    from .run.processes import Processes
+    from .run.ray_engine import RayTasks
     from .run.whole import Division
     from .run.workers import Progress
     from .source import DictSource, TensorSource
@@ -157,6 +161,7 @@ __all__ = [
     "EditReport",
     "Element",
     "Embeddings",
+    "Engine",
     "FileSource",
     "Finding",
     "FormatError",
@@ -174,6 +179,7 @@ __all__ = [
     "Lint",
     "LoraLayer",
     "LoraOpsError",
+    "LostWorkerError",
     "MemoryFile",
     "MergeCheck",
     "MergeOptions",
@@ -196,9 +202,11 @@ __all__ = [
     "PlanOptions",
     "PlannedLayer",
     "Preview",
+    "Processes",
     "Progress",
     "QuantisedError",
     "RankRule",
+    "RayTasks",
     "Read",
     "Recipe",
     "RecipeFile",

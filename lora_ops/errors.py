@@ -13,6 +13,7 @@ LoraOpsError                  carries the target and the path where they are kno
 ├── ArgumentError             a request that cannot be met as asked (also a ValueError)
 ├── WriteError                the output could not be written; nothing was left behind
 ├── MissingPartsError         not all parts of some work are there
+├── LostWorkerError           processes that made a part of some work ended before it was made
 └── NonFiniteError            NaN or infinity came in, or would go out
 
 A message states what, where, the values and the way out: lower case, no full stop, names in backticks.
@@ -92,6 +93,10 @@ class WriteError(LoraOpsError):
 
 class NonFiniteError(LoraOpsError):
     """NaN or infinity came in, or would go out."""
+
+
+class LostWorkerError(LoraOpsError):
+    """Processes that made a part of some work ended before it was made, one after another."""
 
 
 class MissingPartsError(LoraOpsError):

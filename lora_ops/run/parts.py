@@ -17,10 +17,11 @@ from ..report import Report, counted
 from .claim import claimed
 from .devices import Placement
 from .document import Document, read_document
+from .engine import Engine, InTurn, Share, Tell
 from .inputs import hashes_of
 from .joining import check_all, clear, found_parts, join
 from .manifest import PLAN, Manifest, parts_folder, shares
-from .one_part import make_part, one_part
+from .one_part import Maker, one_part
 from .output import write
 from .stream import stream
 from .whole import Division, Whole
@@ -85,7 +86,8 @@ def carry_out(
         known = _hashes(whole, there)
         with hashes_of([path for path in whole.inputs if path not in known]) as hashes:
             if not division.finish:
-                _make_missing(whole, document, folder, there, placement, progress)
+                engine = division.engine or InTurn(placement)
+                _make_missing(whole, document, folder, there, engine, progress)
                 there = found_parts(folder, document, hashed=False)
             check_all(there, document, folder)
             known |= {path: digest for path, digest in hashes().items() if digest}
@@ -114,36 +116,54 @@ def _make_missing(
     document: Document,
     folder: Path,
     found: Sequence[Manifest],
-    placement: Placement,
+    engine: Engine,
     progress: Progress | None,
 ) -> None:
-    """Make all parts that are not there, one after another."""
-    # Of runs that were killed: nobody else is at this folder.
+    """Have all parts made that are not there."""
+    there = {name for one in found for name in one.items}
+    jobs = whole.work.jobs
+    count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
+    missing: list[Share] = []
+    for number, part in enumerate(shares(jobs, count), 1):
+        left = [job for job in part if job.name not in there]
+        if left:
+            names = tuple(job.name for job in left)
+            missing.append(Share(number, count, names, sum(job.cost for job in left)))
+    # Nobody else is at this folder.
+    _sweep(folder)
+    try:
+        engine(
+            missing,
+            Maker(whole, document.hash, folder.absolute()),
+            _told(document, missing, progress),
+        )
+    finally:
+        _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half done."""
     for path in folder.glob(".*.partial"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    there = {name for one in found for name in one.items}
-    jobs = whole.work.jobs
-    count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
-    done = sum(job.cost for job in jobs if job.name in there)
-    for number, part in enumerate(shares(jobs, count), 1):
-        left = [job for job in part if job.name not in there]
-        if left:
-            told = _after(progress, done, document.cost)
-            make_part(whole, document.hash, folder, (number, count), left, placement, told)
-            done += sum(job.cost for job in left)
+
+
+def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:
+    """The progress of parts as that of all."""
+    done = dict.fromkeys((share.number for share in missing), 0)
+    before = document.cost - sum(share.cost for share in missing)
+
+    def tell(share: Share, cost: int, name: str) -> None:
+        done[share.number] = cost
+        if progress is not None:
+            progress(before + sum(done.values()), document.cost, name)
+
+    return tell
 
 
 def _hashes(whole: Whole[Task, Value], found: Sequence[Manifest]) -> dict[Path, str]:
     """The hashes of inputs that were taken beside the parts."""
     paths = whole.inputs
     return {paths[int(n)]: digest for one in found for n, digest in one.hashes.items()}
-
-
-def _after(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """The progress of a part as that of all."""
-    if progress is None:
-        return None
-    return lambda more, _, name: progress(done + more, total, name)

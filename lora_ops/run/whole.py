@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from ..files import Output
 from .document import Document, Item, input_files
+from .engine import Engine
 from .inputs import paths_of
 from .job import Outcome, Work
 from .output import Sink
@@ -32,6 +33,7 @@ class Division:
         force: Whether that may replace a file.
         verify: Whether parts that are there are hashed; else they count by size. Where the result is
             made of parts of an earlier run that was stopped, they always are.
+        engine: Who makes the parts that are missing; None: this process, one after another.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -42,6 +44,7 @@ class Division:
     plan: Path | None = None
     force: bool = False
     verify: bool = False
+    engine: Engine | None = None
 
     @property
     def computes(self) -> bool:

@@ -1,0 +1,1 @@
+class RayTasks: pass
