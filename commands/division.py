@@ -147,7 +147,9 @@ def division(output: Path, *, force: bool) -> Division | None:
         plan=asked.get("plan"),
         force=force,
         verify=bool(asked.get("verify")),
-        engine=None if "finish" in asked else _engine_of(asked, devices, context.params.get("vram")),
+        engine=None
+        if "finish" in asked
+        else _engine_of(asked, devices, context.params.get("vram")),
     )
 
 
@@ -169,9 +171,7 @@ def _devices(context: click.Context) -> list[str]:
     return [one.strip() for one in given.split(",")]
 
 
-def _engine_of(
-    asked: Mapping[str, Any], devices: Sequence[str], vram: str | None
-) -> Engine | None:
+def _engine_of(asked: Mapping[str, Any], devices: Sequence[str], vram: str | None) -> Engine | None:
     """Who makes parts; None: this process."""
     from ..lora_ops import Processes, RayTasks
     from ..lora_ops.text import parse_size

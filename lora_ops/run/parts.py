@@ -152,13 +152,13 @@ def _sweep(folder: Path) -> None:
 
 def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:
     """The progress of parts as that of all."""
-    done = dict.fromkeys((share.number for share in missing), 0)
+    came = dict.fromkeys((share.number for share in missing), 0)
     before = document.cost - sum(share.cost for share in missing)
 
-    def tell(share: Share, cost: int, name: str) -> None:
-        done[share.number] = cost
+    def tell(share: Share, done: int, name: str) -> None:
+        came[share.number] = done
         if progress is not None:
-            progress(before + sum(done.values()), document.cost, name)
+            progress(before + sum(came.values()), document.cost, name)
 
     return tell
 

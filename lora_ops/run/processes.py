@@ -25,8 +25,8 @@ from ..errors import ArgumentError
 from .devices import Placement, place
 from .engine import ATTEMPTS, Make, Share, Tell, pickled
 
-# The package as this process has it, whatever it is called here and however it came in.
-_ROOT = __name__.removesuffix(".lora_ops.run.processes")
+#: The package as this process has it, whatever it is called here and however it came in.
+ROOT = __name__.removesuffix(".lora_ops.run.processes")
 _INIT = Path(__file__).resolve().parents[2] / "__init__.py"
 # Seconds in which a process ends that has stopped to speak.
 _AT_MOST = 5
@@ -37,11 +37,11 @@ import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
 import sys; sys.path[:] = sys.argv[1:]
 import importlib.util as util, pickle
 work = pickle.load(sys.stdin.buffer)
-spec = util.spec_from_file_location({_ROOT!r}, {str(_INIT)!r})
+spec = util.spec_from_file_location({ROOT!r}, {str(_INIT)!r})
 sys.modules[spec.name] = util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[spec.name])
 from importlib import import_module
-import_module({_ROOT!r} + ".lora_ops.run.process").serve(work)
+import_module({ROOT!r} + ".lora_ops.run.process").serve(work)
 """
 
 
@@ -139,15 +139,25 @@ class Processes:
     def _hands(self) -> list[Hands]:
         """What each process gets of the machine."""
         cores, count, alone = torch.get_num_threads(), len(self.devices), place("cpu").workers
-        workers = max(1, alone // count)
-        on_cpu = workers * max(1, cores // alone)
+        on_cpu = max(1, alone // count)
         return [
-            Hands(
-                *(name, self.memory, workers),
-                threads=on_cpu if _found(name).device.type == "cpu" else max(1, cores // count),
-            )
+            hands_for(name, self.memory, workers=on_cpu)
+            if _found(name).device.type == "cpu"
+            else Hands(name, self.memory, 1, max(1, cores // count))
             for name in self.devices
         ]
+
+
+def hands_for(device: str, memory: int | None, *, workers: int) -> Hands:
+    """Return how a process is to use the CPU: each job as many threads as it has in a process alone.
+
+    Args:
+        device: The CPU.
+        memory: See `Hands`.
+        workers: Jobs side by side.
+    """
+    each = max(1, torch.get_num_threads() // place("cpu").workers)
+    return Hands(device, memory, workers, workers * each)
 
 
 def _found(name: str, memory: int | None = None) -> Placement:
