@@ -27,7 +27,7 @@ from .extracted_file import ExtractedFile, naming
 from .peft_file import PeftExtraction, peft_work
 from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
-from .spending import with_ranks
+from .spending import check_size, with_ranks
 from .task import Task
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ def plan_file(
         )
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
+    if output is not None:
+        sink = sink_of(plan, base, tuned, output, format, force, exact=False, seed=0, version="")
+        check_size(plan, sink.overhead)
     return plan
 
 
