@@ -28,7 +28,7 @@ from .extraction import Extraction
 from .peft_file import PeftExtraction, peft_work
 from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
-from .spending import with_ranks
+from .spending import check_size, with_ranks
 from .task import Task
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ def plan_file(
         )
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
+    if output is not None:
+        sink = sink_of(plan, base, tuned, output, format, force, exact=False, seed=0, version="")
+        check_size(plan, sink.overhead)
     return plan
 
 
