@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -93,7 +93,7 @@ class Recorder:
         self._handles += self._hooked(module)
 
     @contextlib.contextmanager
-    def watching(self, module: nn.Module) -> Iterator[None]:
+    def watching(self, module: nn.Module) -> Generator[None]:
         """Record a module for as long as this lasts, whatever ends it."""
         handles = self._hooked(module)
         try:
