@@ -89,7 +89,10 @@ def plan_file(
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
     if output is not None:
-        sink = sink_of(plan, base, tuned, output, format, force, exact=False, seed=0, version="")
+        extraction = Extraction(
+            *(plan, base, tuned, output, format, force), exact=False, seed=0, version=""
+        )
+        sink = sink_of(extraction)
         check_size(plan, sink.overhead)
     return plan
 
