@@ -89,10 +89,7 @@ def plan_file(
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
     if output is not None:
-        extraction = Extraction(
-            *(plan, base, tuned, output, format, force), exact=False, seed=0, version=""
-        )
-        sink = sink_of(extraction)
+        sink = sink_of(Extraction(plan, base, tuned, output, format, force))
         check_size(plan, sink.overhead)
     return plan
 
