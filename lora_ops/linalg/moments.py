@@ -259,7 +259,7 @@ def fitting(widths: Sequence[int], memory: int, full: int, directions: int) -> t
                 return most, directions
         if not directions:
             raise ArgumentError(
-                f"memory={memory} is too small: the diagonals of {len(widths)} layers alone take "
+                f"a memory of {human_size(memory)} is too small: the diagonals of {len(widths)} layers alone take "
                 f"{human_size(4 * sum(widths))}; give more"
             )
         directions //= 2

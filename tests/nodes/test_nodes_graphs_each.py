@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from graphs import Graph
@@ -38,6 +40,8 @@ NEEDS = {
     "LorakitReadRecipe": {"file": "merged"},
     "LorakitLoraInfo": {"lora_name": "one.safetensors"},
     "LorakitEditMetadata": {"lora": "one"},
+    "LorakitRecordActivations": {"model": "model"},
+    "LorakitSaveActivations": {"recording": "record", "after": "sampled"},
     "LorakitExtractControlLora": {
         "controlnet_name": "hints.safetensors",
         "base_name": "controlled.safetensors",
@@ -47,7 +51,12 @@ NEEDS = {
 
 def filled(graph, needs):
     """The inputs with nodes where names of nodes stand."""
+    record = functools.cache(
+        lambda: graph.add("LorakitRecordActivations", model=graph.checkpoint())
+    )
     given = {
+        "record": lambda: record()[1],
+        "sampled": lambda: graph.sample(record()),
         "one": lambda: graph.lora("one"),
         "two": lambda: graph.lora("two"),
         "model": graph.checkpoint,
