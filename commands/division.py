@@ -13,7 +13,7 @@ from ..version import __version__
 from .options import PATH, AskedWrongly, tell, together
 
 if TYPE_CHECKING:
-    from ..lora_ops import Division, Engine, Report
+    from ..lora_ops import Division, Processes, RayTasks, Report
 
 #: Where commands keep what was asked for; `finish` puts its own there.
 ASKED = "lorakit.division"
@@ -171,7 +171,7 @@ def _devices(context: click.Context) -> list[str]:
     return [one.strip() for one in given.split(",")]
 
 
-def _engine_of(asked: Mapping[str, Any], devices: Sequence[str], vram: str | None) -> Engine | None:
+def _engine_of(asked: Mapping[str, Any], devices: Sequence[str], vram: str | None) -> Processes | RayTasks | None:
     """Who makes parts; None: this process."""
     from ..lora_ops import Processes, RayTasks
     from ..lora_ops.text import parse_size

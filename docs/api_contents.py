@@ -148,7 +148,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             *("Report", "LayerReport", "Rounding", "Weighted", "EditReport", "BakedLayer", "Skip"),
             *("Progress", "Preview", "PlannedLayer"),
-            *("place", "Placement", "Division", "Engine", "Processes", "RayTasks"),
+            *("place", "Placement", "Division", "Processes", "RayTasks"),
         ),
     ),
     (
@@ -158,7 +158,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             *("LoraOpsError", "FormatError", "UnknownFormatError", "UnsupportedLayerError"),
             *("LayerShapeError", "QuantisedError", "UnsafePickleError", "MismatchError"),
             *("TargetMismatchError", "WeightShapeError", "ArgumentError", "WriteError"),
-            *("NonFiniteError", "MissingPartsError", "LostWorkerError"),
+            *("NonFiniteError", "MissingPartsError"),
         ),
     ),
 )

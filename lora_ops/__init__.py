@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         FormatError,
         LayerShapeError,
         LoraOpsError,
-        LostWorkerError,
         MismatchError,
         MissingPartsError,
         NonFiniteError,
@@ -118,7 +117,6 @@ if TYPE_CHECKING:
     from .operations.weights.change import BakedLayer
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
-    from .run.engine import Engine
     from .run.processes import Processes
     from .run.ray_engine import RayTasks
     from .run.whole import Division
@@ -161,7 +159,6 @@ __all__ = [
     "EditReport",
     "Element",
     "Embeddings",
-    "Engine",
     "FileSource",
     "Finding",
     "FormatError",
@@ -179,7 +176,6 @@ __all__ = [
     "Lint",
     "LoraLayer",
     "LoraOpsError",
-    "LostWorkerError",
     "MemoryFile",
     "MergeCheck",
     "MergeOptions",

@@ -13,7 +13,6 @@ LoraOpsError                  carries the target and the path where they are kno
 ├── ArgumentError             a request that cannot be met as asked (also a ValueError)
 ├── WriteError                the output could not be written; nothing was left behind
 ├── MissingPartsError         not all parts of some work are there
-├── LostWorkerError           processes that made a part of some work ended before it was made
 └── NonFiniteError            NaN or infinity came in, or would go out
 
 A message states what, where, the values and the way out: lower case, no full stop, names in backticks.
@@ -95,10 +94,6 @@ class NonFiniteError(LoraOpsError):
     """NaN or infinity came in, or would go out."""
 
 
-class LostWorkerError(LoraOpsError):
-    """Processes that made a part of some work ended before it was made, one after another."""
-
-
 class MissingPartsError(LoraOpsError):
     """Not all parts of some work are there; the command line exits with status 3.
 
@@ -106,6 +101,8 @@ class MissingPartsError(LoraOpsError):
         items: Names of what is missing.
     """
 
-    def __init__(self, message: str, items: Sequence[str], *, path: str | Path) -> None:
+    def __init__(
+        self, message: str, items: Sequence[str], *, path: str | Path | None = None
+    ) -> None:
         super().__init__(message, path=path)
         self.items = tuple(items)

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from ..errors import ArgumentError, LostWorkerError
+from ..errors import ArgumentError, MissingPartsError
 from .devices import Placement
 from .workers import Progress
 
 #: How often a part is begun before it is given up.
 ATTEMPTS = 3
-# Items that a message names.
-_NAMED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,16 @@ class Share:
         """What messages call it."""
         return f"part {self.number} of {self.count}"
 
-    def given_up(self, why: str) -> LostWorkerError:
+    def given_up(self, why: str) -> MissingPartsError:
         """Return the error of a part whose makers all ended before it was made.
 
         Args:
             why: How the last of them ended.
         """
-        named = ", ".join(f"`{name}`" for name in self.names[:_NAMED])
-        more = len(self.names) - _NAMED
-        and_more = f" and {more} more" if more > 0 else ""
-        return LostWorkerError(
-            f"{self.title} failed {ATTEMPTS} times: {why}; it holds {named}{and_more}; the parts that are "
-            "there stay, and the same run goes on from them"
+        return MissingPartsError(
+            f"{self.title} failed {ATTEMPTS} times: {why}; the parts that are there stay, and the same "
+            "run goes on from them; this one holds",
+            self.names,
         )
 
 
@@ -104,7 +100,7 @@ class Engine(Protocol):
             tell: Called as they come on, from this thread.
 
         Raises:
-            LostWorkerError: Those who made a part ended before it was made, three times.
+            MissingPartsError: Those who made a part ended before it was made, three times.
             LoraOpsError: See `Make`.
         """
         ...

@@ -57,7 +57,8 @@ def carry_out(
     Raises:
         ArgumentError: There is no such part; another run is at them; or two parts hold the same.
         MismatchError: The parts that are there are of another plan.
-        MissingPartsError: All that is to be finished is not there.
+        MissingPartsError: All that is to be finished is not there; or what made a part ended before it
+            was made, three times.
         LoraOpsError: See `write`; parts that are complete stay.
     """
     if division is None:

@@ -9,10 +9,11 @@ from typing import Any, Generic, TypeVar
 
 from ..files import Output
 from .document import Document, Item, input_files
-from .engine import Engine
 from .inputs import paths_of
 from .job import Outcome, Work
 from .output import Sink
+from .processes import Processes
+from .ray_engine import RayTasks
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
@@ -44,7 +45,7 @@ class Division:
     plan: Path | None = None
     force: bool = False
     verify: bool = False
-    engine: Engine | None = None
+    engine: Processes | RayTasks | None = None
 
     @property
     def computes(self) -> bool:
