@@ -219,7 +219,7 @@ def extract(
                 exact=exact,
                 placement=placement(),
                 seed=seed,
-                ending=Ending(force, dry_run, verbose, json_to),
+                ending=Ending(force, dry_run, verbose, json_to, asked),
             )
             return
         if dora is not None and kind != "dora":

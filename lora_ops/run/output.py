@@ -54,6 +54,10 @@ class Sink(ABC, Generic[Value]):
     others: Sequence[TensorSource | None] = ()
     hash_keys: Sequence[str] = ()
 
+    def asked(self) -> Mapping[str, str]:
+        """Return what the file will say of what was asked for, as far as it is known before."""
+        return {}
+
     @abstractmethod
     def writer(self) -> AbstractContextManager[Writer]:
         """Return the file, with room for its header; nothing is written before it is entered."""
