@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def _make_all(
     threads = hands_for("cpu", None, workers=1).threads
     cores = _at_most(nodes, "CPU", threads)
     hands = Hands(device, memory, workers=1, threads=int(cores))
-    sent, software = ray.put(work), _software()
+    sent, home, software = ray.put(work), os.fspath(Path.cwd()), _software()
     task = ray.remote(_make)
     running: dict[Any, Share] = {}
     lost: Counter[Share] = Counter()
@@ -104,7 +105,7 @@ def _make_all(
             "name": f"lorakit {share.title}",
             "max_retries": 0,  # they are counted here: Ray's own do not end where memory runs out
         }
-        running[task.options(**options).remote(sent, share, hands, software)] = share
+        running[task.options(**options).remote(sent, share, hands, home, software)] = share
 
     try:
         for share in shares:
@@ -145,10 +146,11 @@ def _end(ray: Any, tasks: Sequence[Any]) -> None:
 
 
 def _make(
-    work: bytes, share: Share, hands: Hands, software: Mapping[str, str]
+    work: bytes, share: Share, hands: Hands, home: str, software: Mapping[str, str]
 ) -> LoraOpsError | None:
     """Make a part, in a task; the error, where it cannot be made."""
     try:
+        _go_to(home)
         here = _software()
         for name in software:
             if here[name] != software[name]:
@@ -160,6 +162,16 @@ def _make(
     except LoraOpsError as error:
         return error
     return None
+
+
+def _go_to(home: str) -> None:
+    """Names of files are as they were given, from the folder in which they were."""
+    try:
+        os.chdir(home)
+    except OSError as error:
+        raise ArgumentError(
+            f"{platform.node()} has no folder `{home}`; all hosts have to see the files under the same names"
+        ) from error
 
 
 def _software() -> dict[str, str]:
