@@ -14,6 +14,7 @@ import pickle
 import platform
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -215,7 +216,8 @@ def _joined(ray: Any, address: str) -> Generator[None, None, None]:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise ArgumentError(f"the Ray cluster {address} cannot be joined: {why}") from error
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that were lost
+            yield
     finally:
         ray.shutdown()
 
