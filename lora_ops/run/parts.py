@@ -6,7 +6,6 @@ parts, and goes with it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +17,8 @@ from .claim import claimed
 from .devices import Placement
 from .document import Document, read_document
 from .inputs import hashes_of
-from .joining import check_all, clear, found_parts, join, places, plan_of_finished
-from .manifest import PLAN, Manifest, manifests, parts_folder, shares
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import make_part, one_part
 from .output import write
 from .stream import stream
@@ -90,7 +89,7 @@ def carry_out(
         try:
             return _finished(whole, document, folder, division, placement, started, progress)
         except BaseException:
-            if next(manifests(folder), None) is None:  # nothing is lost
+            if not has_parts(folder):  # nothing is lost
                 clear(folder)
             raise
 
@@ -132,7 +131,7 @@ def _agree(folder: Path, document: Document, output: Path, *, may_replace: bool)
     there = read_document(path)
     if there.hash == document.hash:
         return
-    if not may_replace or next(manifests(folder), None) is not None:
+    if not may_replace or has_parts(folder):
         raise MismatchError(
             f"`{folder.name}` holds parts of another plan ({there.difference(document)}); ask for the same, "
             "or remove that folder, or give another output",
@@ -150,12 +149,7 @@ def _make_missing(
     progress: Progress | None,
 ) -> None:
     """Make all parts that are not there, one after another."""
-    # Of runs that were killed: nobody else is at this folder.
-    for path in folder.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    clear_but(folder, found)  # nobody else is at this folder
     there = {name for one in found for name in one.items}
     jobs = whole.work.jobs
     count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
