@@ -29,7 +29,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints that take a second or two, and what one run makes of them."""
+    """Two checkpoints that take a second, and what one run makes of them."""
     folder = tmp_path_factory.mktemp("pair")
     draw = torch.Generator().manual_seed(0)
     tensors = {
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({k: v.roll(1, 0) for k, v in tensors.items()}, folder / "tuned.safetensors")
     for name in COMMANDS:
         (folder / f"once {name}").mkdir()
-        assert run(folder, folder / f"once {name}" / name).wait(120) == 0
+        assert ended(run(folder, folder / f"once {name}" / name))[0] == 0
     return folder
 
 
@@ -62,6 +62,12 @@ def run(folder: Path, output: Path, *words: str) -> subprocess.Popen[str]:
         text=True,
         env=PLAIN,
     )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for the end of a command: status, stdout, stderr."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
 
 
 def until(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
@@ -87,13 +93,12 @@ def test_killed_six_times_the_bytes_are_right(name: str, folder: Path, tmp_path:
             until(process, lambda there=there: len(list(parts.glob("0*.json"))) > there)
             time.sleep(chance.uniform(0, 0.05))
         process.kill()
-        process.communicate()
+        ended(process)
         if not parts.exists():
             assert contents(tmp_path) == contents(folder / f"once {name}")
             return
-    process = run(folder, output, "--resume")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    status, _, err = ended(run(folder, output, "--resume"))
+    assert status == 0, err
     assert contents(tmp_path) == contents(folder / f"once {name}")
 
 
@@ -103,28 +108,25 @@ def test_a_signal_leaves_what_can_be_taken_up_again(how, folder: Path, tmp_path:
     process = run(folder, output, "--resume")
     until(process, lambda: len(list(parts.glob("0*.json"))) > 2)
     process.send_signal(how)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err.split()) == (128 + how, "", ["Aborted!"])
+    status, out, err = ended(process)
+    assert (status, out, err.split()) == (128 + how, "", ["Aborted!"])
     assert not list(parts.glob(".*.partial"))
     made = {path: path.stat().st_mtime_ns for path in parts.glob("0*")}
     assert made
     assert not output.exists()
     process = run(folder, output, "--resume")
-    until(process, lambda: len(list(parts.glob("0*.json"))) > len(made) // 2 + 1)
+    until(process, lambda: len(list(parts.glob("0*.json"))) > len(made) // 2)
     process.kill()  # what was there is as it was
-    process.communicate()
+    ended(process)
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    process = run(folder, output, "--resume")
-    assert process.wait(120) == 0
+    assert ended(run(folder, output, "--resume"))[0] == 0
     assert contents(tmp_path) == contents(folder / "once out.safetensors")
 
 
 def test_two_processes_at_each_part_at_once(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     both = [run(folder, output, "--part", f"{i}/2") for i in (1, 2, 1, 2)]
-    for process in both:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+    assert [(status, err) for status, _, err in map(ended, both)] == [(0, "")] * 4
     made = subprocess.run([SCRIPT, "finish", output], capture_output=True, text=True, env=PLAIN)
     assert made.returncode == 0, made.stderr
     assert contents(tmp_path) == contents(folder / "once out.safetensors")
@@ -135,10 +137,8 @@ def test_only_one_run_takes_up_the_same(folder: Path, tmp_path: Path) -> None:
     first = run(folder, output, "--resume")
     until(first, lambda: (parts / "plan.json").exists())
     for words in (("--resume",), ("--part", "1/2")):
-        other = run(folder, output, *words)
-        out, err = other.communicate(timeout=120)
-        if first.poll() is None:
-            assert (other.returncode, out) == (2, ""), err
-            assert "wait until it has ended" in err
-    assert first.wait(120) == 0
+        status, out, err = ended(run(folder, output, *words))
+        assert (status, out) == (2, ""), err
+        assert "wait until it has ended" in err or "exists already" in err
+    assert ended(first)[0] == 0
     assert contents(tmp_path) == contents(folder / "once out.safetensors")
