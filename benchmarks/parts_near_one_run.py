@@ -80,7 +80,16 @@ def main() -> None:
         folder = Path(name)
         base, tuned = (write(folder / f"{one}.safetensors", asked.gb, one) for one in (0, 1))
         start = Cost()
-        run(start, folder / "none", "info", "--help")
+        run(
+            start,
+            folder / "none",
+            "extract",
+            base,
+            tuned,
+            "-o",
+            folder / "x.safetensors",
+            "--dry-run",
+        )
         print(f"a process that does nothing: {start.cpu:.1f} s of processor time")
         commands = {
             "extract": (("extract", base, tuned, "-r", "32", "--device", "cpu"), "out.safetensors"),
