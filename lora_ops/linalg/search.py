@@ -1,7 +1,7 @@
-"""The leading directions of large matrices, searched in bfloat16 and finished in float32.
+"""The leading directions of large matrices, searched in fewer bits and finished in float32.
 
 A subspace need not be known to many digits: what a direction is off by costs energy with its square. So
-the Krylov space is grown with products in bfloat16, and what it yields goes through the matrix itself once
+the Krylov space is grown with products in int8 or bfloat16, and what it yields goes through the matrix itself once
 more, in float32: half a step more, exact singular values of what was found, and an error that is known.
 """
 
@@ -16,7 +16,7 @@ from .lowered import Lowered, lowered
 from .steps import MOST, block_width, converged, start
 from .svd import Svd, svd_from_right
 
-# What bfloat16 loses is up to 1e-5 of the squared norm: nothing to what is missed if that is more than this
+# What fewer bits lose is up to 1e-5 of the squared norm: nothing to what is missed if that is more than this
 # share of it, a relative error of 14 %.
 _RESOLVED = 0.02
 # What the rows of a basis may have in common, and what they have after a projection.
