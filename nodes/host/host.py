@@ -1,6 +1,6 @@
-"""Everything that is asked of ComfyUI; `computed.py` has what is handed to it.
+"""Everything that is asked of ComfyUI; `computed.py` and `recording.py` have what is handed to it.
 
-No file of this pack but this and `model_files` imports `comfy` or `folder_paths`.
+No other file of this pack but `model_files` imports `comfy` or `folder_paths`.
 """
 
 from __future__ import annotations
