@@ -240,9 +240,7 @@ def adapter_shares(
     saved = saved_parameters(grouped.extras)
     names = list(dict.fromkeys([*grouped.modules, *saved]))
     strengths = ingredient.strengths(names)
-    targets = with_own_names(
-        names, checkpoint, {parameter.target: parameter for parameter in known.values()}
-    )
+    targets = with_own_names(names, checkpoint, known)
     seat_of = found_seats(
         names,
         targets,
