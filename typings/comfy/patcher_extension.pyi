@@ -1,0 +1,4 @@
+class WrappersMP:
+    # Around the sampling of an image; around one run of the model in it.
+    OUTER_SAMPLE: str = "outer_sample"
+    APPLY_MODEL: str = "apply_model"
