@@ -21,7 +21,7 @@ from .options import PATH, clear_errors
 def demo(output: Path) -> None:
     """Extract and merge small sample models, draw what they do.
 
-    Six LoRAs from two small diffusion models, verified, applied and sampled, beside a LoRA and a DoRA
+    Seven LoRAs from two small diffusion models, verified, applied and sampled, beside a LoRA and a DoRA
     that were trained, and a merge of two fine-tunes: ten seconds on two cores.
     """
     with clear_errors():

@@ -95,8 +95,8 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
 )
 @click.option(
     *("-r", "--rank"),
-    help="Write not the model but its change of the base, as a LoRA of this rank: a number or a rule, "
-    "as in extract.  [default: a model]",
+    help="Write not the model but its change of the base, as a LoRA of this rank: a number, a rule or "
+    "a budget, as in extract.  [default: a model]",
 )
 @click.option(
     "--full-differences",

@@ -84,7 +84,12 @@ class TensorSource(ABC):
 
     def number(self, key: str) -> float:
         """Read a tensor that holds one number, such as an alpha."""
-        return float(self.tensor(key).item())
+        (found,) = self.numbers(key)
+        return float(found)
+
+    def numbers(self, key: str) -> list[float]:
+        """Read a tensor of a few numbers, in C order; whole ones are integers."""
+        return self.tensor(key).flatten().tolist()
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers. Safe from several threads.

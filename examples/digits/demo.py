@@ -24,6 +24,7 @@ from ...lora_ops import (
     parse_line,
     plan_file,
     plan_merge_file,
+    record,
     verify,
 )
 from ...lora_ops.files import write_whole
@@ -39,10 +40,15 @@ RULES = {
     "rank 1": "1",
     "rank 2": "2",
     "rank 4": "4",
+    "rank 4, by outputs": "4",
     "rank 8": "8",
     "rank 16": "16",
     "energy 0.9": "energy=0.9",
 }
+BY_OUTPUTS = ", by outputs"
+"""Ends the title of a LoRA that is cut by what the tuned model uses; see docs/activations.md."""
+ACTIVATIONS = "activations.safetensors"
+_RECORDED = 100  # seed of the noise while that is recorded: not that of the pictures
 TRAINED = {
     f"{kind}, trained": Path(__file__).parent / f"{kind.lower()}.safetensors"
     for kind in ("LoRA", "DoRA")
@@ -86,7 +92,7 @@ def run_demo(
     version: str = "",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[DemoRow], Path]:
-    """Write six LoRAs, a merge, and a picture of them and the trained ones into a folder, made if need be.
+    """Write seven LoRAs, a record of activations, a merge, and a picture of them and the trained ones into a folder, made if need be.
 
     Args:
         folder: Files of an earlier demo in it are replaced.
@@ -108,15 +114,14 @@ def run_demo(
     with open_source(BASE) as base, open_source(TUNED) as tuned:
         before, after = tensors_of(base), tensors_of(tuned)
         models = [before]
-        for title, rule in RULES.items():
-            path = folder / f"{title.replace(' ', '_')}.safetensors"
-            plan = plan_file(base, tuned, rule, output=path, force=True)
-            report = extract_file(plan, base, tuned, path, force=True, version=version)
+        used = record_activations(after, folder / ACTIVATIONS)
+        for title in RULES:
+            path, error = extract_row(title, base, tuned, used, folder, version=version)
             with open_source(path) as lora:
                 verified = verify(base, tuned, lora).error
                 models.append(apply(base, before, lora))
                 row = _row(title, path, decode(lora))
-            rows.append(replace(row, error=report.error, verified=verified))
+            rows.append(replace(row, error=error, verified=verified))
         for title, path in TRAINED.items():
             with open_source(path) as lora:
                 models.append(apply(base, before, lora))
@@ -142,6 +147,56 @@ def run_demo(
     _sheet(rows, samples, sum(one.numel() for one in before.values())).save(content, format="png")
     write_whole(picture, content.getvalue(), replace=True)
     return rows, picture
+
+
+def extract_row(
+    title: str,
+    base: FileSource,
+    tuned: FileSource,
+    used: Path,
+    folder: Path,
+    *,
+    version: str = "",
+) -> tuple[Path, float]:
+    """Extract one of the demo's LoRAs.
+
+    Args:
+        title: Of `RULES`.
+        base: The base.
+        tuned: The fine-tune.
+        used: The record of activations, for a LoRA by outputs.
+        folder: Where it goes.
+        version: Of lorakit, for the file's record.
+
+    Returns:
+        Where it is, and its relative error.
+    """
+    path = folder / f"{title.replace(',', '').replace(' ', '_')}.safetensors"
+    with open_source(used) as known:
+        plan = plan_file(
+            *(base, tuned, RULES[title]),
+            output=path,
+            force=True,
+            activations=known if title.endswith(BY_OUTPUTS) else None,
+        )
+        return path, extract_file(plan, base, tuned, path, force=True, version=version).error
+
+
+def record_activations(tensors: Mapping[str, Tensor], output: Path) -> Path:
+    """Record what goes into the layers of a model while it draws the ten digits once.
+
+    Args:
+        tensors: Of the model.
+        output: Where to; an earlier record there is replaced.
+
+    Returns:
+        Where it is.
+    """
+    model = load_model(tensors)
+    with record(model) as recorder:
+        sample_digits(model, starting_noise(_RECORDED))
+    recorder.save(output, replace=True)
+    return output
 
 
 def merge_styles(output: Path, *, version: str = "") -> Path:
@@ -207,9 +262,9 @@ def _sheet(rows: list[DemoRow], samples: list[Tensor], numbers: int) -> Image:
         ("base", whole),
         *(
             (
-                row.title.removesuffix(", trained"),
+                row.title.partition(", ")[0],
                 f"{row.numbers / 1e3:.0f} k",
-                "trained" if row.verified is None else f"error {row.verified:.2f}",
+                row.title.partition(", ")[2] or f"error {row.verified:.2f}",
             )
             for row in rows
         ),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -23,11 +23,24 @@ class Activations:
 
     Attributes:
         source: The file, of `record`.
-        forms: The form of each layer, by canonical target.
+        forms: The form of each layer, by target.
+        names: What the file calls targets whose names are others there.
     """
 
     source: TensorSource
-    forms: dict[str, str]
+    forms: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def renamed(self, names: Mapping[str, Sequence[str]]) -> Activations:
+        """Return the same of targets whose names may be others in the file.
+
+        Args:
+            names: By target, what the file may call it, the likeliest first; what it does not hold is left out.
+        """
+        held = {to: [one for one in known if one in self.forms] for to, known in names.items()}
+        called = {target: found[0] for target, found in held.items() if found}
+        forms = {target: self.forms[name] for target, name in called.items()}
+        return replace(self, forms=forms, names=called)
 
     def check(self, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Refuse what is not of this model, from headers alone.
@@ -41,14 +54,14 @@ class Activations:
         """
         known = [(target, shape) for target, shape in shapes if target in self.forms]
         if not known:
-            held = next(iter(self.forms))
+            held = next(iter(read_activations(self.source).forms))
             raise MismatchError(
                 f"the activations are of other layers, the first `{held}`; record them in the model that is "
                 "changed",
                 path=self.source.name,
             )
         for target, shape in known:
-            width, key = math.prod(shape[1:]), f"{target}.{self.forms[target]}"
+            width, key = math.prod(shape[1:]), self._key(target, self.forms[target])
             if self.source.shape(key)[-1] != width:
                 raise WeightShapeError(
                     f"`{key}` is of inputs of width {self.source.shape(key)[-1]}, and the weight is {shape}, "
@@ -72,11 +85,15 @@ class Activations:
         found = moment_of(**told)
         return found if found.trace > 0 else None
 
+    def _key(self, target: str, form: str) -> str:
+        return f"{self.names.get(target, target)}.{form}"
+
     def _read(self, target: str, form: str) -> Tensor:
-        numbers = self.source.tensor(f"{target}.{form}").float()
+        key = self._key(target, form)
+        numbers = self.source.tensor(key).float()
         if not bool(numbers.isfinite().all()):
             raise NonFiniteError(
-                f"`{target}.{form}` holds NaN or infinite values; the model diverged while it was recorded: "
+                f"`{key}` holds NaN or infinite values; the model diverged while it was recorded: "
                 "record again",
                 target=target,
                 path=self.source.name,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from ..linalg.ranks.budgets import Budget
-from ..report import LayerReport, counted
+from ..report import LayerReport, Skip, counted
+from ..text import human_error
 
 RANK_ZERO = "rank 0 by the rule"
 STRENGTH_ZERO = "strength 0"
+# What rounding the factors adds to an error is no reason to say that it was missed.
+_NEARLY = 1.01
 
 
 def mean_notes(budget: Budget, ranks: Sequence[int], none: int) -> Iterator[str]:
@@ -23,6 +27,31 @@ def mean_notes(budget: Budget, ranks: Sequence[int], none: int) -> Iterator[str]
         yield (
             f"`mean={budget.value:g}` is over {counted(none, 'layer')} too that got no rank: "
             f"the others have {sum(ranks) / len(ranks):.3g} on average"
+        )
+
+
+def missed_notes(
+    budget: Budget, layers: Sequence[LayerReport], skips: Sequence[Skip]
+) -> Iterator[str]:
+    """Say that an error is larger than was asked for, where limits of the ranks are why.
+
+    Args:
+        budget: Of any kind.
+        layers: Those that share in it.
+        skips: Among them those that got no rank.
+    """
+    limits = {"`max=`": budget.most, "`conv=`": budget.conv}
+    given = [name for name, limit in limits.items() if limit is not None]
+    if budget.kind != "total_error" or not given:
+        return
+    left = math.fsum(one.norm**2 for one in skips if one.reason == RANK_ZERO)
+    whole = left + math.fsum(one.norm**2 for one in layers)
+    lost = left + math.fsum(one.residual**2 for one in layers)
+    error = math.sqrt(lost / whole) if whole else 0.0
+    if error > budget.value * _NEARLY:
+        yield (
+            f"`{budget}` is out of reach: the error is {human_error(error)}, with all the ranks that "
+            f"{' and '.join(given)} {'allow' if len(given) > 1 else 'allows'}"
         )
 
 

@@ -19,7 +19,13 @@ from ..form.schema import (
     rule_of,
     schema,
 )
-from ..form.several import ingredients_of, kept_of, nothing_in_it, several_inputs
+from ..form.several import (
+    ingredients_of,
+    keep_whole_input,
+    kept_of,
+    nothing_in_it,
+    several_inputs,
+)
 from ..form.texts import edit_text
 from ..form.wording import explained
 from ..host import host
@@ -113,14 +119,7 @@ class AddLoras(io.ComfyNode):
                     tooltip="The model that the LoRAs were trained on, for kinds that are made from its weights: "
                     "what DoRA, OFT and the like make of them, each at its strength, is added.",
                 ),
-                io.String.Input(
-                    "keep_whole",
-                    default="",
-                    optional=True,
-                    placeholder="lora1, or none",
-                    tooltip="Sockets, separated by commas, whose LoRAs a method from ties on does not see: they are added to "
-                    "its result as they are. Empty: LCM, Lightning, DMD, Turbo and Hyper LoRAs, known by name; none: no LoRA.",
-                ),
+                keep_whole_input("a method from ties on"),
             ],
             outputs=[lora_output("The sum."), report_output()],
         )

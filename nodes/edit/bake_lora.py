@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,19 +24,32 @@ from ..form.schema import (
     storage_input,
     storage_of,
 )
-from ..form.several import ingredients_of, several_inputs
+from ..form.several import ingredients_of, keep_whole_input, kept_of, several_inputs
 from ..form.texts import baked_text
-from ..form.wording import explained
+from ..form.wording import explained, inputs_of
 from ..host import host
 from ..host.api import io
 from ..host.checkpoint_path import checkpoint_path
 from ..host.saving import graph_of
+from ..merge.merging import report_text
 
 if TYPE_CHECKING:
-    from ...lora_ops import FileSource
+    from ...lora_ops import FileSource, Ingredient
 
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
 _PREFIX = "checkpoints/lorakit"
+SUM = "sum"
+# Repeats the methods of the core: importing it would slow the host's start. A test compares the two.
+METHODS = {
+    SUM: "each times its strength",
+    "ties": "trim, elect a sign for each element, take the mean of what agrees",
+    "magnitude": "keep each one's largest elements and add them",
+    "dare": "keep elements by chance, made up for, and add them",
+    "dare_ties": "keep elements by chance, then elect signs as TIES does",
+    "della": "keep elements by chance, large ones rather, then elect signs",
+    "breadcrumbs": "keep elements but the smallest and the largest",
+    "sce": "keep the elements that differ most, inputs weighed by them",
+}
 
 
 class BakeLora(io.ComfyNode):
@@ -75,6 +89,8 @@ class BakeLora(io.ComfyNode):
                     "clip", optional=True, tooltip="Text encoders that go with `model`, if any."
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="A VAE that goes with `model`, if any."),
+                *_method_inputs(),
+                keep_whole_input("a method but sum"),
             ],
             outputs=[path_output(), report_output()],
         )
@@ -100,6 +116,10 @@ class BakeLora(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
         vae: Any = None,
+        method: str = SUM,
+        density: float = 0.0,
+        seed: int = 0,
+        keep_whole: str = "",
     ) -> io.NodeOutput:
         """Bake them.
 
@@ -120,9 +140,15 @@ class BakeLora(io.ComfyNode):
             opened = _loaded(cls, model, clip, vae)
         with opened as source:
             path = checkpoint_path(prefix, _PREFIX, to=to, dtype=number, like=source)
+            ingredients, kept = ingredients_of(loras, strengths), kept_of(loras, keep_whole)
+            if method != SUM:
+                asked = _Asked(method, density, seed, kept, dtype, to, rounding, allow_partial)
+                return reported(_by_method(cls, source, ingredients, path, asked), str(path))
+            if kept:
+                raise ArgumentError("a sum keeps every LoRA whole: leave `keep_whole` empty")
             plan = plan_bake_file(
                 source,
-                ingredients_of(loras, strengths),
+                ingredients,
                 output=path,
                 dtype=number,
                 allow_partial=allow_partial,
@@ -139,3 +165,73 @@ def _loaded(node: type[io.ComfyNode], model: Any, clip: Any, vae: Any) -> FileSo
     from ..host.loaded_checkpoint import LoadedCheckpoint
 
     return decoded(LoadedCheckpoint("the model", model, clip, vae, graph_of(node)))
+
+
+class _Asked(NamedTuple):
+    """What is asked of a bake that is no sum; see the inputs."""
+
+    method: str
+    density: float
+    seed: int
+    kept: list[int] | None
+    dtype: str
+    to: str
+    rounding: str
+    allow_partial: bool
+
+
+def _by_method(
+    node: type[io.ComfyNode],
+    source: FileSource,
+    ingredients: list[Ingredient],
+    path: Path,
+    asked: _Asked,
+) -> str:
+    """Bake by a method on elements; the text of the report."""
+    from ...lora_ops import merge_file, plan_merge_file, recipe_of_loras
+    from ...version import __version__
+
+    own = {"density": asked.density} if asked.density else {}
+    recipe, sources, notes = recipe_of_loras(
+        *(source, ingredients, asked.method, own), seed=asked.seed, keep_whole=asked.kept
+    )
+    dtype = "" if asked.dtype == DTYPES[0] else asked.dtype
+    recipe = recipe.with_output(dtype=dtype, rounding=asked.rounding)
+    plan = plan_merge_file(
+        recipe, sources, output=path, to=asked.to, allow_partial=asked.allow_partial
+    )
+    report = merge_file(plan, path, version=__version__, progress=host.progress())
+    return report_text(path.name, report, plan, notes, inputs_of(node))
+
+
+def _method_inputs() -> list[io.Input]:
+    """How several go together, and what that takes."""
+    told = "; ".join(f"{name}: {help}" for name, help in METHODS.items())
+    return [
+        io.Combo.Input(
+            "method",
+            options=list(METHODS),
+            default=SUM,
+            optional=True,
+            tooltip="How several LoRAs go together, on the elements of each weight, where all of the result has "
+            f"room. {told}.",
+        ),
+        io.Float.Input(
+            "density",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="Share of the elements that stays, of methods but sum. 0: the method's own, 0.2 of ties, 1 of sce, "
+            "else 0.5.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**53,
+            optional=True,
+            tooltip="Of what is drawn by chance: dare, dare_ties, della, and rounding with them.",
+        ),
+    ]

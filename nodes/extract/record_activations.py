@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..form.schema import schema
+from ..form.schema import report_output, reported, schema
+from ..form.texts import headed
 from ..form.wording import explained
 from ..host.api import io
 from ..host.recording import Recording
@@ -52,6 +53,7 @@ class RecordActivations(io.ComfyNode):
                 RecordingIO.Output(
                     display_name="recording", tooltip="What is recorded, for Save Activations."
                 ),
+                report_output(),
             ],
         )
 
@@ -64,4 +66,23 @@ class RecordActivations(io.ComfyNode):
             LoraOpsError: The memory is too small, or there is nothing to record.
         """
         recording = Recording(int(memory * _GB), across_runs=across_runs)
-        return io.NodeOutput(recording.on(model), recording)
+        recorded = recording.on(model)
+        return reported(_report(recording), recorded, recording)
+
+
+def _report(recording: Recording) -> str:
+    from ...lora_ops.report import counted
+    from ...lora_ops.text import human_size
+
+    planned = recording.planned
+    if planned is None:
+        return ""
+    wider = (
+        f"{planned.directions} directions and the diagonal"
+        if planned.directions
+        else "the diagonal"
+    )
+    return headed(
+        f"{counted(len(planned.silent), 'layer')} will be recorded, in {human_size(planned.size)}",
+        f"the whole matrix of inputs up to width {planned.full}, {wider} of wider ones",
+    )

@@ -86,6 +86,18 @@ def ingredients_of(
     return [Ingredient(as_file(lora), factors[at]) for at, lora in held.items() if lora]
 
 
+def keep_whole_input(methods: str) -> io.String.Input:
+    """Which LoRAs `methods` do not see."""
+    return io.String.Input(
+        "keep_whole",
+        default="",
+        optional=True,
+        placeholder="lora1, or none",
+        tooltip=f"Sockets, separated by commas, whose LoRAs {methods} does not see: they are added to its result as "
+        "they are. Empty: LCM, Lightning, DMD, Turbo and Hyper LoRAs, known by name; none: no LoRA.",
+    )
+
+
 def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list[int] | None:
     """Return the places, among what `ingredients_of` returns, of LoRAs that are named by their sockets.
 

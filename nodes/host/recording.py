@@ -27,6 +27,7 @@ class Recording:
 
     Attributes:
         recorder: What was gathered; None before a model that is recorded has sampled.
+        planned: What will gather, for its limits; None before there is a model.
         calls: Of the model.
     """
 
@@ -38,6 +39,7 @@ class Recording:
             across_runs: Whether a run adds to those before, in place of beginning anew.
         """
         self.recorder: Recorder | None = None
+        self.planned: Recorder | None = None
         self.calls = 0
         self._memory, self._across_runs = memory, across_runs
         self._run = ""
@@ -49,7 +51,7 @@ class Recording:
             ArgumentError: The memory is too small for this model.
             MismatchError: It has no layer that could be recorded.
         """
-        self._begun(getattr(model.model, _PREFIX[:-1]))  # what it raises, it raises here
+        self.planned = self._begun(getattr(model.model, _PREFIX[:-1]))
         self.recorder = None
         clone = model.clone()
         for kind, wrapper in (

@@ -14,6 +14,7 @@ from lorakit.examples.digits import add_styles, demo, train
 from lorakit.examples.digits.model import DigitModel
 from lorakit.examples.digits.picture import Column, contact_sheet, sheet_size
 from lorakit.examples.digits.sample import load_model, sample_digits, starting_noise
+from lorakit.lora_ops import open_source
 
 FOLDER = Path(train.__file__).parent
 FILES = tuple(FOLDER / f"{name}.safetensors" for name in ("base", "tuned", "tuned2"))
@@ -225,3 +226,22 @@ def test_training_runs_and_repeats_to_the_byte(tmp_path: Path) -> None:
         first, second = (tmp_path / run / path.name for run in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
         assert set(load_file(first)) == set(load_file(path))
+
+
+def test_the_demo_s_lora_by_outputs_is_nearer_at_the_same_size(
+    pair: tuple[dict[str, Tensor], dict[str, Tensor]],
+    pictures: tuple[Tensor, Tensor],
+    tmp_path: Path,
+) -> None:
+    """As the demo makes them: the record is of another noise than the pictures."""
+    used = demo.record_activations(pair[1], tmp_path / demo.ACTIVATIONS)
+    far, sizes = [], []
+    with open_source(demo.BASE) as base, open_source(demo.TUNED) as tuned:
+        for title in ("rank 4", f"rank 4{demo.BY_OUTPUTS}"):
+            path = demo.extract_row(title, base, tuned, used, tmp_path)[0]
+            with open_source(path) as lora:
+                drawn = sample_digits(load_model(demo.apply(base, pair[0], lora)), starting_noise())
+            far.append(float((drawn - pictures[1]).norm()))
+            sizes.append(sum(one.numel() for one in load_file(path).values()))
+    assert sizes[0] == sizes[1]
+    assert far[1] < 0.85 * far[0]

@@ -114,6 +114,8 @@ def test_an_output_that_exists_is_refused(folder: Path, words: tuple[str, ...]) 
         ("resize", "lora.safetensors", "-r", "enrgy=0.5"),
         ("resize", "lora.safetensors", "-r", "2", "--relative-to", "base.safetensors"),
         ("resize", "lora.safetensors", "-r", "0"),
+        ("resize", "lora.safetensors", "-r", "size=1kB"),
+        ("extract", "base.safetensors", "tuned.safetensors", "-r", "size=1kB"),
         ("resize", "base.safetensors", "-r", "2"),
         ("scale", "lora.safetensors", "--where", "nothing*=0"),
         ("scale", "lora.safetensors", "-s", "0"),

@@ -178,6 +178,26 @@ def test_a_merge_becomes_a_lora() -> None:
     torch.testing.assert_close(scale * up @ down, change, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["mean=3", "size=40kB,max=8", "total_error=0.5"])
+def test_ranks_of_a_lora_are_of_a_budget_too(rule: str) -> None:
+    """Those that a LoRA of the merged model gets."""
+    words = ("--base", "a.safetensors", "b.safetensors:0.5", "c.safetensors:0.5", "--dtype", "fp32")
+    merged(*words)
+    run = lorakit_here("merge", *words, "-r", rule, "-o", "l.safetensors", "--json", "-")
+    assert (run.status, run.err) == (0, "")
+    asked = ("a.safetensors", "m.safetensors", "-r", rule, "--dtype", "fp32", "-o", "e.safetensors")
+    other = lorakit_here("extract", *asked, "--json", "-")
+    mine, its = (
+        {one["target"]: one["rank"] for one in json.loads(found.out)["layers"]}
+        for found in (run, other)
+    )
+    if rule.startswith("size"):  # beside the factors there is more of a merge, its recipe
+        assert Path("l.safetensors").stat().st_size <= 40_000
+    else:
+        assert mine == its
+    assert len(set(mine.values())) > 1
+
+
 @pytest.mark.parametrize("name", ["my model (1).safetensors", "x=1.safetensors", "a:b.safetensors"])
 def test_odd_names(name: str) -> None:
     Path("b.safetensors").rename(name)

@@ -101,9 +101,9 @@ def outputs(model: nn.Module, name: str) -> Tensor:
     return found.logits if hasattr(found, "logits") else found.last_hidden_state
 
 
-def loaded(name: str, folder: Path, **options: Any) -> nn.Module:
-    """The base with the adapter in `ours`, loaded by PEFT, which finds all its keys and misses none."""
+def loaded(name: str, folder: Path, adapter: str = "ours", **options: Any) -> nn.Module:
+    """The base with an adapter, loaded by PEFT, which finds all its keys and misses none."""
     plain = type(MODELS[name]()).from_pretrained(folder / "base", **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected|no module was).*")
-        return peft.PeftModel.from_pretrained(plain, folder / "ours").eval()
+        return peft.PeftModel.from_pretrained(plain, folder / adapter).eval()

@@ -83,5 +83,5 @@ def test_the_picture_of_three_is_another_one(server):
 def test_a_third_for_another_model_is_refused(server):
     graph, node = compared(server, "one", "two", "unet")
     graph.add("PreviewAny", source=node[1])
-    with pytest.raises(GraphError, match="are for different models|is for .*: their changes"):
+    with pytest.raises(GraphError, match=r"are for different models|is for .*: their changes"):
         graph.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from graphs import Graph
@@ -12,6 +14,7 @@ PAIR = {"tuned_name": "flux-tuned.safetensors", "base_name": "flux.safetensors"}
 NEEDS = {
     "LorakitLoadLora": {"lora_name": "one.safetensors"},
     "LorakitApplyLora": {"model": "model", "lora": "one"},
+    "LorakitScheduleLoras": {"model": "model", "loras": ["one", "two"]},
     "LorakitScaleLora": {"lora": "one"},
     "LorakitAddLoras": {"loras": ["one", "two"]},
     "LorakitResizeLora": {"lora": "one"},
@@ -38,6 +41,8 @@ NEEDS = {
     "LorakitReadRecipe": {"file": "merged"},
     "LorakitLoraInfo": {"lora_name": "one.safetensors"},
     "LorakitEditMetadata": {"lora": "one"},
+    "LorakitRecordActivations": {"model": "model"},
+    "LorakitSaveActivations": {"recording": "record", "after": "sampled"},
     "LorakitExtractControlLora": {
         "controlnet_name": "hints.safetensors",
         "base_name": "controlled.safetensors",
@@ -47,7 +52,12 @@ NEEDS = {
 
 def filled(graph, needs):
     """The inputs with nodes where names of nodes stand."""
+    record = functools.cache(
+        lambda: graph.add("LorakitRecordActivations", model=graph.checkpoint())
+    )
     given = {
+        "record": lambda: record()[1],
+        "sampled": lambda: graph.sample(record()),
         "one": lambda: graph.lora("one"),
         "two": lambda: graph.lora("two"),
         "model": graph.checkpoint,

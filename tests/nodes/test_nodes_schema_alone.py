@@ -18,6 +18,7 @@ from object_info import SNAPSHOT, misplaced
 from lorakit.lora_ops.elements import DTYPES
 from lorakit.lora_ops.files.quantised.encoding_gguf import GGUF_TYPES
 from lorakit.lora_ops.files.quantised.storages import SCHEMES
+from lorakit.lora_ops.operations.merge.loras import BAKE_METHODS
 from lorakit.lora_ops.operations.methods import FACTORED, METHODS, Choice
 from lorakit.lora_ops.operations.methods.catalogue import MERGE_METHODS
 
@@ -160,6 +161,9 @@ def test_tables_are_the_core_s() -> None:
             assert shown["default"] == known.default, (name, shown["id"])
             if isinstance(known, Choice):
                 assert shown["options"] == list(known.options), (name, shown["id"])
+    baked = module("edit.bake_lora").METHODS
+    assert set(baked) - {"sum"} <= set(BAKE_METHODS)
+    assert all(baked[name] == told[name] for name in baked if name != "sum")
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
     assert set(module("form.schema").STORAGES[1:]) == set(SCHEMES)
     types = [module("form.schema").storage_of(one) for one in module("form.schema").GGUF_STORAGES]

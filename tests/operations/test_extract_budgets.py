@@ -28,6 +28,7 @@ from lorakit.lora_ops import (
 )
 from lorakit.lora_ops.operations.extract.spending import with_ranks
 from lorakit.lora_ops.operations.resize.importance import importance
+from lorakit.lora_ops.text import human_error
 
 BASE = grid(SD1, torch.float32)
 TUNED = trained(BASE)
@@ -143,6 +144,55 @@ def test_a_size_too_small_says_what_would_do(tmp_path):
     with pytest.raises(ArgumentError, match=r"is too small: .*; give `size=\d+` or more"):
         written(tmp_path, "size=3kB")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_plan_refuses_a_size_that_holds_no_rank(tmp_path):
+    """From headers alone, and no size that the run would fill."""
+    for name, tensors in (("base", BASE), ("tuned", TUNED)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    output = tmp_path / "out.safetensors"
+
+    def planned(rule):
+        with (
+            open_source(tmp_path / "base.safetensors") as base,
+            open_source(tmp_path / "tuned.safetensors") as tuned,
+        ):
+            return plan_file(base, tuned, rule, output=output)
+
+    with pytest.raises(ArgumentError, match="is too small: the smallest single rank") as error:
+        planned("size=3kB")
+    least = int(str(error.value).rpartition("size=")[2].partition("`")[0])
+    with pytest.raises(ArgumentError, match=f"give `size={least}`"):
+        planned(f"size={least - 1}")
+    report, path = written(tmp_path, f"size={least}")
+    assert ranks(report)
+    assert path.stat().st_size <= least
+
+
+@pytest.mark.parametrize("operation", ["extract", "resize"])
+def test_an_error_that_limits_put_out_of_reach_is_said(operation):
+    rule = "total_error=0.05,max=2"
+    lora, report = extract(source(BASE), source(TUNED), 4000, dtype=torch.float32)
+    targets = {target(key): key for key in BASE}
+    kept = whole = 0.0
+    for one in report.layers:
+        key = targets[one.target]
+        s = torch.linalg.svdvals((TUNED[key].double() - BASE[key].double()).flatten(1)).square()
+        kept, whole = kept + float(s[:2].sum()), whole + float(s.sum())
+    missed = math.sqrt(1 - kept / whole)
+
+    def notes(rule):
+        if operation == "resize":
+            return resize(lora, rule)[1].notes
+        return extract(source(BASE), source(TUNED), rule, dtype=torch.float32)[1].notes
+
+    told = [note for note in notes(rule) if "out of reach" in note]
+    assert told == [
+        f"`{rule}` is out of reach: the error is {human_error(missed)}, with all the ranks that `max=` allows"
+    ]
+    assert missed > 0.1
+    for reached in ("total_error=0.9,max=2", "total_error=0.05,max=4000", "total_error=0.05"):
+        assert not [note for note in notes(reached) if "reach" in note]
 
 
 @pytest.mark.parametrize("norm", ["spectral", "frobenius"])

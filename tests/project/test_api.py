@@ -20,7 +20,17 @@ import lorakit.lora_ops as face
 from lorakit.lora_ops import errors
 
 #: Types of other people's packages, and of the language.
-FOREIGN = {"Any", "Callable", "Collection", "Iterator", "Literal", "Mapping", "Path", "Self"}
+FOREIGN = {
+    "Any",
+    "Callable",
+    "Collection",
+    "Generator",
+    "Iterator",
+    "Literal",
+    "Mapping",
+    "Path",
+    "Self",
+}
 FOREIGN |= {"Sequence", "Tensor", "Unpack", "nn", "torch", *dir(builtins)}
 #: Functions whose first sentence says what their arguments are.
 TERSE = {"architecture_named", "disable", "enable", "merge_into", "parse_rank", "parse_rule"}

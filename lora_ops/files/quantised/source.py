@@ -127,6 +127,10 @@ class QuantisedSource(RoutedSource):
     def _scales(self, one: QuantisedWeight) -> dict[str, Tensor]:
         return {role: self.original.tensor(one.parts[role]) for role in one.roles_of_steps}
 
+    def numbers(self, key: str) -> list[float]:
+        """Read a few numbers, decoded where they are stored in another way."""
+        return FileSource.numbers(self, key) if key in self.weights else super().numbers(key)
+
     def tensor(self, key: str) -> Tensor:
         """Read one tensor, and decode it."""
         one = self.weights.get(key)

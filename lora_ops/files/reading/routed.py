@@ -53,10 +53,10 @@ class RoutedSource(FileSource):
         source, inner = self.route(key)
         return source.result_element(inner)
 
-    def number(self, key: str) -> float:
-        """Read a tensor that holds one number."""
+    def numbers(self, key: str) -> list[float]:
+        """Read a tensor of a few numbers."""
         source, inner = self.route(key)
-        return source.number(inner)
+        return source.numbers(inner)
 
     def storage(self, key: str) -> str:
         """What people call the way in which a tensor is stored."""

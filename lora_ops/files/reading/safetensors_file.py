@@ -22,15 +22,15 @@ from .ranges import RangeReader
 
 # Of numbers that Python reads: the name in the header, and that of `struct`.
 _FORMS = {
-    "F64": "<d",
-    "F32": "<f",
-    "F16": "<e",
-    "BF16": "<f",
-    "I64": "<q",
-    "I32": "<i",
-    "I16": "<h",
-    "I8": "<b",
-    "U8": "<B",
+    "F64": "d",
+    "F32": "f",
+    "F16": "e",
+    "BF16": "f",
+    "I64": "q",
+    "I32": "i",
+    "I16": "h",
+    "I8": "b",
+    "U8": "B",
 }
 
 
@@ -90,15 +90,16 @@ class SafetensorsFile(FileSource):
         self.read_into(key, 0, out)
         return out
 
-    def number(self, key: str) -> float:
-        """Read a tensor that holds one number, without torch where it is a plain one."""
+    def numbers(self, key: str) -> list[float]:
+        """Read a tensor of a few numbers, without torch where they are plain ones."""
         entry = self._entries[key]
         form = _FORMS.get(entry.dtype)
-        if form is None or math.prod(entry.shape) != 1:
-            return super().number(key)
+        if form is None:
+            return super().numbers(key)
         data = self._file.bytes(self.data_start + entry.begin, entry.size, quote(key))
-        # The upper half of a float32 is a bfloat16.
-        return float(struct.unpack(form, data if entry.dtype != "BF16" else b"\0\0" + data)[0])
+        if entry.dtype == "BF16":  # the upper half of a float32
+            data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+        return list(struct.unpack(f"<{math.prod(entry.shape)}{form}", data))
 
     def read_into(self, key: str, start: int, out: Tensor) -> None:
         """Fill a buffer with a run of a tensor's numbers: one read of that range.

@@ -156,6 +156,21 @@ def spend(budget: Budget, layers: Sequence[LayerSpectrum], *, overhead: int = 0)
     return _fill(budget, counted, bounds, spent=0, limit=round(budget.value * len(layers)))
 
 
+def check_reach(budget: Budget, least: int, *, overhead: int) -> None:
+    """Refuse a size that does not hold a single rank, which `spend` would refuse once all is known.
+
+    Args:
+        budget: Of any kind.
+        least: Bytes of the smallest layer that there may be, with one rank.
+        overhead: See `spend`.
+
+    Raises:
+        ArgumentError: The size is too small; says what would do, at least.
+    """
+    if budget.kind == "size" and overhead + least > budget.value:
+        raise ArgumentError(_too_small(budget, overhead + least, 1, claimed=False))
+
+
 def _directions(layer: LayerSpectrum) -> int:
     """How many singular values are more than rounding."""
     return int((layer.s > ROUNDING * layer.s[0]).sum()) if len(layer.s) else 0

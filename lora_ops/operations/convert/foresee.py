@@ -46,7 +46,8 @@ def foresee_renaming(
     """
     check_not_empty(adapter)
     known = outlined(adapter)
-    whole = replace(converting, rule=None)  # which looks at numbers
+    # Rules look at numbers; what they are stored as is counted.
+    whole = replace(converting, rule=None, element=None)
     planned: list[PlannedLayer] = []
     size, rows = 0, list[Row]()
     for piece in pieces:
@@ -59,7 +60,7 @@ def foresee_renaming(
             rank = own.first_guess(rank) if own.kind == "rank" else rank
         done = "joined" if piece.is_joined else "cut" if piece.is_cut else "renamed"
         planned.append(planned_layer(piece.module, layer, done, rank))
-        size += stored_size(layer)
+        size += stored_size(layer, converting.element)
         rows += _rows(layer, piece)
     return Foreseen(planned, size + header_room(rows), _skips(adapter, left), notes)
 

@@ -21,7 +21,7 @@ from ...run.job import Job, Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO, mean_notes, unrecorded
+from ..reasons import RANK_ZERO, mean_notes, missed_notes, unrecorded
 from .kinds.table import LORA
 from .layer import EXCLUDED, factor_batch, keep_whole, leave_out
 from .plan import Plan, PlanOptions, plan_extraction
@@ -163,7 +163,9 @@ def _notes(plan: Plan, layers: Sequence[LayerReport], skips: Sequence[Skip]) -> 
         yield from unrecorded([x for x in layers if x.kind.startswith(("linear", "conv"))])
     if isinstance(plan.rule, Budget):
         none = sum(skip.reason == RANK_ZERO for skip in skips)
-        yield from mean_notes(plan.rule, [layer.rank for layer in layers if layer.rank], none)
+        ranked = [layer for layer in layers if layer.rank]
+        yield from mean_notes(plan.rule, [layer.rank for layer in ranked], none)
+        yield from missed_notes(plan.rule, ranked, skips)
         return
     for rule, kernel in ((plan.rule, False), (plan.rule.conv, True)):
         if rule is None or rule.kind != "rank":

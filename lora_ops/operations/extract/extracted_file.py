@@ -67,7 +67,7 @@ class ExtractedFile(Sink[Layer]):
         plan = self._plan
         rest = plan.pairing.rest if plan.full_differences else ()
         numbers = sum(math.prod(both.shape) for both in rest if are_floats(plan.sides, both))
-        return 8 + self._room + numbers * plan.dtype.itemsize
+        return 8 + self._room + numbers * plan.element.bits // 8
 
     def tensors(self, outcome: Outcome[Layer]) -> dict[str, Tensor]:
         """The tensors of a layer; none for a skip, or where the format has no name for it."""

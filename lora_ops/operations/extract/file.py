@@ -21,14 +21,14 @@ from ...run.parts import carry_out
 from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..peft_folder import check_folder
+from ..peft_folder import check_folder, is_for_folder
 from .extract import extraction_work
 from .extracted_file import ExtractedFile, naming
 from .extraction import Extraction
 from .peft_file import PeftExtraction, peft_work
 from .peft_plan import Embeddings, PeftPlan, plan_peft
 from .plan import Plan, PlanOptions, plan_extraction
-from .spending import with_ranks
+from .spending import check_size, with_ranks
 from .task import Task
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def plan_file(
     """
     read = paths_of(base, tuned, options.get("activations"))
     if isinstance(output, Path) and format == PEFT.name:
+        if not is_for_folder(output, format):
+            raise ArgumentError(
+                f"is the name of a file, and format `peft` is a folder; give a name without `{output.suffix}`",
+                path=output,
+            )
         check_folder(output, read, force=force)
     elif output is not None:
         check_output(output, read, force=force)
@@ -83,6 +88,9 @@ def plan_file(
         )
     plan = plan_extraction(base, tuned, rule, **options)
     naming(plan, format)
+    if output is not None:
+        sink = sink_of(Extraction(plan, base, tuned, output, format, force))
+        check_size(plan, sink.overhead)
     return plan
 
 

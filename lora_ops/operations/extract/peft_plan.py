@@ -12,14 +12,14 @@ from ...errors import ArgumentError
 from ...files import FileSource, model_config
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
-from ...models.architectures import Parameter
+from ...models.architectures import UNET, Parameter, parameters
 from ...models.architectures.modules import ANSWERS, OUTPUTS, TIED, WORDS
-from ...models.modules import Modules, aligned, check_axes, modules_of
+from ...models.modules import ROOT, Modules, aligned, check_axes, modules_of
 from ...models.pairing import Pair
 from ...source import TensorSource
 from ..expert_stacks import check_budget
 from .kinds.table import LORA
-from .plan import NO_FACTORS, Plan, PlanOptions, plan_named
+from .plan import NO_FACTORS, Plan, PlanOptions, activations_for, plan_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,11 +125,7 @@ def plan_peft(
         id(base): {name: one for name, one in old.items() if name not in {*added, *dropped}},
         id(tuned): {name: one for name, one in new.items() if name not in added},
     }
-    if options.get("activations") is not None:
-        raise ArgumentError(
-            "activations are recorded by the names of ComfyUI's models, which format `peft` does not use; "
-            "use format `comfy`, or leave them out"
-        )
+    record: TensorSource | None = options.pop("activations", None)
     plan = plan_named(base, tuned, rule, lambda one: named[id(one)], options)
     if theirs.has_experts:
         check_budget(plan.rule)
@@ -138,6 +134,9 @@ def plan_peft(
         raise ArgumentError(
             f"format `peft` has LoRAs of an extraction alone, not {what}; use format `comfy`"
         )
+    names = _recorded_names(tuned, plan.pairing.candidates, theirs.root)
+    activations = activations_for(record, plan.rule, plan.pairing, plan.form.name, names)
+    plan = replace(plan, activations=activations)
     peft = PeftPlan(
         **{one.name: getattr(plan, one.name) for one in fields(plan)},
         model=theirs,
@@ -154,6 +153,22 @@ def plan_peft(
             "forgets the one, or adds them twice when it merges; keep embeddings whole"
         )
     return _sorted(peft)
+
+
+def _recorded_names(
+    tuned: TensorSource, pairs: Iterable[Pair], root: str
+) -> dict[str, tuple[str, ...]]:
+    """What a record of the live model may call the targets: as the model, or as ComfyUI calls what they are part of."""
+    known = {key: one.target for one in parameters(tuned).values() for key in one.keys}
+    return {
+        both.target: (
+            both.target,
+            known.get(both.tuned.key, both.target),
+            # A live model does not tell of which sort it is.
+            *(front + both.target.removeprefix(root) for front in (ROOT, UNET, "")),
+        )
+        for both in pairs
+    }
 
 
 def _sorted(plan: PeftPlan) -> PeftPlan:

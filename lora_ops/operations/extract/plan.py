@@ -11,7 +11,7 @@ import torch
 
 from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
-from ...elements import ELEMENTS, Dtype, Element, element_of, loadable
+from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError, MismatchError
 from ...linalg.moments import Moment, check_weighs
 from ...linalg.ranks.budgets import Budget, parse_rule
@@ -58,7 +58,7 @@ class PlanOptions(TypedDict, total=False):
             then, not that of the weight. Not with budgets, `noise` and kinds other than lora.
     """
 
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     components: Sequence[str] | None
     include: Sequence[str]
     exclude: Sequence[str]
@@ -226,17 +226,33 @@ def plan_named(
         factor=factor,
         convention=options.get("convention", "paper"),
         auto_full=options.get("auto_full", False),
-        activations=_activations(options.get("activations"), chosen, pairing, kind),
+        activations=activations_for(options.get("activations"), chosen, pairing, kind),
     )
     if pairing.candidates and all(map(plan.is_left_out, pairing.candidates)):
         raise ArgumentError(f"rank rule `{plan.rule}` gives rank 0 to every layer; give 1 or more")
     return plan
 
 
-def _activations(
-    source: TensorSource | None, rule: RankRule | Budget, pairing: Pairing, kind: str
+def activations_for(
+    source: TensorSource | None,
+    rule: RankRule | Budget,
+    pairing: Pairing,
+    kind: str,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Activations | None:
-    """What goes into the layers, once it is sure that it is of these, and that rule and kind can use it."""
+    """What goes into the layers, once it is sure that it is of these, and that rule and kind can use it.
+
+    Args:
+        source: The record; None: there is none.
+        rule: How many directions a layer gets.
+        pairing: The layers.
+        kind: What their changes become.
+        names: What the record may call their targets; None: the same.
+
+    Raises:
+        ArgumentError: Rule or kind cannot be weighed.
+        LoraOpsError: See `read_activations` and `Activations.check`.
+    """
     if source is None:
         return None
     check_weighs(rule)
@@ -246,6 +262,7 @@ def _activations(
             "leave one of them out"
         )
     found = read_activations(source)
+    found = found if names is None else found.renamed(names)
     found.check((both.target, both.shape) for both in pairing.candidates)
     return found
 

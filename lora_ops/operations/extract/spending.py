@@ -18,7 +18,7 @@ import torch
 
 from ...errors import LoraOpsError
 from ...linalg import inverse_norm, spectrum, truncated_svd
-from ...linalg.ranks.budgets import Budget, LayerSpectrum, spend
+from ...linalg.ranks.budgets import Budget, LayerSpectrum, check_reach, spend
 from ...models.pairing import Pair
 from ...run.devices import Placement, place
 from ...run.job import Job, Work
@@ -74,6 +74,21 @@ def with_ranks(
     if isinstance(found, LoraOpsError):
         raise found
     return replace(found, sides=plan.sides), progress
+
+
+def check_size(plan: Plan, overhead: int) -> None:
+    """Refuse a size of the file into which no rank of any weight goes, from headers alone.
+
+    Args:
+        plan: With any rule.
+        overhead: See `with_ranks`.
+
+    Raises:
+        ArgumentError: See `check_reach`.
+    """
+    if isinstance(plan.rule, Budget) and plan.pairing.candidates:
+        least = min(_cost(plan, both) for both in plan.pairing.candidates)
+        check_reach(plan.rule, least + _ALPHA, overhead=overhead)
 
 
 def with_ranks_each(
@@ -213,7 +228,7 @@ class _Spending:
 
 def _cost(plan: Plan, both: Pair) -> int:
     """Bytes of one rank."""
-    return sum(both.matrix) * plan.dtype.itemsize
+    return sum(both.matrix) * plan.element.bits // 8
 
 
 def _look(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...adapters.checkpoint import check_checkpoint, is_checkpoint
 from ...adapters.layers import Convention
-from ...elements import ELEMENTS, Element, element_named, element_of
+from ...elements import ELEMENTS, Element, element_named
 from ...errors import ArgumentError, MismatchError
 from ...models.architectures import Parameter
 from ...report import counted
@@ -74,7 +74,7 @@ class MergePlan:
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Of every tensor of the result."""
-        return {key: one.dtype for key, one in self.tensors.items()}
+        return {key: one.element.dtype for key, one in self.tensors.items()}
 
 
 def plan_merge(
@@ -291,11 +291,11 @@ def _repaired(tensors: dict[str, Planned]) -> Iterator[str]:
     for key, one in tensors.items():
         if not key.endswith("position_ids"):
             continue
-        stored = one.source.tensor(one.own)
-        right = torch.arange(stored.numel()).reshape(stored.shape)
-        if not torch.equal(stored.to(torch.int64), right) or stored.is_floating_point():
-            dtype = torch.int64 if stored.is_floating_point() else stored.dtype
-            tensors[key] = Planned(key, DictSource({key: right.to(dtype)}), key, element_of(dtype))
+        numbers, element = one.source.numbers(one.own), one.source.element(one.own)
+        if element.is_floating_point or numbers != list(range(len(numbers))):
+            element = ELEMENTS["I64"] if element.is_floating_point else element
+            right = torch.arange(len(numbers)).reshape(one.shape).to(element.dtype)
+            tensors[key] = Planned(key, DictSource({key: right}), key, element)
             yield f"`{key}` did not count from 0 in whole numbers, and was repaired"
 
 

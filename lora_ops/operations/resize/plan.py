@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
+
+import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
@@ -23,9 +26,9 @@ from ...adapters.layers import (
 )
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource, outline
-from ...elements import Dtype, asked
+from ...elements import Element, asked
 from ...files import FileSource, Output
-from ...linalg.ranks.budgets import Budget, parse_rule, spend
+from ...linalg.ranks.budgets import Budget, check_reach, parse_rule, spend
 from ...linalg.ranks.comparing import compared_by
 from ...linalg.ranks.rules import RankRule
 from ...report import Report, Skip
@@ -66,7 +69,7 @@ class ResizeOptions(TypedDict, total=False):
     """
 
     alpha: float | None
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     relative_to: TensorSource | None
     norm: str | None
     base: TensorSource | None
@@ -188,6 +191,7 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
     planned: list[PlannedLayer] = []
     skips: list[Skip] = []
     size, has_factors = 0, False
+    least = math.inf
     for target, layer in outline(adapter.layers).items():
         if isinstance(innermost(layer), FullLayer) and not layer.needs_base:
             size += stored_size(layer, resizing.element)
@@ -203,11 +207,15 @@ def foresee_resize(adapter: Adapter, resizing: Resizing) -> Foreseen:
         if not is_kept and not isinstance(innermost(layer), LoraLayer):
             done = "made LoRA"
         planned.append(planned_layer(target, layer, done, rank))
-        factors = rank * rank_size(layer, resizing.element) + FIXED
+        one = rank_size(layer, resizing.element)
+        least = min(least, one + FIXED + _around(layer))
+        factors = rank * one + FIXED
         whole = stored_size(layer, resizing.element) if is_kept or rank >= layer.rank else 0
         size += max(factors + _around(layer), whole)
     if isinstance(resizing.rule, Budget) and not has_factors:
         spend(resizing.rule, [])  # which says that there is nothing to spend it on
+    if isinstance(resizing.rule, Budget) and has_factors:
+        check_reach(resizing.rule, int(least), overhead=resizing.overhead)
     if isinstance(resizing.rule, Budget) and resizing.rule.kind == "size":
         size = min(size, int(resizing.rule.value) - resizing.overhead)
     return Foreseen(planned, size, skips)

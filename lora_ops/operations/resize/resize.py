@@ -34,7 +34,7 @@ from ...run.job import Outcome, Work
 from ...run.stream import stream
 from ...run.workers import Progress
 from ...source import TensorSource
-from ..reasons import RANK_ZERO, mean_notes, unrecorded
+from ..reasons import RANK_ZERO, mean_notes, missed_notes, unrecorded
 from .decomposed import Decomposed, Dense, PreparedLayer, Whole, decomposed_work, singular_values
 from .layer import Resizing, cut, remeasured, resized, whole
 from .recorded import recorded
@@ -177,6 +177,7 @@ def resize_notes(resizing: Resizing, report: Report) -> Iterator[str]:
     if not isinstance(rule, RankRule):
         none = sum(skip.reason in (RANK_ZERO, ZERO) for skip in report.skips)
         yield from mean_notes(rule, [one.rank for one in layers], none)
+        yield from missed_notes(rule, layers, report.skips)
         return
     small = [one for one in layers if one.rank == one.was[0] < _asked(rule, one.shape[2:])]
     if small:

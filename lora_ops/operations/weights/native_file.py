@@ -101,6 +101,10 @@ class NativeFile(RoutedSource):
             return super().reach(key, values, start)
         return parameter_reach(self.original, self._own[key])(values, start)
 
+    def numbers(self, key: str) -> list[float]:
+        """Read a few numbers as the model has them."""
+        return FileSource.numbers(self, key) if key in self._own else super().numbers(key)
+
     def tensor(self, key: str) -> Tensor:
         """Read it as the model has it."""
         if key not in self._own:

@@ -59,6 +59,12 @@ def save(path, latent=None, image=None, conditioning=None):
     return {}
 
 
+def hooks(model, after):
+    """How many hooks are on a MODEL's layers, once something else is done."""
+    layers = model.model.modules()
+    return (str(sum(len(one._forward_pre_hooks) + len(one._forward_hooks) for one in layers)),)
+
+
 def node(function, returns, required, optional=None):
     """A node as the host wants it; inputs are types by name."""
     inputs = {
@@ -82,6 +88,7 @@ KINDS = {kind.lower(): kind for kind in ("LATENT", "IMAGE", "CONDITIONING")}
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": node(conditioning, ("CONDITIONING",), NUMBERS),
     "TestLoadCheckpoint": node(load_checkpoint, ("MODEL", "CLIP"), {"ckpt_name": "STRING"}),
+    "TestHooks": node(hooks, ("STRING",), {"model": "MODEL", "after": "*"}),
     "TestLoraModel": node(lora_model, ("LORA_MODEL",), {"lora_name": "STRING"}),
     "TestLoraStack": node(lora_stack, ("LORA_STACK",), ROW, {"lora_stack": "LORA_STACK"}),
     "TestName": node(name, ("COMBO",), {"name": "STRING"}),

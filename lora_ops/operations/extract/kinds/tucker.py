@@ -25,8 +25,11 @@ def make_tucker(change: Change) -> Made:
 
 
 def has_core(shape: Sequence[int]) -> bool:
-    """Whether it gets a core: kernels of two axes larger than 1x1. ComfyUI reads no core of others."""
-    return len(shape) == 4 and math.prod(shape[2:]) > 1
+    """Whether it gets a core: kernels of two axes larger than 1x1. ComfyUI reads no core of others.
+
+    One of a single input, as of a depthwise convolution, has none either: that core would be of rank 1.
+    """
+    return len(shape) == 4 and math.prod(shape[2:]) > 1 and shape[1] > 1
 
 
 def tucker_size(shape: Sequence[int], rank: int, _factor: int) -> int:

@@ -8,6 +8,9 @@ from torch import Tensor
 from ..elements.work import Task
 from .frame import FLOOR, Factors, Frame, weighed
 
+# Squares of singular values this far apart give the polar factor to ten digits.
+_APART = 1e-6
+
 
 def task_singular_vectors(frame: Frame, task: Task) -> Factors:
     """TSV-M (Gargiulo et al., CVPR 2025, arXiv:2412.00081): directions of all changes, made orthogonal.
@@ -18,10 +21,10 @@ def task_singular_vectors(frame: Frame, task: Task) -> Factors:
     exactly are shared out between them, so that equal changes give that change.
     """
     most = min(task.shape) // task.count
-    found = [
-        triplets(weight * core, most)
-        for weight, core in zip(task.weights, frame.cores(), strict=True)
-    ]
+    lefts_, rights_ = frame.left.coordinates, frame.right.coordinates
+    sides = zip(lefts_.split(frame.sizes, 1), rights_.split(frame.sizes, 1), strict=True)
+    each = zip(task.weights, frame.scales, sides, strict=True)
+    found = [_thin_triplets(w * scale * one, other, most) for w, scale, (one, other) in each]
     lefts, values, rights = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
     return frame.factors(_polar(lefts) * values, _polar(rights).mT)
 
@@ -66,8 +69,20 @@ def triplets(core: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     return left[:, :there], values[:there], right[:there].mT
 
 
+def _thin_triplets(left: Tensor, right: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of `left @ right.mT`, both of few columns, from the small matrix between their own directions."""
+    if left.shape[1] >= min(len(left), len(right)):
+        return triplets(left @ right.mT, most)
+    (q, r), (other, s) = torch.linalg.qr(left), torch.linalg.qr(right)
+    inner, values, outer = triplets(r @ s.mT, most)
+    return q @ inner, values, other @ outer
+
+
 def _polar(columns: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns; a partial isometry where they depend on each other."""
+    values, vectors = torch.linalg.eigh(columns.mT @ columns)
+    if float(values[0]) > _APART * float(values[-1]):
+        return columns @ (vectors / values.sqrt()) @ vectors.mT
     left, values, right = torch.linalg.svd(columns, full_matrices=False)
     there = values > FLOOR * values[0]
     return left[:, there] @ right[there]

@@ -43,8 +43,11 @@ def in_rows(frame: Frame, task: Task, *, how: Element) -> Factors:
     cores = frame.cores()
     values, basis = torch.linalg.eigh((cores @ cores.mT).sum(0))
     basis = basis[:, values > FLOOR**2 * values[-1]].flip(-1)
-    right = frame.right.made(torch.eye(cores.shape[2], dtype=cores.dtype)).mT.cpu()
-    seen = (basis.mT @ cores @ right.double()).float()
+    lefts = (basis.mT @ frame.left.coordinates) * frame.columns([1.0] * len(frame.sizes))
+    downs = frame.right.columns
+    pairs = zip(lefts.split(frame.sizes, dim=1), downs.split(frame.sizes, dim=1), strict=True)
+    # The turn itself is in float64; each change then is its own thin product.
+    seen = torch.stack([one.to(downs) @ down.mT for one, down in pairs]).cpu()
     up = frame.left.made(basis)
     return up, worked(seen, task, how).to(up.device)
 

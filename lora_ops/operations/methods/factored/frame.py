@@ -30,11 +30,13 @@ class Side:
     """One side of a frame.
 
     Attributes:
-        vectors: (n, c), float32: what stands on this side.
+        columns: (n, R), float32: the stacked columns.
+        vectors: (n, c), float32: what stands on this side, the columns or the space itself.
         back: (c, k), float64: `vectors @ back` are the directions, orthonormal, the largest first.
         coordinates: (k, R), float64: of the stacked columns in these directions.
     """
 
+    columns: Tensor
     vectors: Tensor
     back: Tensor
     coordinates: Tensor
@@ -124,12 +126,12 @@ def _side(columns: Tensor, known: Tensor | None) -> Side:
         vectors, kept = _directions(gram_matrix(columns, columns).cpu())
         eye = torch.eye(len(columns), dtype=columns.dtype, device=columns.device)
         back = vectors[:, kept]
-        return Side(eye, back, back.mT @ columns.cpu().double())
+        return Side(columns, eye, back, back.mT @ columns.cpu().double())
     gram = (gram_matrix(columns.mT, columns.mT) if known is None else known).cpu()
     vectors, kept = _directions(gram)
     vectors = vectors[:, kept]
     root = (vectors.mT @ gram @ vectors).diagonal().sqrt()
-    return Side(columns, vectors / root, root.unsqueeze(-1) * vectors.mT)
+    return Side(columns, columns, vectors / root, root.unsqueeze(-1) * vectors.mT)
 
 
 def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
