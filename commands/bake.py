@@ -59,12 +59,11 @@ _arguments = together(
 
 
 @click.command()
-@_arguments
 @click.option(
     *("-m", "--method"),
     metavar="NAME[,PARAMETER=VALUE]",
     help="How several LORAS go together, on the elements of each weight, where all of the result has room: "
-    "ties,density=0.2, magnitude, dare, dare_ties, della, breadcrumbs, sce and others of docs/merging.md; --seed is "
+    "ties,density=0.2, magnitude, dare, dare_ties, della, breadcrumbs, sce and others of docs/merging.md; the seed is "
     "of their masks, too. What a LoRA can hold is a method of add.  [default: sum]",
 )
 @click.option(
@@ -75,6 +74,7 @@ _arguments = together(
     help="One of LORAS that a method on elements does not see, and that is added to its result as it is. May be "
     "repeated; none for no such.  [default: LCM, Lightning, DMD, Turbo and Hyper LoRAs, by name and metadata]",
 )
+@_arguments
 def bake(**arguments: object) -> None:
     """Write CHECKPOINT with LORAS in it, each times its strength S.
 

@@ -15,11 +15,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lorakit.examples.digits.demo import BASE, TUNED, TUNED2, tensors_of
+from lorakit.examples.digits.demo import BASE, TUNED, TUNED2, record_activations, tensors_of
 from lorakit.examples.digits.sample import load_model, sample_digits, starting_noise
 from lorakit.lora_ops import (
     Adapter,
+    FileSource,
     Recipe,
+    TensorSource,
     Term,
     add,
     extract,
@@ -51,6 +53,7 @@ def cards() -> Iterator[tuple[str, Image.Image]]:
         def with_lora(model: Model, lora: Adapter, strength: Strength = lambda key: 1.0) -> Model:
             return _with_lora(model, lora, keys, strength)
 
+        few, used = extract(base, tuned, 4)[0], _by_outputs(base, tuned, 4)
         first, second = with_lora(start, one), with_lora(start, two)
         both = with_lora(first, two)
         small, _ = resize(one, 4)
@@ -77,6 +80,10 @@ def cards() -> Iterator[tuple[str, Image.Image]]:
             {"base": start, "tuned": neon, "base + LoRA": first},
         )  # fmt: skip
         yield _card(
+            "record_activations", "A LoRA by what the model uses",
+            {"base": start, "rank 4": with_lora(start, few), "by outputs": with_lora(start, used), "tuned": neon},
+        )  # fmt: skip
+        yield _card(
             "shrink_and_compare", "A smaller LoRA, and what it costs",
             {"no LoRA": start, "rank 16": first, "rank 4": with_lora(start, small)},
         )  # fmt: skip
@@ -98,6 +105,14 @@ def cards() -> Iterator[tuple[str, Image.Image]]:
             "recipe_replay", "A merge, made again from its file",
             {"A": neon, "B": frame, "merged": merge, "made again": again},
         )  # fmt: skip
+
+
+def _by_outputs(base: TensorSource, tuned: FileSource, rank: int) -> Adapter:
+    """A LoRA that is cut by what the tuned model uses while it draws other digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = record_activations(tensors_of(tuned), Path(folder, "activations.safetensors"))
+        with open_source(path) as known:
+            return extract(base, tuned, rank, activations=known)[0]
 
 
 def _merged_twice() -> tuple[Model, Model]:

@@ -1,6 +1,6 @@
 """What the numbers of a tensor are stored as, and tensors of which no more is known: torch need not be there.
 
-Names and widths: the `Dtype` enumeration of the safetensors format.
+Names and widths: the `torch.dtype | Element` enumeration of the safetensors format.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,6 @@ _BY_TITLE = {one.title: one for one in ELEMENTS.values()}
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
-#: What says how numbers are to be stored: a dtype of torch, or an element, for which torch need not be there.
-Dtype: TypeAlias = "torch.dtype | Element"
-
-
 def spelled(dtype: torch.dtype) -> str:
     """The name without its module: float16."""
     return str(dtype).removeprefix("torch.")
@@ -116,12 +112,12 @@ def element_titled(title: str) -> Element:
     return _BY_TITLE[title]
 
 
-def asked(dtype: Dtype | None) -> Element | None:
+def asked(dtype: torch.dtype | Element | None) -> Element | None:
     """What numbers are to be stored as; None where nothing is asked for."""
     return None if dtype is None else element_of(dtype)
 
 
-def element_of(dtype: Dtype) -> Element:
+def element_of(dtype: torch.dtype | Element) -> Element:
     """What the numbers of a dtype are; of one that no safetensors file can hold, under torch's name."""
     if isinstance(dtype, Element):
         return dtype
@@ -172,7 +168,7 @@ class Shaped:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def to(self, dtype: Dtype) -> Shaped:
+    def to(self, dtype: torch.dtype | Element) -> Shaped:
         """The same of other numbers."""
         return Shaped(self.shape, element_of(dtype))
 

@@ -58,8 +58,8 @@ class LayerReport:
             those that are written, after rounding.
         rounding: What of that difference is the rounding of storage; None where that was not asked.
         sweeps: How many rounds the iteration took that found the layer; None for what needs none.
-        search: In which numbers its directions were searched, `bfloat16` or `float32`, before they were finished in
-            float32; None where nothing was searched, because the truncation is exact.
+        search: In which numbers its directions were searched, `int8`, `bfloat16` or `float32`, before they were
+            finished in float32; None where nothing was searched, because the truncation is exact.
         weighted: Both norms again, by the inputs that were recorded; None where none were.
     """
 

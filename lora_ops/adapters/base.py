@@ -84,7 +84,7 @@ def base_weights(
     """
     check_checkpoint(checkpoint)
     known = parameters(checkpoint)
-    targets = with_own_names(layers, checkpoint, {one.target: one for one in known.values()})
+    targets = with_own_names(layers, checkpoint, known)
     names = names_for(adapter, architecture or detect(known), list(targets))
     found = seats(layers, targets, lambda: names)
     needed = [module for module, layer in layers.items() if layer.needs_base]

@@ -155,9 +155,8 @@ def _named(
     adapter: Adapter, base: TensorSource, tuned: TensorSource
 ) -> Callable[[TensorSource], Mapping[str, Parameter]]:
     """The names by which the checkpoints are paired: those of the loaded model, where the adapter has these."""
-    known = [one.target for one in parameters(tuned).values()]
-    theirs = own_names(adapter.layers, tuned, known)
-    ours = theirs and own_names(adapter.layers, base, ())
+    theirs = own_names(adapter.layers, tuned, parameters(tuned))
+    ours = theirs and own_names(adapter.layers, base, parameters(base))
     if theirs is None or ours is None:
         return parameters
     named = {id(base): aligned(ours, theirs), id(tuned): theirs.parameters}

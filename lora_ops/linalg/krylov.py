@@ -18,7 +18,7 @@ from ._shapes import Float
 from .gram import gram_svd
 from .operators import Operator
 from .orthonormal import orthonormal, wide
-from .precision import search_dtype
+from .precision import has_bf16_units, search_dtype
 from .search import search_svd
 from .steps import MOST, block_width, converged, start
 from .svd import Svd, svd_from_squares
@@ -64,10 +64,12 @@ def _stacked(
     block = min(block_width(rank), side)
     found: dict[int, Svd] = {}
     if isinstance(matrix, Tensor) and (dtype := search_dtype(matrix)) != torch.float32:
+        dtypes = (dtype, torch.bfloat16) if has_bf16_units() else (dtype,)
         # One by one: how a stack is multiplied is seen in the last digit of bfloat16.
         for i in range(count):
-            one = search_svd(matrix[i : i + 1], rank, total[i : i + 1], seed, tolerance, dtype)
-            found |= {i + index: svd for index, svd in one.items()}
+            svd = search_svd(matrix[i], rank, total[i], seed, tolerance, dtypes)
+            if svd is not None:
+                found[i] = svd
     if len(found) == count:
         return _joined(found)
     newest = start(side, block, seed).to(matrix.new_empty(0).device).expand(count, block, side)

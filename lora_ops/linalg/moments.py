@@ -9,6 +9,7 @@ arXiv:2507.07580; SVD-LLM, arXiv:2403.07378, and EoRA, arXiv:2410.21271, invert 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -282,8 +283,8 @@ def _sketch(image: Tensor, random: Tensor, keep: int) -> Tensor:
     """Rows B (keep, in), float32 on the CPU, with B^T B at most G, of which `image` is G @ `random`."""
     y, omega = image.cpu().double(), random.cpu().double()
     shift = 10 * torch.finfo(torch.float32).eps * float(torch.linalg.vector_norm(y))
-    if not shift:
-        return torch.zeros(keep, len(image))
+    if not shift or not math.isfinite(shift):
+        return torch.full((keep, len(image)), shift)
     # G is shifted by more than what the sums rounded, so that there is a root; and shifted back.
     while True:
         shifted = y + shift * omega

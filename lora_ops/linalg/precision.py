@@ -1,4 +1,4 @@
-"""In which numbers a search multiplies: bfloat16 where the processor has units for it."""
+"""In which numbers a search multiplies: in as few bits as the processor has units for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,40 @@ _LEAST_SIDE = 512
 
 
 def search_dtype(matrix: Tensor) -> torch.dtype:
-    """Return bfloat16 where products of the matrix (..., out, in) are twice as fast in it, else float32.
+    """Return int8 or bfloat16 where products of the matrix (..., out, in) are twice as fast in it, else float32.
 
     Known from the processor, not measured: on a busy machine a clock would decide otherwise the next
     time, and the same inputs would not give the same bytes.
     """
-    if matrix.device.type != "cpu" or min(matrix.shape[-2:]) < _LEAST_SIDE or not has_bf16_units():
+    if matrix.device.type != "cpu" or min(matrix.shape[-2:]) < _LEAST_SIDE:
         return torch.float32
-    return torch.bfloat16
+    if has_int8_units():
+        return torch.int8
+    return torch.bfloat16 if has_bf16_units() else torch.float32
+
+
+@functools.cache
+def has_int8_units() -> bool:
+    """Whether the processor multiplies whole numbers of 8 bits itself (VNNI), and torch makes use of it.
+
+    Their sums are exact, in any order and on any number of threads.
+    """
+    vnni = getattr(torch.cpu, "_is_vnni_supported", bool)
+    return torch.backends.mkldnn.is_available() and vnni() and _multiplies_int8()
+
+
+def _multiplies_int8() -> bool:
+    """Whether this torch has that product for processors."""
+    ones = torch.ones(32, 32, dtype=torch.int8)
+    try:
+        return bool((whole_product(ones, ones) == 32).all())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def whole_product(one: Tensor, other: Tensor) -> Tensor:
+    """Return `one @ other` of two matrices in int8, as int32; not in torch's public interface."""
+    return torch.ops.aten._int_mm(one, other)
 
 
 @functools.cache

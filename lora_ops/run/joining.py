@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ArgumentError, MismatchError, MissingPartsError
-from ..files import SafetensorsFile, read_errors, unfinished_in, write_whole
+from ..files import SafetensorsFile, explained, read_errors, unfinished_in, write_whole
 from ..report import Report, counted
 from .devices import Placement
 from .document import Document
@@ -161,8 +161,25 @@ def clear(folder: Path) -> None:
     with contextlib.suppress(OSError):
         between = [path for path in folder.iterdir() if path not in (first, last)]
         for path in (first, *between, last):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
         folder.rmdir()
+
+
+def clear_but(folder: Path, found: Sequence[Manifest]) -> None:
+    """Remove what runs that were killed have left, and parts that are damaged.
+
+    Raises:
+        WriteError: It cannot be removed.
+    """
+    kept = {Path(one.file).stem for one in found}
+    with explained(folder):
+        for path in [*folder.glob(".*.partial"), *folder.glob("[0-9]*-of-*")]:
+            if path.stem not in kept:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

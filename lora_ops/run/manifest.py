@@ -61,6 +61,17 @@ class Manifest:
         path = folder / f"{Path(self.file).stem}.json"
         write_whole(path, json.dumps({**told, "hash": _hash(told)}).encode(), replace=True)
 
+    @property
+    def is_plausible(self) -> bool:
+        """Whether its fields are of their types: it comes from a file, which anybody may have written."""
+        if not (isinstance(self.items, dict) and isinstance(self.hashes, dict)):
+            return False
+        texts = (self.plan, self.sha256, self.file, *self.hashes.values())
+        numbers = (self.number, self.count, self.size)
+        return all(isinstance(one, str) for one in texts) and all(
+            isinstance(one, int) for one in numbers
+        )
+
     @contextmanager
     def understood(self, folder: Path) -> Generator[None, None, None]:
         """What is done with its items: where they are none of this work, an error says so.
@@ -107,6 +118,11 @@ def part_name(number: int, count: int) -> str:
     return f"{number:05}-of-{count:05}"
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether anything lies there that a part may be made of."""
+    return any(folder.glob("[0-9]*-of-*"))
+
+
 def manifests(folder: Path) -> Iterator[Manifest]:
     """Yield all that can be read, by the names of their files; one that cannot is as none."""
     for path in sorted(folder.glob("*-of-*.json")):
@@ -116,7 +132,7 @@ def manifests(folder: Path) -> Iterator[Manifest]:
                 continue
             one = Manifest(**told)
             name = part_name(one.number, one.count)
-            if path.stem == name and one.file == f"{name}.safetensors":
+            if path.stem == name and one.file == f"{name}.safetensors" and one.is_plausible:
                 yield one
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue

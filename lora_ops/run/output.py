@@ -122,7 +122,12 @@ class Sink(ABC, Generic[Value]):
     def said(self, told: Json) -> tuple[LayerReport | Skip, ...]:
         """Return what is to be said of a result, from `keep`."""
         reports = unpack(cast("list[Json]", told)[1], _no_tensor, self.classes)
-        return cast("tuple[LayerReport | Skip, ...]", reports)
+        if not isinstance(reports, tuple):
+            raise TypeError(f"{reports!r} is no list of reports")
+        found = cast("tuple[object, ...]", reports)
+        if not all(isinstance(one, LayerReport | Skip) for one in found):
+            raise TypeError("these are no reports")
+        return cast("tuple[LayerReport | Skip, ...]", found)
 
     def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
         """Return what is worth a sentence of the inputs, once they are known.

@@ -6,7 +6,6 @@ parts, and goes with it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +18,8 @@ from .devices import Placement
 from .document import Document, read_document
 from .engine import Engine, InTurn, Share, Tell
 from .inputs import hashes_of
-from .joining import check_all, clear, found_parts, join, places, plan_of_finished
-from .manifest import PLAN, Manifest, manifests, parts_folder, shares
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import Maker, one_part
 from .output import write
 from .stream import stream
@@ -92,7 +91,7 @@ def carry_out(
         try:
             return _finished(whole, document, folder, division, placement, started, progress)
         except BaseException:
-            if next(manifests(folder), None) is None:  # nothing is lost
+            if not has_parts(folder):  # nothing is lost
                 clear(folder)
             raise
 
@@ -135,7 +134,7 @@ def _agree(folder: Path, document: Document, output: Path, *, may_replace: bool)
     there = read_document(path)
     if there.hash == document.hash:
         return
-    if not may_replace or next(manifests(folder), None) is not None:
+    if not may_replace or has_parts(folder):
         raise MismatchError(
             f"`{folder.name}` holds parts of another plan ({there.difference(document)}); ask for the same, "
             "or remove that folder, or give another output",
@@ -153,6 +152,7 @@ def _make_missing(
     progress: Progress | None,
 ) -> None:
     """Have all parts made that are not there."""
+    clear_but(folder, found)  # nobody else is at this folder
     there = {name for one in found for name in one.items}
     jobs = whole.work.jobs
     count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
@@ -162,8 +162,6 @@ def _make_missing(
         if left:
             names = tuple(job.name for job in left)
             missing.append(Share(number, count, names, sum(job.cost for job in left)))
-    # Nobody else is at this folder.
-    _sweep(folder)
     try:
         engine(
             missing,
@@ -171,16 +169,8 @@ def _make_missing(
             _told(document, missing, progress),
         )
     finally:
-        _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed have left half done."""
-    for path in folder.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        # What processes that were ended have left half done.
+        clear_but(folder, found_parts(folder, document, hashed=False))
 
 
 def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ArgumentError, MismatchError
+from ..errors import ArgumentError, MismatchError, NonFiniteError
 from ..files import save
 from ..linalg.moments import Gathered, fitting, size_of
 from ..models.parameters import parameters
@@ -132,6 +132,7 @@ class Recorder:
 
         Raises:
             MismatchError: Nothing went through the module.
+            NonFiniteError: What went through was NaN or infinite.
             ArgumentError: The file is there.
             WriteError: It could not be written.
         """
@@ -144,7 +145,15 @@ class Recorder:
             "lorakit.full": str(self.full),
             "lorakit.directions": str(self.directions),
         }
-        save(path, self.tensors(), told, replace=replace)
+        tensors = self.tensors()
+        for key, numbers in tensors.items():
+            if not bool(numbers.isfinite().all()):
+                raise NonFiniteError(
+                    f"`{key}` holds NaN or infinite values: the model diverged while it was recorded; record "
+                    "again",
+                    target=key.rpartition(".")[0],
+                )
+        save(path, tensors, told, replace=replace)
 
     def _hooked(self, module: nn.Module) -> list[RemovableHandle]:
         return [

@@ -1,4 +1,4 @@
-"""Everything that is asked of ComfyUI; `computed.py` and `scheduled.py` have what is handed to it.
+"""Everything that is asked of ComfyUI; `computed.py`, `recording.py` and `scheduled.py` have what is handed to it.
 
 No file of this pack but these and `model_files` imports `comfy` or `folder_paths`.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,15 @@ def why_constant(patcher: ModelPatcher, key: str) -> str:
     layer = comfy.utils.get_attr(patcher.model, module) if module else patcher.model
     if not hasattr(layer, f"{parameter}_function"):
         return "ComfyUI calls no function on such a weight as it is used"
-    if kind := quantisation(patcher, key):
+    kind = quantisation(patcher, key)
+    if kind and not _is_gguf(getattr(layer, parameter)):
         return f"the weight is stored as {kind}, whose layers call no function on it"
     return ""
+
+
+def _is_gguf(weight: Tensor) -> bool:
+    """Whether a weight is quantised by ComfyUI-GGUF, which keeps patches on it and adds them at each use."""
+    return not weight.is_floating_point() and hasattr(weight, "patches")
 
 
 class _Schedule:
@@ -121,9 +127,9 @@ class _Schedule:
         return noise_gone(sigma, model.model_sampling.percent_to_sigma)
 
     @contextlib.contextmanager
-    def _in_place(self, model: BaseModel, progress: float) -> Iterator[None]:
+    def _in_place(self, model: BaseModel, progress: float) -> Generator[None]:
         """Functions on the layers in which something is due, and on no other."""
-        placed: list[tuple[Any, str, _Added]] = []
+        placed: list[tuple[Any, str, Any]] = []
         try:
             for key, changes in self._changes.items():
                 due = [
@@ -133,14 +139,24 @@ class _Schedule:
                 ]
                 if due:
                     path, _, parameter = key.rpartition(".")
-                    layer, name = comfy.utils.get_attr(model, path), f"{parameter}_function"
-                    placed.append((layer, name, _Added(key, due, self._on)))
-                    # A list of the layer's own: that which it begins with is its class's.
-                    setattr(layer, name, [*getattr(layer, name), placed[-1][2]])
+                    layer: Any = comfy.utils.get_attr(model, path)
+                    weight = getattr(layer, parameter)
+                    if _is_gguf(weight):
+                        holder, name, ours = weight, "patches", (due, key)
+                    else:
+                        holder, name, ours = (
+                            layer,
+                            f"{parameter}_function",
+                            _Added(key, due, self._on),
+                        )
+                    placed.append((holder, name, ours))
+                    # A list of the layer's own: that which it begins with is its class's. Past torch's
+                    # own setting of attributes, which takes longer than all the rest.
+                    vars(holder)[name] = [*getattr(holder, name), ours]
             yield
         finally:
-            for layer, name, ours in placed:  # the host may have put others there meanwhile
-                setattr(layer, name, [one for one in getattr(layer, name) if one is not ours])
+            for holder, name, ours in placed:  # the host may have put others there meanwhile
+                vars(holder)[name] = [one for one in getattr(holder, name) if one is not ours]
 
     def _on(self, patch: Any, device: torch.device) -> Any:
         """A patch with its tensors on a device, copied there once for each sampling."""
@@ -168,7 +184,7 @@ class _Added:
             for strength, patch, *rest in self._due
         ]
         return comfy.lora.calculate_weight(
-            records, weight.clone(), self._key, intermediate_dtype=weight.dtype
+            records, weight.to(weight.dtype, copy=True), self._key, intermediate_dtype=weight.dtype
         )
 
 

@@ -25,7 +25,7 @@ MERGES = {
     "random masks": ("--base", BASE, TUNED, TUNED2, "-m", "dare_ties", "--seed", "7"),
     "line": ("A + 0.35*(B - C)", f"A={TUNED}", f"B={TUNED2}", f"C={BASE}"),
     "all first": ("--base", BASE, TUNED, "-m", "cosine_a"),
-    "with a LoRA": (BASE, f"{LORA}:0.5", "-m", "sum"),
+    "with a LoRA": ("--base", BASE, f"{LORA}:0.5"),
     "rounding": (BASE, TUNED, "--dtype", "bf16", "--rounding", "stochastic", "--seed", "3"),
     "stored": (BASE, TUNED, "--to", "fp8_scaled"),
 }
@@ -61,7 +61,7 @@ def test_a_folder_of_diffusers(tmp_path: Path):
         tensors = {k.removeprefix("transformer."): one for k, one in foreign.items()}
         weights = "transformer/diffusion_pytorch_model.safetensors"
         save_file(tensors, tmp_path / name / weights)
-    words = ("merge", tmp_path / "A", f"{tmp_path / 'B'}:0.4", "-m", "lerp")
+    words = ("merge", tmp_path / "A", f"{tmp_path / 'B'}:0.4")
     divided(tmp_path, "out", *words)
     assert (tmp_path / "apart" / "out" / "transformer" / "config.json").exists()
     resumed(tmp_path, "out", *words)
@@ -80,7 +80,7 @@ def flux(tmp_path: Path) -> Path:
     [
         ("nf4", "out.safetensors"),
         ("fp8_scaled", "out.safetensors"),
-        ("int8_scaled", "out.safetensors"),
+        ("int8", "out.safetensors"),
         ("q8_0", "out.gguf"),
     ],
 )
@@ -92,7 +92,7 @@ def test_storage(to, name, flux: Path, tmp_path: Path):
 def test_a_merge_into_a_gguf_file(flux: Path, tmp_path: Path):
     other = tmp_path / "other.safetensors"
     save_file({k: v * 0.9 for k, v in load_file(flux).items()}, other)
-    divided(tmp_path, "out.gguf", "merge", flux, other)
+    divided(tmp_path, "out.gguf", "merge", flux, other, "--to", "q8_0")
 
 
 @pytest.mark.parametrize(

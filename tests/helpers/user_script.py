@@ -163,6 +163,7 @@ from lorakit.lora_ops import (
     read_metadata,
     read_recipe,
     read_sidecar,
+    recipe_of_loras,
     record,
     requantise_file,
     resize,
@@ -323,6 +324,9 @@ def baking(checkpoint: FileSource, lora: FileSource, output: Path) -> None:
     cosines = [one.cosine for one in report.layers if isinstance(one, BakedLayer)]
     assert min(cosines) > 0.99
     bake_file(plan_bake_file(checkpoint, plan.ingredients, output=output), checkpoint, output)
+    ties, named, notes = recipe_of_loras(checkpoint, plan.ingredients, "ties", {"density": 0.5})
+    assert merge(ties, named)[0].keys() == tensors.keys()
+    assert notes == ()
     baked: TensorSource = DictSource(tensors, {"made": "here"}, "baked")
     element: Element = baked.element(next(iter(tensors)))
     assert element.title == str(next(iter(tensors.values())).dtype).removeprefix("torch.")

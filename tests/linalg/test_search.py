@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorakit.lora_ops.linalg import Svd, frobenius, krylov_svd
 from lorakit.lora_ops.linalg import krylov as module
-from lorakit.lora_ops.linalg.precision import has_bf16_units, search_dtype
+from lorakit.lora_ops.linalg.precision import has_bf16_units, has_int8_units, search_dtype
 
 EXCESS = 1e-3
 SIDE = 512
@@ -128,6 +128,7 @@ def test_each_matrix_of_a_stack_has_its_own_precision(turned: bool) -> None:
 
 def test_only_large_matrices_on_processors_with_units() -> None:
     low = torch.bfloat16 if has_bf16_units() else torch.float32
+    low = torch.int8 if has_int8_units() else low
     assert search_dtype(torch.empty(512, 600)) == low
     assert search_dtype(torch.empty(2, 900, 512)) == low
     assert search_dtype(torch.empty(900, 511)) == torch.float32

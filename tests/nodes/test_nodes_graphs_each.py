@@ -14,6 +14,7 @@ PAIR = {"tuned_name": "flux-tuned.safetensors", "base_name": "flux.safetensors"}
 NEEDS = {
     "LorakitLoadLora": {"lora_name": "one.safetensors"},
     "LorakitApplyLora": {"model": "model", "lora": "one"},
+    "LorakitScheduleLoras": {"model": "model", "loras": ["one", "two"]},
     "LorakitScaleLora": {"lora": "one"},
     "LorakitAddLoras": {"loras": ["one", "two"]},
     "LorakitResizeLora": {"lora": "one"},

@@ -58,6 +58,10 @@ def test_quantised_weights_are_changed_as_what_they_stand_for(ask, format):
     check(ask(format=format))
 
 
+def test_weights_that_comfyui_gguf_keeps_quantised_are_changed_as_they_are_used(ask):
+    check(ask(pack=str(comfy_host.find_gguf_pack())))
+
+
 def test_numbers_that_stay_on_a_gpu_are_not_written_into(ask):
     """Under dynamic VRAM the host hands a function the very numbers that it keeps for the next step."""
     found = ask(resident=True)

@@ -95,7 +95,7 @@ def test_one_that_is_left_is_itself() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("lcm-lora-sdxl", "LCM_LoRA_Weights_SD15", "sdxl_lightning_8step_lora"),
+        *("lcm-lora-sdxl", "LCM_LoRA_Weights_SD15", "sdxl_lightning_8step_lora", "TCD-SDXL-LoRA"),
         *("Hyper-SDXL-8steps-lora", "Hyper-FLUX.1-dev-8steps-lora", "dmd2_sdxl_4step_lora_fp16"),
         *("FLUX.1-Turbo-Alpha", "sd_xl_turbo_lora_v1", "Qwen-Image-Lightning-4steps-V1.0"),
         *("Wan21_CausVid_14B_T2V_lora_rank32", "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64"),

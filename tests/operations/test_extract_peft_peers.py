@@ -199,3 +199,11 @@ def test_a_pipeline_of_several_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="holds several models"):
         extracted(tmp_path, 1)
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_folder_does_not_get_the_name_of_a_file(tmp_path: Path) -> None:
+    pair_of("llama", tmp_path)
+    with open_source(tmp_path / "base") as base, open_source(tmp_path / "tuned") as tuned:
+        with pytest.raises(ArgumentError, match=r"give a name without `\.safetensors`"):
+            plan_file(base, tuned, 2, output=tmp_path / "x.safetensors", format="peft")
+        plan_file(base, tuned, 2, output=tmp_path / "x-v1.5", format="peft")

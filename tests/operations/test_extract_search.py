@@ -18,15 +18,15 @@ SHAPES: dict[str, tuple[int, ...]] = {"q": (600, 520), "k": (400, 384), "v": (64
 RANK = 8
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32])
+@pytest.fixture(params=[torch.int8, torch.bfloat16, torch.float32])
 def low(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With and without bfloat16 units, whatever this processor has; how it is written."""
+    """With and without units for fewer bits, whatever this processor has; how it is written."""
 
     def known(matrix: Tensor) -> torch.dtype:
         return request.param if min(matrix.shape[-2:]) >= 512 else torch.float32
 
     monkeypatch.setattr(krylov, "search_dtype", known)
-    return "bfloat16" if request.param == torch.bfloat16 else "float32"
+    return str(request.param).removeprefix("torch.")
 
 
 def models() -> tuple[DictSource, DictSource]:

@@ -11,12 +11,12 @@ import torch
 from adapters import EVERY_FORM, Part, adapter, read
 from alike import check_alike
 from device_double import DEVICE, DoublePlacement, placed
-from kinds import every_kind
+from kinds import every_kind, kinds, weight
 from oracles import power, with_spectrum
 from torch import Tensor
 
 from lorakit.lora_ops import Adapter, DictSource, Report
-from lorakit.lora_ops.adapters.formats import format_named
+from lorakit.lora_ops.adapters.formats import decode, format_named
 from lorakit.lora_ops.adapters.matching.align import match_adapters
 from lorakit.lora_ops.adapters.matching.group import Term
 from lorakit.lora_ops.adapters.model import names_for
@@ -25,6 +25,7 @@ from lorakit.lora_ops.inspect.spectra import spectra_work
 from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
 from lorakit.lora_ops.linalg.ranks.rules import parse_rank
 from lorakit.lora_ops.operations.add.add import add_work
+from lorakit.lora_ops.operations.add.based import with_base
 from lorakit.lora_ops.operations.add.layer import Adding
 from lorakit.lora_ops.operations.convert.layer import Converting, convert_work
 from lorakit.lora_ops.operations.convert.to_lora import plan_to_lora
@@ -222,6 +223,21 @@ def test_add_by_methods_that_make_factors(
     told = check_adding(method, len(terms) - len(kept), given)
     adding = Adding(parse_rank("4"), method, told, kept=frozenset(kept))
     check_on_device(lambda _: add_work(match, adding))
+
+
+@pytest.mark.parametrize("rank", ["2", "error=0.3"])
+@pytest.mark.parametrize(
+    ("method", "scope"), [("sum", None), ("karcher", None), ("ties", "element")]
+)
+def test_add_of_what_is_made_from_the_weight(method: str, scope: str | None, rank: str) -> None:
+    name = "diffusion_model.blocks.0.q"
+    found = {f"{name}.{role}": one for role, one in kinds("linear")["lora, DoRA"].items()}
+    plain = {f"{name}.{role}": one for role, one in kinds("linear")["loha"].items()}
+    terms = [Term(decode(DictSource(one)), {name: 0.7}, "one") for one in (found, plain)]
+    base = DictSource({"blocks.0.q.weight": weight("linear")})
+    match = match_adapters([with_base(term, base, "paper", None) for term in terms])
+    told = {} if scope is None else check_adding(method, 2, {"scope": scope})
+    check_on_device(lambda _: add_work(match, Adding(parse_rank(rank), method, told, based=True)))
 
 
 def test_convert_of_names() -> None:

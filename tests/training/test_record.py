@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from lorakit.lora_ops import ArgumentError, MismatchError, inject, open_source, record
+from lorakit.lora_ops import (
+    ArgumentError,
+    MismatchError,
+    NonFiniteError,
+    inject,
+    open_source,
+    record,
+)
 
 #: What a model without a prefix is taken for.
 ROOT = "diffusion_model."
@@ -140,6 +147,19 @@ def test_the_file_says_what_it_is(tmp_path):
     with pytest.raises(ArgumentError):
         found.save(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("full", [0, 8])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_model_that_diverged_is_told(full, number, tmp_path):
+    with record(nn.Linear(8, 2), full=full, directions=2) as found:
+        pass
+    layer = nn.Linear(8, 2)
+    with found.watching(layer):
+        layer(torch.full((3, 8), number))
+    with pytest.raises(NonFiniteError, match="diverged while it was recorded"):
+        found.save(tmp_path / "none.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path):

@@ -7,6 +7,7 @@ class WeightAdapterBase:
     name: str
     loaded_keys: set[str]
     weights: Any
+    def __init__(self, loaded_keys: set[str], weights: Any) -> None: ...
     def calculate_weight(
         self,
         weight: Tensor,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..parameter import TABLES, Component, Parameter, Piece
-from ..parameters import naming, own_parameters, parameters
 from .architecture import UNET, Architecture, Condition, Kohya, Size
 from .catalogue import ARCHITECTURES, architecture_named, detect
 from .encoders import TE, encoder_title
@@ -12,6 +14,12 @@ from .lookup import ENCODERS, module_renames
 from .recognition import Recognition, Shape, recognise_layers
 from .renames import ModelRows, Packing, Renames
 from .unet_blocks import Layout, UnetNames, layout_names, unet_names
+
+if TYPE_CHECKING:
+    from ..parameters import naming, own_parameters, parameters
+
+# What is asked for here, and stands on all of this: it is imported when it is asked for.
+_READING = ("naming", "own_parameters", "parameters")
 
 __all__ = [
     "ARCHITECTURES",
@@ -45,3 +53,10 @@ __all__ = [
     "recognise_layers",
     "unet_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what reads names by these tables."""
+    if name not in _READING:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    return getattr(import_module("..parameters", __name__), name)

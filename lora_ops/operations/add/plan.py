@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import torch
+
 from ...adapters.adapter import Adapter
 from ...adapters.edited import converted
 from ...adapters.formats import decode, format_named
@@ -18,7 +20,7 @@ from ...adapters.matching.group import Term, common_shape
 from ...adapters.metadata import Input, Operation, Result, joined_metadata
 from ...adapters.strengths.ingredient import Ingredient
 from ...adapters.strengths.rules import parse_rules
-from ...elements import Dtype, Element, asked, loadable_by_all
+from ...elements import Element, asked, loadable_by_all
 from ...errors import ArgumentError
 from ...files import Output, check_output
 from ...linalg.ranks.rules import RankRule, parse_rank
@@ -66,7 +68,7 @@ class AddOptions(TypedDict, total=False):
     where: Sequence[str]
     method: str
     options: Mapping[str, float | str | bool | tuple[float, ...]] | None
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     format: str | None
     architecture: str | None
     reference: TensorSource | None

@@ -7,13 +7,14 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...adapters.layers import Convention
 from ...adapters.metadata import Input, Operation, Source, baked_metadata
 from ...adapters.metadata.provenance import check_bakes
 from ...adapters.strengths.ingredient import Ingredient
-from ...elements import Dtype
+from ...elements import Element
 from ...errors import ArgumentError
 from ...files import (
     FileSource,
@@ -48,7 +49,7 @@ def plan_bake_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: Dtype | None = None,
+    dtype: torch.dtype | Element | None = None,
     allow_partial: bool = False,
     sign: int = 1,
     allow_other: bool = False,

@@ -29,7 +29,7 @@ from ...adapters.matching.seats import bias_seat, found_seats
 from ...adapters.model import names_for
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.strengths.ingredient import Ingredient
-from ...elements import Dtype, Element, asked
+from ...elements import Element, asked
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...models.architectures import Parameter, parameters
 from ...models.architectures import detect as detect_architecture
@@ -86,7 +86,7 @@ class BakePlan:
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Of every tensor of the result, by key; of what is stored with scales, the codes'."""
-        return {key: one.dtype for key, one in self.tensors.items()}
+        return {key: one.element.dtype for key, one in self.tensors.items()}
 
     @property
     def operation(self) -> str:
@@ -98,7 +98,7 @@ def plan_bake(
     checkpoint: TensorSource,
     ingredients: Sequence[Ingredient],
     *,
-    dtype: Dtype | None = None,
+    dtype: torch.dtype | Element | None = None,
     allow_partial: bool = False,
     sign: int = 1,
     dora: Convention = "paper",
@@ -240,9 +240,7 @@ def adapter_shares(
     saved = saved_parameters(grouped.extras)
     names = list(dict.fromkeys([*grouped.modules, *saved]))
     strengths = ingredient.strengths(names)
-    targets = with_own_names(
-        names, checkpoint, {parameter.target: parameter for parameter in known.values()}
-    )
+    targets = with_own_names(names, checkpoint, known)
     seat_of = found_seats(
         names,
         targets,

@@ -8,10 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ...adapters.formats import BIAS, CONTROL_MARK, modules
 from ...adapters.metadata import Input
 from ...adapters.strengths.ingredient import Ingredient
-from ...elements import Dtype
+from ...elements import Element
 from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...files import FileSource, check_output
 from ...models.architectures import UNET
@@ -96,7 +98,7 @@ def plan_control_bake_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: Dtype | None = None,
+    dtype: torch.dtype | Element | None = None,
 ) -> BakePlan:
     """Check everything that can be checked before the work begins, and plan it.
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import torch
+
 from ...adapters.formats import CONTROL
-from ...elements import Dtype
+from ...elements import Element
 from ...files import FileSource, Output
 from ...linalg.ranks.rules import RankRule, parse_rank
 from ...models.pairing import Pair
@@ -34,7 +36,7 @@ class ControlOptions(TypedDict, total=False):
         exclude: Shell patterns; matrices that fit one do not: the UNet's own are then used.
     """
 
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     include: Sequence[str]
     exclude: Sequence[str]
 

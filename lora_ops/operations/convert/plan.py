@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import torch
+
 from ...adapters.adapter import Adapter
 from ...adapters.edited import all_keys
 from ...adapters.formats import PEFT, VERA_SHARED, decode, format_named
@@ -16,7 +18,7 @@ from ...adapters.metadata import Input, Operation, Result, Source, edited_metada
 from ...adapters.outline import HeaderOnlySource
 from ...adapters.repacking.plan import convert_notes, planned, unplaced
 from ...adapters.some import tensors_without, without
-from ...elements import Dtype, asked
+from ...elements import Element, asked
 from ...files import FileSource, Output, check_output
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
@@ -62,7 +64,7 @@ class ConvertOptions(TypedDict, total=False):
     reference: TensorSource | None
     base: TensorSource | None
     rule: str | int | RankRule | Budget | None
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     dora: Convention
     exact: bool
     allow_partial: bool

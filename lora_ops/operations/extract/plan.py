@@ -11,7 +11,7 @@ import torch
 
 from ...adapters.checkpoint import check_checkpoint, is_controlnet
 from ...adapters.layers import Convention
-from ...elements import ELEMENTS, Dtype, Element, element_of, loadable
+from ...elements import ELEMENTS, Element, element_of, loadable
 from ...errors import ArgumentError, MismatchError
 from ...linalg.moments import Moment, check_weighs
 from ...linalg.ranks.budgets import Budget, parse_rule
@@ -58,7 +58,7 @@ class PlanOptions(TypedDict, total=False):
             then, not that of the weight. Not with budgets, `noise` and kinds other than lora.
     """
 
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     components: Sequence[str] | None
     include: Sequence[str]
     exclude: Sequence[str]

@@ -68,8 +68,8 @@ def recipe_of_loras(
     seen = [term for at, term in enumerate(terms) if at not in kept]
     if not seen:
         raise ArgumentError(f"all is kept whole, and nothing is left for method `{method}`")
-    sparsify, legacy = str(given.pop("sparsify", "none")), str(given.pop("legacy", ""))
-    steps = [Step(_MADE, tuple(seen), method, _BASE, sparsify, legacy, seed, given)]
+    thinned, legacy = str(given.pop("sparsify", "none")), str(given.pop("legacy", ""))
+    steps = [Step(_MADE, tuple(seen), method, _BASE, thinned, legacy, seed, given)]
     if kept:
         whole = tuple(terms[at] for at in sorted(kept))
         steps.append(Step(_WITH, whole, "sum", _MADE, seed=seed))

@@ -74,7 +74,7 @@ class MergePlan:
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Of every tensor of the result."""
-        return {key: one.dtype for key, one in self.tensors.items()}
+        return {key: one.element.dtype for key, one in self.tensors.items()}
 
 
 def plan_merge(

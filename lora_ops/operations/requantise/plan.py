@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ...adapters.checkpoint import check_checkpoint
-from ...elements import Dtype, asked
+from ...elements import Element, asked
 from ...errors import ArgumentError
 from ...files import FileSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
@@ -64,7 +66,7 @@ def plan_requantise_file(
     *,
     output: Path | None = None,
     force: bool = False,
-    dtype: Dtype | None = None,
+    dtype: torch.dtype | Element | None = None,
     whole: Sequence[str] = (),
     quantise: Sequence[str] = (),
     rounding: str = "nearest",

@@ -70,7 +70,7 @@ def importance_work(
     check_norm(norm)
     check_checkpoint(checkpoint)
     named = parameters(checkpoint)
-    known = with_own_names(modules, checkpoint, {one.target: one for one in named.values()})
+    known = with_own_names(modules, checkpoint, named)
     found = seats(modules, known, lambda: model_names(detect(named), list(known)))
     lost = [module for module in modules if module not in found]
     if lost:

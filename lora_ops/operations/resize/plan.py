@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import torch
+
 from ...adapters.adapter import Adapter
 from ...adapters.base import base_weights
 from ...adapters.changes import as_changes
@@ -24,7 +26,7 @@ from ...adapters.layers import (
 )
 from ...adapters.metadata import Input, Operation, Result, Source, edited_metadata
 from ...adapters.outline import HeaderOnlySource, outline
-from ...elements import Dtype, asked
+from ...elements import Element, asked
 from ...files import FileSource, Output
 from ...linalg.ranks.budgets import Budget, check_reach, parse_rule, spend
 from ...linalg.ranks.comparing import compared_by
@@ -67,7 +69,7 @@ class ResizeOptions(TypedDict, total=False):
     """
 
     alpha: float | None
-    dtype: Dtype | None
+    dtype: torch.dtype | Element | None
     relative_to: TensorSource | None
     norm: str | None
     base: TensorSource | None

@@ -55,11 +55,6 @@ class Planned:
         return self.source.shape(self.own)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of what is written, as torch has it."""
-        return self.element.dtype
-
-    @property
     def is_copy(self) -> bool:
         """Whether every byte stays."""
         is_number = self.storing is None and self.element == self.source.element(self.own)
@@ -123,7 +118,7 @@ def computed(planned: Planned) -> tuple[Tensor, tuple[LayerReport | Skip, ...]]:
         raise ValueError(f"`{planned.key}` is several tensors, which only a file holds together")
     if planned.is_copy:
         return planned.source.tensor(planned.own), ()
-    result = torch.empty(planned.shape, dtype=planned.dtype)
+    result = torch.empty(planned.shape, dtype=planned.element.dtype)
     flat = result.view(-1)
 
     def put(start: int, piece: Tensor, /, beside: str = "") -> None:
@@ -157,18 +152,18 @@ class _Tiles:
         encoder: Encoder | None,
     ) -> None:
         stored = planned.source.dtype(planned.own)
-        self.dtype = wide(stored, planned.dtype)
+        self.dtype = wide(stored, planned.element.dtype)
         self.weight = Stored(planned.source, planned.own, self.dtype, rows)
         self.count, self.columns = self.weight.shape
         self.height = tile_height(self.weight.shape)
         self._planned, self._put, self._first = planned, put, rows[0]
-        self._rounded = SCRATCH.take((self.height, self.columns), planned.dtype)
+        self._rounded = SCRATCH.take((self.height, self.columns), planned.element.dtype)
         self._encoder, self._codes = encoder, self._rounded
         self._chance: ByChance | None = None
         alone = planned.storing and not planned.steps and (planned.storing.parameter, None)
         if planned.seed is not None and (place := step.place if step else alone):
             encoded = encoder is not None
-            self._chance = ByChance.of(planned.seed, planned.dtype, *place, encoded=encoded)
+            self._chance = ByChance.of(planned.seed, planned.element.dtype, *place, encoded=encoded)
 
     def __iter__(self) -> Iterator[slice]:
         return tiles_of(self.weight.shape)
@@ -209,13 +204,13 @@ class _Tiles:
     def keep(self, part: slice) -> None:
         """Hand on what is stored. NaN and infinity may stay, not arise."""
         tile = self.weight.stored(part)
-        if tile.dtype != self._planned.dtype or self._encoder is not None:
+        if tile.dtype != self._planned.element.dtype or self._encoder is not None:
             before, tile = tile, self.round(tile, part)
             before = before.to(self.dtype)
             lost = before.isfinite() & ~tile.to(self.dtype).isfinite()
             if bool(lost.any()):
                 what = f"tensor `{self._planned.key}`"
-                raise _overflow(what, before[lost], self._planned.dtype)
+                raise _overflow(what, before[lost], self._planned.element.dtype)
         self.put(part, tile)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nodes_extract
 import nodes_models
 import nodes_weights
 import torch
@@ -19,7 +20,9 @@ def in_use(model, keys):
     found = {}
     for key in keys:
         layer = comfy.utils.get_attr(model, key.removesuffix(".weight"))
-        weight, _ = comfy.ops.cast_bias_weight(
+        own = getattr(layer, "is_ggml_quantized", bool)()  # ComfyUI-GGUF has its own way then
+        cast = type(layer).cast_bias_weight if own else comfy.ops.cast_bias_weight
+        weight, _ = cast(
             layer, dtype=torch.float32, device=torch.device("cpu"), bias_dtype=torch.float32
         )
         found[key] = weight.float().clone()
@@ -58,7 +61,8 @@ def run(model, sigma, inside):
 
 def functions(model):
     """How many functions of ours stand on the layers."""
-    return sum(
+    patches = [getattr(one, "patches", ()) for one in model.parameters()]
+    return sum(map(len, patches)) + sum(
         type(one).__module__.startswith("lorakit")
         for module in model.modules()
         for name in ("weight_function", "bias_function")
@@ -82,7 +86,10 @@ def answer(question):
     from lorakit.nodes.host import host, lora_model
 
     with torch.inference_mode():
-        base, _ = nodes_weights.model_of(question)
+        if "pack" in question:
+            base = nodes_extract.loaded_by_gguf(question["files"]["base"], question["pack"])
+        else:
+            base, _ = nodes_weights.model_of(question)
         loaded = comfy.utils.load_torch_file(question["files"]["lora"])
         lora = lora_model.LoraModel(loaded, "file.safetensors")
         try:

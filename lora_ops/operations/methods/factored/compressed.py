@@ -11,26 +11,23 @@ from ..kinds import Element
 from .clusters import clustered
 from .elements import worked
 from .frame import Factors, Frame, weighed
-
-# The share of the energy that a step must add, and the most steps.
-_TOLERANCE = 1e-9
-_STEPS = 500
+from .subspaces import common_subspaces
 
 
 def compress_then_merge(frame: Frame, task: Task, *, how: Element) -> Factors:
     """CtM (He et al., ICML 2026, arXiv:2606.03723): one subspace for all changes, then their sum in it.
 
-    The two subspaces of `directions` directions that keep most of the energy of all changes together are
-    found by alternating eigenproblems (a partial Tucker decomposition, HOSVD to begin with); `beta`
-    1 lets each change count by its energy, 0 all of them alike. The changes, weighed, are then
-    square matrices of that many rows, which are added (`merge=sum`) or merged by TIES.
+    The two subspaces of `directions` directions are those that keep most of the energy of all changes together (a
+    partial Tucker decomposition; the authors alternate eigenproblems from the HOSVD on); `beta` 1 lets each change
+    count by its energy, 0 all of them alike. The changes, weighed, are then square matrices of that many rows, which
+    are added (`merge=sum`) or merged by TIES.
     """
     cores = frame.cores()
     rank = min(int(task.number("directions")) or max(frame.sizes), *cores.shape[1:])
     norms = cores.square().sum((1, 2)).sqrt()
     beta = task.number("beta")
     level = beta * norms + (1 - beta) * norms.mean()
-    left, right = _subspaces(cores * (level / norms.clamp(min=1e-300))[:, None, None], rank)
+    left, right = common_subspaces(cores * (level / norms.clamp(min=1e-300))[:, None, None], rank)
     small = left.mT @ cores @ right
     if task.choice("merge") == "ties":
         merged = worked(small, task, how)
@@ -65,28 +62,6 @@ def lego(frame: Frame, task: Task) -> Factors:
     largest = own @ means / made
     gain = largest * (len(units) / count) ** 0.25
     return frame.factors(one * gain, (other * gain).mT)
-
-
-def _subspaces(cores: Tensor, rank: int) -> Factors:
-    """Orthonormal (k, rank) and (k', rank) that keep most of the squares of `left.mT core right`."""
-    total = cores.square().sum()
-    left = _leading((cores @ cores.mT).sum(0), rank)
-    right = _leading((cores.mT @ cores).sum(0), rank)
-    kept = torch.zeros((), dtype=torch.float64)
-    for _ in range(_STEPS):
-        seen = cores @ right
-        left = _leading((seen @ seen.mT).sum(0), rank)
-        seen = cores.mT @ left
-        right = _leading((seen @ seen.mT).sum(0), rank)
-        now = (left.mT @ cores @ right).square().sum()
-        if now - kept <= _TOLERANCE * total:
-            break
-        kept = now
-    return left, right
-
-
-def _leading(gram: Tensor, rank: int) -> Tensor:
-    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1)
 
 
 def _largest(columns: Tensor) -> Tensor:
