@@ -74,9 +74,11 @@ from lorakit.lora_ops import (
     PlannedLayer,
     PlanOptions,
     Preview,
+    Processes,
     Progress,
     QuantisedError,
     RankRule,
+    RayTasks,
     Read,
     Recipe,
     RecipeFile,
@@ -254,6 +256,11 @@ def in_parts(base: FileSource, tuned: FileSource, output: Path, asked: Division)
     except MissingPartsError as error:
         return error.items
     return ()
+
+
+def engines() -> list[Division]:
+    """Parts made by two processes, and by a cluster."""
+    return [Division(engine=Processes(["cpu", "cpu"])), Division(engine=RayTasks("10.0.0.1:6379"))]
 
 
 def editing(lora: FileSource, base: FileSource, folder: Path) -> None:
@@ -482,6 +489,7 @@ def main(base_path: str, tuned_path: str, room: Path) -> LoraOpsError | None:
         adapter = extraction(base, tuned, room / "lora.safetensors")
         several(base, tuned, room / "several")
         half = Division(options={"rank": 4}, part=(1, 2))
+        assert half.engine is None and all(one.engine for one in engines())
         assert in_parts(base, tuned, room / "parts.safetensors", half)
         with open_source(room / "lora.safetensors") as lora:
             assert sums(adapter).keys() == sums(decode(lora)).keys()
