@@ -174,7 +174,9 @@ def _devices(context: click.Context) -> list[str]:
     return [one.strip() for one in given.split(",")]
 
 
-def _engine_of(asked: Mapping[str, Any], devices: Sequence[str], vram: str | None) -> Processes | RayTasks | None:
+def _engine_of(
+    asked: Mapping[str, Any], devices: Sequence[str], vram: str | None
+) -> Processes | RayTasks | None:
     """Who makes parts; None: this process."""
     from ..lora_ops import Processes, RayTasks
     from ..lora_ops.text import parse_size
