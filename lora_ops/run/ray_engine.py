@@ -215,11 +215,11 @@ def _joined(ray: Any, address: str) -> Generator[None, None, None]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise ArgumentError(f"the Ray cluster {address} cannot be joined: {why}") from error
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that were lost
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that were lost
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
