@@ -164,7 +164,7 @@ def _bake(
                     "--keep-whole": bool(keep_whole),
                 }
             )
-            ending = Ending(force, dry_run, verbose, json_to)
+            ending = Ending(force, dry_run, verbose, json_to, asked)
             bake_control(model, opened[0], output, parse_dtype(dtype), ending)
             return
         check_json(json_to, [path for source in (model, *opened) for path in source.paths], output)
@@ -177,7 +177,7 @@ def _bake(
             bake_by_method(
                 *(model, ingredients, output, method, places, seed),
                 Storing(dtype, to, whole, quantise, rounding),
-                Ending(force, dry_run, verbose, json_to),
+                Ending(force, dry_run, verbose, json_to, asked),
                 allow_partial=allow_partial,
                 dora=dora,
             )

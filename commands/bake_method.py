@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..version import __version__
 from .control import Ending
-from .options import foretell, tell
+from .options import foretell
 
 if TYPE_CHECKING:
     from ..lora_ops import Convention, FileSource, Ingredient
@@ -82,6 +82,10 @@ def bake_by_method(
         return
     with progress_bar("baking") as progress:
         report = merge_file(
-            plan, output, force=ending.force, version=__version__, progress=progress
+            *(plan, output),
+            force=ending.force,
+            version=__version__,
+            progress=progress,
+            division=ending.asked,
         )
-    tell(report, show_merged, json_to=ending.json_to, verbose=ending.verbose, output=output)
+    ending.tell(report, show_merged, output)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..version import __version__
-from .options import foretell, tell
+from .division import tell_all
+from .options import foretell
 
 if TYPE_CHECKING:
-    from ..lora_ops import Element, FileSource, Placement
+    from ..lora_ops import Division, Element, FileSource, Placement, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,24 @@ class Ending:
         dry_run: Whether the plan is printed, and nothing done.
         verbose: Whether every layer is shown.
         json_to: As --json has it.
+        asked: How the work is divided; None: it is done at once.
     """
 
     force: bool
     dry_run: bool
     verbose: bool
     json_to: str | None
+    asked: Division | None = None
+
+    def tell(self, report: Report, show: Callable[..., None], output: Path) -> None:
+        """Print what became of it; see `tell_all`."""
+        tell_all(
+            *(report, show),
+            asked=self.asked,
+            output=output,
+            json_to=self.json_to,
+            verbose=self.verbose,
+        )
 
 
 def refuse_beside_control(given: Mapping[str, bool]) -> None:
@@ -107,8 +120,9 @@ def extract_control(
                 seed=seed,
                 version=__version__,
                 progress=progress,
+                division=ending.asked,
             )
-    tell(report, show_report, json_to=ending.json_to, verbose=ending.verbose, output=output)
+    ending.tell(report, show_report, output)
 
 
 def bake_control(
@@ -146,5 +160,6 @@ def bake_control(
             force=ending.force,
             version=__version__,
             progress=progress,
+            division=ending.asked,
         )
-    tell(report, show_baked, json_to=ending.json_to, verbose=ending.verbose, output=output)
+    ending.tell(report, show_baked, output)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 #: Where commands keep what was asked for; `finish` puts its own there.
 ASKED = "lorakit.division"
 # What changes nothing of what is written, or only where.
-_NOT_OPTIONS = {"output", "force", "dry_run", "verbose", "json_to", "picture", "device", "vram"}
+_NOT_OPTIONS = {"output", "force", "dry_run", "verbose", "json_to", "device", "vram", "search"}
+# Words that begin with the path of a file: in a merge its recipe says what they mean.
+_PATHS = {"what", "loras"}
 
 
 def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
@@ -30,7 +32,8 @@ def _part(context: click.Context, option: click.Parameter, value: str | None) ->
     if value is None:
         return
     number, _, count = value.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    is_number = all(one.isdecimal() and len(one) < 10 for one in (number, count))
+    if not (is_number and 1 <= int(number) <= int(count)):
         raise AskedWrongly(f"--part {value}: give I/N, as 3/16, with I from 1 to N")
     _keep(context, option, (int(number), int(count)))
 
@@ -93,7 +96,7 @@ def division(output: Path, *, force: bool) -> Division | None:
     if context.params.get("dry_run"):
         raise AskedWrongly(f"--dry-run and --{modes[0]} exclude each other; leave one out")
     options = {
-        name: _plain(value, short=True)
+        name: list(map(os.path.basename, value)) if name in _PATHS else _plain(value, short=True)
         for name, value in sorted(context.params.items())
         if name not in _NOT_OPTIONS and value not in (None, False, ())
     }

@@ -219,7 +219,7 @@ def extract(
                 exact=exact,
                 placement=placement(),
                 seed=seed,
-                ending=Ending(force, dry_run, verbose, json_to),
+                ending=Ending(force, dry_run, verbose, json_to, asked),
             )
             return
         if dora is not None and kind != "dora":
@@ -242,10 +242,6 @@ def extract(
         }
         first, *more = tuned
         if more:
-            if asked is not None:
-                raise ArgumentError(
-                    "several tuned checkpoints are not done in parts; give each its own command"
-                )
             with open_source(base) as base_source:
                 extract_each(
                     *(base_source, tuned, output, rule),
@@ -257,6 +253,7 @@ def extract(
                     dry_run=dry_run,
                     verbose=verbose,
                     json_to=json_to,
+                    asked=asked,
                 )
             return
         with open_source(base) as base_source, open_source(first) as tuned_source:

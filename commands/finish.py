@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ..version import __version__
 from .division import ASKED
 from .options import PATH, clear_errors, force_option, json_option, verbose_option
 
@@ -41,13 +42,24 @@ def finish(
     with clear_errors():
         from ..lora_ops import ArgumentError
         from ..lora_ops.run.document import read_document
+        from ..lora_ops.run.joining import clear, is_publishing
         from ..lora_ops.run.manifest import PLAN, parts_folder
+        from ..terminal.as_json import STDOUT
 
-        output, path = output.absolute(), parts_folder(output) / PLAN
+        output = output.absolute()
+        path = parts_folder(output) / PLAN
+        if not path.is_file() and is_publishing(output):
+            clear(path.parent)
+            click.echo("was finished before; its parts are gone now")
+            return
         if not path.is_file():
             raise ArgumentError("has no parts to be finished", path=output)
         document = read_document(path)
-    command, parameters = _asked(context, document)
+        if json_to not in (None, STDOUT):
+            json_to = str(Path(json_to).absolute())
+        command, parameters = _asked(context, document, path)
+        if "device" in parameters:  # where they were made; here nothing is computed
+            parameters["device"] = _one_here(parameters["device"])
     parameters |= {"output": output, "force": force, "verbose": verbose, "json_to": json_to}
     asked = click.Context(command, parent=context.parent, info_name=command.name)
     asked.params = parameters
@@ -56,25 +68,52 @@ def finish(
         asked.invoke(command, **parameters)
 
 
-def _asked(context: click.Context, document: Document) -> tuple[click.Command, dict[str, Any]]:
-    """The command that made the parts, and what it was given, as it gets it."""
-    group = context.find_root().command
-    command = (
-        group.get_command(context, document.request["command"])
-        if isinstance(group, click.Group)
-        else None
-    )
-    if command is None:
-        raise click.ClickException(
-            f"no command `{document.request['command']}` of lorakit makes such parts"
+def _asked(
+    context: click.Context, document: Document, path: Path
+) -> tuple[click.Command, dict[str, Any]]:
+    """The command that made the parts, and what it was given, as it gets it.
+
+    Args:
+        context: Of this command.
+        document: The plan.
+        path: Where it was read.
+
+    Raises:
+        FormatError: It says of no command how it was called.
+        MismatchError: Another version made it.
+    """
+    from ..lora_ops import FormatError, MismatchError
+
+    if document.version != __version__:
+        raise MismatchError(
+            f"its parts were made by lorakit {document.version}, and this is {__version__}; finish them with that one",
+            path=path,
         )
-    told: dict[str, Any] = document.request["parameters"]
-    found = {
-        one.name: one.type_cast_value(context, told[one.name])
-        for one in command.params
-        if one.name in told
-    }
-    return command, found
+    group = context.find_root().command
+    try:
+        request = document.request
+        told: dict[str, Any] = request["parameters"]
+        command = cast("click.Group", group).commands[request["command"]]
+        if "part" not in [one.name for one in command.params] or not Path(request["folder"]):
+            raise KeyError(command.name)
+        return command, {
+            str(one.name): one.type_cast_value(context, told[str(one.name)])
+            for one in command.params
+            if one.expose_value
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, click.BadParameter) as error:
+        raise FormatError("says of no command how it was called; remove it", path=path) from error
+
+
+def _one_here(device: str) -> str:
+    """A device by its name, or the CPU where this machine does not have it."""
+    from ..lora_ops import ArgumentError, place
+
+    try:
+        place(device)
+    except ArgumentError:
+        return "cpu"
+    return device
 
 
 @contextlib.contextmanager

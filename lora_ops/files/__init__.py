@@ -22,7 +22,7 @@ from .reading.single import open_file
 from .writing.folder import FolderWriter, beside_weights, check_folder
 from .writing.memory import MemoryFile, Output, writer_of
 from .writing.outputs import check_output, make_folder
-from .writing.publish import check_name, hidden, move_all, unfinished_in, write_whole
+from .writing.publish import check_name, explained, hidden, move_all, unfinished_in, write_whole
 from .writing.reheaded import rewrite
 from .writing.shards import INDEX, ShardsWriter, partition, shard_paths
 from .writing.writer import SafetensorsWriter, Written, save
@@ -53,6 +53,7 @@ __all__ = [
     "check_output",
     "data_sha256",
     "dtype_name",
+    "explained",
     "false_hash",
     "file_sha256",
     "hidden",

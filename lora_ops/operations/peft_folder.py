@@ -256,9 +256,8 @@ def new_folder(output: Path, *, force: bool) -> Generator[Path, None, None]:
     Raises:
         WriteError: It cannot be made, or not be renamed.
     """
-    new = hidden(output)
-    if output.is_dir():  # in it, as it may lead to another disk
-        new = output / new.name
+    # Where it is there already it may lead to another disk.
+    new = hidden(output / WEIGHTS if output.is_dir() else output)
     try:
         new.mkdir()
         yield new

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ..errors import ArgumentError
-from ..files import make_folder
+from ..files import explained, make_folder
 
 try:
     import fcntl
@@ -36,7 +36,8 @@ def claimed(folder: Path, *, alone: bool) -> Generator[None, None, None]:
     if fcntl is None:
         yield
         return
-    handle = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+    with explained(folder / _LOCK):
+        handle = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -19,6 +19,8 @@ from ..files import read_errors
 
 #: Of documents and manifests; another is not read.
 FORMAT = 1
+#: The option that is the hash of what the result will say was asked for, such as a recipe.
+RECORD = "record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,17 @@ class Document:
                 yield f"{what} `{here}`, now `{there}`"
         for name in dict.fromkeys([*self.options, *other.options]):
             here, there = self.options.get(name), other.options.get(name)
-            if here != there:
+            if here != there and name != RECORD:
                 yield f"{name} {_told(here)}, now {_told(there)}"
         for here, there in zip(self.inputs, other.inputs, strict=False):
             if here.name != there.name:
                 yield f"input `{here.name}`, now `{there.name}`"
             elif here != there:
                 yield f"input `{here.name}` changed since"
+        if [one.name for one in self.inputs] != [one.name for one in other.inputs]:
+            yield "other inputs"
+        if self.options.get(RECORD) != other.options.get(RECORD):
+            yield "another recipe, or another record of it"
         if self.hash != other.hash:
             yield "other weights"
 
@@ -139,9 +145,12 @@ def read_document(path: Path) -> Document:
             tuple(Item(one["name"], one["cost"], tuple(one["shape"])) for one in told["items"]),
             told["request"],
         )
+        if not all(isinstance(one, dict) for one in (found.options, found.request)):
+            raise TypeError
+        is_it = found.hash == told["hash"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError("is no plan of lorakit", path=path) from error
-    if found.hash != told["hash"]:
+    if not is_it:
         raise FormatError("was changed since it was made: its hash is another", path=path)
     return found
 

@@ -9,24 +9,33 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ArgumentError, MismatchError, MissingPartsError
-from ..files import SafetensorsFile, unfinished_in
+from ..files import SafetensorsFile, explained, read_errors, unfinished_in, write_whole
 from ..report import Report, counted
+from .devices import Placement
 from .document import Document
-from .job import Outcome
-from .manifest import Manifest, manifests, parts_folder
+from .job import Job, Outcome
+from .manifest import PLAN, Manifest, manifests, parts_folder, shares
 from .output import write
 from .whole import Whole
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
 
-# There from when the result gets its names until the parts are gone.
+# There from when the result gets its names until the parts are gone; it holds the hash of the plan.
 _PUBLISHING = "publishing"
 
 
 def is_publishing(output: Path) -> bool:
     """Whether a run that was killed was about to give a result this name: what has it is its own."""
     return (parts_folder(output) / _PUBLISHING).exists()
+
+
+def plan_of_finished(folder: Path) -> str | None:
+    """The hash of the plan whose result has its names, and whose parts were going; None: there is none."""
+    marker = folder / _PUBLISHING
+    with read_errors(marker):
+        is_going = marker.exists() and not (folder / PLAN).exists()
+        return marker.read_text("utf-8", "replace") if is_going else None
 
 
 def found_parts(folder: Path, document: Document, *, hashed: bool) -> list[Manifest]:
@@ -43,8 +52,8 @@ def found_parts(folder: Path, document: Document, *, hashed: bool) -> list[Manif
     return found
 
 
-def check_all(found: Sequence[Manifest], document: Document, folder: Path) -> None:
-    """Refuse to finish where an item is in two parts, or in none."""
+def places(found: Sequence[Manifest], folder: Path) -> dict[str, Manifest]:
+    """The part of each item; refuse one that is in two."""
     where: dict[str, Manifest] = {}
     for one in found:
         for name in one.items:
@@ -55,17 +64,27 @@ def check_all(found: Sequence[Manifest], document: Document, folder: Path) -> No
                     "its manifest",
                     path=folder,
                 )
-    missing = [item.name for item in document.items if item.name not in where]
+    return where
+
+
+def check_all(found: Sequence[Manifest], jobs: Sequence[Job[Task]], folder: Path) -> None:
+    """Refuse to finish where an item is in two parts, or in none."""
+    where = places(found, folder)
+    missing = [job.name for job in jobs if job.name not in where]
     if not missing:
         return
     counts = {one.count for one in found}
     parts = ""
     if len(counts) == 1:
         (count,) = counts
-        lacking = sorted({*range(1, count + 1)} - {one.number for one in found})
+        lacking = [
+            number
+            for number, part in shares(jobs, count).items()
+            if any(job.name not in where for job in part)
+        ]
         parts = f": part {', '.join(map(str, lacking))} of {count}"
     raise MissingPartsError(
-        f"{len(missing)} of {counted(len(document.items), 'item')} missing{parts}; the first `{missing[0]}`",
+        f"{len(missing)} of {counted(len(jobs), 'item')} missing{parts}; the first `{missing[0]}`",
         missing,
         path=folder,
     )
@@ -76,6 +95,7 @@ def join(
     found: Sequence[Manifest],
     folder: Path,
     known: Mapping[Path, str],
+    placement: Placement,
     started: float,
 ) -> Report:
     """Write the result of parts that hold everything, once; see `write`.
@@ -85,6 +105,7 @@ def join(
         found: The parts.
         folder: Where they lie.
         known: Hashes of inputs that need not be taken.
+        placement: Where one run would compute everything: what is batched there lies together.
         started: When the work began, of `time.perf_counter`.
 
     Raises:
@@ -94,11 +115,12 @@ def join(
     was_there = marker.exists()
 
     def ready() -> None:
-        marker.touch()
+        write_whole(marker, found[0].plan.encode() if found else b"", replace=True)
 
     try:
         with unfinished_in(folder):
-            outcomes = _recalled(whole, found, folder, ready)
+            jobs = [job for batch in placement.batches(whole.work.jobs) for job in batch]
+            outcomes = _recalled(whole, jobs, found, folder, ready)
             return write(whole.sink, outcomes, started=started, known=known)
     except BaseException:
         if not was_there:
@@ -108,34 +130,56 @@ def join(
 
 def _recalled(
     whole: Whole[Task, Value],
+    jobs: Sequence[Job[Task]],
     found: Sequence[Manifest],
     folder: Path,
     ready: Callable[[], None],
 ) -> Iterator[Outcome[Value]]:
-    """The results of all jobs again, in the order of the work; one part is open at a time."""
-    where = {name: one for one in found for name in one.items}
+    """The results of all jobs again, in their order; one part is open at a time."""
+    where = places(found, folder)
     with contextlib.ExitStack() as stack:
         opened: Manifest | None = None
         file: SafetensorsFile | None = None
-        for job in whole.work.jobs:
+        for job in jobs:
             manifest = where[job.name]
             if file is None or manifest is not opened:
                 stack.close()
                 file = stack.enter_context(SafetensorsFile(folder / manifest.file))
                 opened = manifest
-            yield whole.sink.recall(job.name, manifest.items[job.name], file)
+            with manifest.understood(folder):
+                result = whole.sink.recall(job.name, manifest.items[job.name], file)
+            yield result
     ready()
 
 
 def clear(folder: Path) -> None:
-    """Remove the parts; the sign that their result was being named goes last."""
-    for path in folder.iterdir():
-        if path.name == _PUBLISHING:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    (folder / _PUBLISHING).unlink(missing_ok=True)
+    """Remove the parts: the plan first, as they are no more; the sign of what they were last.
+
+    Whatever cannot be removed stays: the result has its name.
+    """
+    first, last = folder / PLAN, folder / _PUBLISHING
     with contextlib.suppress(OSError):
+        between = [path for path in folder.iterdir() if path not in (first, last)]
+        for path in (first, *between, last):
+            _remove(path)
         folder.rmdir()
+
+
+def clear_but(folder: Path, found: Sequence[Manifest]) -> None:
+    """Remove what runs that were killed have left, and parts that are damaged.
+
+    Raises:
+        WriteError: It cannot be removed.
+    """
+    kept = {Path(one.file).stem for one in found}
+    with explained(folder):
+        for path in [*folder.glob(".*.partial"), *folder.glob("[0-9]*-of-*")]:
+            if path.stem not in kept:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..errors import LoraOpsError
+from ..errors import FormatError, LoraOpsError
 from ..files import file_sha256, write_whole
 from .document import FORMAT
 from .job import Job
@@ -54,9 +57,40 @@ class Manifest:
         Raises:
             WriteError: The disk is full, or the like.
         """
-        text = json.dumps({"lorakit_part": FORMAT, **asdict(self)})
+        told = {"lorakit_part": FORMAT, **asdict(self)}
         path = folder / f"{Path(self.file).stem}.json"
-        write_whole(path, text.encode(), replace=True)
+        write_whole(path, json.dumps({**told, "hash": _hash(told)}).encode(), replace=True)
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether its fields are of their types: it comes from a file, which anybody may have written."""
+        if not (isinstance(self.items, dict) and isinstance(self.hashes, dict)):
+            return False
+        texts = (self.plan, self.sha256, self.file, *self.hashes.values())
+        numbers = (self.number, self.count, self.size)
+        return all(isinstance(one, str) for one in texts) and all(
+            isinstance(one, int) for one in numbers
+        )
+
+    @contextmanager
+    def understood(self, folder: Path) -> Generator[None, None, None]:
+        """What is done with its items: where they are none of this work, an error says so.
+
+        Args:
+            folder: Of the parts.
+
+        Raises:
+            FormatError: They are none.
+        """
+        try:
+            yield
+        except LoraOpsError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                "is not as lorakit makes it; remove it with its manifest, and make that part again",
+                path=folder / self.file,
+            ) from error
 
     def is_sound(self, folder: Path, *, hashed: bool) -> bool:
         """Whether its file is there as it was written.
@@ -75,8 +109,8 @@ class Manifest:
 
 
 def parts_folder(output: Path) -> Path:
-    """Where the parts of an output lie until it is finished: beside it."""
-    return output.with_name(output.name + SUFFIX)
+    """Where the parts of an output lie until it is finished: beside it; not beside a link to it."""
+    return Path(f"{os.path.realpath(output) if output.is_symlink() else output}{SUFFIX}")
 
 
 def part_name(number: int, count: int) -> str:
@@ -84,18 +118,32 @@ def part_name(number: int, count: int) -> str:
     return f"{number:05}-of-{count:05}"
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether anything lies there that a part may be made of."""
+    return any(folder.glob("[0-9]*-of-*"))
+
+
 def manifests(folder: Path) -> Iterator[Manifest]:
     """Yield all that can be read, by the names of their files; one that cannot is as none."""
     for path in sorted(folder.glob("*-of-*.json")):
         try:
             told = cast("dict[str, Any]", json.loads(path.read_bytes()))
-            if told.pop("lorakit_part") == FORMAT:
-                yield Manifest(**told)
+            if told.pop("hash") != _hash(told) or told.pop("lorakit_part") != FORMAT:
+                continue
+            one = Manifest(**told)
+            name = part_name(one.number, one.count)
+            if path.stem == name and one.file == f"{name}.safetensors" and one.is_plausible:
+                yield one
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
-def shares(jobs: Sequence[Job[Item]], count: int) -> list[list[Job[Item]]]:
+def _hash(told: Mapping[str, Any]) -> str:
+    """SHA-256 over a manifest."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def shares(jobs: Sequence[Job[Item]], count: int) -> dict[int, list[Job[Item]]]:
     """Sort jobs into parts of about equal cost, which lie beside each other: files are read forward.
 
     No part costs more than its share and the cost of one job.
@@ -103,12 +151,16 @@ def shares(jobs: Sequence[Job[Item]], count: int) -> list[list[Job[Item]]]:
     Args:
         jobs: All of them.
         count: How many parts.
+
+    Returns:
+        By number, from 1, those that have any.
     """
     total = max(1, sum(job.cost for job in jobs))
-    found: list[list[Job[Item]]] = [[] for _ in range(count)]
+    found: dict[int, list[Job[Item]]] = {}
     before = 0
     for job in jobs:
         middle = 2 * before + job.cost
-        found[min(count - 1, middle * count // (2 * total))].append(job)
+        number = 1 + min(count - 1, middle * count // (2 * total))
+        found.setdefault(number, []).append(job)
         before += job.cost
     return found

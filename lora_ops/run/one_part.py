@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..files import file_sha256
+from ..files import explained, file_sha256
 from ..report import LayerReport, Report, Skip, counted
 from .devices import Placement
 from .document import Document
@@ -42,7 +42,7 @@ def one_part(
         is_it = Path(there.file).stem == name and there.plan == document.hash
         if is_it and there.is_sound(folder, hashed=division.verify):
             return _of_part(whole, there, folder, started, "was there already")
-    jobs = shares(whole.work.jobs, count)[number - 1]
+    jobs = shares(whole.work.jobs, count).get(number, [])
     mine = range(number - 1, len(whole.inputs), count)
     made = make_part(whole, document.hash, folder, (number, count), jobs, placement, progress, mine)
     return _of_part(whole, made, folder, started, "")
@@ -76,8 +76,8 @@ def make_part(
     started = time.perf_counter()
     name = part_name(*place)
     path, sink = folder / f"{name}.safetensors", whole.sink
-    # What is about to be replaced is no part any more.
-    (folder / f"{name}.json").unlink(missing_ok=True)
+    with explained(path):  # what is about to be replaced is no part any more
+        (folder / f"{name}.json").unlink(missing_ok=True)
     items = {}
     with (
         unchanged(*sink.sources, *sink.others),
@@ -108,7 +108,8 @@ def _of_part(
     whole: Whole[Task, Value], part: Manifest, folder: Path, started: float, told: str
 ) -> Report:
     """What is to be said of one part."""
-    reports = [one for kept in part.items.values() for one in whole.sink.said(kept)]
+    with part.understood(folder):
+        reports = [one for kept in part.items.values() for one in whole.sink.said(kept)]
     of = f"part {part.number} of {part.count}: {len(part.items)} of {counted(len(whole.work.jobs), 'item')}"
     return Report(
         tuple(one for one in reports if isinstance(one, LayerReport)),

@@ -54,6 +54,10 @@ class Sink(ABC, Generic[Value]):
     others: Sequence[TensorSource | None] = ()
     hash_keys: Sequence[str] = ()
 
+    def asked(self) -> Mapping[str, str]:
+        """Return what the file will say of what was asked for, as far as it is known before."""
+        return {}
+
     @abstractmethod
     def writer(self) -> AbstractContextManager[Writer]:
         """Return the file, with room for its header; nothing is written before it is entered."""
@@ -118,7 +122,12 @@ class Sink(ABC, Generic[Value]):
     def said(self, told: Json) -> tuple[LayerReport | Skip, ...]:
         """Return what is to be said of a result, from `keep`."""
         reports = unpack(cast("list[Json]", told)[1], _no_tensor, self.classes)
-        return cast("tuple[LayerReport | Skip, ...]", reports)
+        if not isinstance(reports, tuple):
+            raise TypeError(f"{reports!r} is no list of reports")
+        found = cast("tuple[object, ...]", reports)
+        if not all(isinstance(one, LayerReport | Skip) for one in found):
+            raise TypeError("these are no reports")
+        return cast("tuple[LayerReport | Skip, ...]", found)
 
     def notes(self, inputs: Sequence[Input]) -> Sequence[str]:
         """Return what is worth a sentence of the inputs, once they are known.

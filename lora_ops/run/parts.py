@@ -6,20 +6,19 @@ parts, and goes with it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import ArgumentError, MismatchError
-from ..files import write_whole
+from ..errors import ArgumentError, LoraOpsError, MismatchError
+from ..files import make_folder, write_whole
 from ..report import Report, counted
 from .claim import claimed
 from .devices import Placement
 from .document import Document, read_document
 from .inputs import hashes_of
-from .joining import check_all, clear, found_parts, join
-from .manifest import PLAN, Manifest, parts_folder, shares
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import make_part, one_part
 from .output import write
 from .stream import stream
@@ -77,36 +76,68 @@ def carry_out(
         if not 1 <= number <= count:
             raise ArgumentError(f"there is no part {number} of {count}: parts are 1 to {count}")
     with claimed(folder, alone=division.part is None):
-        _agree(folder, document, output)
+        if (finished := plan_of_finished(folder)) is not None:
+            clear(folder)
+            if finished == document.hash:
+                return Report((), notes=("was finished before; its parts are gone now",))
+            if not division.force:
+                raise ArgumentError("exists already, of another plan", path=output)
+            make_folder(folder)
+        _agree(folder, document, output, may_replace=division.part is None)
         if division.part is not None:
             return one_part(whole, document, folder, division, placement, started, progress)
-        # What an earlier run has left is not trusted before it is read.
-        there = found_parts(folder, document, hashed=division.verify or not division.finish)
-        known = _hashes(whole, there)
-        with hashes_of([path for path in whole.inputs if path not in known]) as hashes:
-            if not division.finish:
-                _make_missing(whole, document, folder, there, placement, progress)
-                there = found_parts(folder, document, hashed=False)
-            check_all(there, document, folder)
-            known |= {path: digest for path, digest in hashes().items() if digest}
-        report = join(whole, there, folder, known, started)
-        clear(folder)
+        try:
+            return _finished(whole, document, folder, division, placement, started, progress)
+        except BaseException:
+            if not has_parts(folder):  # nothing is lost
+                clear(folder)
+            raise
+
+
+def _finished(
+    whole: Whole[Task, Value],
+    document: Document,
+    folder: Path,
+    division: Division,
+    placement: Placement,
+    started: float,
+    progress: Progress | None,
+) -> Report:
+    """Make what is missing, if that is asked for, and join all parts."""
+    # What an earlier run has left is not trusted before it is read.
+    there = found_parts(folder, document, hashed=division.verify or not division.finish)
+    places(there, folder)
+    known = _hashes(whole, there)
+    with hashes_of([path for path in whole.inputs if path not in known]) as hashes:
+        if not division.finish:
+            _make_missing(whole, document, folder, there, placement, progress)
+            there = found_parts(folder, document, hashed=False)
+        check_all(there, whole.work.jobs, folder)
+        known |= {path: digest for path, digest in hashes().items() if digest}
+    report = join(whole, there, folder, known, placement, started)
+    clear(folder)
     return report
 
 
-def _agree(folder: Path, document: Document, output: Path) -> None:
+def _agree(folder: Path, document: Document, output: Path, *, may_replace: bool) -> None:
     """Keep the plan with its parts; refuse another than that of those that are there."""
-    path = folder / PLAN
-    if not path.exists():
-        write_whole(path, document.to_json().encode(), replace=True)
+    path, text = folder / PLAN, document.to_json().encode()
+    try:
+        write_whole(path, text, replace=False)
         return
+    except LoraOpsError:
+        if not path.exists():
+            raise
     there = read_document(path)
-    if there.hash != document.hash:
+    if there.hash == document.hash:
+        return
+    if not may_replace or has_parts(folder):
         raise MismatchError(
             f"`{folder.name}` holds parts of another plan ({there.difference(document)}); ask for the same, "
             "or remove that folder, or give another output",
             path=output,
         )
+    write_whole(path, text, replace=True)
 
 
 def _make_missing(
@@ -118,17 +149,12 @@ def _make_missing(
     progress: Progress | None,
 ) -> None:
     """Make all parts that are not there, one after another."""
-    # Of runs that were killed: nobody else is at this folder.
-    for path in folder.glob(".*.partial"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    clear_but(folder, found)  # nobody else is at this folder
     there = {name for one in found for name in one.items}
     jobs = whole.work.jobs
     count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
     done = sum(job.cost for job in jobs if job.name in there)
-    for number, part in enumerate(shares(jobs, count), 1):
+    for number, part in shares(jobs, count).items():
         left = [job for job in part if job.name not in there]
         if left:
             told = _after(progress, done, document.cost)
@@ -139,7 +165,12 @@ def _make_missing(
 def _hashes(whole: Whole[Task, Value], found: Sequence[Manifest]) -> dict[Path, str]:
     """The hashes of inputs that were taken beside the parts."""
     paths = whole.inputs
-    return {paths[int(n)]: digest for one in found for n, digest in one.hashes.items()}
+    return {
+        path: one.hashes[str(n)]
+        for one in found
+        for n, path in enumerate(paths)
+        if str(n) in one.hashes
+    }
 
 
 def _after(progress: Progress | None, done: int, total: int) -> Progress | None:

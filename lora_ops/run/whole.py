@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..files import Output
-from .document import Document, Item, input_files
+from .document import RECORD, Document, Item, input_files
 from .inputs import paths_of
 from .job import Outcome, Work
 from .output import Sink
@@ -76,10 +78,11 @@ class Whole(Generic[Task, Value]):
         Raises:
             FormatError: A file that is read is gone.
         """
+        text = json.dumps(self.sink.asked(), sort_keys=True)
         return Document(
             self.operation,
             division.version,
-            division.options,
+            {**division.options, RECORD: hashlib.sha256(text.encode()).hexdigest()},
             Path(self.output.name).name,
             input_files(self.inputs),
             tuple(Item(job.name, job.cost, tuple(job.shape)) for job in self.work.jobs),

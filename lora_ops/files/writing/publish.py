@@ -35,7 +35,7 @@ def unfinished_in(folder: Path) -> Generator[None, None, None]:
     """Have unfinished files of this thread lie in a folder: what a killed process leaves goes with it.
 
     Args:
-        folder: On the file system of the outputs.
+        folder: Outputs on another disk have theirs beside them nevertheless.
     """
     before = _FOLDER.set(folder)
     try:
@@ -50,7 +50,10 @@ def hidden(path: Path) -> Path:
     It is new even where a killed process of the same number left its own behind.
     """
     token = f"{os.getpid()}.{secrets.token_hex(4)}"
-    return (_FOLDER.get() or path.parent) / f".{path.name[:40]}.{token}.partial"
+    folder = _FOLDER.get()
+    if folder is None or not _on_one_disk(folder, path.parent):
+        folder = path.parent
+    return folder / f".{path.name[:40]}.{token}.partial"
 
 
 class Place:
@@ -246,6 +249,14 @@ def write_all(file: io.FileIO, data: memoryview) -> None:
     """Write all of it: one call to the system may take a part only."""
     while data:
         data = data[file.write(data) :]
+
+
+def _on_one_disk(one: Path, other: Path) -> bool:
+    """Whether a file can be moved from one folder to another by its name alone."""
+    try:
+        return one.stat().st_dev == other.stat().st_dev
+    except OSError:
+        return False
 
 
 def _rename_to_free(temporary: Path, path: Path) -> None:

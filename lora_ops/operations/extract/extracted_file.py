@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor
@@ -47,6 +47,10 @@ class ExtractedFile(Sink[Layer]):
         self._scheme, self._namer = naming(self._plan, extraction.format)
         self._reports: list[LayerReport | Skip] = []
         self._sizes: dict[str, int] = {}
+
+    def asked(self) -> Mapping[str, str]:
+        """What it is made from."""
+        return self.extraction.asked
 
     def writer(self) -> AbstractContextManager[Writer]:
         """The file."""

@@ -84,9 +84,14 @@ class Extraction:
         )
 
     @property
+    def asked(self) -> dict[str, str]:
+        """What is recorded of it that no result decides."""
+        return self._made_from(placeholders(self.sources))
+
+    @property
     def room(self) -> int:
         """Bytes that the record may take at most, beside what `metadata_room` counts."""
-        return len(json.dumps(self._made_from(placeholders(self.sources))))
+        return len(json.dumps(self.asked))
 
     def metadata(
         self,

@@ -185,7 +185,7 @@ def _planned(
         writable(format)
     if rule is not None:
         rule = parse_rule(rule, stored=True)
-    outputs = _outputs(tuned, folder, "" if format == PEFT.name else ".safetensors")
+    outputs = outputs_of(tuned, folder, format)
     with ExitStack() as stack:
         opened = {path: _opened(path, stack) for path in tuned}
         files = [one for one in opened.values() if isinstance(one, FileSource)]
@@ -209,8 +209,18 @@ def _planned(
         yield planned
 
 
-def _outputs(tuned: Sequence[Path], folder: Path, suffix: str) -> dict[Path, Path]:
-    """The output of each tuned checkpoint; without a suffix a folder."""
+def outputs_of(tuned: Sequence[Path], folder: Path, format: str) -> dict[Path, Path]:
+    """Return the output of each tuned checkpoint: of format peft a folder.
+
+    Args:
+        tuned: Files and folders.
+        folder: Where to.
+        format: comfy, kohya or peft.
+
+    Raises:
+        ArgumentError: Two would get one name, or the folder is none.
+    """
+    suffix = "" if format == PEFT.name else ".safetensors"
     is_file = folder.suffix.lower() == ".safetensors" or folder.is_file()
     if is_file and not folder.is_dir():
         raise ArgumentError("is no folder, which several tuned checkpoints need", path=folder)

@@ -87,6 +87,10 @@ class PeftExtraction(Sink[Layer]):
         self._adapted = {both.target for both in plan.pairing.candidates}
         self._experts = ExpertStacks(one.target for one in plan.model.parameters.values())
 
+    def asked(self) -> Mapping[str, str]:
+        """What it is made from."""
+        return self.extraction.asked
+
     @contextmanager
     def writer(self) -> Generator[Writer, None, None]:
         """The weights in the folder; once they are complete, the configuration beside them."""

@@ -67,9 +67,13 @@ class CheckpointFile(Sink[Tensor]):
             inputs: The record of `sources`, with hashes in place of theirs; see `placeholders`.
         """
 
+    def asked(self) -> Mapping[str, str]:
+        """The string map, at the greatest length that it can become."""
+        return self.longest(placeholders(self.sources))
+
     def size_at_most(self) -> int:
         """Bytes of all that is written, at most: from headers alone."""
-        longest = self.longest(placeholders(self.sources))
+        longest = self.asked()
         if self._layout is not None:
             return self._layout.size(longest)
         rows = list(rows_of(self._tensors))
@@ -94,7 +98,7 @@ class CheckpointFile(Sink[Tensor]):
             self._output,
             self._checkpoint,
             self._tensors,
-            self.longest(placeholders(self.sources)),
+            self.asked(),
             shard_size=self._shard_size,
             replace=self._force,
             layout=self._layout,
