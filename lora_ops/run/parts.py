@@ -18,7 +18,7 @@ from .devices import Placement
 from .document import Document, read_document
 from .engine import Engine, InTurn, Share, Tell
 from .inputs import hashes_of
-from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished, sweep
 from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import Maker, one_part
 from .output import write
@@ -161,9 +161,12 @@ def _make_missing(
         if left:
             names = tuple(job.name for job in left)
             missing.append(Share(number, count, names, sum(job.cost for job in left)))
-    clear_but(folder, found)  # nobody else is at this folder
+    clear_but(folder, found)
     maker = Maker(whole, document.hash, folder.absolute())
-    engine(missing, maker, _told(document, missing, progress))
+    try:
+        engine(missing, maker, _told(document, missing, progress))
+    finally:
+        sweep(folder)
 
 
 def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:
