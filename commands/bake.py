@@ -11,7 +11,7 @@ import click
 from ..version import __version__
 from .bake_method import Storing, bake_by_method
 from .control import Ending, bake_control, refuse_beside_control
-from .division import division, division_options, may_replace, tell_all
+from .division import division, division_options, may_replace, processes_option, tell_all
 from .options import (
     PATH,
     clear_errors,
@@ -52,6 +52,7 @@ _arguments = together(
         is_flag=True,
         help="Leave out layers that the checkpoint has no weight for.",
     ),
+    processes_option,
     division_options,
     result_options,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ..version import __version__
 from .options import PATH, AskedWrongly, tell, together
 
 if TYPE_CHECKING:
-    from ..lora_ops import Division, Report
+    from ..lora_ops import Division, Processes, RayTasks, Report
 
 #: Where commands keep what was asked for; `finish` puts its own there.
 ASKED = "lorakit.division"
@@ -38,6 +38,32 @@ def _part(context: click.Context, option: click.Parameter, value: str | None) ->
     _keep(context, option, (int(number), int(count)))
 
 
+def _engine(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    name, _, address = value.partition(":")
+    if name != "ray" or (address == "" and ":" in value):
+        raise AskedWrongly(f"--engine {value}: give ray, or ray:ADDRESS")
+    _keep(context, option, (address,))
+
+
+def _on_the_cpu(context: click.Context, option: click.Parameter, value: str) -> None:
+    if {one.strip() for one in value.split(",")} != {"cpu"}:
+        raise AskedWrongly(
+            f"--device {value}: this is done on the CPU; give cpu, or cpu,cpu for two processes"
+        )
+    _keep(context, option, value)
+
+
+#: For a command that computes on the CPU alone, and whose work can be divided.
+processes_option = click.option(
+    "--device",
+    default="cpu",
+    callback=_on_the_cpu,
+    expose_value=False,
+    help="Where: cpu, or cpu,cpu for two processes, each of which makes parts.",
+)
+
 #: For a command whose work can be divided; its function does not get them: see `division`.
 division_options = together(
     click.option(
@@ -45,7 +71,8 @@ division_options = together(
         metavar="I/N",
         callback=_part,
         expose_value=False,
-        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins them.",
+        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins them.  "
+        "[default: all]",
     ),
     click.option(
         "--resume",
@@ -53,6 +80,14 @@ division_options = together(
         callback=_keep,
         expose_value=False,
         help="Work in parts, and go on where a run that was stopped left off.",
+    ),
+    click.option(
+        "--engine",
+        metavar="ray[:ADDRESS]",
+        callback=_engine,
+        expose_value=False,
+        help="Have parts made by the tasks of a Ray cluster: of this machine, or at ADDRESS; see docs/scale.md.  "
+        "[default: none]",
     ),
     click.option(
         "--verify",
@@ -67,7 +102,7 @@ division_options = together(
         metavar="FILE",
         callback=_keep,
         expose_value=False,
-        help="Write what would be done as JSON, item by item, and stop.",
+        help="Write what would be done as JSON, item by item, and stop.  [default: none]",
     ),
 )
 
@@ -86,14 +121,18 @@ def division(output: Path, *, force: bool) -> Division | None:
 
     context = click.get_current_context()
     asked: Mapping[str, Any] = context.meta.get(ASKED, {})
-    if not asked:
-        return None
+    devices = _devices(context)
+    elsewhere = "--engine" if "engine" in asked else "several devices" if devices[1:] else ""
     modes = [name for name in ("part", "resume", "plan", "finish") if name in asked]
+    if not modes and not elsewhere and "verify" not in asked:
+        return None
     if len(modes) > 1:
         raise AskedWrongly(f"--{modes[0]} and --{modes[1]} exclude each other; leave one out")
-    if not modes:
+    if "part" in modes and elsewhere:
+        raise AskedWrongly(f"--part and {elsewhere} exclude each other: one part is made here")
+    if "verify" in asked and not {"part", "finish"} & {*modes}:
         raise AskedWrongly("--verify is for --part; leave it out")
-    if context.params.get("dry_run"):
+    if modes and context.params.get("dry_run"):
         raise AskedWrongly(f"--dry-run and --{modes[0]} exclude each other; leave one out")
     options = {
         name: list(map(os.path.basename, value)) if name in _PATHS else _plain(value, short=True)
@@ -113,7 +152,45 @@ def division(output: Path, *, force: bool) -> Division | None:
         plan=asked.get("plan"),
         force=force,
         verify=bool(asked.get("verify")),
+        engine=None
+        if "finish" in asked
+        else _engine_of(asked, devices, context.params.get("vram")),
     )
+
+
+def own_device(device: str) -> str:
+    """Of --device, what this process itself is to use, for what is done before there are parts.
+
+    Args:
+        device: As it was given: one, or several.
+    """
+    asked: Mapping[str, Any] = click.get_current_context().meta.get(ASKED, {})
+    if "engine" in asked and device != "cpu":
+        return "auto"  # what a cluster has need not be here
+    return device.split(",")[0].strip()
+
+
+def _devices(context: click.Context) -> list[str]:
+    asked: Mapping[str, Any] = context.meta.get(ASKED, {})
+    given: str = context.params.get("device") or asked.get("device") or "cpu"
+    return [one.strip() for one in given.split(",")]
+
+
+def _engine_of(
+    asked: Mapping[str, Any], devices: Sequence[str], vram: str | None
+) -> Processes | RayTasks | None:
+    """Who makes parts; None: this process."""
+    from ..lora_ops import Processes, RayTasks
+    from ..lora_ops.text import parse_size
+
+    memory = None if vram is None else parse_size(vram)
+    if "engine" not in asked:
+        return Processes(devices, memory) if devices[1:] else None
+    if devices[1:] or ":" in devices[0]:
+        raise AskedWrongly(
+            f"--device {','.join(devices)}: Ray gives each part a device of its own; name its kind: cpu or cuda"
+        )
+    return RayTasks(asked["engine"][0], devices[0], memory)
 
 
 def may_replace(asked: Division | None, output: Path, *, force: bool) -> bool:

@@ -11,7 +11,7 @@ import click
 from ..version import __version__
 from .activations import activations_option
 from .control import Ending, extract_control, refuse_beside_control
-from .division import division, division_options, may_replace, tell_all
+from .division import division, division_options, may_replace, own_device, tell_all
 from .extract_many import extract_each
 from .hash_cache import hash_cache_option
 from .options import (
@@ -20,7 +20,7 @@ from .options import (
     PATH,
     RULES_HELP,
     clear_errors,
-    device_option,
+    devices_option,
     dry_run_option,
     dtype_option,
     force_option,
@@ -125,7 +125,7 @@ if TYPE_CHECKING:
     type=click.Choice(["paper", "comfy"]),
     help="Of a DoRA: whose reading it is to be best in, and its error told of; docs/kinds.md.  [default: paper]",
 )
-@device_option
+@devices_option
 @vram_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Starts the random numbers."
@@ -173,7 +173,7 @@ def extract(
 
     With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
     the same as if it were made alone. One that cannot be made does not stop the others, and the exit
-    status is then 1. There --part makes some of them, and --resume those that are not there yet.
+    status is then 1. A part (I/N) makes some of them, and a run that is resumed those that are not there.
 
     Of the kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.
@@ -191,8 +191,8 @@ def extract(
         from ..terminal.progress import progress_bar
         from ..terminal.tables import show_report
 
-        placement = parse_placement(device, vram)
         asked = division(output, force=force)
+        placement = parse_placement(own_device(device), vram)
         force = may_replace(asked, output, force=force)
         if kind == "control-lora":
             refuse_beside_control(

@@ -61,6 +61,8 @@ def finish(
         if "device" in parameters:  # where they were made; here nothing is computed
             parameters["device"] = _one_here(parameters["device"])
     parameters |= {"output": output, "force": force, "verbose": verbose, "json_to": json_to}
+    if "device" in parameters:  # nothing is computed; what was used need not be here
+        parameters["device"] = "cpu"
     asked = click.Context(command, parent=context.parent, info_name=command.name)
     asked.params = parameters
     asked.meta[ASKED] = {"finish": True, "verify": verify}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..version import __version__
-from .division import division, division_options, may_replace, tell_all
+from .division import division, division_options, may_replace, processes_option, tell_all
 from .options import (
     PATH,
     blocks_option,
@@ -124,6 +124,7 @@ lorakit merge recipe.toml --set a=0.3 --search models -o m.safetensors
     "[default: paper, or the recipe's]",
 )
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of a shard, as 8GB.  [default: 5GB]")
+@processes_option
 @division_options
 @result_options
 def merge(

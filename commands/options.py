@@ -119,8 +119,13 @@ exact_option = click.option(
     is_flag=True,
     help="Cut what has to be multiplied out exactly, not within 0.1 % of the least error.",
 )
-device_option = click.option(
-    "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
+_DEVICES = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"
+device_option = click.option("--device", default="auto", help=f"{_DEVICES}.")
+#: Of several, `division` makes an engine.
+devices_option = click.option(
+    "--device",
+    default="auto",
+    help=f"{_DEVICES}; or several, as cuda:0,cuda:1: a process for each, and each makes parts.",
 )
 vram_option = click.option(
     "--vram",

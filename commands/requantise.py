@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..version import __version__
-from .division import division, division_options, may_replace, tell_all
+from .division import division, division_options, may_replace, processes_option, tell_all
 from .options import (
     PATH,
     clear_errors,
@@ -41,6 +41,7 @@ from .options import (
 @patterns_options("--keep")
 @rounding_options("")
 @dtype_option("as MODEL stores them; matrices with scales: bf16", "weights that are not written so")
+@processes_option
 @division_options
 @result_options
 def requantise(

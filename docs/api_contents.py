@@ -148,7 +148,7 @@ THEMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         (
             *("Report", "LayerReport", "Rounding", "Weighted", "EditReport", "BakedLayer", "Skip"),
             *("Progress", "Preview", "PlannedLayer"),
-            *("place", "Placement", "Division"),
+            *("place", "Placement", "Division", "Processes", "RayTasks"),
         ),
     ),
     (
@@ -204,7 +204,7 @@ INNER = {
 MADE = {
     *("Adapter", "DictSource", "FullLayer", "LoraLayer", "MemoryFile", "Ingredient", "Term"),
     *("Budget", "Placement", "RankRule", "MergedSource", "RecipeFile"),
-    "Division",
+    *("Division", "Processes", "RayTasks"),
 }
 #: What a name that is no class and no function stands for.
 ALIASES = {

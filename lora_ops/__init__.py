@@ -117,6 +117,8 @@ if TYPE_CHECKING:
     from .operations.weights.change import BakedLayer
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
+    from .run.processes import Processes
+    from .run.ray_engine import RayTasks
     from .run.whole import Division
     from .run.workers import Progress
     from .source import DictSource, TensorSource
@@ -196,9 +198,11 @@ __all__ = [
     "PlanOptions",
     "PlannedLayer",
     "Preview",
+    "Processes",
     "Progress",
     "QuantisedError",
     "RankRule",
+    "RayTasks",
     "Read",
     "Recipe",
     "RecipeFile",

@@ -101,6 +101,8 @@ class MissingPartsError(LoraOpsError):
         items: Names of what is missing.
     """
 
-    def __init__(self, message: str, items: Sequence[str], *, path: str | Path) -> None:
+    def __init__(
+        self, message: str, items: Sequence[str], *, path: str | Path | None = None
+    ) -> None:
         super().__init__(message, path=path)
         self.items = tuple(items)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from ..files import explained, file_sha256
 from ..report import LayerReport, Report, Skip, counted
 from .devices import Placement
 from .document import Document
+from .engine import Share
 from .inputs import hashes_of, unchanged
 from .job import Job, Work
 from .manifest import Manifest, manifests, part_name, shares
@@ -102,6 +104,30 @@ def make_part(
     )
     manifest.write(folder)
     return manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Maker(Generic[Task, Value]):
+    """Makes parts of some work, in whichever process it arrives; see `Make`.
+
+    Attributes:
+        whole: All of the work.
+        plan: Hash of its document.
+        folder: Of the parts, from the root.
+    """
+
+    whole: Whole[Task, Value]
+    plan: str
+    folder: Path
+
+    def __call__(
+        self, share: Share, placement: Placement, progress: Progress | None = None
+    ) -> Manifest:
+        """Make one; see `make_part`."""
+        wanted = frozenset(share.names)
+        jobs = [job for job in self.whole.work.jobs if job.name in wanted]
+        place = (share.number, share.count)
+        return make_part(self.whole, self.plan, self.folder, place, jobs, placement, progress)
 
 
 def _of_part(

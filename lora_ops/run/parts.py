@@ -16,10 +16,11 @@ from ..report import Report, counted
 from .claim import claimed
 from .devices import Placement
 from .document import Document, read_document
+from .engine import Engine, InTurn, Share, Tell
 from .inputs import hashes_of
-from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished, sweep
 from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
-from .one_part import make_part, one_part
+from .one_part import Maker, one_part
 from .output import write
 from .stream import stream
 from .whole import Division, Whole
@@ -55,7 +56,8 @@ def carry_out(
     Raises:
         ArgumentError: There is no such part; another run is at them; or two parts hold the same.
         MismatchError: The parts that are there are of another plan.
-        MissingPartsError: All that is to be finished is not there.
+        MissingPartsError: All that is to be finished is not there; or what made a part ended before it
+            was made, three times.
         LoraOpsError: See `write`; parts that are complete stay.
     """
     if division is None:
@@ -110,7 +112,8 @@ def _finished(
     known = _hashes(whole, there)
     with hashes_of([path for path in whole.inputs if path not in known]) as hashes:
         if not division.finish:
-            _make_missing(whole, document, folder, there, placement, progress)
+            engine = division.engine or InTurn(placement)
+            _make_missing(whole, document, folder, there, engine, progress)
             there = found_parts(folder, document, hashed=False)
         check_all(there, whole.work.jobs, folder)
         known |= {path: digest for path, digest in hashes().items() if digest}
@@ -145,21 +148,38 @@ def _make_missing(
     document: Document,
     folder: Path,
     found: Sequence[Manifest],
-    placement: Placement,
+    engine: Engine,
     progress: Progress | None,
 ) -> None:
-    """Make all parts that are not there, one after another."""
-    clear_but(folder, found)  # nobody else is at this folder
+    """Have all parts made that are not there."""
     there = {name for one in found for name in one.items}
     jobs = whole.work.jobs
     count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
-    done = sum(job.cost for job in jobs if job.name in there)
+    missing: list[Share] = []
     for number, part in shares(jobs, count).items():
         left = [job for job in part if job.name not in there]
         if left:
-            told = _after(progress, done, document.cost)
-            make_part(whole, document.hash, folder, (number, count), left, placement, told)
-            done += sum(job.cost for job in left)
+            names = tuple(job.name for job in left)
+            missing.append(Share(number, count, names, sum(job.cost for job in left)))
+    clear_but(folder, found)
+    maker = Maker(whole, document.hash, folder.absolute())
+    try:
+        engine(missing, maker, _told(document, missing, progress))
+    finally:
+        sweep(folder)
+
+
+def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:
+    """The progress of parts as that of all."""
+    came = dict.fromkeys((share.number for share in missing), 0)
+    before = document.cost - sum(share.cost for share in missing)
+
+    def tell(share: Share, done: int, name: str) -> None:
+        came[share.number] = done
+        if progress is not None:
+            progress(before + sum(came.values()), document.cost, name)
+
+    return tell
 
 
 def _hashes(whole: Whole[Task, Value], found: Sequence[Manifest]) -> dict[Path, str]:
@@ -171,10 +191,3 @@ def _hashes(whole: Whole[Task, Value], found: Sequence[Manifest]) -> dict[Path, 
         for n, path in enumerate(paths)
         if str(n) in one.hashes
     }
-
-
-def _after(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """The progress of a part as that of all."""
-    if progress is None:
-        return None
-    return lambda more, _, name: progress(done + more, total, name)

@@ -14,6 +14,8 @@ from .document import RECORD, Document, Item, input_files
 from .inputs import paths_of
 from .job import Outcome, Work
 from .output import Sink
+from .processes import Processes
+from .ray_engine import RayTasks
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
@@ -34,6 +36,7 @@ class Division:
         force: Whether that may replace a file.
         verify: Whether parts that are there are hashed; else they count by size. Where the result is
             made of parts of an earlier run that was stopped, they always are.
+        engine: Who makes the parts that are missing; None: this process, one after another.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -44,6 +47,7 @@ class Division:
     plan: Path | None = None
     force: bool = False
     verify: bool = False
+    engine: Processes | RayTasks | None = None
 
     @property
     def computes(self) -> bool:

@@ -21,6 +21,7 @@ from lorakit.lora_ops.errors import FormatError
 from lorakit.lora_ops.files import FileSource, JoinedSource, RenamedSource
 from lorakit.lora_ops.models.architectures import parameters
 from lorakit.lora_ops.operations.extract.extract import extraction_work
+from lorakit.lora_ops.operations.extract.kinds.table import FORMS, Form
 from lorakit.lora_ops.operations.extract.plan import plan_extraction
 
 STATE = {"first": noise(torch.bfloat16, (30, 5)), "second": noise(torch.float32, (7,))}
@@ -97,6 +98,11 @@ def test_diffusers_names_are_read_natively_in_another_process(
     assert found.keys() == native.keys()
     for name, tensor in found.items():
         assert_equal(tensor, native[name])
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_form_stays_the_one_that_it_is(form: Form) -> None:
+    assert pickle.loads(pickle.dumps(form)) is form
 
 
 def test_an_extraction_is_computed_in_another_process(tmp_path: Path, there: Elsewhere) -> None:

@@ -67,6 +67,14 @@ class Form:
     is_for: Callable[[Sequence[int]], bool] = _always
     copies: int = 0
 
+    def __reduce__(self) -> tuple[Callable[[str], Form], tuple[str]]:
+        """Be the one of that name in another process too: which it is decides how a layer is made."""
+        return _known, (self.name,)
+
+
+def _known(name: str) -> Form:
+    return FORMS[name]
+
 
 LORA = Form("lora", "LoRA", make_lora)
 FORMS: dict[str, Form] = {
