@@ -58,6 +58,14 @@ _ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
 class _Program(click.Group):
     """A group of commands that ends in order: what was begun is taken back, and the status tells."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; where an option is unknown, tell the nearest there is."""
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            error.possibilities = list(error.possibilities or ())[:1]
+            raise
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see `click.Group.main`."""
         import_torch_later()

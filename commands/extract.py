@@ -173,7 +173,7 @@ def extract(
 
     With several TUNED, each weight of BASE is read and decoded once for all of them, and each LoRA is
     the same as if it were made alone. One that cannot be made does not stop the others, and the exit
-    status is then 1.
+    status is then 1. A part (I/N) makes some of them, and a run that is resumed those that are not there.
 
     Of the kind control-lora TUNED is a ControlNet of SD1.5, SD2 or SDXL, and what is written a
     Control-LoRA, which ComfyUI loads as the ControlNet that it is; docs/control_loras.md.

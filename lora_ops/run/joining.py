@@ -165,6 +165,12 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half done; nobody else is at this folder."""
+    for path in folder.glob(".*.partial"):
+        _remove(path)
+
+
 def clear_but(folder: Path, found: Sequence[Manifest]) -> None:
     """Remove what runs that were killed have left, and parts that are damaged.
 
@@ -173,7 +179,8 @@ def clear_but(folder: Path, found: Sequence[Manifest]) -> None:
     """
     kept = {Path(one.file).stem for one in found}
     with explained(folder):
-        for path in [*folder.glob(".*.partial"), *folder.glob("[0-9]*-of-*")]:
+        sweep(folder)
+        for path in folder.glob("[0-9]*-of-*"):
             if path.stem not in kept:
                 _remove(path)
 

@@ -61,17 +61,6 @@ class Manifest:
         path = folder / f"{Path(self.file).stem}.json"
         write_whole(path, json.dumps({**told, "hash": _hash(told)}).encode(), replace=True)
 
-    @property
-    def is_plausible(self) -> bool:
-        """Whether its fields are of their types: it comes from a file, which anybody may have written."""
-        if not (isinstance(self.items, dict) and isinstance(self.hashes, dict)):
-            return False
-        texts = (self.plan, self.sha256, self.file, *self.hashes.values())
-        numbers = (self.number, self.count, self.size)
-        return all(isinstance(one, str) for one in texts) and all(
-            isinstance(one, int) for one in numbers
-        )
-
     @contextmanager
     def understood(self, folder: Path) -> Generator[None, None, None]:
         """What is done with its items: where they are none of this work, an error says so.
@@ -132,10 +121,20 @@ def manifests(folder: Path) -> Iterator[Manifest]:
                 continue
             one = Manifest(**told)
             name = part_name(one.number, one.count)
-            if path.stem == name and one.file == f"{name}.safetensors" and one.is_plausible:
+            if path.stem == name and one.file == f"{name}.safetensors" and _plausible(told):
                 yield one
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+
+
+def _plausible(told: Mapping[str, Any]) -> bool:
+    """Whether fields are of their types: anybody may have written the file that they come from."""
+    items, hashes = told["items"], told["hashes"]
+    if not (isinstance(items, dict) and isinstance(hashes, dict)):
+        return False
+    texts = [told["plan"], told["sha256"], *cast("dict[str, Any]", hashes).values()]
+    numbers = [told["number"], told["count"], told["size"]]
+    return all(isinstance(one, str) for one in texts) and all(isinstance(x, int) for x in numbers)
 
 
 def _hash(told: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from .devices import Placement
 from .document import Document, read_document
 from .engine import Engine, InTurn, Share, Tell
 from .inputs import hashes_of
-from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished
+from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished, sweep
 from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import Maker, one_part
 from .output import write
@@ -152,7 +152,6 @@ def _make_missing(
     progress: Progress | None,
 ) -> None:
     """Have all parts made that are not there."""
-    clear_but(folder, found)  # nobody else is at this folder
     there = {name for one in found for name in one.items}
     jobs = whole.work.jobs
     count = max(1, min(len(jobs), max(_FEWEST, document.cost // _COST)))
@@ -162,15 +161,12 @@ def _make_missing(
         if left:
             names = tuple(job.name for job in left)
             missing.append(Share(number, count, names, sum(job.cost for job in left)))
+    clear_but(folder, found)
+    maker = Maker(whole, document.hash, folder.absolute())
     try:
-        engine(
-            missing,
-            Maker(whole, document.hash, folder.absolute()),
-            _told(document, missing, progress),
-        )
+        engine(missing, maker, _told(document, missing, progress))
     finally:
-        # What processes that were ended have left half done.
-        clear_but(folder, found_parts(folder, document, hashed=False))
+        sweep(folder)
 
 
 def _told(document: Document, missing: Sequence[Share], progress: Progress | None) -> Tell:

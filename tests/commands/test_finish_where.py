@@ -12,6 +12,8 @@ import torch
 from commands import DIGITS, contents, lorakit_here, python, tiny_pair
 from safetensors.torch import load_file, save_file
 
+from lorakit.lora_ops.run.claim import claimed
+
 NAME = "out.safetensors"
 BASE, TUNED = (DIGITS / f"{side}.safetensors" for side in ("base", "tuned"))
 LIMITED = (
@@ -262,3 +264,42 @@ def test_a_run_that_fails_at_once_leaves_nothing(pair, to):
     assert (made.status, made.out) == (1, "")
     assert "NaN" in made.err
     assert list(to.iterdir()) == []
+
+
+def test_only_one_run_joins_and_no_part_is_made_meanwhile(pair, to, wanted):
+    parts(pair, to / NAME)
+    folder, before = to / f"{NAME}.parts", contents(to)
+    asked = ("extract", *pair, "-o", to / NAME)
+    for alone in (True, False):
+        with claimed(folder, alone=alone):
+            for words in (("finish", to / NAME), (*asked, "--resume")):
+                made = lorakit_here(*words)
+                assert (made.status, "wait until it has ended" in made.err) == (2, True)
+            made = lorakit_here(*asked, "--part", "1/2")
+            assert made.status == (2 if alone else 0)
+    assert contents(to).keys() == {*before, f"{NAME}.parts/lock"}
+    assert lorakit_here("finish", to / NAME).status == 0
+    assert contents(to) == {NAME: wanted}
+
+
+@pytest.mark.parametrize("command", ["finish", "resume", "another"])
+def test_a_run_that_was_killed_as_it_cleared_away(command, pair, to, wanted):
+    """The result has its name; what is left goes, and only the same command may come upon it."""
+    parts(pair, to / NAME)
+    folder = to / f"{NAME}.parts"
+    plan = json.loads((folder / "plan.json").read_text())["hash"]
+    assert lorakit_here("finish", to / NAME).status == 0
+    folder.mkdir()
+    (folder / "publishing").write_text(plan)
+    (folder / "00002-of-00002.safetensors").write_bytes(b"left")
+    words = ("extract", *pair, "-o", to / NAME, "--resume")
+    if command == "finish":
+        words = ("finish", to / NAME)
+    if command == "another":
+        words = (*words, "--rank", "1")
+    made = lorakit_here(*words)
+    assert contents(to) == {NAME: wanted}
+    if command == "another":
+        assert (made.status, "exists already, of another plan" in made.err) == (2, True)
+    else:
+        assert (made.status, "was finished before" in made.out) == (0, True)
