@@ -137,7 +137,7 @@ class BakeLora(io.ComfyNode):
         with opened as source:
             path = checkpoint_path(prefix, _PREFIX, to=to, dtype=number, like=source)
             ingredients, kept = ingredients_of(loras, strengths), kept_of(loras, keep_whole)
-            if method != SUM:
+            if method != SUM and ingredients:  # of none a method makes nothing, as a sum does
                 asked = _Asked(method, density, seed, kept, dtype, to, rounding, allow_partial)
                 return reported(_by_method(cls, source, ingredients, path, asked), str(path))
             if kept:

@@ -126,7 +126,7 @@ def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list
         name = word if word.startswith(_SOCKET) else f"{_SOCKET}{word}"
         if name not in names:
             raise ArgumentError(
-                f"`keep_whole` {word}: no LoRA is connected there; write {', '.join(names)}, or none"
+                f"`keep_whole` {word}: no LoRA is connected there; write {', '.join([*names, 'none'])}, or nothing"
             )
         places.append(names.index(name))
     return places

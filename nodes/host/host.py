@@ -118,10 +118,13 @@ def _place(prefix: str, default: str) -> tuple[Path, str, int]:
     return Path(folder), name, counter
 
 
-def listed_name(path: Path) -> str:
-    """What the host's list calls a file in output/loras, output/checkpoints and the like."""
-    _, *inside = path.relative_to(folder_paths.get_output_directory()).parts
-    return "/".join(inside or [path.name])
+def listed_name(path: Path, *folders: str) -> str:
+    """What the host's lists call a file in output/loras, output/checkpoints and the like.
+
+    One in none of the folders has its path for a name: its bare name may be another file's in a list.
+    """
+    first, *inside = path.relative_to(folder_paths.get_output_directory()).parts
+    return "/".join(inside) if first in folders else str(path)
 
 
 def progress() -> Callable[[int, int, str], None]:
