@@ -23,7 +23,7 @@ from .files.lora_loader import LoraLoader
 from .files.lora_stack import LoraToStack, StackToLora
 from .files.save_lora import SaveLora
 from .files.save_model import SaveModel
-from .host import host
+from .host import model_files
 from .host.api import ComfyExtension, io
 from .look.compare_loras import CompareLoras
 from .look.inspect_lora import InspectLora
@@ -76,5 +76,5 @@ class LorakitExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes."""
-        host.name_activations()
+        model_files.name_activations()
         return list(NODES)

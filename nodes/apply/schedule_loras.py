@@ -102,7 +102,7 @@ class ScheduleLoras(io.ComfyNode):
             raise ArgumentError(f"no such method; use {CURVES} or {K_LORA}")
         held = connected(loras)
         lines = curves.rstrip().splitlines()
-        if len(lines) > (count := max(held, default=-1) + 1):
+        if held and len(lines) > (count := max(held) + 1):
             raise ArgumentError(
                 f"{len(lines)} curves for {count} LoRAs: give a line each, in order"
             )
@@ -111,9 +111,10 @@ class ScheduleLoras(io.ComfyNode):
         ]
         rule = None
         if method["method"] == K_LORA:
-            if len(rows) != 2 or not all(lora for lora, _ in rows):
+            arriving = sum(bool(lora) for lora, _ in rows)
+            if len(rows) != 2 or arriving != 2:
                 raise ArgumentError(
-                    f"K-LoRA chooses between two LoRAs, and {sum(bool(lora) for lora, _ in rows)} arrive; "
+                    f"K-LoRA chooses between two LoRAs, and {arriving} {'arrives' if arriving == 1 else 'arrive'}; "
                     "connect the subject's first and the style's second"
                 )
             rule = KLora(method["alpha"], method["beta"], method["scale"] == S_STAR)

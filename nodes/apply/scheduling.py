@@ -122,8 +122,13 @@ def _strength(
 
 def _fitted(model: Any, models: Models, lora: Mapping[str, Tensor], curve: Curve) -> _Fitted:
     """An adapter matched to a model, without what no schedule can change."""
+    from ...lora_ops import ArgumentError
+
     file = host_file(lora)
-    matched = match(file, models, curve.blocks)
+    try:
+        matched = match(file, models, curve.blocks)
+    except ArgumentError as error:  # of the blocks, for which the node has no input of its own
+        raise ArgumentError(f"`| {curve.blocks}` of {file.stem}: {error}") from error
     for place, (patch, _) in list(matched.patches.items()):
         why = _RESHAPES if host.reshapes(patch) else why_constant(model, key_of(place))
         if why:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..form.schema import (
     DTYPES,
     ROUNDINGS,
-    STORAGES,
     dtype_input,
     dtype_of,
     file_input,
@@ -21,10 +20,9 @@ from ..form.schema import (
     reported,
     rounding_input,
     schema,
-    storage_input,
-    storage_of,
 )
 from ..form.several import ingredients_of, keep_whole_input, kept_of, several_inputs
+from ..form.storage import STORAGES, storage_input, storage_of
 from ..form.texts import baked_text
 from ..form.wording import explained, inputs_of
 from ..host import host
@@ -32,6 +30,7 @@ from ..host.api import io
 from ..host.checkpoint_path import checkpoint_path
 from ..host.saving import graph_of
 from ..merge.merging import report_text
+from .add_loras import METHODS as ADDING
 
 if TYPE_CHECKING:
     from ...lora_ops import FileSource, Ingredient
@@ -39,16 +38,13 @@ if TYPE_CHECKING:
 FOLDERS = (host.CHECKPOINTS, host.DIFFUSION_MODELS)
 _PREFIX = "checkpoints/lorakit"
 SUM = "sum"
-# Repeats the methods of the core: importing it would slow the host's start. A test compares the two.
+# Those of Add LoRAs that work on elements: here the whole weight has room for what they give.
 METHODS = {
     SUM: "each times its strength",
-    "ties": "trim, elect a sign for each element, take the mean of what agrees",
-    "magnitude": "keep each one's largest elements and add them",
-    "dare": "keep elements by chance, made up for, and add them",
-    "dare_ties": "keep elements by chance, then elect signs as TIES does",
-    "della": "keep elements by chance, large ones rather, then elect signs",
-    "breadcrumbs": "keep elements but the smallest and the largest",
-    "sce": "keep the elements that differ most, inputs weighed by them",
+    **{
+        name: ADDING[name]
+        for name in ("ties", "magnitude", "dare", "dare_ties", "della", "breadcrumbs", "sce")
+    },
 }
 
 
@@ -141,7 +137,7 @@ class BakeLora(io.ComfyNode):
         with opened as source:
             path = checkpoint_path(prefix, _PREFIX, to=to, dtype=number, like=source)
             ingredients, kept = ingredients_of(loras, strengths), kept_of(loras, keep_whole)
-            if method != SUM:
+            if method != SUM and ingredients:  # of none a method makes nothing, as a sum does
                 asked = _Asked(method, density, seed, kept, dtype, to, rounding, allow_partial)
                 return reported(_by_method(cls, source, ingredients, path, asked), str(path))
             if kept:

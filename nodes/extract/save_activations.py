@@ -57,7 +57,7 @@ class SaveActivations(io.ComfyNode):
         """Write the file.
 
         Raises:
-            LoraOpsError: Nothing was recorded, the prefix leads elsewhere, or the disk is full.
+            LoraOpsError: Nothing was recorded, the prefix leads out of the output folder, or the disk is full.
         """
         from ...lora_ops import MismatchError
         from ...lora_ops.text import human_size
@@ -75,7 +75,12 @@ class SaveActivations(io.ComfyNode):
             f"{path.name}: {_layers(len(recorder.counts))}, up to {max(recorder.counts.values())} rows each, "
             f"{human_size(path.stat().st_size)}, recorded in {recording.calls} calls of the model"
         )
-        return reported(headed(headline, *_lines(recorder)), host.listed_name(path), str(path))
+        name = host.listed_name(path, host.ACTIVATIONS)
+        unlisted = (
+            f"other nodes do not list it: for them let `prefix` begin with {host.ACTIVATIONS}/"
+        )
+        told = headed(headline, *_lines(recorder), *([unlisted] if name == str(path) else []))
+        return reported(told, name, str(path))
 
 
 def _lines(recorder: Recorder) -> list[str]:

@@ -159,5 +159,5 @@ class LoraToStack(io.ComfyNode):
         inside = Path(prefix.strip() or _PREFIX)
         inside = inside if inside.parts[0] == host.LORAS else host.LORAS / inside
         path, told = saved_once(as_file(lora), str(inside))
-        row = (host.listed_name(path), strength_model, strength_clip)
+        row = (host.listed_name(path, host.LORAS), strength_model, strength_clip)
         return reported(headed(*told), [*lora_stack, row])

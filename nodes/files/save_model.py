@@ -6,7 +6,6 @@ from typing import Any
 
 from ..form.schema import (
     DTYPES,
-    STORAGES,
     dtype_input,
     dtype_of,
     path_output,
@@ -14,9 +13,8 @@ from ..form.schema import (
     report_output,
     reported,
     schema,
-    storage_input,
-    storage_of,
 )
+from ..form.storage import STORAGES, storage_input, storage_of
 from ..form.texts import WARNS, headed
 from ..form.wording import explained, worded
 from ..host import host

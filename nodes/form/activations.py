@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ...lora_ops import FileSource
 
 NONE = "none"
+# Of a text that is no file's name, such as a report: its beginning will do.
+_SHOWN = 80
 
 
 def activations_input() -> io.Combo.Input:
@@ -37,13 +39,21 @@ def opened_activations(name: str) -> Generator[FileSource | None]:
     """The file of an input; None for none.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        ArgumentError: No list has such a file.
         FormatError: It is damaged.
     """
-    from ...lora_ops import open_source
+    from ...lora_ops import ArgumentError, open_source
+    from ...lora_ops.text import plain
 
     if name == NONE:
         yield None
         return
-    with open_source(host.file_path(name, host.ACTIVATIONS)) as source:
+    try:
+        path = host.file_path(name, host.ACTIVATIONS)
+    except FileNotFoundError as error:
+        raise ArgumentError(
+            f"`activations` is no file in models/activations or output/activations: {plain(name[:_SHOWN])}; connect "
+            "the output `activations` of Save Activations, whose `prefix` begins with activations/, or choose a file"
+        ) from error
+    with open_source(path) as source:
         yield source

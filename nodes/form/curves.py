@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+_FORM = "write `PROGRESS: STRENGTH` pairs such as `0: 1, 0.5: 0.3, 1: 0`, or one strength"
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -57,9 +59,6 @@ def parse_curve(text: str) -> Curve:
     if len(points) > 1 and ":" not in curve:
         raise ArgumentError(f"the curve `{text}` has strengths alone; {_FORM}")
     return Curve(points, blocks)
-
-
-_FORM = "write `PROGRESS: STRENGTH` pairs such as `0: 1, 0.5: 0.3, 1: 0`, or one strength"
 
 
 def _point(part: str, text: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Any number of LoRAs with a strength each: what adding and baking take."""
+"""Any number of LoRAs, with a strength each where they go together: sockets, and what is typed about them."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ def connected(loras: Mapping[str, Mapping[str, Tensor] | None]) -> dict[int, Map
     return dict(sorted(held.items()))
 
 
+def socket_name(at: int) -> str:
+    """What the socket of a number, from 0, is called on the node."""
+    return f"{_SOCKET}{at}"
+
+
 def ingredients_of(
     loras: Mapping[str, Mapping[str, Tensor] | None], strengths: str
 ) -> list[Ingredient]:
@@ -110,8 +115,7 @@ def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list
     """
     from ...lora_ops import ArgumentError
 
-    numbers = (int(name.removeprefix(_SOCKET)) for name, lora in loras.items() if lora)
-    names = [f"{_SOCKET}{at}" for at in sorted(numbers)]
+    names = [socket_name(at) for at, lora in connected(loras).items() if lora]
     if not text.strip():
         return None
     if text.strip() == "none":
@@ -122,7 +126,7 @@ def kept_of(loras: Mapping[str, Mapping[str, Tensor] | None], text: str) -> list
         name = word if word.startswith(_SOCKET) else f"{_SOCKET}{word}"
         if name not in names:
             raise ArgumentError(
-                f"`keep_whole` {word}: no LoRA is connected there; write {', '.join(names)}, or none"
+                f"`keep_whole` {word}: no LoRA is connected there; write {', '.join([*names, 'none'])}, or nothing"
             )
         places.append(names.index(name))
     return places

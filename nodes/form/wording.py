@@ -84,6 +84,12 @@ _PHRASES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
             "connect its checkpoint to `base`",
             "give its checkpoint to Add LoRAs",
         ),
+        (
+            r"(method `\w+`) keeps every input whole: it only finds their factors",
+            "keep_whole",
+            r"\1 keeps every LoRA whole: leave `keep_whole` empty, or choose a method from ties on",
+            r"\g<0>",
+        ),
         (r"as `base=`", "base", "as `base`", "to Convert LoRA as its `base`"),
         (
             r"as `reference=`, or its name as `architecture=`",

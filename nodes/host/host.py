@@ -30,18 +30,13 @@ if TYPE_CHECKING:
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 CONTROLNETS = "controlnet"
-ACTIVATIONS = "activations"  # a kind that the host does not know: see `name_activations`
+ACTIVATIONS = (
+    "activations"  # a kind that the host does not know: see `model_files.name_activations`
+)
 # Under this a model knows that LoRAs act on it for a part of the steps.
 SCHEDULE = "schedule"
 # What a GPU should have free before work on it begins, in bytes.
 _ROOM = 2 << 30
-
-
-def name_activations() -> None:
-    """Tell the host of files of activations: in models/activations, and where nodes write them."""
-    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-        folder_paths.add_model_folder_path(ACTIVATIONS, str(Path(root) / ACTIVATIONS))
-    folder_paths.folder_names_and_paths[ACTIVATIONS][1].add(SAFETENSORS)
 
 
 def file_names(*folders: str) -> list[str]:
@@ -92,34 +87,20 @@ def fingerprint(name: str | None, *folders: str) -> str:
     return told.hexdigest()
 
 
-def output_path(prefix: str, default: str, suffix: str = SAFETENSORS) -> Path:
-    """The next free name under a prefix in the output folder, which is made.
+def output_path(prefix: str, default: str, suffix: str = SAFETENSORS, content: str = "") -> Path:
+    """The next free name under a prefix in the output folder, or that of some content; the folder is made.
 
     Args:
         prefix: As in the host's save nodes: folders and the beginning of a name.
         default: The prefix to take if it is empty.
         suffix: What the name ends in.
+        content: A text that stands for the content, such as a hash; empty: a number, and none is taken twice.
 
     Raises:
         ArgumentError: The prefix leads out of the output folder.
     """
     folder, name, counter = _place(prefix, default)
-    return folder / f"{name}_{counter:05}_{suffix}"
-
-
-def output_path_of(prefix: str, default: str, content: str) -> Path:
-    """The `.safetensors` name of some content under a prefix in the output folder, which is made.
-
-    Args:
-        prefix: As in the host's save nodes: folders and the beginning of a name.
-        default: The prefix to take if it is empty.
-        content: A text that stands for the content, such as a hash.
-
-    Raises:
-        ArgumentError: The prefix leads out of the output folder.
-    """
-    folder, name, _ = _place(prefix, default)
-    return folder / f"{name}_{content}.safetensors"
+    return folder / (f"{name}_{content}{suffix}" if content else f"{name}_{counter:05}_{suffix}")
 
 
 def _place(prefix: str, default: str) -> tuple[Path, str, int]:
@@ -137,10 +118,13 @@ def _place(prefix: str, default: str) -> tuple[Path, str, int]:
     return Path(folder), name, counter
 
 
-def listed_name(path: Path) -> str:
-    """What the host's list calls a file in output/loras, output/checkpoints and the like."""
-    _, *inside = path.relative_to(folder_paths.get_output_directory()).parts
-    return "/".join(inside or [path.name])
+def listed_name(path: Path, *folders: str) -> str:
+    """What the host's lists call a file in output/loras, output/checkpoints and the like.
+
+    One in none of the folders has its path for a name: its bare name may be another file's in a list.
+    """
+    first, *inside = path.relative_to(folder_paths.get_output_directory()).parts
+    return "/".join(inside) if first in folders else str(path)
 
 
 def progress() -> Callable[[int, int, str], None]:

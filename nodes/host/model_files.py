@@ -16,6 +16,13 @@ from torch import Tensor
 from . import host
 
 
+def name_activations() -> None:
+    """Tell the host of files of activations: in models/activations, and where nodes write them."""
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(host.ACTIVATIONS, str(Path(root) / host.ACTIVATIONS))
+    folder_paths.folder_names_and_paths[host.ACTIVATIONS][1].add(host.SAFETENSORS)
+
+
 def model_folders(*folders: str) -> list[Path]:
     """Where the host's files of these kinds lie: its folders, and those within that it follows links to."""
     roots = [Path(root) for folder in folders for root in folder_paths.get_folder_paths(folder)]

@@ -63,7 +63,7 @@ def saved_once(file: MemoryFile, prefix: str) -> tuple[Path, list[str]]:
     Raises:
         WriteError: The disk is full, or the like; nothing is left behind.
     """
-    path = host.output_path_of(prefix, DEFAULT_PREFIX, _digest(file)[:12])
+    path = host.output_path(prefix, DEFAULT_PREFIX, content=_digest(file)[:12])
     if path.is_file():
         return path, [f"{path.name}: there already"]
     return path, _written(file, path)

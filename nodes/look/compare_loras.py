@@ -10,14 +10,12 @@ from torch import Tensor
 from ..form.conflicts import conflict_text
 from ..form.pictures import as_image
 from ..form.schema import lora_input, pictured, report_output, schema
-from ..form.several import MOST, connected, lora_sockets
+from ..form.several import MOST, connected, lora_sockets, socket_name
 from ..form.texts import comparison_text
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io
 from ..host.lora_model import as_file
-
-_PLACES = ("first", "second", *(f"lora{at}" for at in range(MOST - 2)))
 
 
 class CompareLoras(io.ComfyNode):
@@ -81,10 +79,12 @@ class CompareLoras(io.ComfyNode):
         from ...lora_ops import compare, compare_several, decode
         from ...pictures import comparison_picture, conflict_picture
 
-        files = [as_file(one) for one in (first, second, *connected(loras or {}).values())]
+        more = connected(loras or {})
+        files = [as_file(one) for one in (first, second, *more.values())]
         names = [one.stem for one in files]
         if len(set(names)) < len(names):  # one file before and after it was edited
-            names = [f"{place}: {name}" for place, name in zip(_PLACES, names, strict=False)]
+            places = ("first", "second", *map(socket_name, more))
+            names = [f"{place}: {name}" for place, name in zip(places, names, strict=True)]
         adapters = [decode(one, control=True) for one in files]
         if len(files) == 2:
             two = (names[0], names[1])

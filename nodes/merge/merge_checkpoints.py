@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..form.schema import (
     DTYPES,
     ROUNDINGS,
-    STORAGES,
     dtype_input,
     file_input,
     lines,
@@ -18,9 +17,8 @@ from ..form.schema import (
     report_output,
     rounding_input,
     schema,
-    storage_input,
-    storage_of,
 )
+from ..form.storage import STORAGES, storage_input, storage_of
 from ..form.wording import explained
 from ..host import host
 from ..host.api import io

@@ -89,7 +89,7 @@ def written(
         plan = plan_merge_file(recipe, sources, output=path, **options)
         report = merge_file(plan, path, version=__version__, progress=host.progress())
     told = report_text(path.name, report, plan, notes, inputs_of(node))
-    return reported(told, host.listed_name(path), str(path))
+    return reported(told, host.listed_name(path, *FOLDERS), str(path))
 
 
 def report_text(

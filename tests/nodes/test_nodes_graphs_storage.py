@@ -112,6 +112,6 @@ def test_blocks_of_gguf_ask_for_the_package(comfy):
 
 def test_the_storages_that_nodes_offer_can_be_written():
     with standing_in():
-        schema = importlib.import_module("lorakit.nodes.form.schema")
-        assert set(schema.STORAGES[1:]) <= set(SCHEMES)
-        assert len(schema.STORAGES) > 5
+        storage = importlib.import_module("lorakit.nodes.form.storage")
+        assert set(storage.STORAGES[1:]) <= set(SCHEMES)
+        assert len(storage.STORAGES) > 5

@@ -165,8 +165,9 @@ def test_tables_are_the_core_s() -> None:
     assert set(baked) - {"sum"} <= set(BAKE_METHODS)
     assert all(baked[name] == told[name] for name in baked if name != "sum")
     assert set(module("form.schema").DTYPES[1:]) <= set(DTYPES)
-    assert set(module("form.schema").STORAGES[1:]) == set(SCHEMES)
-    types = [module("form.schema").storage_of(one) for one in module("form.schema").GGUF_STORAGES]
+    storage = module("form.storage")
+    assert set(storage.STORAGES[1:]) == set(SCHEMES)
+    types = [storage.storage_of(one) for one in storage.GGUF_STORAGES]
     assert types == list(GGUF_TYPES)
     for name, one in module("merge.merge_checkpoints").METHODS.items():
         if name in MERGE_METHODS and name not in ("slerp", "add_difference"):  # sums of other terms
