@@ -7,8 +7,10 @@ they are for, and the pictures blur.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
+
+from ..errors import ArgumentError
 
 # Words that stand for distillation alone.
 _SURE = re.compile(r"(?:lcm|dmd\d?|hypersd(?:xl)?|tcd|lightx2v|causvid|distill(?:ed|ation)?)$")
@@ -23,6 +25,21 @@ def is_distilled(name: str, metadata: Mapping[str, str]) -> bool:
     """Whether the name of a LoRA's file, or a title in its metadata, says that it distils a model into few steps."""
     titles = [PurePath(name).stem, *(metadata.get(key, "") for key in _TITLES)]
     return any(map(_says_so, titles))
+
+
+def check_places(asked: Collection[int], count: int) -> frozenset[int]:
+    """Return the places of what is to be kept whole.
+
+    Args:
+        asked: The user's.
+        count: How many there are.
+
+    Raises:
+        ArgumentError: A place is of none.
+    """
+    if any(not 0 <= at < count for at in asked):
+        raise ArgumentError(f"what is kept whole is a place from 0 to {count - 1}")
+    return frozenset(asked)
 
 
 def _says_so(title: str) -> bool:

@@ -96,6 +96,9 @@ def test_what_is_kept_whole_is_added_to_what_the_method_makes_of_the_others() ->
     near(change("ties", of=known, keep_whole=[]), change("ties"))
     with pytest.raises(ArgumentError, match="all is kept whole"):
         change("ties", keep_whole=[0, 1, 2])
+    for place in (3, -1):
+        with pytest.raises(ArgumentError, match="a place from 0 to 2"):
+            change("ties", keep_whole=[place])
 
 
 def test_kinds_that_are_made_from_the_weight_are_made_first() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from ...adapters.distilled import is_distilled
+from ...adapters.distilled import check_places, is_distilled
 from ...adapters.matching.group import Term
 from ...errors import ArgumentError
 from ..methods.factored.table import FACTORED
@@ -30,15 +30,14 @@ def kept_whole(terms: Sequence[Term], method: str, asked: Collection[int] | None
         ArgumentError: A place is of no term, or the method makes no factors.
     """
     if asked is None:
-        found = [at for at, term in enumerate(terms) if is_distillation(term)]
-        return frozenset(found if method in FACTORED else ())
-    if any(not 0 <= at < len(terms) for at in asked):
-        raise ArgumentError(f"what is kept whole is a place from 0 to {len(terms) - 1}")
-    if asked and method not in FACTORED:
+        known = (at for at, term in enumerate(terms) if is_distillation(term))
+        return frozenset(known if method in FACTORED else ())
+    found = check_places(asked, len(terms))
+    if found and method not in FACTORED:
         raise ArgumentError(
             f"method `{method}` keeps every input whole: it only finds their factors"
         )
-    return frozenset(asked)
+    return found
 
 
 def kept_notes(terms: Sequence[Term], method: str, kept: Collection[int]) -> Iterator[str]:

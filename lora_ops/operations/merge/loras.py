@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...adapters.distilled import is_distilled
+from ...adapters.distilled import check_places, is_distilled
 from ...adapters.strengths.ingredient import Ingredient
 from ...errors import ArgumentError
 from ...source import TensorSource
@@ -47,7 +47,7 @@ def recipe_of_loras(
             metadata distil a model into few steps.
 
     Raises:
-        ArgumentError: There is no such method, it works on factors, or nothing is left for it.
+        ArgumentError: There is no such method, it works on factors, a place is of none, or nothing is left for it.
     """
     given = dict(parameters or {})
     _check(method, given.pop("scope", "element"))
@@ -60,7 +60,7 @@ def recipe_of_loras(
     }
     held = [one.source for one in ingredients]
     found = [at for at, one in enumerate(held) if is_distilled(one.name, one.metadata)]
-    kept = frozenset(found if keep_whole is None else keep_whole)
+    kept = check_places(found if keep_whole is None else keep_whole, len(held))
     terms = [
         Term(key, weight=one.strength, blocks=one.blocks or "", where=tuple(one.where))
         for key, one in zip(keys, ingredients, strict=True)
