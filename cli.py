@@ -63,8 +63,10 @@ class _Program(click.Group):
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:
-            error.possibilities = list(error.possibilities or ())[:1]
-            raise
+            nearest = list(error.possibilities or ())[:1]
+            raise click.NoSuchOption(
+                error.option_name, possibilities=nearest, ctx=error.ctx
+            ) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see `click.Group.main`."""
