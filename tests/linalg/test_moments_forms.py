@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import oracles
 import pytest
 import torch
@@ -28,12 +26,9 @@ def test_of_inputs_in_all_directions_every_form_is_the_best(name: str, rank: int
     assert abs(excess(FORMS[name], change(), inputs(200, -2), rank, torch.float64)) < bound
 
 
-def test_without_an_inverse_there_is_a_result_in_float32_where_inputs_leave_directions_out() -> (
-    None
-):
-    """Cholesky's factor, the diagonal lifted as its authors do, is not there for sizes that differ by so much."""
-    seen = 1e4 * inputs(16, -4)
-    apart = {name: excess(form, change(), seen, 5, torch.float32) for name, form in FORMS.items()}
-    assert apart["COALA"] < 1e-3
-    assert apart["COALA, 0.001 on the diagonal (here)"] < 1e-2
-    assert apart["SVD-LLM"] == math.inf or apart["SVD-LLM"] > apart["COALA"]
+def test_where_inputs_leave_directions_out_there_is_no_root_to_invert_and_a_result_without() -> None:
+    seen = inputs(200, -2)
+    seen[:, 3:7] = 0
+    assert int(torch.linalg.cholesky_ex(seen.float().mT @ seen.float()).info) > 0
+    for name in ("COALA", "COALA, 0.001 on the diagonal (here)"):
+        assert excess(FORMS[name], change(), seen, 5, torch.float32) < 1e-3
