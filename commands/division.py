@@ -61,7 +61,7 @@ processes_option = click.option(
     default="cpu",
     callback=_on_the_cpu,
     expose_value=False,
-    help="cpu; or cpu,cpu: two processes, which make parts as --resume does.",
+    help="Processors: cpu, or cpu,cpu: two processes, which make parts as `--resume` does.",
 )
 
 #: For a command whose work can be divided; its function does not get them: see `division`.
@@ -71,7 +71,8 @@ division_options = together(
         metavar="I/N",
         callback=_part,
         expose_value=False,
-        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins them.",
+        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins "
+        "them.  [default: all of it]",
     ),
     click.option(
         "--resume",
@@ -85,7 +86,8 @@ division_options = together(
         metavar="ray[:ADDRESS]",
         callback=_engine,
         expose_value=False,
-        help="Have parts made, as --resume does, by the tasks of a Ray cluster: of this machine, or at ADDRESS.",
+        help="Have parts made, as `--resume` does, by the tasks of a Ray cluster: of this machine, or at ADDRESS.  "
+        "[default: this process]",
     ),
     click.option(
         "--verify",
@@ -100,7 +102,7 @@ division_options = together(
         metavar="FILE",
         callback=_keep,
         expose_value=False,
-        help="Write what would be done as JSON, item by item, and stop.",
+        help="Write what would be done as JSON, item by item, and stop.  [default: do it]",
     ),
 )
 
@@ -174,7 +176,9 @@ def _devices(context: click.Context) -> list[str]:
     return [one.strip() for one in given.split(",")]
 
 
-def _engine_of(asked: Mapping[str, Any], devices: Sequence[str], vram: str | None) -> Processes | RayTasks | None:
+def _engine_of(
+    asked: Mapping[str, Any], devices: Sequence[str], vram: str | None
+) -> Processes | RayTasks | None:
     """Who makes parts; None: this process."""
     from ..lora_ops import Processes, RayTasks
     from ..lora_ops.text import parse_size
