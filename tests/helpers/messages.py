@@ -12,7 +12,7 @@ from lorakit.lora_ops.text import CALL, PARAMETER
 
 CORE = ROOT / "lora_ops"
 # Written as parameters are: words of rank rules, of block weights, and `x` for a value.
-_OTHERS = {"conv", "depth", "mean", "min", "te", "x"}
+_OTHERS = {"conv", "depth", "max", "mean", "min", "te", "x"}
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
