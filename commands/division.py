@@ -61,7 +61,7 @@ processes_option = click.option(
     default="cpu",
     callback=_on_the_cpu,
     expose_value=False,
-    help="Where: cpu, or cpu,cpu for two processes, each of which makes parts.",
+    help="Processors: cpu, or cpu,cpu: two processes, which make parts as `--resume` does.",
 )
 
 #: For a command whose work can be divided; its function does not get them: see `division`.
@@ -71,8 +71,8 @@ division_options = together(
         metavar="I/N",
         callback=_part,
         expose_value=False,
-        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins them.  "
-        "[default: all]",
+        help="Do one part of N, of about equal cost, into the folder OUTPUT.parts; `lorakit finish` joins "
+        "them.  [default: all of it]",
     ),
     click.option(
         "--resume",
@@ -86,8 +86,8 @@ division_options = together(
         metavar="ray[:ADDRESS]",
         callback=_engine,
         expose_value=False,
-        help="Have parts made by the tasks of a Ray cluster: of this machine, or at ADDRESS; see docs/scale.md.  "
-        "[default: none]",
+        help="Have parts made, as `--resume` does, by the tasks of a Ray cluster: of this machine, or at ADDRESS.  "
+        "[default: this process]",
     ),
     click.option(
         "--verify",
@@ -102,7 +102,7 @@ division_options = together(
         metavar="FILE",
         callback=_keep,
         expose_value=False,
-        help="Write what would be done as JSON, item by item, and stop.  [default: none]",
+        help="Write what would be done as JSON, item by item, and stop.  [default: do it]",
     ),
 )
 

@@ -125,7 +125,7 @@ device_option = click.option("--device", default="auto", help=f"{_DEVICES}.")
 devices_option = click.option(
     "--device",
     default="auto",
-    help=f"{_DEVICES}; or several, as cuda:0,cuda:1: a process for each, and each makes parts.",
+    help=f"{_DEVICES}; or several, as cuda:0,cuda:1: a process for each, which make parts as `--resume` does.",
 )
 vram_option = click.option(
     "--vram",

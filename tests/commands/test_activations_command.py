@@ -82,17 +82,24 @@ def test_a_lora_is_resized_by_its_output(tmp_path, recorded):
     )
 
 
+def test_a_folder_of_peft_is_cut_by_its_output_too(tmp_path, recorded):
+    plain = extracted(tmp_path / "plain", "--format", "peft")
+    found = extracted(tmp_path / "out", "--format", "peft", "--activations", recorded)
+    assert all("weighted" in layer for layer in found["layers"])
+    assert found["weighted_error"] < found["error"]
+    assert plain["error"] < found["error"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--rank", "mean=8"), "is a budget"),
         (("--rank", "4", "--kind", "loha"), "kind `loha`"),
-        (("--rank", "4", "--format", "peft"), "format `comfy`"),
         (("--rank", "4", "--kind", "control-lora"), "does not go with a Control-LoRA"),
     ],
 )
 def test_what_does_not_combine_is_refused(tmp_path, recorded, words, message):
-    output = tmp_path / ("out" if "peft" in words else "out.safetensors")
+    output = tmp_path / "out.safetensors"
     made = lorakit_here("extract", BASE, TUNED, "-o", output, "--activations", recorded, *words)
     assert made.status != 0
     assert message in made.err

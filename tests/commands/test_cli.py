@@ -371,7 +371,7 @@ def test_each_exit_status(pair: tuple[Path, Path], tmp_path: Path) -> None:
     ("words", "hint"),
     [
         (["extrakt"], "Did you mean 'extract'?"),
-        (["extract", "a", "b", "-o", "c", "--devise", "cpu"], "Did you mean '--device'?"),
+        (["extract", "a", "b", "-o", "c", "--devices", "cpu"], "Did you mean '--device'?"),
         (["extract", "a", "b", "-o", "c", "--format", "koyha"], "'comfy', 'kohya'"),
         (["extract", "a", "b"], "Missing option '-o'"),
         (["extract", "a", "-o", "c"], "Missing argument 'TUNED...'"),
