@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 LORAS, CHECKPOINTS, DIFFUSION_MODELS = "loras", "checkpoints", "diffusion_models"
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 CONTROLNETS = "controlnet"
-ACTIVATIONS = (
-    "activations"  # a kind that the host does not know: see `model_files.name_activations`
-)
+# A kind that the host does not know: see `model_files.name_activations`.
+ACTIVATIONS = "activations"
 # Under this a model knows that LoRAs act on it for a part of the steps.
 SCHEDULE = "schedule"
 # What a GPU should have free before work on it begins, in bytes.

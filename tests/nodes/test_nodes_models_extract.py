@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import comfy_host
 import pytest
@@ -142,15 +140,6 @@ def test_a_model_of_another_packs_storage_is_refused_by_name(extract):
 
 def test_a_model_that_comfyui_gguf_loaded_is_refused_by_name(extract):
     """ComfyUI-GGUF, whose tensors have the shape of the weight and hold the bytes of its blocks."""
-    found = extract(how="GGUF", pack=str(gguf_pack()))["error"]
+    found = extract(how="GGUF", pack=str(comfy_host.find_gguf_pack()))["error"]
     assert re.match(r"QuantisedError: the tuned model holds \d+ weights quantised \(Q8_0, ", found)
     assert "load the unquantised (fp16/bf16/fp32) model" in found
-
-
-def gguf_pack():
-    """The folder of ComfyUI-GGUF; the test skips where there is none."""
-    default = comfy_host.find_tree() / "custom_nodes" / "ComfyUI-GGUF"
-    folder = Path(os.environ.get("COMFYUI_GGUF_PATH", default))
-    if not (folder / "ops.py").is_file():
-        pytest.skip(f"ComfyUI-GGUF not found at {folder}: set COMFYUI_GGUF_PATH to its folder")
-    return folder

@@ -20,6 +20,9 @@ def load_pack():
         )
         sys.modules["lorakit"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["lorakit"])
+        from lorakit.nodes.host import model_files
+
+        model_files.name_activations()  # as when the host asks for the nodes
 
 
 def tree(tensors):
