@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..text import human_size
 from .factored import factored_svd, thinned
+from .norms import frobenius
 from .orthonormal import wide
 from .ranks.budgets import Budget
 from .ranks.rules import RankRule
@@ -63,7 +64,7 @@ class Moment:
 
     def norm(self, matrix: Tensor) -> float:
         """Return |matrix L|, the Frobenius norm of what a matrix makes of all inputs."""
-        return float(torch.linalg.vector_norm(wide(self.image(matrix))))
+        return float(frobenius(self.image(matrix)))
 
     @property
     def trace(self) -> float:
@@ -134,7 +135,7 @@ def weighted_factors(
         seed: Of the random start.
     """
     image = moment.image(delta, DAMPING)
-    total = wide(torch.linalg.vector_norm(image)).square()
+    total = frobenius(image).square()
     (svd,) = truncated(image[None], total[None], rule, exact=exact, seed=seed)
     up = svd.truncate(min(delta.shape)).u
     return balanced(up, up.mT @ delta)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import FormatError, MismatchError, NonFiniteError, WeightShapeError
@@ -83,7 +84,9 @@ class Activations:
         if form == "sketch":
             told["diagonal"] = self._read(target, "diagonal")
         found = moment_of(**told)
-        return found if found.trace > 0 else None
+        # Below what float32 holds in full there is nothing to weigh by.
+        least = self.source.shape(self._key(target, form))[-1] * torch.finfo(torch.float32).tiny
+        return found if found.trace > least else None
 
     def _key(self, target: str, form: str) -> str:
         return f"{self.names.get(target, target)}.{form}"
@@ -132,11 +135,12 @@ def read_activations(source: TensorSource) -> Activations:
             len(shape) != wanted
             or not square
             or 0 in shape
-            or (form == "sketch" and len(forms) < 2)
+            or (form == "sketch" and "diagonal" not in forms)
+            or (form == "sketch" and tuple(source.shape(f"{target}.diagonal")) != tuple(shape[1:]))
         ):
             raise FormatError(
                 f"`{target}.{form}` is {shape}; of inputs of width n it should be "
-                "(n, n) as gram or cholesky, (n,) as diagonal, and (k, n) as a sketch beside a diagonal",
+                "(n, n) as gram or cholesky, (n,) as diagonal, and (k, n) as a sketch beside a diagonal of (n,)",
                 target=target,
                 path=source.name,
             )

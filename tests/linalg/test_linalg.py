@@ -299,4 +299,7 @@ def test_a_norm_of_thirty_million_entries():
     matrix = torch.empty(3000, 10_000).normal_(generator=seeded()).add_(1)
     known = math.sqrt(math.fsum(float(row.double().square().sum()) for row in matrix))
     assert float(frobenius(matrix)) == pytest.approx(known, rel=1e-7)
+    assert float(frobenius(matrix.reshape(1, -1))) == pytest.approx(known, rel=1e-7)
+    halves = frobenius(matrix.reshape(2, 1, -1))  # of a stack each its own
+    assert math.hypot(*halves.tolist()) == pytest.approx(known, rel=1e-7)
     assert float(torch.linalg.vector_norm(matrix)) != pytest.approx(known, rel=1e-4)

@@ -26,7 +26,7 @@ def test_of_inputs_in_all_directions_every_form_is_the_best(name: str, rank: int
     assert abs(excess(FORMS[name], change(), inputs(200, -2), rank, torch.float64)) < bound
 
 
-def test_where_inputs_leave_directions_out_there_is_no_root_to_invert_and_a_result_without() -> None:
+def test_where_inputs_leave_directions_out_there_is_a_result_without_a_root_to_invert() -> None:
     seen = inputs(200, -2)
     seen[:, 3:7] = 0
     assert int(torch.linalg.cholesky_ex(seen.float().mT @ seen.float()).info) > 0

@@ -186,17 +186,20 @@ def test_files_that_are_no_record_of_this_model_are_refused(pair, inputs):
         plan({**grams, first: torch.zeros(4, 5)})
     with pytest.raises(FormatError, match="beside a diagonal"):
         plan({"diffusion_model.a.sketch": torch.zeros(4, 5)})
+    for width in (4, 6):
+        with pytest.raises(FormatError, match="beside a diagonal"):
+            plan({"diffusion_model.a.sketch": torch.zeros(4, 5), "diffusion_model.a.diagonal": torch.ones(width)})  # fmt: skip
     broken = {**grams, first: torch.full_like(grams[first], torch.nan)}
     with pytest.raises(NonFiniteError, match="record again"):
         extract(base, tuned, 4, activations=DictSource(broken))
 
 
-def test_a_layer_that_nothing_went_into_is_cut_as_it_is(pair, inputs):
+@pytest.mark.parametrize("size", [0.0, 1e-42])
+def test_a_layer_that_nothing_went_into_is_cut_as_it_is(pair, inputs, size):
     grams = as_grams(inputs)
     first = next(iter(grams))
-    _, report = extract(
-        *(map(source, pair)), 4, activations=DictSource({**grams, first: 0 * grams[first]})
-    )
+    nothing = size * torch.eye(len(grams[first]))
+    _, report = extract(*(map(source, pair)), 4, activations=DictSource({**grams, first: nothing}))
     found = {layer.target: layer.weighted for layer in report.layers}
     assert found[first.removesuffix(".gram")] is None
     assert sum(one is not None for one in found.values()) == len(inputs) - 1
