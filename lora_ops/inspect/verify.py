@@ -254,7 +254,7 @@ def _measure(
             if not fits(one.shape, own.shape):
                 _check_shape(both, one.shape, tuple(own.shape))
             delta.sub_(at.spread(one.change(own, strength, delta.dtype, convention)))
-        residual = float(frobenius(delta.reshape(1, -1)))
+        residual = float(frobenius(delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)))
     rank = sum(one.rank for one, _ in changed)
     about = (both.target, both.component, both.kind, both.shape)
     rounding = reading and rounding_left(reading[0], delta.flatten(1), reading[1])

@@ -173,7 +173,7 @@ def measured(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> tuple[Ten
         NonFiniteError: See `measured_difference`.
     """
     delta = difference(base, tuned)
-    norm = float(frobenius(delta.reshape(1, -1)))
+    norm = float(frobenius(delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)))
     if not math.isfinite(norm):
         check_finite(sides, pair, base, tuned)
     return delta, norm
