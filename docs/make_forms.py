@@ -107,7 +107,7 @@ def excess(
     own = seen.to(dtype)
     try:
         found = form(change.to(dtype), own.mT @ own, rank).double()
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # of torch.linalg: no decomposition
         return math.inf
     # R of X = Q R has the lengths of X, and no Gram matrix rounds it.
     triangle = torch.linalg.qr(seen if others is None else others, mode="r")[1].mT
