@@ -14,6 +14,8 @@ from .division import ASKED
 from .options import PATH, clear_errors, force_option, json_option, verbose_option
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from ..lora_ops.run.document import Document
 
 
@@ -61,8 +63,6 @@ def finish(
         if "device" in parameters:  # where they were made; here nothing is computed
             parameters["device"] = _one_here(parameters["device"])
     parameters |= {"output": output, "force": force, "verbose": verbose, "json_to": json_to}
-    if "device" in parameters:  # nothing is computed; what was used need not be here
-        parameters["device"] = "cpu"
     asked = click.Context(command, parent=context.parent, info_name=command.name)
     asked.params = parameters
     asked.meta[ASKED] = {"finish": True, "verify": verify}
@@ -107,19 +107,20 @@ def _asked(
         raise FormatError("says of no command how it was called; remove it", path=path) from error
 
 
-def _one_here(device: str) -> str:
-    """A device by its name, or the CPU where this machine does not have it."""
+def _one_here(devices: str) -> str:
+    """The first of the devices that parts were made on, or the CPU where this machine does not have it."""
     from ..lora_ops import ArgumentError, place
 
+    first = devices.split(",")[0].strip()
     try:
-        place(device)
+        place(first)
     except ArgumentError:
         return "cpu"
-    return device
+    return first
 
 
 @contextlib.contextmanager
-def _in_folder(folder: Path):
+def _in_folder(folder: Path) -> Generator[None, None, None]:
     """Names are as they were given, from the folder in which they were."""
     before = Path.cwd()
     with contextlib.suppress(OSError):

@@ -210,11 +210,12 @@ def test_from_another_folder(pair, to, wanted, tmp_path, monkeypatch):
     assert {path.name for path in to.iterdir()} == {NAME, "report.json"}
 
 
-def test_a_device_that_is_not_here(pair, to, wanted):
+@pytest.mark.parametrize("devices", ["cuda:99", "cuda:98,cuda:99", "cpu, cpu"])
+def test_devices_that_are_not_here(pair, to, wanted, devices):
     parts(pair, to / NAME)
     path = to / f"{NAME}.parts" / "plan.json"
     told = json.loads(path.read_text())
-    told["request"]["parameters"]["device"] = "cuda:99"
+    told["request"]["parameters"]["device"] = devices
     path.write_text(json.dumps(told))
     assert lorakit_here("finish", to / NAME).status == 0
     assert contents(to) == {NAME: wanted}
