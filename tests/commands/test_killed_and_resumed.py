@@ -61,7 +61,14 @@ def run(folder: Path, output: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=PLAIN,
+        preexec_fn=heeds_signals,
     )
+
+
+def heeds_signals() -> None:
+    """What a parent ignores its children ignore: started in the background, or by nohup."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_DFL)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorakit.lora_ops import Adapter, LoraLayer, place
 from lorakit.lora_ops.adapters.layers import FullLayer, Layer, MadeLayer
+from lorakit.lora_ops.elements import ELEMENTS
 from lorakit.lora_ops.linalg.ranks.budgets import parse_rule
 from lorakit.lora_ops.operations.resize.layer import Resizing
 from lorakit.lora_ops.operations.resize.resize import resize_work
@@ -51,7 +52,7 @@ def _dense(count: int) -> Adapter:
     for index in range(count):
         full = FullLayer(with_spectrum(300, 280, power(0.7, 280), seed=index).float())
         layers[f"diffusion_model.lin.{index}"] = MadeLayer(
-            "LoHa", (300, 280), 20, torch.float32, True, lambda full=full: full
+            "LoHa", (300, 280), 20, ELEMENTS["F32"], True, lambda full=full: full
         )
     return Adapter(layers, {}, {}, "comfy")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from lorakit.lora_ops import ArgumentError, MissingPartsError, NonFiniteError, P
 from lorakit.lora_ops.run.engine import Share, pickled
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """Whatever a test does with processes, none outlives it; other tests may have theirs."""
+    before = set(children(os.getpid()))
+    yield
+    assert set(children(os.getpid())) <= before
 
 
 def shares(*names: str) -> list[Share]:
@@ -55,7 +64,6 @@ def test_two_processes_make_all_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(processes) == 2
     assert os.getpid() not in processes
     assert {one[3] for one in found.values()} == {str(tmp_path)}
-    assert children(os.getpid()) == []
     assert torch.get_num_threads() == before
 
 
@@ -85,7 +93,6 @@ def test_a_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     assert len(set(begun(tmp_path, "killed 2"))) == 3
     assert len(set(begun(tmp_path, "killed 1"))) == 2
     assert told.all.count((1, 0, "")) == 2, "what was done of it is not"
-    assert children(os.getpid()) == []
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,6 @@ def test_three_times_are_enough(name: str, how: str, tmp_path: Path) -> None:
     assert caught.value.items == (name,)
     assert len(begun(tmp_path, name)) == 3
     assert sorted(made(tmp_path)) == ["a"]
-    assert children(os.getpid()) == []
 
 
 def test_what_cannot_be_made_is_not_tried_again(tmp_path: Path) -> None:
@@ -109,7 +115,6 @@ def test_what_cannot_be_made_is_not_tried_again(tmp_path: Path) -> None:
         Processes(["cpu", "cpu"])(shares("bad"), Doomed(tmp_path), Told())
     assert (caught.value.target, caught.value.path) == ("bad", Path("b.safetensors"))
     assert len(begun(tmp_path, "bad")) == 1
-    assert children(os.getpid()) == []
 
 
 def test_a_bug_shows_where_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
