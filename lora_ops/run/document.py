@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ class InputFile:
     modified: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: the hash of many items is taken once
 class Document:
     """What there is to do.
 
@@ -75,7 +76,7 @@ class Document:
     items: tuple[Item, ...]
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 over all but the request, lower-case hex."""
         text = json.dumps(self._hashed(), sort_keys=True, separators=(",", ":"))

@@ -67,12 +67,14 @@ def places(found: Sequence[Manifest], folder: Path) -> dict[str, Manifest]:
     return where
 
 
-def check_all(found: Sequence[Manifest], jobs: Sequence[Job[Task]], folder: Path) -> None:
-    """Refuse to finish where an item is in two parts, or in none."""
+def check_all(
+    found: Sequence[Manifest], jobs: Sequence[Job[Task]], folder: Path
+) -> dict[str, Manifest]:
+    """Return the part of each item; refuse to finish where one is in two parts, or in none."""
     where = places(found, folder)
     missing = [job.name for job in jobs if job.name not in where]
     if not missing:
-        return
+        return where
     counts = {one.count for one in found}
     parts = ""
     if len(counts) == 1:
@@ -92,7 +94,7 @@ def check_all(found: Sequence[Manifest], jobs: Sequence[Job[Task]], folder: Path
 
 def join(
     whole: Whole[Task, Value],
-    found: Sequence[Manifest],
+    where: Mapping[str, Manifest],
     folder: Path,
     known: Mapping[Path, str],
     placement: Placement,
@@ -102,7 +104,7 @@ def join(
 
     Args:
         whole: The work.
-        found: The parts.
+        where: The part of each item; see `check_all`.
         folder: Where they lie.
         known: Hashes of inputs that need not be taken.
         placement: Where one run would compute everything: what is batched there lies together.
@@ -115,12 +117,13 @@ def join(
     was_there = marker.exists()
 
     def ready() -> None:
-        write_whole(marker, found[0].plan.encode() if found else b"", replace=True)
+        plan = next((one.plan for one in where.values()), "")
+        write_whole(marker, plan.encode(), replace=True)
 
     try:
         with unfinished_in(folder):
             jobs = [job for batch in placement.batches(whole.work.jobs) for job in batch]
-            outcomes = _recalled(whole, jobs, found, folder, ready)
+            outcomes = _recalled(whole, jobs, where, folder, ready)
             return write(whole.sink, outcomes, started=started, known=known)
     except BaseException:
         if not was_there:
@@ -131,12 +134,11 @@ def join(
 def _recalled(
     whole: Whole[Task, Value],
     jobs: Sequence[Job[Task]],
-    found: Sequence[Manifest],
+    where: Mapping[str, Manifest],
     folder: Path,
     ready: Callable[[], None],
 ) -> Iterator[Outcome[Value]]:
     """The results of all jobs again, in their order; one part is open at a time."""
-    where = places(found, folder)
     with contextlib.ExitStack() as stack:
         opened: Manifest | None = None
         file: SafetensorsFile | None = None

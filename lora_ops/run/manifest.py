@@ -115,16 +115,23 @@ def has_parts(folder: Path) -> bool:
 def manifests(folder: Path) -> Iterator[Manifest]:
     """Yield all that can be read, by the names of their files; one that cannot is as none."""
     for path in sorted(folder.glob("*-of-*.json")):
-        try:
-            told = cast("dict[str, Any]", json.loads(path.read_bytes()))
-            if told.pop("hash") != _hash(told) or told.pop("lorakit_part") != FORMAT:
-                continue
-            one = Manifest(**told)
-            name = part_name(one.number, one.count)
-            if path.stem == name and one.file == f"{name}.safetensors" and _plausible(told):
-                yield one
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
+        one = read_manifest(path)
+        if one is not None:
+            yield one
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return a manifest; None where there is none that can be read."""
+    try:
+        told = cast("dict[str, Any]", json.loads(path.read_bytes()))
+        if told.pop("hash") != _hash(told) or told.pop("lorakit_part") != FORMAT:
+            return None
+        one = Manifest(**told)
+        name = part_name(one.number, one.count)
+        is_its_own = path.stem == name and one.file == f"{name}.safetensors"
+        return one if is_its_own and _plausible(told) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _plausible(told: Mapping[str, Any]) -> bool:

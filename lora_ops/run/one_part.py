@@ -18,7 +18,7 @@ from .document import Document
 from .engine import Share
 from .inputs import hashes_of, unchanged
 from .job import Job, Work
-from .manifest import Manifest, manifests, part_name, shares
+from .manifest import Manifest, part_name, read_manifest, shares
 from .output import ended
 from .stream import stream
 from .whole import Division, Whole
@@ -39,11 +39,13 @@ def one_part(
 ) -> Report:
     """Make one part, unless it is there already; see `carry_out`."""
     number, count = division.part or (1, 1)
-    name = part_name(number, count)
-    for there in manifests(folder):
-        is_it = Path(there.file).stem == name and there.plan == document.hash
-        if is_it and there.is_sound(folder, hashed=division.verify):
-            return _of_part(whole, there, folder, started, "was there already")
+    there = read_manifest(folder / f"{part_name(number, count)}.json")
+    if (
+        there is not None
+        and there.plan == document.hash
+        and there.is_sound(folder, hashed=division.verify)
+    ):
+        return _of_part(whole, there, folder, started, "was there already")
     jobs = shares(whole.work.jobs, count).get(number, [])
     mine = range(number - 1, len(whole.inputs), count)
     made = make_part(whole, document.hash, folder, (number, count), jobs, placement, progress, mine)

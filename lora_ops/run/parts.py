@@ -115,9 +115,9 @@ def _finished(
             engine = division.engine or InTurn(placement)
             _make_missing(whole, document, folder, there, engine, progress)
             there = found_parts(folder, document, hashed=False)
-        check_all(there, whole.work.jobs, folder)
+        where = check_all(there, whole.work.jobs, folder)
         known |= {path: digest for path, digest in hashes().items() if digest}
-    report = join(whole, there, folder, known, placement, started)
+    report = join(whole, where, folder, known, placement, started)
     clear(folder)
     return report
 
