@@ -18,7 +18,7 @@ from ._shapes import Float
 from .gram import gram_svd
 from .operators import Operator
 from .orthonormal import orthonormal, wide
-from .precision import has_bf16_units, search_dtype
+from .precision import search_dtypes
 from .search import search_svd
 from .steps import MOST, block_width, converged, start
 from .svd import Svd, svd_from_squares
@@ -30,7 +30,7 @@ def krylov_svd(
     total: Tensor,
     seed: int = 0,
     *,
-    tolerance: float = 9.4e-4,
+    tolerance: float = 8e-4,
 ) -> Svd:
     """Return `rank` leading singular triplets whose truncation is close to the best possible one.
 
@@ -63,8 +63,7 @@ def _stacked(
     count, _, side = matrix.shape
     block = min(block_width(rank), side)
     found: dict[int, Svd] = {}
-    if isinstance(matrix, Tensor) and (dtype := search_dtype(matrix)) != torch.float32:
-        dtypes = (dtype, torch.bfloat16) if has_bf16_units() else (dtype,)
+    if isinstance(matrix, Tensor) and (dtypes := search_dtypes(matrix)):
         # One by one: how a stack is multiplied is seen in the last digit of bfloat16.
         for i in range(count):
             svd = search_svd(matrix[i], rank, total[i], seed, tolerance, dtypes)
@@ -98,11 +97,14 @@ def _stacked(
 def _joined(found: Mapping[int, Svd]) -> Svd:
     """The decompositions of a stack, by index, as that of the stack."""
     parts = [found[index] for index in range(len(found))]
+    search = tuple(part.search[0] if part.search else None for part in parts)
+    if len(parts) == 1:  # nothing is copied
+        return Svd(parts[0].u[None], parts[0].s[None], parts[0].vh[None], search)
     return Svd(
         torch.stack([part.u for part in parts]),
         torch.stack([part.s for part in parts]),
         torch.stack([part.vh for part in parts]),
-        tuple(part.search[0] if part.search else None for part in parts),
+        search,
     )
 
 

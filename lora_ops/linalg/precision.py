@@ -11,17 +11,16 @@ from torch import Tensor
 _LEAST_SIDE = 512
 
 
-def search_dtype(matrix: Tensor) -> torch.dtype:
-    """Return int8 or bfloat16 where products of the matrix (..., out, in) are twice as fast in it, else float32.
+def search_dtypes(matrix: Tensor) -> tuple[torch.dtype, ...]:
+    """Return in which dtypes to search a matrix (..., out, in), the first that is fine enough for it; none: in none.
 
     Known from the processor, not measured: on a busy machine a clock would decide otherwise the next
     time, and the same inputs would not give the same bytes.
     """
     if matrix.device.type != "cpu" or min(matrix.shape[-2:]) < _LEAST_SIDE:
-        return torch.float32
-    if has_int8_units():
-        return torch.int8
-    return torch.bfloat16 if has_bf16_units() else torch.float32
+        return ()
+    low = (torch.int8,) if has_int8_units() else ()
+    return (*low, torch.bfloat16 if has_bf16_units() else torch.float32)
 
 
 @functools.cache

@@ -1,12 +1,14 @@
-"""The leading directions of large matrices, searched in fewer bits and finished in float32.
+"""The leading directions of large matrices on processors, searched in as few bits as those have units for.
 
 A subspace need not be known to many digits: what a direction is off by costs energy with its square. So
 the Krylov space is grown with products in int8 or bfloat16, and what it yields goes through the matrix itself once
-more, in float32: half a step more, exact singular values of what was found, and an error that is known.
+more, in float32: half a step more, exact singular values of what was found, and an error that is known. Where there
+are no such units it is grown in float32, and is its own end.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -21,6 +23,9 @@ from .svd import Svd, svd_from_right
 _RESOLVED = 0.02
 # What the rows of a basis may have in common, and what they have after a projection.
 _DRIFT, _ROUNDING = 1e-3, 1e-6
+# Rows whose lengths, once they are made orthogonal, differ by more are not quite orthogonal after one turn: the
+# Gram matrix of a block has their squares.
+_UNEQUAL = 0.1
 # Squares of what float32 holds outside this range are not safe in float32.
 _SMALL, _LARGE = 1e-24, 1e24
 
@@ -47,38 +52,37 @@ def search_svd(
     low = lowered(matrix, norm, dtypes) if _SMALL < norm < _LARGE else None
     if low is None:
         return None
-    block = min(block_width(rank), side)
+    is_coarse = low.dtype != torch.float32
+    block = min(_width(rank) if is_coarse else block_width(rank), side)
     space = _Space(low, start(side, block, seed), len(matrix))
-    first = -(-rank // block) * block + 3 * block
     captured: list[Tensor] = []
-    # What is outside of the whole space is missed by its leading directions all the more.
-    while space.is_sound and space.energy < (1 - _RESOLVED) * norm:
-        if space.size >= first:
+    while space.is_sound:
+        if space.size >= rank:
             # Vectors cost twice what values do: they are computed once convergence is likely.
-            vectors = None
-            if captured:
-                squares, vectors = torch.linalg.eigh(space.ritz(space.size))
-                captured.append(squares[None, -rank:].double().sum(-1))
+            if len(captured) < 3:
+                squares, vectors = torch.linalg.eigvalsh(space.ritz), None
             else:
-                sizes = (space.size - earlier * block for earlier in (3, 2, 1, 0))
-                captured = [_held(space.ritz(size), rank) for size in sizes]
-            if converged(captured, total[None], tolerance):
-                if vectors is None:
-                    vectors = torch.linalg.eigh(space.ritz(space.size))[1]
-                svd = space.triplets(matrix, vectors[:, -rank:])
+                squares, vectors = torch.linalg.eigh(space.ritz)
+            held = squares[-rank:].double().sum()
+            if float(held) > (1 - _RESOLVED) * norm:
+                return None
+            captured.append(held[None])
+            if vectors is not None and converged(
+                captured, total[None], tolerance, half_a_step=is_coarse
+            ):
+                svd = space.triplets(matrix, squares[-rank:].flip(-1), vectors[:, -rank:].flip(-1))
                 # More than the matrix itself confirms was promised by a basis that is none.
-                promised = captured[-1][0]
-                short = (1 - low.blur) * promised - svd.s.square().sum()
-                return svd if bool(short <= tolerance * (total - promised)) else None
+                short = held - low.blur * squares[-rank:].norm() - svd.s.square().sum()
+                return svd if bool(short <= tolerance * (total - held)) else None
         if space.size + block > MOST * side:
             return None
         space.extend()
     return None
 
 
-def _held(ritz: Tensor, rank: int) -> Tensor:
-    """The energy of the leading directions, (1,)."""
-    return torch.linalg.eigvalsh(ritz)[None, -rank:].double().sum(-1)
+def _width(rank: int) -> int:
+    """Rows of a block, in multiples of 8: of five blocks two are more than what is wanted."""
+    return max(16, -(-rank * 5 // 64) * 8)
 
 
 class _Space:
@@ -96,18 +100,15 @@ class _Space:
         self.is_sound = True
         self._drift = _ROUNDING
         self._basis = first.new_empty((0, first.shape[1]))
-        self._image = first.new_empty((0, long), dtype=torch.bfloat16)
+        dtype = torch.float32 if low.dtype == torch.float32 else torch.bfloat16
+        self._image = first.new_empty((0, long), dtype=dtype)
         self._ritz = first.new_empty((0, 0))
         self._append(first)
 
     @property
-    def energy(self) -> float:
-        """What of the squared norm is within the space."""
-        return float(self.ritz(self.size).diagonal().double().sum())
-
-    def ritz(self, size: int) -> Tensor:
-        """The Gram matrix of the image of the first rows: its lower triangle."""
-        return self._ritz[:size, :size]
+    def ritz(self) -> Tensor:
+        """The Gram matrix of the image: its lower triangle."""
+        return self._ritz[: self.size, : self.size]
 
     def extend(self) -> None:
         """Add one block: the newest one, sent through the matrix and back."""
@@ -117,24 +118,45 @@ class _Space:
         coefficients = back @ basis.mT
         self._ritz[begin:end, :end] = coefficients
         left = torch.addmm(back, coefficients, basis, alpha=-1)
+        gram = left @ left.mT
         # What the basis lacks in orthogonality grows as little is left of a block.
-        shares = left.norm(dim=-1) / back.norm(dim=-1).clamp(min=torch.finfo(back.dtype).tiny)
-        self._drift = self._drift / max(float(shares.amin()), _ROUNDING)
+        own, lost = gram.diagonal(), coefficients.square().sum(-1)
+        share = float((own / (own + lost).clamp(min=torch.finfo(own.dtype).tiny)).amin())
+        self._drift = self._drift / max(math.sqrt(share), _ROUNDING)
         if self._drift > _DRIFT:
             left = torch.addmm(left, left @ basis.mT, basis, alpha=-1)
+            gram = left @ left.mT
             self._drift = _ROUNDING
-        lower, inverse, self.is_sound = _cholesky(left)
-        self._append(inverse @ left)
+        lower, inverse, self.is_sound = _cholesky(gram)
+        newest = inverse @ left
+        own = lower.diagonal()
+        if float(own.amin() / own.amax()) < _UNEQUAL:
+            again, inverse, _ = _cholesky(newest @ newest.mT)
+            newest, lower = inverse @ newest, lower @ again
+        self._append(newest)
         self._ritz[end : self.size, begin:end] = lower.mT
 
-    def triplets(self, matrix: Tensor, vectors: Tensor) -> Svd:
-        """Singular triplets of the matrix from eigenvectors, (size, k), of the Gram matrix."""
-        rows = vectors.flip(-1).mT.to(self._image.dtype) @ self._image[: self.size]
-        rows = torch.nn.functional.normalize(rows.float(), dim=-1)
-        _, inverse, _ = _cholesky(rows)
-        rows = inverse @ rows
+    def triplets(self, matrix: Tensor, squares: Tensor, vectors: Tensor) -> Svd:
+        """Return the leading singular triplets of the matrix; what was found in fewer bits goes through it once more.
+
+        Args:
+            matrix: (out, in), float32.
+            squares: (k,), the leading eigenvalues of the Gram matrix, descending.
+            vectors: (size, k), its eigenvectors.
+        """
+        image = self._image[: self.size]
+        leading = (vectors / squares.sqrt()).mT
+        rows = (leading.to(image.dtype) @ image).float()
+        if self._low.dtype == torch.float32:
+            return self._projected(rows, leading @ self._basis[: self.size])
         through = rows @ matrix if matrix.stride(-1) == 1 else (matrix.mT @ rows.mT).mT
-        return replace(svd_from_right(through, rows).mT, search=(self._low.dtype,))
+        return self._projected(through, rows).mT
+
+    def _projected(self, image: Tensor, rows: Tensor) -> Svd:
+        """The SVD of a matrix projected on rows that need not be orthonormal, from their image."""
+        _, inverse, _ = _cholesky(rows @ rows.mT)
+        svd = svd_from_right(inverse @ image, rows, inverse)
+        return replace(svd, search=(self._low.dtype,))
 
     def _append(self, newest: Tensor) -> None:
         begin, end = self.size, self.size + self._block
@@ -160,8 +182,8 @@ class _Space:
         self._ritz[: self.size, : self.size] = ritz
 
 
-def _cholesky(rows: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Return the lower factor of the Gram matrix of rows, its inverse, and whether there is one."""
-    lower, info = torch.linalg.cholesky_ex(rows @ rows.mT)
-    eye = torch.eye(len(rows), dtype=rows.dtype)
+def _cholesky(gram: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return the lower factor of a Gram matrix of rows, its inverse, and whether there is one."""
+    lower, info = torch.linalg.cholesky_ex(gram)
+    eye = torch.eye(len(gram), dtype=gram.dtype)
     return lower, torch.linalg.solve_triangular(lower, eye, upper=False), not int(info)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 # Share of the short side that a basis may fill: beyond it the exact way is cheaper, and taken.
 MOST = 0.75
-# What a step gains at most of what the one before it did.
-_SLOWEST = 0.6
+# What a step gains of what the one before it did, at least and at most.
+_FASTEST, _SLOWEST = 0.2, 0.7
 
 
 def block_width(rank: int) -> int:
@@ -27,7 +27,9 @@ def start(side: int, block: int, seed: int) -> Tensor:
     return torch.linalg.qr(torch.randn((side, block), generator=generator))[0].mT
 
 
-def converged(captured: Sequence[Tensor], total: Tensor, tolerance: float) -> list[int]:
+def converged(
+    captured: Sequence[Tensor], total: Tensor, tolerance: float, *, half_a_step: bool = False
+) -> list[int]:
     """The matrices whose energy still to be gained is below what `tolerance` allows.
 
     Gains shrink geometrically, by 0.1 to 0.6 a step, and where spectra fall like powers by less from step to
@@ -37,14 +39,18 @@ def converged(captured: Sequence[Tensor], total: Tensor, tolerance: float) -> li
         captured: What the leading directions hold after each step, (b,) each, float64; the last four count.
         total: (b,), float64: what all directions hold.
         tolerance: Excess error accepted, as a share of the best error.
+        half_a_step: Whether what was found goes through the matrix once more: of what is still to be gained, that
+            leaves about twice the rate of gains.
     """
     if len(captured) < 4:
         return []
     gains = [(more - less).clamp(min=0) for less, more in pairwise(captured[-4:])]
     least = torch.finfo(total.dtype).tiny
     before, rate = (new / old.clamp(min=least) for old, new in pairwise(gains))
-    rate = (rate * (rate / before.clamp(min=least)).clamp(min=1)).clamp(max=_SLOWEST)
+    rate = (rate * (rate / before.clamp(min=least)).clamp(min=1)).clamp(min=_FASTEST, max=_SLOWEST)
     ahead = gains[-1] * rate / (1 - rate)
+    if half_a_step:
+        ahead = ahead * (2 * rate).clamp(max=1)
     now = captured[-1]
     # d(error)/error is half of d(error squared)/(error squared); the second term is float32's floor.
     allowed = 2 * tolerance * (total - now).clamp(min=0) + 1e-12 * total

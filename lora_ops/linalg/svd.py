@@ -52,12 +52,13 @@ class Svd:
         return self.u * root.unsqueeze(-2), root.unsqueeze(-1) * self.vh
 
 
-def svd_from_right(image: Tensor, right: Tensor) -> Svd:
+def svd_from_right(image: Tensor, right: Tensor, turn: Tensor | None = None) -> Svd:
     """Return the SVD of a matrix projected on the rows of `right`.
 
     Args:
-        image: (..., k, m), float32 or float64: `right` times the transposed matrix.
+        image: (..., k, m), float32 or float64: `right`, orthonormal, times the transposed matrix.
         right: (..., k, n), float32, orthonormal rows.
+        turn: (..., k, k), float32, by which rows that are not orthonormal yet become so; None for rows that are.
 
     The k x k Gram matrix of the image is formed and solved in float64, so that singular values are
     accurate to float32 rounding of the largest one, not to its square root.
@@ -65,7 +66,8 @@ def svd_from_right(image: Tensor, right: Tensor) -> Svd:
     image = wide(image)
     squares, rotation = torch.linalg.eigh(image @ image.mT)
     squares, rotation = squares.flip(-1), rotation.flip(-1).mT
-    turned = rotation.to(right.device, right.dtype) @ right
+    turned = rotation.to(right.device, right.dtype)
+    turned = (turned if turn is None else turned @ turn) @ right
     return svd_from_squares(squares, rotation @ image, turned)
 
 
@@ -88,5 +90,4 @@ def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
 
 def _signs(left: Tensor) -> Tensor:
     """What makes the largest entry of each left vector positive, so that a sign is not an accident."""
-    largest = left.abs().argmax(dim=-1, keepdim=True)
-    return torch.where(torch.take_along_dim(left, largest, dim=-1) < 0, -1.0, 1.0)
+    return torch.where(left.amax(-1, keepdim=True) < -left.amin(-1, keepdim=True), -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Directions searched in bfloat16: as good as stated, never where that cannot tell, and said so."""
+"""Directions searched in bfloat16 and in float32: as good as stated, never where that cannot tell, and said so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorakit.lora_ops.linalg import frobenius
 from lorakit.lora_ops.linalg import krylov as module
-from lorakit.lora_ops.linalg.precision import has_bf16_units, has_int8_units, search_dtype
+from lorakit.lora_ops.linalg.precision import has_bf16_units, has_int8_units, search_dtypes
 
 SIDE = 512
 
@@ -18,7 +18,7 @@ SIDE = 512
 @pytest.fixture
 def units(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor with bfloat16 units; others compute the same, slowly."""
-    monkeypatch.setattr(module, "search_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(module, "search_dtypes", lambda _: (torch.bfloat16,))
 
 
 def spiked(height: float) -> Tensor:
@@ -50,6 +50,33 @@ def test_a_search_in_bfloat16_is_as_good_as_one_in_float32(name: str, rank: int)
     svd = searched(matrix, rank)
     assert svd.search == (torch.bfloat16,)
     assert len(svd.s) == rank
+    check_as_good_as_float32(matrix, svd)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", ROUGH)
+def test_a_search_in_float32_needs_no_other(
+    name: str, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "search_dtypes", lambda _: (torch.float32,))
+    monkeypatch.delattr(module, "_Spaces")
+    matrix = with_spectrum(1100, SIDE, ROUGH[name]).float()
+    svd = searched(matrix.mT.contiguous().mT if turned else matrix, 16)
+    assert svd.search == (torch.float32,)
+    check_as_good_as_float32(matrix, svd)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("seed", range(3))
+def test_directions_of_very_different_lengths_are_not_searched_twice(
+    dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose rows are of lengths 100 apart is orthogonal to a hundredth, if it is made so once."""
+    monkeypatch.setattr(module, "search_dtypes", lambda _: (dtype,))
+    monkeypatch.delattr(module, "_Spaces")
+    matrix = with_spectrum(640, 640, power(640, 0.9), seed).float()
+    svd = searched(matrix, 32)
+    assert svd.search == (dtype,)
     check_as_good_as_float32(matrix, svd)
 
 
@@ -110,13 +137,13 @@ def test_each_matrix_of_a_stack_has_its_own_precision(turned: bool) -> None:
         assert excess(matrix, svd) <= EXCESS
 
 
-def test_only_large_matrices_on_processors_with_units() -> None:
-    low = torch.bfloat16 if has_bf16_units() else torch.float32
-    low = torch.int8 if has_int8_units() else low
-    assert search_dtype(torch.empty(512, 600)) == low
-    assert search_dtype(torch.empty(2, 900, 512)) == low
-    assert search_dtype(torch.empty(900, 511)) == torch.float32
-    assert search_dtype(torch.empty(600, 600, device="meta")) == torch.float32
+def test_only_large_matrices_on_processors() -> None:
+    low = (torch.int8,) if has_int8_units() else ()
+    low = (*low, torch.bfloat16 if has_bf16_units() else torch.float32)
+    assert search_dtypes(torch.empty(512, 600)) == low
+    assert search_dtypes(torch.empty(2, 900, 512)) == low
+    assert search_dtypes(torch.empty(900, 511)) == ()
+    assert search_dtypes(torch.empty(600, 600, device="meta")) == ()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -22,10 +22,10 @@ RANK = 8
 def low(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With and without units for fewer bits, whatever this processor has; how it is written."""
 
-    def known(matrix: Tensor) -> torch.dtype:
-        return request.param if min(matrix.shape[-2:]) >= 512 else torch.float32
+    def known(matrix: Tensor) -> tuple[torch.dtype, ...]:
+        return (request.param,) if min(matrix.shape[-2:]) >= 512 else ()
 
-    monkeypatch.setattr(krylov, "search_dtype", known)
+    monkeypatch.setattr(krylov, "search_dtypes", known)
     return str(request.param).removeprefix("torch.")
 
 
