@@ -47,10 +47,11 @@ def converged(
     gains = [(more - less).clamp(min=0) for less, more in pairwise(captured[-4:])]
     least = torch.finfo(total.dtype).tiny
     before, rate = (new / old.clamp(min=least) for old, new in pairwise(gains))
-    rate = (rate * (rate / before.clamp(min=least)).clamp(min=1)).clamp(min=_FASTEST, max=_SLOWEST)
-    ahead = gains[-1] * rate / (1 - rate)
-    if half_a_step:
-        ahead = ahead * (2 * rate).clamp(max=1)
+    rate = rate * (rate / before.clamp(min=least)).clamp(min=1)
+    # After few steps gains seem to shrink faster than they will: half a step more makes up for that.
+    rate = rate.clamp(min=0 if half_a_step else _FASTEST, max=_SLOWEST)
+    # Slow gains are the least certain: they may well become slower.
+    ahead = gains[-1] * rate / (1 - rate) * (2 * rate).clamp(min=0 if half_a_step else 1)
     now = captured[-1]
     # d(error)/error is half of d(error squared)/(error squared); the second term is float32's floor.
     allowed = 2 * tolerance * (total - now).clamp(min=0) + 1e-12 * total
