@@ -65,9 +65,10 @@ class RayTasks:
             return
         ray = _imported()
         work = pickled(make)
-        with _joined(ray, self.address):
+        with _joined(ray, self.address) as is_ours:
             nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-            _make_all(ray, self._device(nodes), self.memory, nodes, shares, work, tell)
+            device = self._device(nodes)
+            _make_all(ray, device, self.memory, nodes, shares, work, tell, cancels=not is_ours)
 
     def _device(self, nodes: Sequence[Mapping[str, float]]) -> str:
         """Which kind it is to be, of those that there are."""
@@ -87,6 +88,8 @@ def _make_all(
     shares: Sequence[Share],
     work: bytes,
     tell: Tell,
+    *,
+    cancels: bool,
 ) -> None:
     """Have tasks make all parts; those of workers that are lost once more."""
     # On the CPU a task is one job, with as many threads as each has without Ray; see `Processes`.
@@ -133,7 +136,10 @@ def _make_all(
                 raise error
             tell(share, share.cost, share.names[-1])
     finally:
-        _end(ray, list(running))
+        # A connection of our own takes its tasks along. Where Ray 2.60 is told to cancel one that is just
+        # ending, it may abort this process instead.
+        if cancels:
+            _end(ray, list(running))
 
 
 def _end(ray: Any, tasks: Sequence[Any]) -> None:
@@ -195,10 +201,10 @@ def _imported() -> Any:
 
 
 @contextlib.contextmanager
-def _joined(ray: Any, address: str) -> Generator[None, None, None]:
-    """Be part of the cluster until the end of the `with` statement."""
+def _joined(ray: Any, address: str) -> Generator[bool, None, None]:
+    """Be part of the cluster until the end of the `with` statement; yield whether that is what began it."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     if address not in ("", "auto", "local"):
         _check(address)
@@ -217,7 +223,7 @@ def _joined(ray: Any, address: str) -> Generator[None, None, None]:
         raise ArgumentError(f"the Ray cluster {address} cannot be joined: {why}") from error
     with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that were lost
         try:
-            yield
+            yield True
         finally:
             ray.shutdown()
 

@@ -79,12 +79,12 @@ def tasks() -> list[int]:
     return found
 
 
-def started(
-    folder: Path, command: str, output: Path, cluster: tuple[str, dict[str, str]], parts: int = 2
+def begin(
+    folder: Path, command: str, output: Path, cluster: tuple[str, dict[str, str]]
 ) -> subprocess.Popen[str]:
-    """Begin a command, and wait until some of its parts are there and more are being made."""
+    """Begin a command."""
     address, own = cluster
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [SCRIPT, *SLOW[command], "--engine", f"ray:{address}", "-o", output.relative_to(folder)],
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -92,6 +92,13 @@ def started(
         text=True,
         env=PLAIN | own,
     )
+
+
+def started(
+    folder: Path, command: str, output: Path, cluster: tuple[str, dict[str, str]], parts: int = 2
+) -> subprocess.Popen[str]:
+    """Begin a command, and wait until some of its parts are there and more are being made."""
+    process = begin(folder, command, output, cluster)
 
     def is_amid() -> bool:
         assert process.poll() is None, process.communicate()
@@ -129,13 +136,17 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     output.parent.mkdir()
     process = started(slow, "extract", output, cluster, parts=3)
     process.send_signal(how)
-    process.communicate(timeout=120)
-    assert process.returncode == (-how if how is signal.SIGKILL else 128 + how)
+    said = process.communicate(timeout=120)
+    assert process.returncode == (-how if how is signal.SIGKILL else 128 + how), said
     wait_until(lambda: not tasks(), 60)
     there = manifests(output)
     assert len(there) >= 3
-    again = started(slow, "extract", output, cluster, parts=len(there) + 1)
-    assert {name: manifests(output)[name] for name in there} == there, "made again"
+    again = begin(slow, "extract", output, cluster)
+    while again.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # what is joined is removed
+            now = manifests(output)
+            assert {name: now.get(name, was) for name, was in there.items()} == there, "made again"
+        time.sleep(0.02)
     out, err = again.communicate(timeout=300)
     assert (again.returncode, out.splitlines()[-1:]) == (
         0,
