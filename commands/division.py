@@ -195,7 +195,7 @@ def _engine_of(
 
 def may_replace(asked: Division | None, output: Path, *, force: bool) -> bool:
     """Whether the output may replace a file: also where it was about to get its name when its run was killed."""
-    from ..lora_ops.run.joining import is_publishing
+    from ..lora_ops.parts.joining import is_publishing
 
     return force or (asked is not None and is_publishing(output))
 
@@ -222,7 +222,7 @@ def tell_all(
     if asked is None or (asked.computes and asked.part is None) or asked.finish:
         tell(report, show, json_to=json_to, verbose=verbose, output=output)
         return
-    from ..lora_ops.run.manifest import parts_folder
+    from ..lora_ops.parts.manifest import parts_folder
     from ..lora_ops.text import plain
     from ..terminal.as_json import write_json
 

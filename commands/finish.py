@@ -16,7 +16,7 @@ from .options import PATH, clear_errors, force_option, json_option, verbose_opti
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ..lora_ops.run.document import Document
+    from ..lora_ops.parts.document import Document
 
 
 @click.command()
@@ -43,9 +43,9 @@ def finish(
     """
     with clear_errors():
         from ..lora_ops import ArgumentError
-        from ..lora_ops.run.document import read_document
-        from ..lora_ops.run.joining import clear, is_publishing
-        from ..lora_ops.run.manifest import PLAN, parts_folder
+        from ..lora_ops.parts.document import read_document
+        from ..lora_ops.parts.joining import clear, is_publishing
+        from ..lora_ops.parts.manifest import PLAN, parts_folder
         from ..terminal.as_json import STDOUT
 
         output = output.absolute()

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("lora_ops.report", "lora_ops.source", "lora_ops.text"),
     ("lora_ops.files", "lora_ops.linalg"),
     ("lora_ops.run", "lora_ops.models"),
-    ("lora_ops.adapters",),
+    ("lora_ops.adapters", "lora_ops.parts"),
     ("lora_ops.operations", "lora_ops.training"),
     ("lora_ops.inspect",),
     ("lora_ops",),

@@ -115,11 +115,11 @@ if TYPE_CHECKING:
     from .operations.scale.plan import plan_scale_file
     from .operations.scale.scale import scale
     from .operations.weights.change import BakedLayer
+    from .parts.processes import Processes
+    from .parts.ray_engine import RayTasks
+    from .parts.whole import Division
     from .report import LayerReport, Report, Rounding, Skip, Weighted
     from .run.devices import Placement, place
-    from .run.processes import Processes
-    from .run.ray_engine import RayTasks
-    from .run.whole import Division
     from .run.workers import Progress
     from .source import DictSource, TensorSource
     from .training import (

@@ -126,7 +126,7 @@ def _check_sides(base: Any, base_clip: Any, tuned: Any, tuned_clip: Any) -> None
     Raises:
         ArgumentError: Says what to connect.
     """
-    from ...lora_ops.errors import ArgumentError
+    from ...lora_ops import ArgumentError
 
     if base is not None and (tuned_clip is None) != (base_clip is None):
         missing = "base_clip" if base_clip is None else "tuned_clip"

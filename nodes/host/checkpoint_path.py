@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import host
 
 if TYPE_CHECKING:
-    from ...lora_ops.source import TensorSource
+    from ...lora_ops import TensorSource
 
 
 def checkpoint_path(

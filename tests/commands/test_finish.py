@@ -142,7 +142,7 @@ def test_a_manifest_that_is_none(how, pair, output, tmp_path):
 
 def hashed(told: dict[str, object]) -> str:
     """A manifest that says of itself that it is right."""
-    from lorakit.lora_ops.run.manifest import _hash
+    from lorakit.lora_ops.parts.manifest import _hash
 
     told.pop("hash", None)
     return json.dumps({**told, "hash": _hash(told)})

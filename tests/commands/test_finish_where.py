@@ -12,7 +12,7 @@ import torch
 from commands import DIGITS, contents, lorakit_here, python, tiny_pair
 from safetensors.torch import load_file, save_file
 
-from lorakit.lora_ops.run.claim import claimed
+from lorakit.lora_ops.parts.claim import claimed
 
 NAME = "out.safetensors"
 BASE, TUNED = (DIGITS / f"{side}.safetensors" for side in ("base", "tuned"))

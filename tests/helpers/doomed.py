@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from lorakit.lora_ops.errors import NonFiniteError
+from lorakit.lora_ops.parts.engine import Share
 from lorakit.lora_ops.run.devices import Placement
-from lorakit.lora_ops.run.engine import Share
 from lorakit.lora_ops.run.workers import Progress
 
 

@@ -31,7 +31,7 @@ FLAGGED = {
     *("requests", "runpy", "shelve", "smtplib", "socket", "subprocess", "urllib", "websocket"),
 }
 #: Makers of parts in other processes, which no node asks for.
-ENGINES = {f"lora_ops/run/{name}.py" for name in ("process", "processes", "ray_engine")}
+ENGINES = {f"lora_ops/parts/{name}.py" for name in ("process", "processes", "ray_engine")}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.putenv"}
 
 

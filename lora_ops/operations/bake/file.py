@@ -19,12 +19,12 @@ from ...errors import ArgumentError
 from ...files import (
     FileSource,
 )
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import hashed, paths_of
 from ...run.job import Outcome, Work
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.checkpoint_file import CheckpointFile

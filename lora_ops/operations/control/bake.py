@@ -18,11 +18,11 @@ from ...errors import ArgumentError, MismatchError, UnknownFormatError
 from ...files import FileSource, check_output
 from ...models.architectures import UNET
 from ...models.control import OWN, SHARED
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import place
 from ...run.job import Work
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..bake.file import BakedFile, plan_bake_file

@@ -18,12 +18,12 @@ from ...files import FileSource, Output, dtype_name, writer_of
 from ...files.header import header_room
 from ...linalg.storage import rounded
 from ...models.architectures import UNET
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.job import Outcome
 from ...run.output import Writer
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ..extract.extracted_file import ExtractedFile
 from ..extract.extraction import Extraction

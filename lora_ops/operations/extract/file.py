@@ -13,12 +13,12 @@ from ...errors import ArgumentError, MismatchError
 from ...files import Output, check_output, read_errors
 from ...linalg.ranks.budgets import Budget
 from ...linalg.ranks.rules import RankRule
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import paths_of
 from ...run.job import Outcome, Work
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..peft_folder import check_folder, is_for_folder

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 from ...errors import LoraOpsError
 from ...files import make_folder, open_source, read_errors, write_whole
-from ...run.document import input_files
+from ...parts.document import input_files
+from ...parts.joining import clear
+from ...parts.manifest import parts_folder
+from ...parts.whole import Division
 from ...run.inputs import paths_of
-from ...run.joining import clear
-from ...run.manifest import parts_folder
-from ...run.whole import Division
 from ...source import TensorSource
 from ..peft_folder import CONFIG
 

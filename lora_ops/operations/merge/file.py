@@ -14,13 +14,13 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...files import FileSource
 from ...files.quantised.encoding_gguf import GGUF_TYPES
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.inputs import Input, paths_of
 from ...run.job import Outcome, Work
 from ...run.packed import by_name
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ...source import TensorSource
 from ..weights.checkpoint_file import CheckpointFile

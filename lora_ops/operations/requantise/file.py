@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ...adapters.metadata import Input, Operation, baked_metadata
+from ...parts.carry_out import carry_out
+from ...parts.whole import Division, Whole
 from ...report import Report
 from ...run.devices import Placement, place
 from ...run.job import Outcome, Work
-from ...run.parts import carry_out
-from ...run.whole import Division, Whole
 from ...run.workers import Progress
 from ..weights.checkpoint_file import CheckpointFile
 from ..weights.output import SHARD_SIZE

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..files import Output
+from ..run.inputs import paths_of
+from ..run.job import Outcome, Work
+from ..run.output import Sink
 from .document import RECORD, Document, Item, input_files
-from .inputs import paths_of
-from .job import Outcome, Work
-from .output import Sink
 from .processes import Processes
 from .ray_engine import RayTasks
 

@@ -23,8 +23,8 @@ from lorakit.lora_ops import (
     plan_file,
 )
 from lorakit.lora_ops.errors import ArgumentError, MismatchError
+from lorakit.lora_ops.parts.manifest import shares
 from lorakit.lora_ops.run.job import Job
-from lorakit.lora_ops.run.manifest import shares
 
 BASE, LORA = DIGITS / "base.safetensors", DIGITS / "lora.safetensors"
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Protocol
 
 from ..errors import ArgumentError, MissingPartsError
-from .devices import Placement
-from .workers import Progress
+from ..run.devices import Placement
+from ..run.workers import Progress
 
 #: How often a part is begun before it is given up.
 ATTEMPTS = 3

@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 import doomed
 from lorakit.lora_ops import LoraOpsError, RayTasks
-from lorakit.lora_ops.run.engine import Share
+from lorakit.lora_ops.parts.engine import Share
 
 folder, address, *names = sys.argv[1:]
 shares = [Share(n, len(names), (name,), 10) for n, name in enumerate(names, 1)]

@@ -14,7 +14,7 @@ from doomed import Doomed, OddError
 from processes import children
 
 from lorakit.lora_ops import ArgumentError, MissingPartsError, NonFiniteError, Processes
-from lorakit.lora_ops.run.engine import Share, pickled
+from lorakit.lora_ops.parts.engine import Share, pickled
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 

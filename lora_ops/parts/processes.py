@@ -22,11 +22,11 @@ from typing import IO, cast
 import torch
 
 from ..errors import ArgumentError
-from .devices import Placement, place
+from ..run.devices import Placement, place
 from .engine import ATTEMPTS, Make, Share, Tell, pickled
 
 #: The package as this process has it, whatever it is called here and however it came in.
-ROOT = __name__.removesuffix(".lora_ops.run.processes")
+ROOT = __name__.removesuffix(".lora_ops.parts.processes")
 _INIT = Path(__file__).resolve().parents[2] / "__init__.py"
 # Seconds in which a process ends that has stopped to speak.
 _AT_MOST = 5
@@ -41,7 +41,7 @@ spec = util.spec_from_file_location({ROOT!r}, {str(_INIT)!r})
 sys.modules[spec.name] = util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[spec.name])
 from importlib import import_module
-import_module({ROOT!r} + ".lora_ops.run.process").serve(work)
+import_module({ROOT!r} + ".lora_ops.parts.process").serve(work)
 """
 
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar, cast
 
 from ..errors import FormatError, LoraOpsError
 from ..files import file_sha256, write_whole
+from ..run.job import Job
+from ..run.packed import Json
 from .document import FORMAT
-from .job import Job
-from .packed import Json
 
 Item = TypeVar("Item")
 

@@ -13,16 +13,16 @@ from typing import Generic, TypeVar
 
 from ..files import explained, file_sha256
 from ..report import LayerReport, Report, Skip, counted
-from .devices import Placement
+from ..run.devices import Placement
+from ..run.inputs import hashes_of, unchanged
+from ..run.job import Job, Work
+from ..run.output import ended
+from ..run.stream import stream
+from ..run.workers import Progress
 from .document import Document
 from .engine import Share
-from .inputs import hashes_of, unchanged
-from .job import Job, Work
 from .manifest import Manifest, part_name, read_manifest, shares
-from .output import ended
-from .stream import stream
 from .whole import Division, Whole
-from .workers import Progress
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")

@@ -11,11 +11,11 @@ from typing import TypeVar
 from ..errors import ArgumentError, MismatchError, MissingPartsError
 from ..files import SafetensorsFile, explained, read_errors, unfinished_in, write_whole
 from ..report import Report, counted
-from .devices import Placement
+from ..run.devices import Placement
+from ..run.job import Job, Outcome
+from ..run.output import write
 from .document import Document
-from .job import Job, Outcome
 from .manifest import PLAN, Manifest, manifests, parts_folder, shares
-from .output import write
 from .whole import Whole
 
 Task = TypeVar("Task")

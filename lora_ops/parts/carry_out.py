@@ -13,18 +13,18 @@ from typing import TypeVar
 from ..errors import ArgumentError, LoraOpsError, MismatchError
 from ..files import make_folder, write_whole
 from ..report import Report, counted
+from ..run.devices import Placement
+from ..run.inputs import hashes_of
+from ..run.output import write
+from ..run.stream import stream
+from ..run.workers import Progress
 from .claim import claimed
-from .devices import Placement
 from .document import Document, read_document
 from .engine import Engine, InTurn, Share, Tell
-from .inputs import hashes_of
 from .joining import check_all, clear, clear_but, found_parts, join, places, plan_of_finished, sweep
 from .manifest import PLAN, Manifest, has_parts, parts_folder, shares
 from .one_part import Maker, one_part
-from .output import write
-from .stream import stream
 from .whole import Division, Whole
-from .workers import Progress
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
