@@ -12,7 +12,9 @@ _LEAST_SIDE = 512
 
 
 def search_dtypes(matrix: Tensor) -> tuple[torch.dtype, ...]:
-    """Return in which dtypes to search a matrix (..., out, in), the first that is fine enough for it; none: in none.
+    """Return in which dtypes to search a matrix (..., out, in), the first that is fine enough for it.
+
+    None on other devices, and for small matrices: there a stack is searched at once.
 
     Known from the processor, not measured: on a busy machine a clock would decide otherwise the next
     time, and the same inputs would not give the same bytes.
