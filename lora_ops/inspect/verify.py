@@ -21,12 +21,12 @@ from ..adapters.metadata.provenance import originals
 from ..adapters.model import names_for
 from ..adapters.outline import HeaderOnlySource
 from ..errors import ArgumentError, MismatchError, TargetMismatchError, WeightShapeError
-from ..linalg import frobenius, residual_
+from ..linalg import residual_
 from ..linalg.noise import Reading, rounding_profile
 from ..linalg.ranks.rules import RankRule
 from ..linalg.ranks.standing import standing
 from ..models.architectures import Parameter, parameters
-from ..models.differences import Sides, change_norm, measured
+from ..models.differences import Sides, change_norm, delta_norm, measured
 from ..models.modules import aligned
 from ..models.pairing import Pair, is_candidate, nearest, pair
 from ..operations.control.bake import as_pair, is_control_lora
@@ -254,7 +254,7 @@ def _measure(
             if not fits(one.shape, own.shape):
                 _check_shape(both, one.shape, tuple(own.shape))
             delta.sub_(at.spread(one.change(own, strength, delta.dtype, convention)))
-        residual = float(frobenius(delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)))
+        residual = delta_norm(delta)
     rank = sum(one.rank for one, _ in changed)
     about = (both.target, both.component, both.kind, both.shape)
     rounding = reading and rounding_left(reading[0], delta.flatten(1), reading[1])

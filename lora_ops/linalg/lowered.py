@@ -67,10 +67,10 @@ class _Float:
         self.is_turned = self.dtype != torch.float32 and self._matrix.stride(-1) == 1
 
     def times(self, rows: Tensor) -> Tensor:
-        return _through(rows.to(self.dtype), self._matrix).float()
+        return through(rows.to(self.dtype), self._matrix).float()
 
     def image(self, rows: Tensor) -> Tensor:
-        return _through(rows.to(self.dtype), self._matrix.mT).float()
+        return through(rows.to(self.dtype), self._matrix.mT).float()
 
 
 class _Int8:
@@ -122,8 +122,13 @@ def _coded(rows: Tensor, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return torch.mul(rows, 127 / most, out=room).round_(), most / 127
 
 
-def _through(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return `rows @ matrix`, as is quickest for the order in which the matrix lies in memory."""
+def through(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return `rows @ matrix`, as is quickest for the order in which the matrix lies in memory.
+
+    Args:
+        rows: (k, out), of the matrix's dtype.
+        matrix: (out, in), float32 or bfloat16; rows or columns of it lie together.
+    """
     if matrix.stride(-1) == 1:
         return rows @ matrix
     if matrix.dtype != torch.float32:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .lowered import Lowered, lowered
+from .lowered import Lowered, lowered, through
 from .steps import MOST, block_width, converged, start
 from .svd import Svd, svd_from_right
 
@@ -149,8 +149,7 @@ class _Space:
         rows = (leading.to(image.dtype) @ image).float()
         if self._low.dtype == torch.float32:
             return self._projected(rows, leading @ self._basis[: self.size])
-        through = rows @ matrix if matrix.stride(-1) == 1 else (matrix.mT @ rows.mT).mT
-        return self._projected(through, rows).mT
+        return self._projected(through(rows, matrix), rows).mT
 
     def _projected(self, image: Tensor, rows: Tensor) -> Svd:
         """The SVD of a matrix projected on rows that need not be orthonormal, from their image."""

@@ -90,4 +90,5 @@ def svd_from_squares(squares: Tensor, image: Tensor, right: Tensor) -> Svd:
 
 def _signs(left: Tensor) -> Tensor:
     """What makes the largest entry of each left vector positive, so that a sign is not an accident."""
-    return torch.where(left.amax(-1, keepdim=True) < -left.amin(-1, keepdim=True), -1.0, 1.0)
+    largest = left.abs().argmax(dim=-1, keepdim=True)
+    return torch.where(torch.take_along_dim(left, largest, dim=-1) < 0, -1.0, 1.0)

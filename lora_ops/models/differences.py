@@ -173,10 +173,15 @@ def measured(sides: Sides, pair: Pair, base: Tensor, tuned: Tensor) -> tuple[Ten
         NonFiniteError: See `measured_difference`.
     """
     delta = difference(base, tuned)
-    norm = float(frobenius(delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)))
+    norm = delta_norm(delta)
     if not math.isfinite(norm):
         check_finite(sides, pair, base, tuned)
     return delta, norm
+
+
+def delta_norm(delta: Tensor) -> float:
+    """Frobenius norm of a change, (out, *rest) or of any shape: summed by rows, where it has any, as extraction does."""
+    return float(frobenius(delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)))
 
 
 def are_floats(sides: Sides, pair: Pair) -> bool:

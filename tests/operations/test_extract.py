@@ -79,7 +79,7 @@ def test_twin_clamping_the_factors_loses_a_change_of_exact_rank():
     adapter, _ = extract(source(base), source(tuned), 8, dtype=torch.float32)
     cut = {name: clamped(layer) for name, layer in adapter.layers.items()}
     keys = [key for key in matrices(SD1) if target(key) in cut]
-    assert min(errors(cut, base, tuned, keys).values()) > 5e-3
+    assert min(errors(cut, base, tuned, keys).values()) > 1e-2
 
 
 def test_one_side_in_fp8_and_one_in_bf16():
