@@ -120,7 +120,12 @@ def test_a_matrix_with_outliers_is_searched_in_bfloat16() -> None:
 
 @pytest.mark.usefixtures("int8")
 @pytest.mark.parametrize(
-    "spectrum", [power(SIDE, 1.5), torch.exp(-0.1 * torch.arange(SIDE)).double()]
+    "spectrum",
+    [
+        power(SIDE, 1.5),
+        torch.exp(-0.1 * torch.arange(SIDE)).double(),
+        torch.ones(SIDE).double(),  # see above
+    ],
 )
 def test_what_8_bits_cannot_resolve_is_searched_in_float32(spectrum: Tensor) -> None:
     matrix = with_spectrum(640, SIDE, spectrum).float()
